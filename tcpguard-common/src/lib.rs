@@ -1,0 +1,16 @@
+//! What tcpguard's XDP program and its userspace must agree on, compiled for both: the packet parser, the
+//! cookie, the map types, the table of verdict reasons, and the decision itself.
+//!
+//! Nothing here touches a map, a clock or packet memory by itself: those come in through the traits of
+//! [`decision`] and [`packet`], so that the same code runs in XDP, in host tests, and behind `tcpguard explain`.
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod flow;
+pub mod map;
+pub mod packet;
+pub mod reason;
+pub mod seq;

@@ -1,0 +1,243 @@
+//! What lies in the BPF maps: names, keys and values, `#[repr(C)]` plain data without padding. Not the maps
+//! themselves: XDP binds them in `tcpguard-ebpf`, userspace in `tcpguard::dataplane`.
+
+use crate::flow::Address;
+
+/// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
+pub const ABI_VERSION: u32 = 1;
+
+/// Interface slots: how many interfaces one daemon may guard.
+pub const MAX_INTERFACES: u32 = 16;
+/// Receive queues per interface that an engine can own.
+pub const MAX_QUEUES: u32 = 64;
+/// Flows XDP can know at once, per family, unless the daemon asks for another number.
+pub const DEFAULT_MAX_FLOWS: u32 = 1 << 20;
+/// Protected `(address, port)` pairs, per family.
+pub const MAX_SERVICES: u32 = 1024;
+
+/// The XSKMAP (and heartbeat) index of one engine: interface slot × [`MAX_QUEUES`] + queue.
+pub const fn xsk_index(slot: u32, queue: u32) -> u32 {
+    slot * MAX_QUEUES + queue
+}
+
+/// Entries in the XSKMAP and the heartbeat array.
+pub const XSK_ENTRIES: u32 = MAX_INTERFACES * MAX_QUEUES;
+
+/// The names of the maps, as the object file and the pins carry them.
+pub mod name {
+    /// `Array<Settings>`, one entry.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// `Array<EpochSlot>`, [`super::EPOCH_SLOTS`] entries, indexed by epoch number modulo that.
+    pub const EPOCHS: &str = "EPOCHS";
+    /// `Array<Interface>`, indexed by interface slot.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// `Array<u64>`, one bit per TCP port: a port without a bit is not protected on any address.
+    pub const PORTS: &str = "PORTS";
+    /// `HashMap<ServiceKey<V4>, Service>`.
+    pub const SERVICES_V4: &str = "SERVICES_V4";
+    /// `HashMap<ServiceKey<V6>, Service>`.
+    pub const SERVICES_V6: &str = "SERVICES_V6";
+    /// `HashMap<FlowKey<V4>, Flow>`.
+    pub const FLOWS_V4: &str = "FLOWS_V4";
+    /// `HashMap<FlowKey<V6>, Flow>`.
+    pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// XSKMAP, indexed by [`super::xsk_index`].
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, `CLOCK_MONOTONIC`
+    /// nanoseconds.
+    pub const HEARTBEATS: &str = "HEARTBEATS";
+    /// Mmapable `Array<u32>` of [`super::FINGERPRINTS`] TIME_WAIT (and closed flow) fingerprints; engines
+    /// write, XDP reads. 0 is an empty slot.
+    pub const TIME_WAIT: &str = "TIME_WAIT";
+    /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
+    pub const COUNTERS: &str = "COUNTERS";
+}
+
+/// Slots of the TIME_WAIT fingerprint array; a power of two.
+pub const FINGERPRINTS: u32 = 1 << 20;
+
+/// Words of the port bitmap.
+pub const PORT_WORDS: u32 = 65536 / 64;
+
+/// Epoch slots: current, previous, next, and one that is being replaced.
+pub const EPOCH_SLOTS: u32 = 4;
+
+/// What the daemon tells XDP about itself. Written whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// [`ABI_VERSION`] of the daemon that wrote this; 0 while nothing was ever written.
+    pub abi: u32,
+    /// Which daemon run the flows inserted now belong to. Never 0.
+    pub generation: u32,
+    /// The cookie epoch now: wall clock divided by the cookie period.
+    pub epoch: u32,
+    /// 1 in the second half of the current epoch, where the odd neighbour is the next epoch, not the previous.
+    pub epoch_second_half: u32,
+    /// A heartbeat older than this many nanoseconds is stale.
+    pub stale_after: u64,
+    /// How long after a heartbeat went stale protected segments are dropped, nanoseconds; [`Self::on_exit`]
+    /// applies afterwards.
+    pub exit_grace: u64,
+    /// One of the `ON_EXIT_*` constants.
+    pub on_exit: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Keys the fingerprints and sketches: random per boot, so that nobody can aim at a slot.
+    pub hash_key: [u64; 2],
+}
+
+/// After the grace, a dead daemon's ports are left to the kernel.
+pub const ON_EXIT_PASS: u32 = 0;
+/// After the grace, segments to a dead daemon's ports are dropped.
+pub const ON_EXIT_DROP: u32 = 1;
+
+/// One cookie epoch: its key and what SYN-ACKs advertise while it is current.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct EpochSlot {
+    /// SipHash key, derived from the master secret; see `cookie`.
+    pub key: [u64; 2],
+    /// The epoch number; a slot counts only for exactly this epoch.
+    pub epoch: u32,
+    /// 1 once written: a zeroed slot never validates anything.
+    pub valid: u32,
+    /// MSS offered in IPv4 SYN-ACKs.
+    pub mss_v4: u16,
+    /// MSS offered in IPv6 SYN-ACKs.
+    pub mss_v6: u16,
+    /// The window every SYN-ACK advertises, unscaled as on the wire (RFC 7323 §2.2). Never 0.
+    pub window: u16,
+    /// Our receive window shift, 0–14, offered when the client offers one.
+    pub window_scale: u8,
+    /// Version of the cookie layout.
+    pub layout: u8,
+}
+
+/// One guarded interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Interface {
+    /// Its MAC address; frames to another are not ours.
+    pub mac: [u8; 6],
+    /// 1 while protection is armed on it.
+    pub armed: u16,
+    /// Receive queues that have an engine.
+    pub queues: u32,
+    /// The kernel's interface index.
+    pub ifindex: u32,
+}
+
+/// Which service: an address (or [`Address::ANY`]) and a port in network order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServiceKey<A> {
+    /// The protected address, or all zero for any.
+    pub addr: A,
+    /// The protected port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+impl<A: Address> ServiceKey<A> {
+    /// The key of one protected `(address, port)`.
+    #[inline(always)]
+    pub fn new(addr: A, port: [u8; 2]) -> Self {
+        Self { addr, port, pad: [0; 2] }
+    }
+}
+
+/// How a service answers SYNs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// Index of the service in the daemon's configuration.
+    pub id: u32,
+    /// One of the `MODE_*` constants.
+    pub mode: u32,
+}
+
+/// Count and pass: the service is known but not guarded.
+pub const MODE_OFF: u32 = 0;
+/// Answer every SYN with a cookie.
+pub const MODE_COOKIE: u32 = 1;
+
+/// What XDP remembers of a flow whose cookie it verified, and what adopting it takes should its first frame be
+/// lost. Numbers are host order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// `CLOCK_MONOTONIC_COARSE` nanoseconds of the insertion.
+    pub created: u64,
+    /// [`Settings::generation`] at the insertion.
+    pub generation: u32,
+    /// [`xsk_index`] of the engine that owns the flow.
+    pub owner: u32,
+    /// SEG.SEQ of the segment that carried the cookie.
+    pub seq: u32,
+    /// SEG.ACK of it: the cookie plus one.
+    pub ack: u32,
+    /// Its TSval; valid with [`FLOW_TIMESTAMPS`].
+    pub tsval: u32,
+    /// Its TSecr; valid with [`FLOW_TIMESTAMPS`].
+    pub tsecr: u32,
+    /// Its window field, unscaled.
+    pub window: u16,
+    /// `FLOW_*` bits.
+    pub flags: u16,
+    /// The frame's source MAC: where answers go.
+    pub peer_mac: [u8; 6],
+    /// How many of `vlan` are in use, 0–2.
+    pub vlan_count: u8,
+    /// Zero.
+    pub pad: u8,
+    /// TPID and TCI of each tag, outermost first, network order.
+    pub vlan: [[u8; 4]; 2],
+}
+
+/// The segment carried a timestamps option.
+pub const FLOW_TIMESTAMPS: u16 = 1;
+
+#[cfg(feature = "user")]
+mod pod {
+    use crate::flow::{FlowKey, V4, V6};
+
+    // SAFETY: `#[repr(C)]` or transparent, integers only, without padding (asserted in the tests below).
+    unsafe impl aya::Pod for FlowKey<V4> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey<V6> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ServiceKey<V4> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ServiceKey<V6> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::EpochSlot {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Interface {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Service {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Flow {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{V4, V6};
+    use core::mem::size_of;
+
+    /// The sum of the fields' sizes is the size of the type: no byte that nobody wrote reaches the kernel.
+    #[test]
+    fn map_values_have_no_padding() {
+        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 2 + 16);
+        assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
+        assert_eq!(size_of::<Interface>(), 8 + 8);
+        assert_eq!(size_of::<ServiceKey<V4>>(), 8);
+        assert_eq!(size_of::<ServiceKey<V6>>(), 20);
+        assert_eq!(size_of::<Service>(), 8);
+        assert_eq!(size_of::<Flow>(), 8 + 6 * 4 + 4 + 8 + 8 + 4);
+    }
+}

@@ -1,0 +1,118 @@
+//! Why a TCP segment to a protected port met its verdict: one table from which counters, command line and
+//! documentation derive. Not where the counting happens.
+
+/// What became of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Went on to the host's kernel.
+    Passed,
+    /// Answered from XDP.
+    Answered,
+    /// Handed to the engine.
+    Redirected,
+    /// Dropped.
+    Dropped,
+}
+
+macro_rules! reasons {
+    ($( $(#[doc = $help:literal])+ $variant:ident = $name:literal, $outcome:ident; )+) => {
+        /// Exactly one of these is counted for every TCP segment to a protected `(address, port)`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Reason { $( $(#[doc = $help])+ $variant, )+ }
+
+        impl Reason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &[Self] = &[ $( Self::$variant, )+ ];
+
+            /// The name that counters, command line and metrics use.
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )+ }
+            }
+
+            /// What it means, in a sentence or two.
+            pub const fn help(self) -> &'static str {
+                match self { $( Self::$variant => concat!($($help),+), )+ }
+            }
+
+            /// What became of such a frame.
+            pub const fn outcome(self) -> Outcome {
+                match self { $( Self::$variant => Outcome::$outcome, )+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// SYN answered with a SYN-ACK whose sequence number is a cookie.
+    CookieSent = "cookie-sent", Answered;
+    /// ACK of an unknown flow with a valid cookie: flow remembered, handed to the engine.
+    AckValid = "ack-valid", Redirected;
+    /// Segment of a known flow, handed to the engine.
+    FlowKnown = "flow-known", Redirected;
+    /// Segment of a flow in TIME_WAIT, handed to the engine.
+    TimeWait = "time-wait", Redirected;
+    /// ACK of an unknown flow whose cookie does not validate: forged, expired, or of a flow that ended.
+    AckInvalid = "ack-invalid", Dropped;
+    /// Valid cookie, but the flow map is full: answered with a reset.
+    FlowMapFull = "flow-map-full", Answered;
+    /// RST of an unknown flow.
+    NoFlowRst = "no-flow-rst", Dropped;
+    /// Segment of an unknown flow with neither SYN, ACK nor RST, or a SYN-ACK nobody asked for.
+    NoFlow = "no-flow", Dropped;
+    /// SYN whose TCP checksum is wrong.
+    SynBadChecksum = "syn-bad-checksum", Dropped;
+    /// SYN that could not be answered: no valid cookie key, or the frame could not be resized.
+    SynUnanswerable = "syn-unanswerable", Dropped;
+    /// Segment shorter than its headers say.
+    Truncated = "truncated", Dropped;
+    /// IPv4 header checksum wrong in a SYN or in an ACK that would create a flow.
+    IpBadChecksum = "ip-bad-checksum", Dropped;
+    /// IP length field that contradicts the frame or the headers.
+    BadLength = "bad-length", Dropped;
+    /// TCP data offset below 5 or past the end of the segment.
+    BadDataOffset = "bad-data-offset", Dropped;
+    /// TCP option whose length is below 2 or runs past the header.
+    BadOptions = "bad-options", Dropped;
+    /// First fragment of a TCP segment: nothing legitimate fragments TCP here.
+    Fragment = "fragment", Dropped;
+    /// Flag combination that no TCP sends: none at all, SYN with FIN, or SYN with RST.
+    BadFlags = "bad-flags", Dropped;
+    /// Source address that cannot be: multicast, broadcast, unspecified, loopback, or the destination itself.
+    BadSource = "bad-source", Dropped;
+    /// Source or destination port 0.
+    BadPort = "bad-port", Dropped;
+    /// The service is off: counted and passed to the host.
+    ServiceOff = "service-off", Passed;
+    /// The engine's heartbeat is stale and its grace still runs: dropped, so that clients retry.
+    Grace = "grace", Dropped;
+    /// The engine is gone, its grace is over and `on_daemon_exit` is `pass`.
+    ExitPass = "exit-pass", Passed;
+    /// The engine is gone, its grace is over and `on_daemon_exit` is `drop`.
+    ExitDrop = "exit-drop", Dropped;
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The reason called `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn names_are_unique_and_find_their_reason() {
+        for (index, &reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(Reason::from_name(reason.name()), Some(reason));
+            assert_eq!(reason as usize, index);
+            assert!(!reason.help().is_empty());
+        }
+        assert_eq!(Reason::from_name("no-such"), None);
+    }
+}

@@ -1,0 +1,22 @@
+//! Builds the eBPF objects (the XDP program and the lab's programs) into `OUT_DIR`, through aya-build.
+//! It does not install what that needs: `cargo xtask setup` does.
+
+use anyhow::Context as _;
+use aya_build::{Package, Toolchain};
+
+fn main() -> anyhow::Result<()> {
+    println!("cargo:rerun-if-changed=../tcpguard-ebpf");
+    println!("cargo:rerun-if-changed=../tcpguard-common/src");
+    println!("cargo:rerun-if-env-changed=TCPGUARD_EBPF_TOOLCHAIN");
+    // Building core for the bpf target needs an unstable cargo flag, which a stable toolchain unlocks by this
+    // variable. It is set for the inner build alone, so that no other crate finds itself on a nightly.
+    // SAFETY: a build script's main thread, before any other thread exists.
+    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    let toolchain = std::env::var("TCPGUARD_EBPF_TOOLCHAIN")
+        .or_else(|_| std::env::var("RUSTUP_TOOLCHAIN"))
+        .unwrap_or_else(|_| "stable".to_owned());
+    let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tcpguard-ebpf");
+    let package = Package { name: "tcpguard-ebpf", root_dir, ..Default::default() };
+    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain))
+        .context("the eBPF build failed; `cargo xtask setup` installs what it needs")
+}

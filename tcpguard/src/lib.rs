@@ -1,0 +1,11 @@
+//! tcpguard keeps TCP services reachable while they are being SYN-flooded: the library behind the `tcpguard`
+//! binary. `docs/ARCHITECTURE.md` follows one packet through these modules.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod dataplane;
+pub mod engine;
+pub mod service;
+pub mod stack;
+pub mod telemetry;

@@ -1,0 +1,3 @@
+//! The `tcpguard` binary: hands over to the command line.
+
+fn main() {}

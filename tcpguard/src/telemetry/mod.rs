@@ -1,0 +1,1 @@
+//! Events and metrics. A leaf that any room may use.

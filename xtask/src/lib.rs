@@ -1,0 +1,1 @@
+//! tcpguard's developer commands, as a library, so that integration tests share the lab.
