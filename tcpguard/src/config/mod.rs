@@ -1,1 +1,365 @@
-//! The configuration file and the table of tunables. A leaf: it applies nothing.
+//! The configuration file and the table of tunables. A leaf: it reads and judges, and applies nothing. What needs
+//! the running system (does the interface exist, who owns the lock) is asked by `control`.
+
+pub mod duration;
+pub mod file;
+pub mod tunables;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+pub use tunables::{TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
+
+/// Where `tcpguard run` looks when nothing on the command line says what to guard.
+pub const DEFAULT_FILE: &str = "/etc/tcpguard/tcpguard.toml";
+/// The control socket unless the configuration or `--control` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/tcpguard/tcpguard.sock";
+/// Where maps and links are pinned unless the configuration says otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/tcpguard";
+/// Fewest flows one may ask XDP to remember.
+pub const MIN_FLOWS: u32 = 1024;
+/// Most flows one may ask XDP to remember: at 96 to 120 bytes each the map is then near 8 GB.
+pub const MAX_FLOWS: u32 = 1 << 26;
+
+/// A whole configuration, validated: every value in range, nothing contradictory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What to guard; at least one, no name twice.
+    pub interfaces: Vec<Interface>,
+    /// What to protect there; at least one, no address and port twice.
+    pub services: Vec<Service>,
+    /// Timers and limits.
+    pub tunables: Tunables,
+    /// The master secret of the cookie keys; machines that share it accept each other's cookies. Without one
+    /// the secret is random and stays with the pins.
+    pub secret_file: Option<PathBuf>,
+    /// The control socket.
+    pub control: Control,
+    /// A directory on a BPF file system.
+    pub pin_dir: PathBuf,
+    /// Flows XDP can know at once, per family, [`MIN_FLOWS`] to [`MAX_FLOWS`].
+    pub max_flows: u32,
+    /// What becomes of protected ports once the daemon has been dead for longer than `exit-grace`.
+    pub on_daemon_exit: OnDaemonExit,
+}
+
+/// One interface to guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// As the kernel calls it.
+    pub name: String,
+    /// How XDP attaches; never changed silently.
+    pub mode: AttachMode,
+    /// Receive queues that get an engine; `None` for all there are.
+    pub queues: Option<u32>,
+}
+
+/// How XDP attaches to an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver.
+    #[default]
+    Native,
+    /// In the network core, after the kernel built a socket buffer: works everywhere, slowly.
+    Generic,
+}
+
+/// One protected address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Address and port clients connect to; the unspecified address stands for any of its family.
+    pub listen: SocketAddr,
+    /// How SYNs to it are treated.
+    pub mode: ServiceMode,
+    /// Where its connections are relayed to. `None` only with [`ServiceMode::Off`].
+    pub backend: Option<SocketAddr>,
+}
+
+/// How a service treats SYNs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceMode {
+    /// Every SYN is answered with a cookie.
+    #[default]
+    Cookie,
+    /// Counted and left to the host.
+    Off,
+}
+
+/// Where the daemon listens for commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Path of the Unix socket, mode 0660.
+    pub socket: PathBuf,
+    /// Group that may use it, by name or number; the daemon's own when `None`.
+    pub group: Option<String>,
+}
+
+/// What XDP does with protected ports once the daemon is gone for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDaemonExit {
+    /// Leave them to the host's kernel.
+    #[default]
+    Pass,
+    /// Drop what is addressed to them.
+    Drop,
+}
+
+/// Why a configuration was refused. Displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file says something that cannot be.
+    #[error("{}:{line}: {message}", path.display())]
+    At {
+        /// Which file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A command line argument, or the whole, is wrong.
+    #[error("{0}")]
+    Whole(String),
+}
+
+macro_rules! words {
+    ($type:ident, $what:literal, $($variant:ident = $word:literal),+) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),+ })
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = String;
+
+            fn from_str(word: &str) -> Result<Self, String> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(format!(concat!("unknown ", $what, " `{}`, expected one of {}"), word, [$($word),+].join(", "))),
+                }
+            }
+        }
+    };
+}
+
+words!(AttachMode, "XDP mode", Native = "native", Generic = "generic");
+words!(ServiceMode, "service mode", Cookie = "cookie", Off = "off");
+words!(OnDaemonExit, "action", Pass = "pass", Drop = "drop");
+
+impl Interface {
+    /// An interface called `name`, refused when the kernel could not have one (IFNAMSIZ, `dev_valid_name`).
+    pub fn new(name: &str, mode: AttachMode, queues: Option<u32>) -> Result<Self, String> {
+        let impossible = name.is_empty()
+            || name.len() > 15
+            || name == "."
+            || name == ".."
+            || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+        if impossible {
+            return Err(format!("`{name}` cannot be the name of an interface"));
+        }
+        let most = tcpguard_common::map::MAX_QUEUES;
+        match queues {
+            Some(n) if n == 0 || n > most => Err(format!("queues of {name}: {n} is not within 1 to {most}")),
+            _ => Ok(Self { name: name.to_owned(), mode, queues }),
+        }
+    }
+}
+
+impl FromStr for Service {
+    type Err = String;
+
+    /// Reads `ADDR:PORT=BACKEND`, where `off` as the backend leaves the port to the host.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (listen, backend) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}` is not ADDR:PORT=BACKEND, as in 192.0.2.1:80=127.0.0.1:8080"))?;
+        let listen = listen_address(listen)?;
+        if backend == "off" {
+            return Ok(Self { listen, mode: ServiceMode::Off, backend: None });
+        }
+        Ok(Self { listen, mode: ServiceMode::Cookie, backend: Some(backend_address(backend)?) })
+    }
+}
+
+/// Reads what a service listens on.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let addr = socket_address(text)?;
+    if impossible_host(addr.ip()) {
+        return Err(format!("{}: not an address that a service can have", addr.ip()));
+    }
+    Ok(addr)
+}
+
+/// Reads where a service's connections are relayed to.
+pub fn backend_address(text: &str) -> Result<SocketAddr, String> {
+    let addr = socket_address(text)?;
+    if addr.ip().is_unspecified() || impossible_host(addr.ip()) {
+        return Err(format!("backend {addr}: {} is not an address to connect to", addr.ip()));
+    }
+    Ok(addr)
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let addr: SocketAddr = text.parse().map_err(|_| {
+        format!(
+            "`{text}` is not an address and port, as in 192.0.2.1:80 or [2001:db8::1]:80 (0.0.0.0 means any)"
+        )
+    })?;
+    if addr.port() == 0 {
+        return Err(format!("{text}: port 0 is not a port"));
+    }
+    Ok(addr)
+}
+
+fn impossible_host(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    ip.is_multicast() || broadcast
+}
+
+impl Config {
+    /// An empty configuration with every default; not valid before it has an interface and a service.
+    pub fn empty() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            services: Vec::new(),
+            tunables: Tunables::default(),
+            secret_file: None,
+            control: Control { socket: DEFAULT_SOCKET.into(), group: None },
+            pin_dir: DEFAULT_PIN_DIR.into(),
+            max_flows: tcpguard_common::map::DEFAULT_MAX_FLOWS,
+            on_daemon_exit: OnDaemonExit::default(),
+        }
+    }
+
+    /// What is left to check once every part is good by itself: `Err` names the first contradiction.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let whole = |message: String| Err(ConfigError::Whole(message));
+        if self.interfaces.is_empty() {
+            return whole(
+                "no interface to guard; name one with -i IFACE or [[interface]] in the file".into(),
+            );
+        }
+        if self.services.is_empty() {
+            return whole(
+                "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file".into(),
+            );
+        }
+        let limits = [
+            ("interfaces", self.interfaces.len(), tcpguard_common::map::MAX_INTERFACES),
+            ("services", self.services.len(), tcpguard_common::map::MAX_SERVICES),
+        ];
+        for (what, count, most) in limits {
+            if count > most as usize {
+                return whole(format!("{count} {what}: the most is {most}"));
+            }
+        }
+        for (index, interface) in self.interfaces.iter().enumerate() {
+            if self.interfaces[..index].iter().any(|other| other.name == interface.name) {
+                return whole(format!("interface {} is named twice", interface.name));
+            }
+        }
+        for (index, service) in self.services.iter().enumerate() {
+            if self.services[..index].iter().any(|other| other.listen == service.listen) {
+                return whole(format!("service {} is given twice", service.listen));
+            }
+            match (service.mode, service.backend) {
+                (ServiceMode::Cookie, None) => {
+                    return whole(format!("service {}: no backend", service.listen));
+                }
+                (_, Some(backend)) if backend == service.listen => {
+                    return whole(format!("service {backend}: its backend is the service itself"));
+                }
+                _ => {}
+            }
+        }
+        self.tunables.check().map_err(|error| ConfigError::Whole(error.to_string()))
+    }
+}
+
+/// Refuses a flow limit outside [`MIN_FLOWS`] to [`MAX_FLOWS`].
+pub fn check_max_flows(flows: i64) -> Result<u32, String> {
+    u32::try_from(flows)
+        .ok()
+        .filter(|flows| (MIN_FLOWS..=MAX_FLOWS).contains(flows))
+        .ok_or_else(|| format!("max_flows: {flows} is not within {MIN_FLOWS} to {MAX_FLOWS}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Config {
+        let mut config = Config::empty();
+        config.interfaces.push(Interface::new("eth0", AttachMode::Native, None).unwrap());
+        config.services.push("10.0.0.1:80=127.0.0.1:8080".parse().unwrap());
+        config
+    }
+
+    #[test]
+    fn protect_takes_both_families_and_off() {
+        let service: Service = "[2001:db8::1]:443=[::1]:8443".parse().unwrap();
+        assert_eq!(service.listen, "[2001:db8::1]:443".parse().unwrap());
+        assert_eq!(service.backend, Some("[::1]:8443".parse().unwrap()));
+        let service: Service = "0.0.0.0:443=off".parse().unwrap();
+        assert_eq!((service.mode, service.backend), (ServiceMode::Off, None));
+    }
+
+    #[test]
+    fn protect_refuses_what_cannot_be_a_service() {
+        for (text, why) in [
+            ("10.0.0.1:80", "ADDR:PORT=BACKEND"),
+            ("10.0.0.1:0=127.0.0.1:1", "port 0"),
+            ("10.0.0.1:80=127.0.0.1:0", "port 0"),
+            ("10.0.0.300:80=127.0.0.1:1", "not an address"),
+            ("10.0.0.1=127.0.0.1:1", "not an address"),
+            ("10.0.0.1:99999=127.0.0.1:1", "not an address"),
+            ("224.0.0.1:80=127.0.0.1:1", "service can have"),
+            ("255.255.255.255:80=127.0.0.1:1", "service can have"),
+            ("10.0.0.1:80=0.0.0.0:1", "connect to"),
+            ("example.org:80=127.0.0.1:1", "not an address"),
+        ] {
+            let error = text.parse::<Service>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_whole_that_contradicts_itself_is_refused() {
+        small().check().unwrap();
+        let refused = |change: &dyn Fn(&mut Config), why: &str| {
+            let mut config = small();
+            change(&mut config);
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(!error.contains('\n'));
+        };
+        refused(&|c| c.interfaces.clear(), "no interface");
+        refused(&|c| c.services.clear(), "nothing to protect");
+        refused(&|c| c.interfaces.push(c.interfaces[0].clone()), "named twice");
+        refused(&|c| c.services.push(c.services[0]), "given twice");
+        refused(&|c| c.services[0].backend = None, "no backend");
+        refused(&|c| c.services[0].backend = Some(c.services[0].listen), "service itself");
+        refused(&|c| c.tunables.min_rto = c.tunables.max_rto * 2, "min-rto");
+    }
+
+    #[test]
+    fn interface_names_and_queue_counts_are_judged_before_the_kernel_is_asked() {
+        for name in ["", ".", "..", "a/b", "a b", "0123456789abcdef", "eth0:1"] {
+            assert!(Interface::new(name, AttachMode::Native, None).is_err(), "{name}");
+        }
+        assert!(Interface::new("eth0", AttachMode::Native, Some(0)).is_err());
+        assert!(Interface::new("eth0", AttachMode::Native, Some(65)).is_err());
+        assert!(Interface::new("eth0", AttachMode::Native, Some(64)).is_ok());
+    }
+}

@@ -1,0 +1,279 @@
+//! Reads the TOML file. Every refusal carries the file and the line; what the command line adds and what only
+//! the whole can tell is for [`Config::check`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service, ServiceMode};
+
+/// Nobody writes a configuration of this size: what is larger is some other file.
+const MAX_FILE: u64 = 4 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    #[serde(default)]
+    interface: Vec<RawInterface>,
+    #[serde(default)]
+    service: Vec<RawService>,
+    #[serde(default)]
+    tunables: BTreeMap<Spanned<String>, Spanned<RawValue>>,
+    #[serde(default)]
+    control: RawControl,
+    secret_file: Option<PathBuf>,
+    pin_dir: Option<PathBuf>,
+    max_flows: Option<Spanned<i64>>,
+    on_daemon_exit: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawInterface {
+    name: Spanned<String>,
+    mode: Option<Spanned<String>>,
+    queues: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    listen: Spanned<String>,
+    backend: Option<Spanned<String>>,
+    mode: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    socket: Option<PathBuf>,
+    group: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a value such as \"30s\" or 5")]
+enum RawValue {
+    Text(String),
+    Number(i64),
+}
+
+/// Reads `path`. The result still lacks the check of the whole, because the command line may add to it.
+pub fn read(path: &Path) -> Result<Config, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(failed(std::io::Error::other(format!("larger than {MAX_FILE} bytes"))));
+    }
+    parse(path, &text)
+}
+
+/// Reads the text of a file; `path` is for the messages.
+pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    let source = Source { path, text };
+    let raw: RawFile = toml::from_str(text).map_err(|error| {
+        source.error(error.span().map_or(0, |span| span.start), one_line(error.message()))
+    })?;
+    let mut config = Config::empty();
+    for interface in raw.interface {
+        config.interfaces.push(read_interface(&source, interface)?);
+    }
+    for service in raw.service {
+        config.services.push(read_service(&source, service)?);
+    }
+    for (name, value) in &raw.tunables {
+        let text = match value.get_ref() {
+            RawValue::Text(text) => text.clone(),
+            RawValue::Number(number) => number.to_string(),
+        };
+        let set = config.tunables.set(name.get_ref(), &text);
+        set.map_err(|error| source.error(name.span().start, error.to_string()))?;
+    }
+    if let Some(socket) = raw.control.socket {
+        config.control.socket = socket;
+    }
+    config.control.group = raw.control.group;
+    config.secret_file = raw.secret_file;
+    if let Some(dir) = raw.pin_dir {
+        config.pin_dir = dir;
+    }
+    if let Some(flows) = raw.max_flows {
+        config.max_flows = source.at(&flows, |&flows| super::check_max_flows(flows))?;
+    }
+    if let Some(action) = raw.on_daemon_exit {
+        config.on_daemon_exit = source.at(&action, |action| action.parse::<OnDaemonExit>())?;
+    }
+    Ok(config)
+}
+
+fn read_interface(source: &Source<'_>, raw: RawInterface) -> Result<Interface, ConfigError> {
+    let mode = match &raw.mode {
+        Some(mode) => source.at(mode, |mode| mode.parse::<AttachMode>())?,
+        None => AttachMode::default(),
+    };
+    let queues = match &raw.queues {
+        Some(queues) => Some(source.at(queues, |&queues| {
+            u32::try_from(queues).map_err(|_| format!("queues: {queues} is not a number of queues"))
+        })?),
+        None => None,
+    };
+    source.at(&raw.name, |name| Interface::new(name, mode, queues))
+}
+
+fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigError> {
+    let mode = match &raw.mode {
+        Some(mode) => source.at(mode, |mode| mode.parse::<ServiceMode>())?,
+        None => ServiceMode::default(),
+    };
+    let backend = match &raw.backend {
+        Some(backend) => Some(source.at(backend, |backend| super::backend_address(backend))?),
+        None => None,
+    };
+    let service =
+        Service { listen: source.at(&raw.listen, |listen| super::listen_address(listen))?, mode, backend };
+    if mode == ServiceMode::Cookie && backend.is_none() {
+        let message = format!("service {}: no backend; add backend = \"ADDR:PORT\"", service.listen);
+        return Err(source.error(raw.listen.span().start, message));
+    }
+    Ok(service)
+}
+
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn at<T, U>(
+        &self,
+        value: &Spanned<T>,
+        read: impl FnOnce(&T) -> Result<U, String>,
+    ) -> Result<U, ConfigError> {
+        read(value.get_ref()).map_err(|message| self.error(value.span().start, message))
+    }
+
+    fn error(&self, offset: usize, message: String) -> ConfigError {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        ConfigError::At { path: self.path.to_owned(), line, message }
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        parse(Path::new("tcpguard.toml"), text)
+    }
+
+    const GOOD: &str = r#"
+secret_file = "/etc/tcpguard/secret"
+pin_dir = "/sys/fs/bpf/edge"
+max_flows = 65536
+on_daemon_exit = "drop"
+
+[control]
+socket = "/run/edge.sock"
+group = "adm"
+
+[[interface]]
+name = "eth0"
+
+[[interface]]
+name = "eth1"
+mode = "generic"
+queues = 2
+
+[[service]]
+listen = "192.0.2.1:443"
+backend = "127.0.0.1:8443"
+
+[[service]]
+listen = "192.0.2.1:22"
+mode = "off"
+
+[tunables]
+time-wait = "30s"
+retries = 8
+"#;
+
+    #[test]
+    fn every_key_ends_up_where_it_belongs() {
+        let config = read(GOOD).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.interfaces[1], Interface::new("eth1", AttachMode::Generic, Some(2)).unwrap());
+        assert_eq!(config.services[0], "192.0.2.1:443=127.0.0.1:8443".parse().unwrap());
+        assert_eq!(config.services[1], "192.0.2.1:22=off".parse().unwrap());
+        assert_eq!(config.tunables.time_wait, std::time::Duration::from_secs(30));
+        assert_eq!(config.tunables.retries, 8);
+        assert_eq!(config.secret_file.as_deref(), Some(Path::new("/etc/tcpguard/secret")));
+        assert_eq!(config.control.socket, Path::new("/run/edge.sock"));
+        assert_eq!(config.control.group.as_deref(), Some("adm"));
+        assert_eq!(config.pin_dir, Path::new("/sys/fs/bpf/edge"));
+        assert_eq!(config.max_flows, 65536);
+        assert_eq!(config.on_daemon_exit, OnDaemonExit::Drop);
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_with_file_line_and_what_is_wrong() {
+        for (text, line, why) in [
+            ("bogus = 1\n", 1, "unknown field `bogus`"),
+            ("\n\n[control]\nsokcet = \"x\"\n", 4, "unknown field `sokcet`"),
+            ("[[interface]]\nname = \"eth0\"\nspeed = 3\n", 3, "unknown field `speed`"),
+            ("[[interface]]\nname = \"et h0\"\n", 2, "cannot be the name"),
+            ("[[interface]]\nname = \"eth0\"\nmode = \"fast\"\n", 3, "native, generic"),
+            ("[[interface]]\nname = \"eth0\"\nqueues = -1\n", 3, "-1"),
+            ("[[service]]\nlisten = \"10.0.0.1:0\"\nbackend = \"10.0.0.2:1\"\n", 2, "port 0"),
+            ("[[service]]\n\nlisten = \"10.0.0.1:80\"\n", 3, "no backend"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nmode = \"maybe\"\n", 3, "cookie, off"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"x\"\n", 3, "`x` is not an address"),
+            ("[tunables]\nretries = 3\ntimewait = \"3s\"\n", 3, "did you mean `time-wait`"),
+            ("[tunables]\ntime-wait = 30\n", 2, "a duration looks like"),
+            ("[tunables]\ntime-wait = [1]\n", 2, "expected a value such as"),
+            ("[tunables]\n\nretries = 0\n", 3, "out of range"),
+            ("max_flows = 1\n", 1, "not within"),
+            ("max_flows = \"many\"\n", 1, "invalid type"),
+            ("on_daemon_exit = \"explode\"\n", 1, "pass, drop"),
+            ("secret_file = \"a\"\nsecret_file = \"b\"\n", 2, "duplicate key"),
+            ("a\nb", 1, ""),
+            ("[control", 1, ""),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("tcpguard.toml:{line}: ")), "{text:?}: {error}");
+            assert!(error.contains(why), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_file_is_named() {
+        let error = super::read(Path::new("/nonexistent/tcpguard.toml")).unwrap_err().to_string();
+        assert!(error.starts_with("/nonexistent/tcpguard.toml: "), "{error}");
+        let error = super::read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
+    }
+
+    proptest! {
+        /// Whatever one byte turns into, the answer is a configuration or one line with file and line.
+        #[test]
+        fn a_damaged_file_is_read_or_refused_in_one_line(at in 0..GOOD.len(), byte in 0u8..128, cut in any::<bool>()) {
+            let mut text = GOOD.as_bytes().to_vec();
+            if cut { text.truncate(at) } else { text[at] = byte }
+            if let Err(error) = read(std::str::from_utf8(&text).unwrap()) {
+                let error = error.to_string();
+                prop_assert!(error.starts_with("tcpguard.toml:") && !error.contains('\n'), "{error:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The one table of tunables: name, unit, range, default, help. Command line, configuration file and validation
+//! derive from it. It does not apply a value: `control` hands the whole set to whoever uses it.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::duration;
+
+/// What a tunable's number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A span of time; as a bare number, milliseconds.
+    Duration,
+    /// A count.
+    Count,
+}
+
+/// A value with its unit: milliseconds or a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// What `number` counts.
+    pub unit: Unit,
+    /// Milliseconds or a count.
+    pub number: u64,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunable {
+    /// The name users type.
+    pub name: &'static str,
+    /// What it does, in a sentence or two.
+    pub help: &'static str,
+    /// What its number counts.
+    pub unit: Unit,
+    /// Value unless configured.
+    pub default: u64,
+    /// Least value allowed.
+    pub min: u64,
+    /// Greatest value allowed.
+    pub max: u64,
+    get: fn(&Tunables) -> u64,
+    set: fn(&mut Tunables, u64),
+}
+
+/// Why a tunable was not set. Displays as one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TunableError {
+    /// No such name.
+    #[error("unknown tunable `{0}`{near}; `tcpguard tune` lists them", near = suggestion(.0))]
+    Unknown(String),
+    /// The text is not a value of the tunable's unit.
+    #[error("{0}: {1}")]
+    Malformed(&'static str, String),
+    /// The value is outside the tunable's range.
+    #[error("{name}: {value} is out of range, {min} to {max}")]
+    OutOfRange {
+        /// Which tunable.
+        name: &'static str,
+        /// What was asked for.
+        value: Value,
+        /// Least value allowed.
+        min: Value,
+        /// Greatest value allowed.
+        max: Value,
+    },
+    /// Each value is in range, but not together.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+trait Number {
+    const UNIT: Unit;
+    fn number(self) -> u64;
+    fn from_number(number: u64) -> Self;
+}
+
+impl Number for Duration {
+    const UNIT: Unit = Unit::Duration;
+
+    fn number(self) -> u64 {
+        u64::try_from(self.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn from_number(number: u64) -> Self {
+        Self::from_millis(number)
+    }
+}
+
+impl Number for u32 {
+    const UNIT: Unit = Unit::Count;
+
+    fn number(self) -> u64 {
+        self.into()
+    }
+
+    fn from_number(number: u64) -> Self {
+        Self::try_from(number).unwrap_or(Self::MAX)
+    }
+}
+
+const MS: u64 = 1;
+const S: u64 = 1000 * MS;
+const MIN: u64 = 60 * S;
+const H: u64 = 60 * MIN;
+
+macro_rules! tunables {
+    ($( $(#[doc = $help:literal])+ $field:ident: $type:ty = $name:literal, $default:expr, $min:expr => $max:expr; )+) => {
+        /// Every tunable's value. Plain data: whoever holds a copy sees one consistent set.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Tunables { $( $(#[doc = $help])+ pub $field: $type, )+ }
+
+        /// The table, in the order in which it is listed.
+        pub const TUNABLES: &[Tunable] = &[ $( Tunable {
+            name: $name,
+            help: concat!($($help),+),
+            unit: <$type as Number>::UNIT,
+            default: $default,
+            min: $min,
+            max: $max,
+            get: |tunables| tunables.$field.number(),
+            set: |tunables, number| tunables.$field = <$type as Number>::from_number(number),
+        }, )+ ];
+
+        impl Default for Tunables {
+            fn default() -> Self {
+                Self { $( $field: <$type as Number>::from_number($default), )+ }
+            }
+        }
+    };
+}
+
+tunables! {
+    /// How long a closed connection stays in TIME_WAIT, 2MSL (RFC 9293 §3.4.1). Shorter frees memory sooner; too
+    /// short lets old duplicates of it live longer than its memory.
+    time_wait: Duration = "time-wait", 60 * S, 100 * MS => 10 * MIN;
+    /// How long a connection that was closed here waits for the peer's FIN before it is dropped.
+    fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H;
+    /// Retransmission timeout before the first round-trip measurement (RFC 6298 §2.1).
+    initial_rto: Duration = "initial-rto", S, 10 * MS => MIN;
+    /// Least retransmission timeout (RFC 6298 §2.4 says 1s, kernels use 200ms).
+    min_rto: Duration = "min-rto", 200 * MS, 10 * MS => MIN;
+    /// Greatest retransmission timeout, also between zero-window probes (RFC 6298 §2.5).
+    max_rto: Duration = "max-rto", MIN, S => 10 * MIN;
+    /// Retransmissions of the same data, or unanswered zero-window probes, before a connection is given up
+    /// (RFC 9293 §3.8.3, R2).
+    retries: u32 = "retries", 15, 1 => 50;
+    /// How long a cookie key is used. A cookie lives for one to two periods; a new value starts with the next
+    /// key and breaks no handshake under way.
+    cookie_period: Duration = "cookie-period", MIN, S => 10 * MIN;
+    /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
+    exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;
+    /// How long open connections may finish after SIGTERM before they are reset.
+    drain_time: Duration = "drain-time", 5 * S, 0 => H;
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.unit {
+            Unit::Duration => f.write_str(&duration::format(Duration::from_millis(self.number))),
+            Unit::Count => write!(f, "{}", self.number),
+        }
+    }
+}
+
+impl Unit {
+    /// What a bare number of this unit counts, for machine-readable output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Duration => "ms",
+            Self::Count => "count",
+        }
+    }
+}
+
+impl Tunable {
+    /// The row called `name`.
+    pub fn find(name: &str) -> Result<&'static Self, TunableError> {
+        TUNABLES
+            .iter()
+            .find(|tunable| tunable.name == name)
+            .ok_or_else(|| TunableError::Unknown(name.to_owned()))
+    }
+
+    /// `number` in this tunable's unit.
+    pub fn value(&self, number: u64) -> Value {
+        Value { unit: self.unit, number }
+    }
+
+    /// Its value in `tunables`.
+    pub fn get(&self, tunables: &Tunables) -> Value {
+        self.value((self.get)(tunables))
+    }
+
+    /// Reads a value as users write it; only this tunable's own range is checked.
+    pub fn parse(&self, text: &str) -> Result<Value, TunableError> {
+        let malformed = |why| TunableError::Malformed(self.name, why);
+        let number = match self.unit {
+            Unit::Duration => duration::parse(text).map_err(malformed)?.number(),
+            Unit::Count => text.parse().map_err(|_| malformed(format!("`{text}` is not a count")))?,
+        };
+        self.check(number)?;
+        Ok(self.value(number))
+    }
+
+    fn check(&self, number: u64) -> Result<(), TunableError> {
+        if (self.min..=self.max).contains(&number) {
+            return Ok(());
+        }
+        Err(TunableError::OutOfRange {
+            name: self.name,
+            value: self.value(number),
+            min: self.value(self.min),
+            max: self.value(self.max),
+        })
+    }
+}
+
+impl Tunables {
+    /// The same set with one value changed, given as users write it; checked whole. Returns it with the value
+    /// that was replaced and the new one.
+    pub fn with(&self, name: &str, text: &str) -> Result<(Self, Value, Value), TunableError> {
+        let mut changed = self.clone();
+        let (old, new) = changed.set(name, text)?;
+        changed.check()?;
+        Ok((changed, old, new))
+    }
+
+    /// Changes one value in place and returns the old and the new one. What values say together is left to
+    /// [`Self::check`], so that several can be set in any order.
+    pub fn set(&mut self, name: &str, text: &str) -> Result<(Value, Value), TunableError> {
+        let tunable = Tunable::find(name)?;
+        let old = tunable.get(self);
+        let new = tunable.parse(text)?;
+        (tunable.set)(self, new.number);
+        Ok((old, new))
+    }
+
+    /// Checks every range and what the values say together.
+    pub fn check(&self) -> Result<(), TunableError> {
+        for tunable in TUNABLES {
+            tunable.check((tunable.get)(self))?;
+        }
+        let format = duration::format;
+        if self.min_rto > self.max_rto {
+            let (min, max) = (format(self.min_rto), format(self.max_rto));
+            return Err(TunableError::Contradiction(format!("min-rto {min} is above max-rto {max}")));
+        }
+        if self.initial_rto > self.max_rto {
+            let (initial, max) = (format(self.initial_rto), format(self.max_rto));
+            return Err(TunableError::Contradiction(format!("initial-rto {initial} is above max-rto {max}")));
+        }
+        Ok(())
+    }
+}
+
+/// `, did you mean NAME`, when one letter or two would make it one.
+fn suggestion(name: &str) -> String {
+    let near = TUNABLES.iter().map(|tunable| (distance(name, tunable.name), tunable.name)).min();
+    match near {
+        Some((distance, near)) if distance <= 2 => format!(", did you mean `{near}`?"),
+        _ => String::new(),
+    }
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().take(64).enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let replaced = corner + usize::from(from != to);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_unique_name_a_help_text_and_a_default_in_range() {
+        for (index, tunable) in TUNABLES.iter().enumerate() {
+            assert!(TUNABLES[..index].iter().all(|other| other.name != tunable.name), "{}", tunable.name);
+            assert!(tunable.min <= tunable.default && tunable.default <= tunable.max, "{}", tunable.name);
+            assert!(!tunable.help.trim().is_empty());
+            assert_eq!(tunable.get(&Tunables::default()), tunable.value(tunable.default));
+        }
+        Tunables::default().check().unwrap();
+    }
+
+    #[test]
+    fn each_row_reads_and_writes_a_field_of_its_own() {
+        for tunable in TUNABLES {
+            let mut changed = Tunables::default();
+            let number = if tunable.default == tunable.max { tunable.min } else { tunable.max };
+            let text = tunable.value(number).to_string();
+            changed.set(tunable.name, &text).unwrap();
+            for other in TUNABLES {
+                let expected = if other.name == tunable.name { number } else { other.default };
+                assert_eq!(other.get(&changed), other.value(expected), "{} by {}", other.name, tunable.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_a_range_are_in_and_one_step_past_them_is_out() {
+        for tunable in TUNABLES {
+            for number in [tunable.min, tunable.max] {
+                assert_eq!(tunable.parse(&tunable.value(number).to_string()), Ok(tunable.value(number)));
+            }
+            let past = [tunable.min.checked_sub(1), tunable.max.checked_add(1)];
+            for number in past.into_iter().flatten() {
+                let error = tunable.parse(&tunable.value(number).to_string()).unwrap_err();
+                assert!(matches!(error, TunableError::OutOfRange { .. }), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_names_what_it_replaced_and_a_bad_one_says_why() {
+        let (changed, old, new) = Tunables::default().with("time-wait", "2m").unwrap();
+        assert_eq!((old.to_string(), new.to_string()), ("1m".into(), "2m".into()));
+        assert_eq!(changed.time_wait, Duration::from_secs(120));
+
+        let why = |name: &str, value: &str| Tunables::default().with(name, value).unwrap_err().to_string();
+        assert_eq!(
+            why("timewait", "2m"),
+            "unknown tunable `timewait`, did you mean `time-wait`?; `tcpguard tune` lists them"
+        );
+        assert_eq!(why("nonsense", "2m"), "unknown tunable `nonsense`; `tcpguard tune` lists them");
+        assert_eq!(why("time-wait", "20m"), "time-wait: 20m is out of range, 100ms to 10m");
+        assert_eq!(why("time-wait", "60"), "time-wait: `60`: a duration looks like 500ms, 30s, 2m or 1m30s");
+        assert_eq!(why("retries", "many"), "retries: `many` is not a count");
+        assert_eq!(why("max-rto", "500ms"), "max-rto: 500ms is out of range, 1s to 10m");
+        assert_eq!(why("initial-rto", "1m30s"), "initial-rto: 1m30s is out of range, 10ms to 1m");
+    }
+
+    #[test]
+    fn values_that_are_good_alone_can_contradict_each_other() {
+        let (changed, ..) = Tunables::default().with("max-rto", "5s").unwrap();
+        assert_eq!(changed.with("min-rto", "6s").unwrap_err().to_string(), "min-rto 6s is above max-rto 5s");
+        assert_eq!(
+            changed.with("initial-rto", "6s").unwrap_err().to_string(),
+            "initial-rto 6s is above max-rto 5s"
+        );
+    }
+}
