@@ -64,11 +64,11 @@ reasons! {
     SynBadChecksum = "syn-bad-checksum", Dropped;
     /// SYN that could not be answered: no valid cookie key, or the frame could not be resized.
     SynUnanswerable = "syn-unanswerable", Dropped;
-    /// Segment shorter than its headers say.
+    /// Frame shorter than its IP length field says.
     Truncated = "truncated", Dropped;
     /// IPv4 header checksum wrong in a SYN or in an ACK that would create a flow.
     IpBadChecksum = "ip-bad-checksum", Dropped;
-    /// IP length field that contradicts the frame or the headers.
+    /// IP length field too small for the IP and TCP headers.
     BadLength = "bad-length", Dropped;
     /// TCP data offset below 5 or past the end of the segment.
     BadDataOffset = "bad-data-offset", Dropped;

@@ -1,6 +1,22 @@
 //! Bytes on the wire: the access traits, the header types and the one bounds-checked parser. It judges form,
 //! not meaning: whether a well-formed segment is welcome is the business of `decision` and of the stack.
 
+pub mod build;
+pub mod checksum;
+mod ethernet;
+mod ip;
+mod options;
+mod tcp;
+
+pub use ethernet::{Ethernet, Vlan};
+pub use ip::{Family, Ip, MAX_EXTENSION_HEADERS};
+pub use options::{MAX_OPTIONS, Options, SackBlocks, WINDOW_SCALE_MAX};
+pub use tcp::{Flags, Tcp};
+
+use crate::flow::{FlowKey, V4, V6};
+use crate::reason::Reason;
+use core::ops::Range;
+
 /// Read access to one Ethernet frame.
 pub trait Frame {
     /// Bytes in the frame.
@@ -25,11 +41,145 @@ pub trait FrameMut: Frame {
 }
 
 impl Frame for [u8] {
+    #[inline(always)]
     fn len(&self) -> usize {
         self.len()
     }
 
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
 }
+
+/// A frame in a buffer that may be longer than it: what userspace writes answers into.
+#[derive(Debug)]
+pub struct Buffer<'a> {
+    bytes: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Buffer<'a> {
+    /// A frame of `len` bytes (at most the buffer's) at the start of `bytes`.
+    pub fn new(bytes: &'a mut [u8], len: usize) -> Self {
+        let len = len.min(bytes.len());
+        Self { bytes, len }
+    }
+
+    /// The frame as it is now.
+    pub fn frame(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Frame for Buffer<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.frame().load(offset)
+    }
+}
+
+impl FrameMut for Buffer<'_> {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        let frame = self.bytes.get_mut(..self.len)?;
+        frame.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(&bytes);
+        Some(())
+    }
+
+    fn resize(&mut self, len: usize) -> Option<()> {
+        // Grown bytes are zero, as the kernel's bpf_xdp_adjust_tail makes them.
+        self.bytes.get_mut(self.len.min(len)..len)?.fill(0);
+        self.len = len;
+        Some(())
+    }
+}
+
+/// One TCP segment of one family with every header that leads to it. Offsets count from the frame's start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment<A> {
+    /// The link header.
+    pub ethernet: Ethernet,
+    /// The network header.
+    pub ip: Ip<A>,
+    /// The TCP header.
+    pub tcp: Tcp,
+    /// Its options.
+    pub options: Options,
+    /// Where the data lies in the frame.
+    pub payload: Range<usize>,
+}
+
+impl<A: Family> Segment<A> {
+    /// The flow the segment belongs to, seen from its receiver.
+    pub fn key(&self) -> FlowKey<A> {
+        FlowKey {
+            peer: self.ip.src,
+            local: self.ip.dst,
+            peer_port: self.tcp.src_port,
+            local_port: self.tcp.dst_port,
+        }
+    }
+
+    /// Whether the TCP checksum holds over the pseudo header, the header and the data (RFC 9293 §3.1). `frame`
+    /// is the frame that was parsed.
+    pub fn checksum_ok(&self, frame: &[u8]) -> bool {
+        let segment = self.ip.l4..self.ip.l4 + self.ip.l4_len;
+        frame.get(segment).is_some_and(|tcp| {
+            let pseudo = checksum::pseudo(self.ip.src, self.ip.dst, self.ip.l4_len);
+            checksum::holds(pseudo + checksum::sum(tcp))
+        })
+    }
+}
+
+/// A segment of either family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnySegment {
+    /// Over IPv4.
+    V4(Segment<V4>),
+    /// Over IPv6.
+    V6(Segment<V6>),
+}
+
+/// Why a frame is not a TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParseError {
+    /// It carries something else, or a later fragment: not ours to judge.
+    NotTcp,
+    /// It is TCP, but malformed.
+    Bad(Reason),
+}
+
+/// Takes a whole frame apart. The IPv4 header checksum is verified here; the TCP checksum, which touches all
+/// the data, by [`Segment::checksum_ok`].
+pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<AnySegment, ParseError> {
+    let ethernet = Ethernet::parse(frame).ok_or(ParseError::NotTcp)?;
+    match ethernet.ether_type {
+        <V4 as Family>::ETHER_TYPE => segment(frame, ethernet).map(AnySegment::V4),
+        <V6 as Family>::ETHER_TYPE => segment(frame, ethernet).map(AnySegment::V6),
+        _ => Err(ParseError::NotTcp),
+    }
+}
+
+fn segment<F: Frame + ?Sized, A: Family>(frame: &F, ethernet: Ethernet) -> Result<Segment<A>, ParseError> {
+    let ip = A::parse(frame, ethernet.l3).ok_or(ParseError::NotTcp)?;
+    if let Some(reason) = ip.fault {
+        return Err(ParseError::Bad(reason));
+    }
+    if !A::header_checksum_ok(frame, &ip) {
+        return Err(ParseError::Bad(Reason::IpBadChecksum));
+    }
+    let tcp = Tcp::parse(frame, &ip).map_err(ParseError::Bad)?;
+    let options = Options::parse_all(frame, ip.l4 + Tcp::LEN, tcp.header_len - Tcp::LEN)
+        .ok_or(ParseError::Bad(Reason::BadOptions))?;
+    let payload = ip.l4 + tcp.header_len..ip.l4 + ip.l4_len;
+    Ok(Segment { ethernet, ip, tcp, options, payload })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! Writes the headers of a TCP segment: XDP's answers and everything the stack sends. Not the data.
+
+use super::{Ethernet, Family, Flags, FrameMut, Options, Tcp, Vlan, checksum, options};
+use crate::seq::Seq;
+
+/// The link header of a segment to send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Destination address.
+    pub dst: [u8; 6],
+    /// Source address.
+    pub src: [u8; 6],
+    /// Tags.
+    pub vlan: Vlan,
+}
+
+impl Link {
+    /// The link header of an answer to a frame with this one.
+    #[inline(always)]
+    pub fn answering(ethernet: &Ethernet) -> Self {
+        Self { dst: ethernet.src, src: ethernet.dst, vlan: ethernet.vlan }
+    }
+
+    /// Bytes it takes: 14, 18 or 22.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        Ethernet::LEN + Ethernet::TAG_LEN * usize::from(self.vlan.count)
+    }
+
+    /// Never: a link header has bytes.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// Everything in front of the data of one segment to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers<A> {
+    /// The link header.
+    pub link: Link,
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// The two ECN bits (RFC 3168 §5).
+    pub ecn: u8,
+    /// Source port, network order.
+    pub src_port: [u8; 2],
+    /// Destination port, network order.
+    pub dst_port: [u8; 2],
+    /// SEG.SEQ.
+    pub seq: Seq,
+    /// SEG.ACK; zero without [`Flags::ACK`].
+    pub ack: Seq,
+    /// Control bits.
+    pub flags: Flags,
+    /// SEG.WND as it goes on the wire.
+    pub window: u16,
+    /// Options. They take whole words, see [`Headers::options_len`]; all of them together with four SACK
+    /// blocks would not fit, which the caller must not ask for.
+    pub options: Options,
+}
+
+impl<A: Family> Headers<A> {
+    /// Bytes of options, padding included.
+    #[inline(always)]
+    pub fn options_len(&self) -> usize {
+        let Options { mss, window_scale, sack_permitted, timestamps, sack } = &self.options;
+        let mut len = if mss.is_some() { 4 } else { 0 };
+        len += match (timestamps, sack_permitted) {
+            (Some(_), _) => 12,
+            (None, true) => 4,
+            (None, false) => 0,
+        };
+        len += if window_scale.is_some() { 4 } else { 0 };
+        match sack.as_slice().len() {
+            0 => len,
+            blocks => len + 4 + 8 * blocks,
+        }
+    }
+
+    /// Bytes of all headers: where the data starts.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.link.len() + A::HEADER_LEN + Tcp::LEN + self.options_len()
+    }
+
+    /// Never: headers have bytes.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Writes the headers at the start of `frame`, in front of `data_len` bytes of data whose
+    /// [`checksum::sum`] is `data_sum`. `None` when the frame is too short for the headers, the datagram would
+    /// be too long, or the options do not fit.
+    #[inline(always)]
+    pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F, data_len: usize, data_sum: u64) -> Option<()> {
+        let options_len = self.options_len();
+        let header_len = Tcp::LEN + options_len;
+        let l4_len = u16::try_from(header_len + data_len).ok()?;
+        if options_len > options::MAX_OPTIONS {
+            return None;
+        }
+        let l3 = self.write_link(frame)?;
+        A::write_header(frame, l3, (self.src, self.dst), l4_len, self.ecn)?;
+        let l4 = l3 + A::HEADER_LEN;
+        let sum = self.write_options(frame, l4 + Tcp::LEN)?;
+        let pseudo = checksum::pseudo(self.src, self.dst, usize::from(l4_len));
+        self.write_tcp(frame, l4, header_len, sum + pseudo + data_sum)
+    }
+
+    #[inline(always)]
+    fn write_link<F: FrameMut + ?Sized>(&self, frame: &mut F) -> Option<usize> {
+        let Link { dst, src, vlan } = self.link;
+        frame.store(0, dst)?;
+        frame.store(6, src)?;
+        let mut at = 12;
+        if vlan.count > 0 {
+            frame.store(at, vlan.tags[0])?;
+            at += Ethernet::TAG_LEN;
+        }
+        if vlan.count > 1 {
+            frame.store(at, vlan.tags[1])?;
+            at += Ethernet::TAG_LEN;
+        }
+        frame.store(at, A::ETHER_TYPE.to_be_bytes())?;
+        Some(at + 2)
+    }
+
+    /// The layouts are those of Linux: SACK-permitted sits in the padding of the timestamps.
+    #[inline(always)]
+    fn write_options<F: FrameMut + ?Sized>(&self, frame: &mut F, offset: usize) -> Option<u64> {
+        use options::{MSS, NOP, SACK, SACK_PERMITTED, TIMESTAMPS, WINDOW_SCALE};
+        let (mut at, mut sum) = (offset, 0);
+        let mut put = |word: [u8; 4]| {
+            frame.store(at, word)?;
+            at += 4;
+            sum += u64::from(u32::from_ne_bytes(word));
+            Some(())
+        };
+        if let Some(mss) = self.options.mss {
+            let [high, low] = mss.to_be_bytes();
+            put([MSS, 4, high, low])?;
+        }
+        let padding = if self.options.sack_permitted { [SACK_PERMITTED, 2] } else { [NOP, NOP] };
+        if let Some((value, echo)) = self.options.timestamps {
+            put([padding[0], padding[1], TIMESTAMPS, 10])?;
+            put(value.to_be_bytes())?;
+            put(echo.to_be_bytes())?;
+        } else if self.options.sack_permitted {
+            put([NOP, NOP, SACK_PERMITTED, 2])?;
+        }
+        if let Some(shift) = self.options.window_scale {
+            put([NOP, WINDOW_SCALE, 3, shift])?;
+        }
+        let blocks = self.options.sack.as_slice();
+        if !blocks.is_empty() {
+            put([NOP, NOP, SACK, 2 + 8 * blocks.len() as u8])?;
+            for (left, right) in blocks {
+                put(left.0.to_be_bytes())?;
+                put(right.0.to_be_bytes())?;
+            }
+        }
+        Some(sum)
+    }
+
+    #[inline(always)]
+    fn write_tcp<F: FrameMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        l4: usize,
+        header_len: usize,
+        sum: u64,
+    ) -> Option<()> {
+        let [window_high, window_low] = self.window.to_be_bytes();
+        let words = [
+            [self.src_port[0], self.src_port[1], self.dst_port[0], self.dst_port[1]],
+            self.seq.0.to_be_bytes(),
+            self.ack.0.to_be_bytes(),
+            [(header_len as u8) << 2, self.flags.0, window_high, window_low],
+        ];
+        let sum = words.iter().fold(sum, |sum, &word| sum + u64::from(u32::from_ne_bytes(word)));
+        let [sum_high, sum_low] = checksum::finish(sum);
+        frame.store(l4, words[0])?;
+        frame.store(l4 + 4, words[1])?;
+        frame.store(l4 + 8, words[2])?;
+        frame.store(l4 + 12, words[3])?;
+        frame.store(l4 + 16, [sum_high, sum_low, 0, 0])
+    }
+}

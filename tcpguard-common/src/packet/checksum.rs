@@ -1,0 +1,104 @@
+//! The Internet checksum (RFC 1071). Partial sums are `u64`s of 32-bit words as they lie in memory: byte order
+//! cancels out (RFC 1071 §2(B)), and 2^32 words fit before a carry is lost.
+
+use super::{Family, Frame, ip::PROTOCOL_TCP};
+
+/// The longest segment [`of_segment`] sums, bytes: any frame of an interface that XDP accepts without
+/// multi-buffer support.
+pub const MAX_SEGMENT: usize = 4096;
+
+/// The sum of a slice that starts at an even offset of what is summed.
+pub fn sum(bytes: &[u8]) -> u64 {
+    let mut chunks = bytes.chunks_exact(8);
+    let sum = chunks.by_ref().fold(0u64, |sum, chunk| match chunk.try_into() {
+        Ok(chunk) => sum + word64(chunk),
+        Err(_) => sum,
+    });
+    let mut tail = [0; 8];
+    for (to, &from) in tail.iter_mut().zip(chunks.remainder()) {
+        *to = from;
+    }
+    sum + word64(tail)
+}
+
+/// The sum of the TCP pseudo header of a segment of `l4_len` bytes (RFC 9293 §3.1, RFC 8200 §8.1).
+#[inline(always)]
+pub fn pseudo<A: Family>(src: A, dst: A, l4_len: usize) -> u64 {
+    let [high, low] = (l4_len as u16).to_be_bytes();
+    src.sum() + dst.sum() + u64::from(u32::from_ne_bytes([0, PROTOCOL_TCP, high, low]))
+}
+
+/// The checksum field, as it goes on the wire, that makes a sum come out right.
+#[inline(always)]
+pub fn finish(sum: u64) -> [u8; 2] {
+    (!fold(sum)).to_ne_bytes()
+}
+
+/// Whether a sum that includes the checksum field is right.
+#[inline(always)]
+pub fn holds(sum: u64) -> bool {
+    fold(sum) == 0xffff
+}
+
+/// The sum of `len` bytes, a multiple of 4 and at most 60, at `offset` of a frame.
+#[inline(always)]
+pub fn of_header<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Option<u64> {
+    let mut sum = 0;
+    for word in 0..15 {
+        if word * 4 >= len {
+            break;
+        }
+        sum += u64::from(u32::from_ne_bytes(frame.load(offset + word * 4)?));
+    }
+    Some(sum)
+}
+
+/// The sum of `len` bytes at `offset` of a frame, in steps whose number is bounded by a constant; `None` when
+/// they are more than [`MAX_SEGMENT`] or leave the frame.
+#[inline(always)]
+pub fn of_segment<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Option<u64> {
+    const STEP: usize = 32;
+    if len > MAX_SEGMENT {
+        return None;
+    }
+    let (mut sum, mut at) = (0, 0);
+    for _ in 0..MAX_SEGMENT / STEP {
+        if at + STEP > len {
+            break;
+        }
+        for word in 0..STEP / 8 {
+            sum += word64(frame.load(offset + at + word * 8)?);
+        }
+        at += STEP;
+    }
+    for _ in 0..STEP / 4 {
+        if at + 4 > len {
+            break;
+        }
+        sum += u64::from(u32::from_ne_bytes(frame.load(offset + at)?));
+        at += 4;
+    }
+    if at + 2 <= len {
+        sum += u64::from(u16::from_ne_bytes(frame.load(offset + at)?));
+        at += 2;
+    }
+    if at < len {
+        let [last] = frame.load(offset + at)?;
+        sum += u64::from(u16::from_ne_bytes([last, 0]));
+    }
+    Some(sum)
+}
+
+#[inline(always)]
+fn word64(bytes: [u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(bytes);
+    (word & 0xffff_ffff) + (word >> 32)
+}
+
+#[inline(always)]
+fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}

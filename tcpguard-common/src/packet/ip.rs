@@ -1,0 +1,268 @@
+//! The network header of both families, as far as TCP needs it. A header that is certainly followed by TCP but
+//! malformed is still taken apart, with the fault noted: the ports must be known before anybody may drop it.
+
+use super::{Frame, FrameMut, Tcp, checksum};
+use crate::flow::{Address, V4, V6};
+use crate::reason::Reason;
+
+/// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; a longer
+/// chain is not recognised as TCP.
+pub const MAX_EXTENSION_HEADERS: usize = 6;
+
+pub(super) const PROTOCOL_TCP: u8 = 6;
+/// What new datagrams start with: the recommended default (RFC 1700, as Linux).
+const HOP_LIMIT: u8 = 64;
+
+/// A network header that leads to TCP. Offsets count from the frame's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ip<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Offset of this header.
+    pub l3: usize,
+    /// Offset of the TCP header.
+    pub l4: usize,
+    /// Bytes of TCP header and data by the IP length field; inside the frame unless there is a `fault`.
+    pub l4_len: usize,
+    /// Time to live, or hop limit.
+    pub hop_limit: u8,
+    /// The two ECN bits (RFC 3168 §5).
+    pub ecn: u8,
+    /// What is wrong with the header, when something is.
+    pub fault: Option<Reason>,
+}
+
+/// What the two families do differently on the wire.
+pub trait Family: Address {
+    /// The Ethernet type.
+    const ETHER_TYPE: u16;
+    /// Length of the header without options, bytes.
+    const HEADER_LEN: usize;
+    /// The MSS of a peer that announces none (RFC 9293 §3.7.1).
+    const DEFAULT_MSS: u16;
+
+    /// The header at `l3`; `None` when the frame carries no TCP, a later fragment, or ends inside the header.
+    fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>>
+    where
+        Self: Sized;
+
+    /// Whether the header's own checksum holds; IPv6 has none.
+    fn header_checksum_ok<F: Frame + ?Sized>(frame: &F, ip: &Ip<Self>) -> bool
+    where
+        Self: Sized;
+
+    /// The address as the pseudo header's sum counts it, see [`checksum`].
+    fn sum(self) -> u64;
+
+    /// Whether a segment can come from here: not multicast, broadcast, unspecified or loopback.
+    fn is_source(self) -> bool;
+
+    /// Whether a segment can be meant for here: not multicast, broadcast, unspecified or loopback.
+    fn is_destination(self) -> bool {
+        self.is_source()
+    }
+
+    /// Writes the header without options that leads to `l4_len` bytes of TCP: DF set, hop limit 64.
+    fn write_header<F: FrameMut + ?Sized>(
+        frame: &mut F,
+        l3: usize,
+        ends: (Self, Self),
+        l4_len: u16,
+        ecn: u8,
+    ) -> Option<()>
+    where
+        Self: Sized;
+}
+
+impl Family for V4 {
+    const ETHER_TYPE: u16 = 0x0800;
+    const HEADER_LEN: usize = 20;
+    const DEFAULT_MSS: u16 = 536;
+
+    #[inline(always)]
+    fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>> {
+        let [version_ihl, tos, len_high, len_low] = frame.load::<4>(l3)?;
+        let header_len = usize::from(version_ihl & 0xf) * 4;
+        let [fragment_high, fragment_low, hop_limit, protocol] = frame.load::<4>(l3 + 6)?;
+        let more_fragments = fragment_high & 0x20 != 0;
+        let later_fragment = fragment_high & 0x1f != 0 || fragment_low != 0;
+        if version_ihl >> 4 != 4
+            || header_len < Self::HEADER_LEN
+            || protocol != PROTOCOL_TCP
+            || later_fragment
+        {
+            return None;
+        }
+        let total = usize::from(u16::from_be_bytes([len_high, len_low]));
+        let fault = fault(frame, l3, header_len, total, more_fragments);
+        Some(Ip {
+            src: V4(frame.load(l3 + 12)?),
+            dst: V4(frame.load(l3 + 16)?),
+            l3,
+            l4: l3 + header_len,
+            l4_len: total.saturating_sub(header_len),
+            hop_limit,
+            ecn: tos & 3,
+            fault,
+        })
+    }
+
+    #[inline(always)]
+    fn header_checksum_ok<F: Frame + ?Sized>(frame: &F, ip: &Ip<Self>) -> bool {
+        checksum::of_header(frame, ip.l3, ip.l4 - ip.l3).is_some_and(checksum::holds)
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u64 {
+        u64::from(u32::from_ne_bytes(self.0))
+    }
+
+    // RFC 1122 §3.2.1.3; the same addresses that Linux calls martian sources.
+    #[inline(always)]
+    fn is_source(self) -> bool {
+        let [first, ..] = self.0;
+        !(first == 0 || first == 127 || first & 0xf0 == 0xe0 || self.0 == [255; 4])
+    }
+
+    #[inline(always)]
+    fn write_header<F: FrameMut + ?Sized>(
+        frame: &mut F,
+        l3: usize,
+        (src, dst): (Self, Self),
+        l4_len: u16,
+        ecn: u8,
+    ) -> Option<()> {
+        let [total_high, total_low] = l4_len.checked_add(20)?.to_be_bytes();
+        // Identification 0 with DF set: such a datagram is never fragmented (RFC 6864 §4.1).
+        let words = [[0x45, ecn, total_high, total_low], [0, 0, 0x40, 0], [HOP_LIMIT, PROTOCOL_TCP, 0, 0]];
+        let sum = words.iter().map(|&word| u64::from(u32::from_ne_bytes(word))).sum::<u64>();
+        let [sum_high, sum_low] = checksum::finish(sum + src.sum() + dst.sum());
+        frame.store(l3, words[0])?;
+        frame.store(l3 + 4, words[1])?;
+        frame.store(l3 + 8, [HOP_LIMIT, PROTOCOL_TCP, sum_high, sum_low])?;
+        frame.store(l3 + 12, src.0)?;
+        frame.store(l3 + 16, dst.0)
+    }
+}
+
+impl Family for V6 {
+    const ETHER_TYPE: u16 = 0x86dd;
+    const HEADER_LEN: usize = 40;
+    const DEFAULT_MSS: u16 = 1220;
+
+    #[inline(always)]
+    fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>> {
+        let [version, class, ..] = frame.load::<4>(l3)?;
+        let [len_high, len_low, next, hop_limit] = frame.load::<4>(l3 + 4)?;
+        let (src, dst) = (frame.load(l3 + 8)?, frame.load(l3 + 24)?);
+        if version >> 4 != 6 {
+            return None;
+        }
+        let (header_len, more_fragments) =
+            if next == PROTOCOL_TCP { (Self::HEADER_LEN, false) } else { walk_extensions(frame, l3, next)? };
+        let total = Self::HEADER_LEN + usize::from(u16::from_be_bytes([len_high, len_low]));
+        let fault = fault(frame, l3, header_len, total, more_fragments);
+        Some(Ip {
+            src: V6(src),
+            dst: V6(dst),
+            l3,
+            l4: l3 + header_len,
+            l4_len: total.saturating_sub(header_len),
+            hop_limit,
+            ecn: (class >> 4) & 3,
+            fault,
+        })
+    }
+
+    #[inline(always)]
+    fn header_checksum_ok<F: Frame + ?Sized>(_frame: &F, _ip: &Ip<Self>) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u64 {
+        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = self.0;
+        u64::from(u32::from_ne_bytes([a0, a1, a2, a3]))
+            + u64::from(u32::from_ne_bytes([b0, b1, b2, b3]))
+            + u64::from(u32::from_ne_bytes([c0, c1, c2, c3]))
+            + u64::from(u32::from_ne_bytes([d0, d1, d2, d3]))
+    }
+
+    // RFC 4291 §2.5 and §2.7.
+    #[inline(always)]
+    fn is_source(self) -> bool {
+        let value = u128::from_be_bytes(self.0);
+        self.0[0] != 0xff && value > 1
+    }
+
+    #[inline(always)]
+    fn write_header<F: FrameMut + ?Sized>(
+        frame: &mut F,
+        l3: usize,
+        (src, dst): (Self, Self),
+        l4_len: u16,
+        ecn: u8,
+    ) -> Option<()> {
+        let [len_high, len_low] = l4_len.to_be_bytes();
+        frame.store(l3, [0x60, ecn << 4, 0, 0])?;
+        frame.store(l3 + 4, [len_high, len_low, PROTOCOL_TCP, HOP_LIMIT])?;
+        frame.store(l3 + 8, src.0)?;
+        frame.store(l3 + 24, dst.0)
+    }
+}
+
+/// What is wrong with a header of `header_len` bytes in a datagram of `total` bytes at `l3`.
+#[inline(always)]
+fn fault<F: Frame + ?Sized>(
+    frame: &F,
+    l3: usize,
+    header_len: usize,
+    total: usize,
+    more_fragments: bool,
+) -> Option<Reason> {
+    if total < header_len + Tcp::LEN {
+        Some(Reason::BadLength)
+    } else if l3 + total > frame.len() {
+        Some(Reason::Truncated)
+    } else if more_fragments {
+        Some(Reason::Fragment)
+    } else {
+        None
+    }
+}
+
+/// Follows the extension headers of RFC 8200 §4 (and AH) to TCP: how long all headers are together, and
+/// whether a fragment header announces more. An atomic fragment (RFC 6946) is a whole datagram.
+#[inline(always)]
+fn walk_extensions<F: Frame + ?Sized>(frame: &F, l3: usize, first: u8) -> Option<(usize, bool)> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+
+    let (mut next, mut len, mut more_fragments) = (first, V6::HEADER_LEN, false);
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        let [following, size, fragment_high, fragment_low] = frame.load::<4>(l3 + len)?;
+        len += match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(size) + 1) * 8,
+            AUTHENTICATION => (usize::from(size) + 2) * 4,
+            FRAGMENT => {
+                let offset_and_more = u16::from_be_bytes([fragment_high, fragment_low]);
+                if offset_and_more >> 3 != 0 {
+                    return None;
+                }
+                more_fragments |= offset_and_more & 1 != 0;
+                8
+            }
+            _ => return None,
+        };
+        next = following;
+        if next == PROTOCOL_TCP {
+            return Some((len, more_fragments));
+        }
+    }
+    None
+}
