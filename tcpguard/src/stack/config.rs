@@ -1,0 +1,80 @@
+//! What an operator can tune of the stack. Not where the values come from: the daemon validates ranges before
+//! they get here, and every value applies to connections that already exist.
+
+use core::time::Duration;
+
+/// The stack's tunables. [`super::Stack::set_config`] replaces them live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The interface's MTU in bytes, IP header included: bounds every segment we send. At least 576.
+    pub mtu: u16,
+    /// How long a flow stays in TIME_WAIT: 2MSL (RFC 9293 §3.4.2). Applies to entries already there.
+    pub time_wait: Duration,
+    /// How long FIN_WAIT_2 may last once the application is gone. A half-close the application still reads from
+    /// lasts as long as it wants.
+    pub fin_wait_2: Duration,
+    /// Retransmission timeout before the first round-trip sample (RFC 6298 §2.1).
+    pub initial_rto: Duration,
+    /// Lower bound of the retransmission timeout.
+    pub min_rto: Duration,
+    /// Upper bound of the retransmission timeout, back-off included.
+    pub max_rto: Duration,
+    /// Retransmissions of the same data before the connection is given up (RFC 9293 §3.8.3, R2).
+    pub retries: u8,
+    /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner.
+    pub orphan_retries: u8,
+    /// Retransmissions of a SYN or SYN-ACK before the attempt is given up.
+    pub syn_retries: u8,
+    /// How long an acknowledgement may wait for data or a second segment to ride with (RFC 9293 §3.8.6.3).
+    pub delayed_ack: Duration,
+    /// Nagle's algorithm (RFC 9293 §3.7.4).
+    pub nagle: bool,
+    /// Most bytes a connection may hold unsent or unacknowledged.
+    pub send_buffer: u32,
+    /// Most bytes a connection may hold received and unread, out of order included.
+    pub recv_buffer: u32,
+    /// Most bytes all connections together may hold for sending.
+    pub send_pool: usize,
+    /// Most bytes all connections together may hold as received.
+    pub recv_pool: usize,
+    /// Most connections at once, TIME_WAIT not counted. Fixed when the stack is created.
+    pub max_connections: u32,
+    /// Most TIME_WAIT entries at once, per address family. Fixed when the stack is created. When the table is
+    /// full the entry nearest its end in a small sample makes room, counted.
+    pub max_time_wait: u32,
+    /// Most fingerprints of closed flows, which refuse replayed cookies. When they are full, an adoption whose
+    /// segment carries data is refused, counted.
+    pub max_closed_flows: u32,
+    /// Our receive window shift for active opens, 0–14 (RFC 7323 §2.3). Adopted connections use their cookie's.
+    pub window_scale: u8,
+    /// Whether a segment with a valid cookie of a flow we do not know is adopted at once, or reported as
+    /// [`super::Received::Adoptable`] so that the caller can first ask whether another engine owns the flow.
+    pub adopt_at_once: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mtu: 1500,
+            time_wait: Duration::from_secs(60),
+            fin_wait_2: Duration::from_secs(60),
+            initial_rto: Duration::from_secs(1),
+            min_rto: Duration::from_millis(200),
+            max_rto: Duration::from_secs(120),
+            retries: 15,
+            orphan_retries: 8,
+            syn_retries: 6,
+            delayed_ack: Duration::from_millis(40),
+            nagle: false,
+            send_buffer: 512 << 10,
+            recv_buffer: 512 << 10,
+            send_pool: 256 << 20,
+            recv_pool: 256 << 20,
+            max_connections: 1 << 20,
+            max_time_wait: 1 << 18,
+            max_closed_flows: 1 << 23,
+            window_scale: 7,
+            adopt_at_once: true,
+        }
+    }
+}

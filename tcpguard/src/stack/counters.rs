@@ -1,0 +1,85 @@
+//! What the stack counts. One table gives every counter its field, name and meaning.
+
+macro_rules! counters {
+    ($( $(#[doc = $help:literal])+ $field:ident = $name:literal; )+) => {
+        /// Running totals since the stack was created.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct StackCounters { $( $(#[doc = $help])+ pub $field: u64, )+ }
+
+        impl StackCounters {
+            /// Every counter with its name and meaning.
+            pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64, &'static str)> {
+                [ $( ($name, self.$field, concat!($($help),+)), )+ ].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// TCP segments that came in well-formed and with a good checksum.
+    segments_in = "segments-in";
+    /// Frames sent.
+    segments_out = "segments-out";
+    /// Frames dropped because they are not TCP or malformed.
+    malformed = "malformed";
+    /// Frames dropped for a wrong TCP checksum.
+    bad_checksum = "bad-checksum";
+    /// Segments of no flow of ours without a valid cookie.
+    unknown = "unknown";
+    /// Connections created from a valid cookie.
+    adopted = "adopted";
+    /// Of these, from a flow entry whose frame was lost before it reached us.
+    adopted_swept = "adopted-swept";
+    /// Of these, in place of an earlier incarnation of the same flow.
+    reincarnated = "reincarnated";
+    /// Valid cookies refused because their flow was here and has closed.
+    replays_refused = "replays-refused";
+    /// Valid cookies refused because a newer or as new incarnation is alive.
+    incarnations_refused = "incarnations-refused";
+    /// Valid cookies refused because the connection table is full.
+    table_full = "table-full";
+    /// Valid cookies refused because closed flows cannot be remembered and the segment carried data.
+    replay_table_full = "replay-table-full";
+    /// Closed flows that could not be remembered.
+    replay_not_remembered = "replay-not-remembered";
+    /// Valid cookies for a port without a listener.
+    no_listener = "no-listener";
+    /// Active opens started.
+    active_opens = "active-opens";
+    /// Connections reset by the peer.
+    resets_in = "resets-in";
+    /// Resets sent.
+    resets_out = "resets-out";
+    /// Connections given up after the last retransmission.
+    timed_out = "timed-out";
+    /// Orphans whose FIN_WAIT_2 ended by timeout.
+    fin_wait_2_expired = "fin-wait-2-expired";
+    /// Segments outside the receive window.
+    out_of_window = "out-of-window";
+    /// Segments dropped for an old timestamp, or for a missing one (RFC 7323).
+    paws_dropped = "paws-dropped";
+    /// Challenge acknowledgements owed to suspicious segments (RFC 5961).
+    challenge_acks = "challenge-acks";
+    /// Challenge acknowledgements withheld by the per-connection throttle.
+    challenge_acks_throttled = "challenge-acks-throttled";
+    /// Segments with data that arrived out of order and were kept.
+    out_of_order = "out-of-order";
+    /// In-window segments dropped for want of a buffer or of room for one more hole.
+    no_buffer = "no-buffer";
+    /// Data segments retransmitted.
+    retransmitted = "retransmitted";
+    /// Retransmission timeouts.
+    timeouts = "timeouts";
+    /// Loss recoveries entered without a timeout.
+    fast_recoveries = "fast-recoveries";
+    /// Tail loss probes sent (RFC 8985).
+    tail_loss_probes = "tail-loss-probes";
+    /// Zero-window probes sent.
+    window_probes = "window-probes";
+    /// Flows that entered TIME_WAIT.
+    time_wait_entered = "time-wait-entered";
+    /// TIME_WAIT entries restarted by a retransmitted FIN.
+    time_wait_restarted = "time-wait-restarted";
+    /// TIME_WAIT entries ended early to make room.
+    time_wait_evicted = "time-wait-evicted";
+}

@@ -1,0 +1,218 @@
+//! What the stack tells its caller: outcomes of frames, events, errors, the view of a flow. Plain data, no logic.
+
+use core::fmt;
+use core::time::Duration;
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::reason::Reason;
+
+/// A connection: an index into the arena and the generation that tells its uses apart. Valid from
+/// [`Event::Incoming`] or [`super::Stack::connect`] until [`super::Stack::close`] or [`super::Stack::abort`],
+/// whatever happens to the flow meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// The states of RFC 9293 §3.3.2. LISTEN is not a connection's: it is the cookie's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Active open: our SYN is out.
+    SynSent,
+    /// Both SYNs are out (simultaneous open), ours is not acknowledged yet.
+    SynReceived,
+    /// Data flows both ways.
+    Established,
+    /// We closed first; our FIN is queued or unacknowledged.
+    FinWait1,
+    /// Our FIN is acknowledged, the peer still sends.
+    FinWait2,
+    /// The peer closed, we still send.
+    CloseWait,
+    /// Both closed at once; our FIN is not acknowledged yet.
+    Closing,
+    /// The peer closed first, then we; our FIN is not acknowledged yet.
+    LastAck,
+    /// Both sides closed, we first: waits until no old duplicate can be left in the network.
+    TimeWait,
+    /// Nothing of the flow is left but what the application has not read yet.
+    Closed,
+}
+
+impl State {
+    /// Every state, in the order of the enum.
+    pub const ALL: [Self; 10] = [
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::FinWait1,
+        Self::FinWait2,
+        Self::CloseWait,
+        Self::Closing,
+        Self::LastAck,
+        Self::TimeWait,
+        Self::Closed,
+    ];
+
+    /// As RFC 9293 and `ss` write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "SYN_SENT",
+            Self::SynReceived => "SYN_RCVD",
+            Self::Established => "ESTABLISHED",
+            Self::FinWait1 => "FIN_WAIT_1",
+            Self::FinWait2 => "FIN_WAIT_2",
+            Self::CloseWait => "CLOSE_WAIT",
+            Self::Closing => "CLOSING",
+            Self::LastAck => "LAST_ACK",
+            Self::TimeWait => "TIME_WAIT",
+            Self::Closed => "CLOSED",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// It belonged to a connection or a TIME_WAIT entry, or created a connection.
+    Consumed,
+    /// It carries a valid cookie of a flow we do not have; only without [`super::Config::adopt_at_once`]. Ask
+    /// who owns the flow and, if it is us, call [`super::Stack::adopt`].
+    Adoptable(AnyFlowKey),
+    /// No such flow here, and no valid cookie.
+    Unknown(AnyFlowKey),
+    /// Dropped, and counted.
+    Dropped(StackDrop),
+}
+
+/// Why the stack dropped a frame whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackDrop {
+    /// Not TCP at all.
+    NotTcp,
+    /// Malformed; the parser's reason.
+    Malformed(Reason),
+    /// The TCP checksum is wrong.
+    Checksum,
+    /// The cookie of a flow that was here and has closed: adopting it would repeat what it asked for.
+    Replay,
+    /// No room for one more connection.
+    TableFull,
+    /// No room to remember closed flows, and the segment carries data.
+    ReplayTableFull,
+    /// The port is nobody's.
+    NoListener,
+}
+
+/// What happened. Drain with [`super::Stack::poll_event`] after every batch of `handle_*` calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A new connection for `service`. The caller owns it and must close or abort it in the end.
+    Incoming {
+        /// The connection.
+        conn: ConnId,
+        /// Its addresses.
+        key: AnyFlowKey,
+        /// The service, as given to [`super::Stack::listen`].
+        service: u32,
+    },
+    /// An active open succeeded.
+    Connected(ConnId),
+    /// There is something to read: data, the end, or an error.
+    Readable(ConnId),
+    /// There is room to send again after [`Error::WouldBlock`] or a short send.
+    Writable(ConnId),
+    /// Everything sent, FIN included, is acknowledged.
+    FinAcked(ConnId),
+    /// The flow is over; what was received can still be read. The caller still owns the [`ConnId`].
+    Closed {
+        /// The connection.
+        conn: ConnId,
+        /// Why, unless both sides closed in order.
+        error: Option<Error>,
+    },
+    /// This stack now owns the flow: it must reach us from XDP.
+    FlowAdopted {
+        /// The flow.
+        key: AnyFlowKey,
+    },
+    /// The flow is gone (or was refused): XDP need not know it any more.
+    FlowReleased {
+        /// The flow.
+        key: AnyFlowKey,
+    },
+    /// The flow is in TIME_WAIT: its segments must reach us until [`Event::TimeWaitExpired`].
+    TimeWaitEntered {
+        /// The flow.
+        key: AnyFlowKey,
+    },
+    /// The flow left TIME_WAIT: by time, or because a new incarnation took its place.
+    TimeWaitExpired {
+        /// The flow.
+        key: AnyFlowKey,
+    },
+}
+
+/// Why a call or a connection failed; what a kernel socket would say in its place stands in brackets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nothing to read, or no room to send: an event will tell (EAGAIN).
+    #[error("the operation would block")]
+    WouldBlock,
+    /// The peer reset the connection (ECONNRESET).
+    #[error("connection reset by peer")]
+    Reset,
+    /// The peer answered our SYN with a reset (ECONNREFUSED).
+    #[error("connection refused")]
+    Refused,
+    /// Nothing came back for the configured number of retransmissions (ETIMEDOUT).
+    #[error("connection timed out")]
+    TimedOut,
+    /// Sending after our own FIN, or on a connection that is over (EPIPE).
+    #[error("the sending side is closed")]
+    NotWritable,
+    /// We aborted it, or data arrived for an application that is gone (ECONNABORTED).
+    #[error("connection aborted")]
+    Aborted,
+    /// The [`ConnId`] is not (or no longer) valid (ENOTCONN).
+    #[error("no such connection")]
+    NoSuchConnection,
+    /// The addresses are in use, or of different families (EADDRINUSE).
+    #[error("address in use or families differ")]
+    AddressInUse,
+    /// No room for one more connection (ENOBUFS).
+    #[error("connection table full")]
+    TableFull,
+}
+
+/// One line of `tcpguard flows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowInfo {
+    /// The addresses.
+    pub key: AnyFlowKey,
+    /// The state.
+    pub state: State,
+    /// The service it belongs to; `None` for our own active opens and where the port has no listener any more.
+    pub service: Option<u32>,
+    /// Since adoption, or since the (last) entry into TIME_WAIT.
+    pub age: Duration,
+    /// Payload bytes received in order. 0 in TIME_WAIT.
+    pub bytes_in: u64,
+    /// Payload bytes the peer has acknowledged. 0 in TIME_WAIT.
+    pub bytes_out: u64,
+    /// Bytes received that the application has not read.
+    pub recv_queued: u32,
+    /// Bytes the peer has not acknowledged.
+    pub send_queued: u32,
+    /// Smoothed round-trip time, once measured.
+    pub rtt: Option<Duration>,
+    /// Until the next timer of the flow fires.
+    pub timer: Option<Duration>,
+}
