@@ -1,0 +1,82 @@
+//! The control socket's asking side, blocking: one request, one reply, one connection.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::protocol::{Reply, Request};
+
+/// Longer than the daemon takes for the slowest request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks the daemon behind one control socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+/// Why there is no reply. Displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("{}: no daemon answers there; is `tcpguard run` up, and with this control socket?", .0.display())]
+    NoDaemon(PathBuf),
+    /// This user may not ask.
+    #[error("{}: permission denied; ask as root or as a member of the socket's group", .0.display())]
+    Denied(PathBuf),
+    /// The connection broke.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What came back is not a reply.
+    #[error("{}: the daemon's answer is not understood: {why}", path.display())]
+    NotUnderstood {
+        /// Which socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Client {
+    /// A client of the daemon that listens on `path`. Connects only to ask.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Asks once and waits for the reply.
+    pub fn ask(&self, request: &Request) -> Result<Reply, ClientError> {
+        let mut socket = UnixStream::connect(&self.path).map_err(|error| self.unreachable(error))?;
+        let mut line = Vec::new();
+        self.exchange(&mut socket, request, &mut line)
+            .map_err(|source| ClientError::Io { path: self.path.clone(), source })?;
+        Reply::from_line(&line).map_err(|why| ClientError::NotUnderstood { path: self.path.clone(), why })
+    }
+
+    fn exchange(&self, socket: &mut UnixStream, request: &Request, line: &mut Vec<u8>) -> io::Result<()> {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        // A daemon that is busy says so and hangs up without reading: its line is still there to be read.
+        let sent = socket.write_all(&request.to_line());
+        if BufReader::new(socket).read_until(b'\n', line)? == 0 {
+            sent?;
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon hung up"));
+        }
+        Ok(())
+    }
+
+    fn unreachable(&self, error: io::Error) -> ClientError {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NoDaemon(self.path.clone())
+            }
+            io::ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),
+            _ => ClientError::Io { path: self.path.clone(), source: error },
+        }
+    }
+}

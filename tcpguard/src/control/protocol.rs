@@ -1,0 +1,382 @@
+//! What travels over the control socket: one JSON object a line, a request and its reply, both with the protocol's
+//! version. Types only; sockets are the business of `server` and `client`.
+//!
+//! Numbers are exact and carry their unit in the field's name (`_ms`, bytes otherwise).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Changes when a field changes its meaning or disappears; new fields do not change it.
+pub const VERSION: u32 = 1;
+/// A request line may have this many bytes, its newline included.
+pub const MAX_REQUEST: usize = 16 << 10;
+/// `flows` lists at most this many.
+pub const MAX_FLOWS_LISTED: u32 = 1 << 20;
+
+/// What a client may ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What runs where.
+    Status {},
+    /// Every counter.
+    Stats {},
+    /// The flows, newest first within an engine.
+    Flows {
+        /// Only this state, by the name that [`Flow::state`] carries.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<String>,
+        /// List at most this many; the totals count all.
+        limit: u32,
+    },
+    /// Every tunable, or the one called `name`; with a value, sets it.
+    Tune {
+        /// Which tunable.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Its new value, as users write it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Stats`].
+    Stats(Stats),
+    /// To [`Request::Flows`].
+    Flows(Flows),
+    /// To [`Request::Tune`] without a value.
+    Tunables(Tunables),
+    /// To [`Request::Tune`] with a value.
+    Tuned(Tuned),
+    /// Nothing was done.
+    Error(Refusal),
+}
+
+/// Why nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Whose fault it is.
+    pub kind: Fault,
+    /// One line.
+    pub message: String,
+}
+
+/// Whose fault a refusal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The request is malformed, or asks for what cannot be.
+    BadInput,
+    /// The daemon could not do it.
+    Failed,
+    /// Too many clients at once.
+    Busy,
+}
+
+/// What runs where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's own version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since it armed its interfaces.
+    pub uptime_ms: u64,
+    /// `armed`, or `draining` after SIGTERM.
+    pub phase: String,
+    /// Which daemon run this is, on these pins.
+    pub generation: u32,
+    /// The current cookie epoch.
+    pub epoch: u32,
+    /// The guarded interfaces.
+    pub interfaces: Vec<Interface>,
+    /// The protected services.
+    pub services: Vec<Service>,
+}
+
+/// A guarded interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// As the kernel calls it.
+    pub name: String,
+    /// The kernel's index.
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Receive queues with an engine.
+    pub queues: u32,
+}
+
+/// A protected service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// `cookie` or `off`.
+    pub mode: String,
+    /// Where connections are relayed to.
+    pub backend: Option<SocketAddr>,
+}
+
+/// Every counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// When it was read, on the daemon's monotonic clock: rates come from differences of it.
+    pub time_ms: u64,
+    /// Since the daemon armed its interfaces.
+    pub uptime_ms: u64,
+    /// Verdicts of the XDP program, in the table's order, the ones never reached included. They survive the daemon
+    /// with its pins.
+    pub reasons: Vec<ReasonCount>,
+    /// Flows by TCP state, over all engines. States without a flow are there with 0.
+    pub states: BTreeMap<String, u64>,
+    /// Counters of the stack, the engines and the services, summed over the engines, by name and group.
+    pub totals: Groups,
+    /// The same for each engine.
+    pub engines: Vec<Engine>,
+}
+
+/// Counters by group (`stack`, `engine`, `ring`, …) and name.
+pub type Groups = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// How often a reason was counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// The reason.
+    pub name: String,
+    /// `passed`, `answered`, `redirected` or `dropped`.
+    pub outcome: String,
+    /// What it means.
+    pub help: String,
+    /// Over all CPUs.
+    pub total: u64,
+    /// For each possible CPU.
+    pub per_cpu: Vec<u64>,
+}
+
+/// One engine's share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
+    /// Its interface.
+    pub interface: String,
+    /// Its receive queue.
+    pub queue: u32,
+    /// Flows by TCP state.
+    pub states: BTreeMap<String, u64>,
+    /// Its counters.
+    pub counters: Groups,
+}
+
+/// The flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// How many match, listed or not.
+    pub total: u64,
+    /// How many there are by state, matching or not.
+    pub states: BTreeMap<String, u64>,
+    /// The listed ones.
+    pub flows: Vec<Flow>,
+}
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// RFC 9293's state.
+    pub state: String,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The client's.
+    pub peer: SocketAddr,
+    /// The service as configured.
+    pub service: Option<SocketAddr>,
+    /// Since the connection was accepted, or since it entered TIME_WAIT.
+    pub age_ms: u64,
+    /// Payload bytes received.
+    pub bytes_in: u64,
+    /// Payload bytes sent and acknowledged.
+    pub bytes_out: u64,
+    /// Bytes received that the service has not read.
+    pub recv_queued: u64,
+    /// Bytes not acknowledged by the client.
+    pub send_queued: u64,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_us: Option<u64>,
+    /// Until its next timer.
+    pub timer_ms: Option<u64>,
+    /// The engine that has it.
+    pub interface: String,
+    /// Its queue.
+    pub queue: u32,
+}
+
+/// Rows of the table of tunables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunables {
+    /// In the table's order.
+    pub tunables: Vec<Tunable>,
+}
+
+/// One tunable: numbers in its unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunable {
+    /// The name.
+    pub name: String,
+    /// `ms` or `count`.
+    pub unit: String,
+    /// Now.
+    pub value: u64,
+    /// Unless configured.
+    pub default: u64,
+    /// Least.
+    pub min: u64,
+    /// Greatest.
+    pub max: u64,
+    /// What it does.
+    pub help: String,
+}
+
+/// A tunable was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// Which.
+    pub name: String,
+    /// `ms` or `count`.
+    pub unit: String,
+    /// The value that was replaced.
+    pub old: u64,
+    /// The value now.
+    pub new: u64,
+}
+
+/// A line: the version beside the content.
+#[derive(Serialize)]
+struct Line<'a, T> {
+    v: u32,
+    #[serde(flatten)]
+    content: &'a T,
+}
+
+impl Request {
+    /// One line, newline included.
+    pub fn to_line(&self) -> Vec<u8> {
+        to_line(self)
+    }
+
+    /// Reads a line, with or without its newline.
+    pub fn from_line(line: &[u8]) -> Result<Self, String> {
+        from_line(line).map_err(|why| format!("bad request: {why}"))
+    }
+}
+
+impl Reply {
+    /// One line, newline included.
+    pub fn to_line(&self) -> Vec<u8> {
+        to_line(self)
+    }
+
+    /// Reads a line, with or without its newline.
+    pub fn from_line(line: &[u8]) -> Result<Self, String> {
+        from_line(line)
+    }
+
+    /// A refusal of what cannot be.
+    pub fn bad_input(message: impl Into<String>) -> Self {
+        Self::Error(Refusal { kind: Fault::BadInput, message: message.into() })
+    }
+
+    /// A refusal of what did not work.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::Error(Refusal { kind: Fault::Failed, message: message.into() })
+    }
+}
+
+fn to_line<T: Serialize>(content: &T) -> Vec<u8> {
+    // Plain data with string keys has no way to fail; should that change, the other side says the line is bad.
+    let mut line = serde_json::to_vec(&Line { v: VERSION, content }).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// The version is judged before anything else is: another version's content is allowed to look like anything.
+fn from_line<T: for<'a> Deserialize<'a>>(line: &[u8]) -> Result<T, String> {
+    let mut object: serde_json::Map<String, Value> =
+        serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    match object.remove("v").as_ref().and_then(Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {}
+        Some(version) => return Err(format!("protocol version {version}, this side speaks {VERSION}")),
+        None => return Err("no protocol version".to_owned()),
+    }
+    serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_request_reads_as_documented_and_round_trips() {
+        let tune = Request::Tune { name: Some("time-wait".into()), value: Some("30s".into()) };
+        assert_eq!(
+            String::from_utf8(tune.to_line()).unwrap(),
+            "{\"v\":1,\"op\":\"tune\",\"name\":\"time-wait\",\"value\":\"30s\"}\n"
+        );
+        for request in [
+            tune,
+            Request::Status {},
+            Request::Stats {},
+            Request::Flows { state: None, limit: 7 },
+            Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
+            Request::Tune { name: None, value: None },
+        ] {
+            assert_eq!(Request::from_line(&request.to_line()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn replies_keep_64_bits() {
+        let reply =
+            Reply::Tuned(Tuned { name: "x".into(), unit: "ms".into(), old: u64::MAX, new: u64::MAX - 1 });
+        assert_eq!(Reply::from_line(&reply.to_line()), Ok(reply));
+    }
+
+    #[test]
+    fn a_request_with_anything_unknown_in_it_is_refused() {
+        for (line, why) in [
+            (r#"{"v":2,"op":"nonsense"}"#, "protocol version 2"),
+            (r#"{"op":"status"}"#, "no protocol version"),
+            (r#"{"v":1,"op":"nonsense"}"#, "unknown variant"),
+            (r#"{"v":1,"op":"status","extra":1}"#, "unknown field"),
+            (r#"{"v":1,"op":"flows"}"#, "missing field"),
+            (r#"{"v":1,"op":"flows","limit":-1}"#, "invalid value"),
+            (r#"{"v":1}"#, "missing field"),
+            ("[]", "invalid type"),
+            ("", "EOF"),
+        ] {
+            let error = Request::from_line(line.as_bytes()).unwrap_err();
+            assert!(error.contains(why) && !error.contains('\n'), "{line}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+            drop(Request::from_line(&line));
+        }
+
+        #[test]
+        fn deep_nesting_is_refused_and_not_recursed_into(depth in 1usize..10_000) {
+            let line = format!("{{\"v\":1,\"op\":{}", "[".repeat(depth));
+            prop_assert!(Request::from_line(line.as_bytes()).is_err());
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The control socket's listening side: who may connect, and how much time and memory a client gets. What a
+//! request does is its [`Handler`]'s business.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
+
+/// What one client may take from the daemon and from other clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Clients served at once; one more is told so and hung up on.
+    pub clients: usize,
+    /// A client has this long for one whole request, from the moment it could have started it.
+    pub request_time: Duration,
+    /// No client waits longer than this for the daemon's work.
+    pub work_time: Duration,
+    /// A client has this long to read one whole reply.
+    pub reply_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            clients: 32,
+            request_time: Duration::from_secs(5),
+            work_time: Duration::from_secs(20),
+            reply_time: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Does what clients ask.
+pub trait Handler {
+    /// The reply to one request. Several run interleaved on one thread.
+    fn handle(&self, request: Request) -> impl Future<Output = Reply>;
+}
+
+/// Why the daemon cannot listen. Displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A daemon answers there already.
+    #[error("{}: another daemon listens there; give this one a control socket of its own", .0.display())]
+    InUse(PathBuf),
+    /// Something that is no socket is there, and is not ours to remove.
+    #[error("{}: exists and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// No such group on this machine.
+    #[error("unknown group `{0}`")]
+    UnknownGroup(String),
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    System {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A listening control socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+    limits: Limits,
+}
+
+/// Refuses what [`Server::bind`] would refuse, and touches nothing.
+pub fn check(path: &Path, group: Option<&str>) -> Result<(), ServerError> {
+    group.map(group_id).transpose()?;
+    let system = |source| ServerError::System { path: path.to_owned(), source };
+    // sockaddr_un has room for 108 bytes, its terminating zero and the suffix of the temporary name included.
+    if path.as_os_str().len() > 90 {
+        return Err(system(io::Error::new(io::ErrorKind::InvalidInput, "too long for the path of a socket")));
+    }
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(system(error)),
+        Ok(meta) if !meta.file_type().is_socket() => Err(ServerError::NotASocket(path.to_owned())),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => Err(ServerError::InUse(path.to_owned())),
+            // Left behind by a daemon that was killed.
+            Err(_) => Ok(()),
+        },
+    }
+}
+
+impl Server {
+    /// Listens on `path`, mode 0660, owned by `group`. Replaces the socket of a daemon that was killed.
+    pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, ServerError> {
+        check(path, group)?;
+        let system = |source| ServerError::System { path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(system)?;
+        }
+        // Under another name until owner and mode are right: nobody can connect in between.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        drop(std::fs::remove_file(&temporary));
+        let listener = UnixListener::bind(&temporary).map_err(system)?;
+        let renamed = open_to(&temporary, group).and_then(|()| std::fs::rename(&temporary, path));
+        if let Err(error) = renamed {
+            drop(std::fs::remove_file(&temporary));
+            return Err(system(error));
+        }
+        let inode = path.symlink_metadata().map_err(system)?.ino();
+        Ok(Self { listener, path: path.to_owned(), inode, limits: Limits::default() })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Serves under other limits.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Serves clients until it is dropped. Needs a `LocalSet`.
+    pub async fn serve<H: Handler + 'static>(&self, handler: Rc<H>) {
+        let limits = self.limits;
+        let places = Arc::new(Semaphore::new(limits.clients));
+        loop {
+            let client = match self.listener.accept().await {
+                Ok((client, _)) => client,
+                Err(error) => {
+                    // Out of descriptors, most likely: the clients already here will free some.
+                    warn!(%error, "cannot accept on the control socket");
+                    sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => {
+                    let handler = Rc::clone(&handler);
+                    tokio::task::spawn_local(async move {
+                        serve_client(client, &*handler, &limits).await;
+                        drop(place);
+                    });
+                }
+                Err(_) => turn_away(&client, &limits),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Not if another daemon's socket has taken its place.
+        if self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == self.inode) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+fn open_to(path: &Path, group: Option<&str>) -> io::Result<()> {
+    if let Some(group) = group {
+        let gid = group_id(group).map_err(io::Error::other)?;
+        std::os::unix::fs::chown(path, None, Some(gid))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+}
+
+/// A group's number, from its number or its name in /etc/group.
+fn group_id(group: &str) -> Result<u32, ServerError> {
+    let unknown = || ServerError::UnknownGroup(group.to_owned());
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let groups = std::fs::read_to_string("/etc/group").map_err(|_| unknown())?;
+    let mut fields = groups.lines().map(|line| line.split(':'));
+    let gid = fields.find_map(|mut fields| (fields.next() == Some(group)).then(|| fields.nth(1)).flatten());
+    gid.and_then(|gid| gid.parse().ok()).ok_or_else(unknown)
+}
+
+fn turn_away(client: &UnixStream, limits: &Limits) {
+    let message = format!("{} clients are being served; try again", limits.clients);
+    let reply = Reply::Error(Refusal { kind: Fault::Busy, message });
+    // One line fits the empty buffer of a new socket; a client for which it does not is none to wait for.
+    drop(client.try_write(&reply.to_line()));
+}
+
+async fn serve_client(mut client: UnixStream, handler: &impl Handler, limits: &Limits) {
+    let mut buffer = Vec::new();
+    loop {
+        let read = timeout(limits.request_time, read_line(&mut client, &mut buffer)).await;
+        let (reply, more) = match read {
+            Ok(Ok(line)) => (answer(handler, &line, limits).await, true),
+            // A client that sent nothing wants nothing: a quiet good-bye.
+            Ok(Err(LineError::End)) | Err(_) if buffer.is_empty() => return,
+            Ok(Err(LineError::End)) => (Reply::bad_input("bad request: cut short"), false),
+            Err(_) => {
+                (Reply::bad_input(format!("bad request: not whole after {:?}", limits.request_time)), false)
+            }
+            Ok(Err(LineError::TooLong)) => {
+                (Reply::bad_input(format!("bad request: longer than {MAX_REQUEST} bytes")), false)
+            }
+            Ok(Err(LineError::Io(error))) => return debug!(%error, "control client went away"),
+        };
+        let written = timeout(limits.reply_time, client.write_all(&reply.to_line())).await;
+        if !more || !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+async fn answer(handler: &impl Handler, line: &[u8], limits: &Limits) -> Reply {
+    let request = match Request::from_line(line) {
+        Ok(request) => request,
+        Err(message) => return Reply::bad_input(message),
+    };
+    match timeout(limits.work_time, handler.handle(request)).await {
+        Ok(reply) => reply,
+        Err(_) => Reply::failed(format!("no answer from the engines within {:?}", limits.work_time)),
+    }
+}
+
+enum LineError {
+    /// The stream ended; the buffer may hold the beginning of a line.
+    End,
+    TooLong,
+    Io(io::Error),
+}
+
+/// The next line, without its newline. What follows the line stays in `buffer`.
+async fn read_line(client: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<Vec<u8>, LineError> {
+    let mut searched = 0;
+    loop {
+        if let Some(end) = buffer[searched..].iter().position(|&byte| byte == b'\n') {
+            let mut line: Vec<u8> = buffer.drain(..=searched + end).collect();
+            line.pop();
+            return Ok(line);
+        }
+        searched = buffer.len();
+        if searched >= MAX_REQUEST {
+            return Err(LineError::TooLong);
+        }
+        let room = (MAX_REQUEST - searched) as u64;
+        let read = client.take(room).read_buf(buffer).await.map_err(LineError::Io)?;
+        if read == 0 {
+            return Err(LineError::End);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::client::Client;
+    use crate::control::protocol::Tuned;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream as Blocking;
+
+    /// Answers `tune` at once, `flows` at length, and never answers anything else.
+    struct Picky;
+
+    impl Handler for Picky {
+        async fn handle(&self, request: Request) -> Reply {
+            match request {
+                Request::Tune { .. } => {
+                    Reply::Tuned(Tuned { name: "n".into(), unit: "ms".into(), old: 1, new: 2 })
+                }
+                Request::Flows { .. } => Reply::failed("long ".repeat(1 << 20)),
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
+    const QUICK: Limits = Limits {
+        clients: 4,
+        request_time: Duration::from_millis(300),
+        work_time: Duration::from_millis(300),
+        reply_time: Duration::from_millis(300),
+    };
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("tcpguard-control-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Runs `clients` on a thread of its own against a server that `Picky` answers for.
+    fn against_server(name: &str, clients: impl FnOnce(&Path) + Send + 'static) {
+        let path = directory(name).join("s");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let server = Server::bind(&path, None).unwrap().with_limits(QUICK);
+            let socket = path.clone();
+            let clients = tokio::task::spawn_blocking(move || clients(&socket));
+            tokio::select! {
+                () = server.serve(Rc::new(Picky)) => unreachable!(),
+                done = clients => done.unwrap(),
+            }
+        });
+        assert!(!path.exists(), "the socket goes with its server");
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    fn tune() -> Request {
+        Request::Tune { name: None, value: None }
+    }
+
+    /// Sends `bytes` and returns all that comes back.
+    fn exchange(path: &Path, bytes: &[u8], half_close: bool) -> String {
+        let mut client = Blocking::connect(path).unwrap();
+        // The server may hang up before it has read everything.
+        drop(client.write_all(bytes));
+        if half_close {
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let mut answer = Vec::new();
+        drop(client.read_to_end(&mut answer));
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[test]
+    fn garbage_half_a_request_and_an_endless_line_each_get_one_clear_error() {
+        against_server("garbage", |path| {
+            let endless = vec![b'x'; 10 << 20];
+            for (bytes, half_close, why) in [
+                (&b"\xff\xfe\x00garbage\n"[..], true, "expected value"),
+                (b"{\"v\":1,\"op\":\"tu", true, "cut short"),
+                (b"{\"v\":1,\"op\":\"tu", false, "not whole after"),
+                (b"{\"v\":9,\"op\":\"tune\"}\n", true, "protocol version 9"),
+                (&endless, false, "longer than"),
+            ] {
+                let answer = exchange(path, bytes, half_close);
+                assert_eq!(answer.lines().count(), 1, "{answer}");
+                let Reply::Error(refusal) = Reply::from_line(answer.as_bytes()).unwrap() else {
+                    panic!("{answer}")
+                };
+                assert_eq!(refusal.kind, Fault::BadInput);
+                assert!(refusal.message.contains(why), "{answer}");
+            }
+            assert_eq!(exchange(path, b"", true), "");
+            assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
+        });
+    }
+
+    #[test]
+    fn one_connection_may_ask_more_than_once_even_in_one_write() {
+        against_server("pipelined", |path| {
+            let answers = exchange(path, &[tune().to_line(), tune().to_line()].concat(), true);
+            assert_eq!(answers.lines().count(), 2, "{answers}");
+        });
+    }
+
+    #[test]
+    fn silent_and_unreading_clients_stall_nobody_and_are_hung_up_on() {
+        against_server("stall", |path| {
+            let silent: Vec<Blocking> = (0..2).map(|_| Blocking::connect(path).unwrap()).collect();
+            let mut unreading = Blocking::connect(path).unwrap();
+            unreading.write_all(&Request::Flows { state: None, limit: 0 }.to_line()).unwrap();
+            let asked = std::time::Instant::now();
+            assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
+            assert!(asked.elapsed() < QUICK.request_time, "{:?}", asked.elapsed());
+            for mut client in silent {
+                assert_eq!(client.read(&mut [0; 16]).unwrap(), 0, "hung up on without a word");
+            }
+            std::thread::sleep(QUICK.reply_time * 2);
+            let mut got = Vec::new();
+            drop(unreading.read_to_end(&mut got));
+            assert!(!got.is_empty() && got.len() < 5 << 20, "the reply was cut off: {}", got.len());
+        });
+    }
+
+    #[test]
+    fn one_client_too_many_is_told_so() {
+        against_server("busy", |path| {
+            let _silent: Vec<Blocking> =
+                (0..QUICK.clients).map(|_| Blocking::connect(path).unwrap()).collect();
+            let answer = exchange(path, b"", false);
+            assert!(answer.contains("\"busy\""), "{answer}");
+        });
+    }
+
+    #[test]
+    fn work_that_never_ends_is_given_up() {
+        against_server("work", |path| {
+            let Ok(Reply::Error(refusal)) = Client::new(path).ask(&Request::Status {}) else { panic!() };
+            assert_eq!(refusal.kind, Fault::Failed);
+        });
+    }
+
+    #[test]
+    fn the_socket_is_0660_replaces_a_dead_one_and_spares_what_is_not_a_dead_socket() {
+        let directory = directory("bind");
+        let path = directory.join("s");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        // Dropping a std listener leaves its file behind, as SIGKILL does.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let server = Server::bind(&path, Some("0")).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(matches!(Server::bind(&path, None), Err(ServerError::InUse(_))));
+        drop(server);
+        assert!(!path.exists());
+
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(Server::bind(&path, None), Err(ServerError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        let error = Server::bind(&directory.join("t"), Some("no-such-group")).unwrap_err();
+        assert_eq!(error.to_string(), "unknown group `no-such-group`");
+        assert!(!directory.join("t").exists());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}
