@@ -9,8 +9,11 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod cookie;
+pub mod fingerprint;
 pub mod flow;
 pub mod map;
 pub mod packet;
 pub mod reason;
 pub mod seq;
+mod siphash;

@@ -2,8 +2,9 @@
 //! malformed is still taken apart, with the fault noted: the ports must be known before anybody may drop it.
 
 use super::{Frame, FrameMut, Tcp, checksum};
-use crate::flow::{Address, V4, V6};
+use crate::flow::{Address, FlowKey, V4, V6};
 use crate::reason::Reason;
+use crate::siphash::{sip13, sip24};
 
 /// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; a longer
 /// chain is not recognised as TCP.
@@ -50,6 +51,16 @@ pub trait Family: Address {
 
     /// Whether the header's own checksum holds; IPv6 has none.
     fn header_checksum_ok<F: Frame + ?Sized>(frame: &F, ip: &Ip<Self>) -> bool
+    where
+        Self: Sized;
+
+    /// SipHash-2-4 over the whole flow key, a word and the low seven bytes of `tail`.
+    fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64
+    where
+        Self: Sized;
+
+    /// SipHash-1-3 over the whole flow key, where speed matters more than a forgery.
+    fn hash_flow_fast(key: [u64; 2], flow: &FlowKey<Self>) -> u64
     where
         Self: Sized;
 
@@ -112,6 +123,16 @@ impl Family for V4 {
     #[inline(always)]
     fn header_checksum_ok<F: Frame + ?Sized>(frame: &F, ip: &Ip<Self>) -> bool {
         checksum::of_header(frame, ip.l3, ip.l4 - ip.l3).is_some_and(checksum::holds)
+    }
+
+    #[inline(always)]
+    fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
+        sip24(key, words_v4(flow, word), tail)
+    }
+
+    #[inline(always)]
+    fn hash_flow_fast(key: [u64; 2], flow: &FlowKey<Self>) -> u64 {
+        sip13(key, words_v4(flow, 0), 0)
     }
 
     #[inline(always)]
@@ -182,6 +203,16 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
+        sip24(key, words_v6(flow, word), tail)
+    }
+
+    #[inline(always)]
+    fn hash_flow_fast(key: [u64; 2], flow: &FlowKey<Self>) -> u64 {
+        sip13(key, words_v6(flow, 0), 0)
+    }
+
+    #[inline(always)]
     fn sum(self) -> u64 {
         let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = self.0;
         u64::from(u32::from_ne_bytes([a0, a1, a2, a3]))
@@ -211,6 +242,34 @@ impl Family for V6 {
         frame.store(l3 + 8, src.0)?;
         frame.store(l3 + 24, dst.0)
     }
+}
+
+#[inline(always)]
+fn words_v4(flow: &FlowKey<V4>, word: u32) -> [u64; 2] {
+    [pair(flow.peer.0, flow.local.0), ports_and(flow.peer_port, flow.local_port, word)]
+}
+
+#[inline(always)]
+fn words_v6(flow: &FlowKey<V6>, word: u32) -> [u64; 5] {
+    let [p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15] = flow.peer.0;
+    let [l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, l10, l11, l12, l13, l14, l15] = flow.local.0;
+    [
+        u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]),
+        u64::from_le_bytes([p8, p9, p10, p11, p12, p13, p14, p15]),
+        u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]),
+        u64::from_le_bytes([l8, l9, l10, l11, l12, l13, l14, l15]),
+        ports_and(flow.peer_port, flow.local_port, word),
+    ]
+}
+
+#[inline(always)]
+fn pair(low: [u8; 4], high: [u8; 4]) -> u64 {
+    u64::from(u32::from_le_bytes(low)) | u64::from(u32::from_le_bytes(high)) << 32
+}
+
+#[inline(always)]
+fn ports_and([a, b]: [u8; 2], [c, d]: [u8; 2], word: u32) -> u64 {
+    pair([a, b, c, d], word.to_le_bytes())
 }
 
 /// What is wrong with a header of `header_len` bytes in a datagram of `total` bytes at `l3`.

@@ -1,0 +1,324 @@
+//! The cookie: a connection's handshake state inside the initial sequence number of the SYN-ACK, and in its
+//! timestamp when the client offers timestamps. Encodes, validates, derives keys; owns no key, map or clock.
+//!
+//! ```text
+//! with timestamps      ISN    [ MAC 32                                                            ]
+//!                      TSval  [ epoch 2 | time 16 | MSS 3 | window scale 4 | SACK 1 | ECN 1 | MAC 5 ]
+//! without timestamps   ISN    [ epoch 1 | MSS 2 | window scale 3 | SACK 1 | MAC 25                 ]
+//! ```
+//!
+//! The MAC covers addresses, ports, the client's ISN, every option bit and the epoch bits, which layout it is, and
+//! the family. The time is outside: it serves the first RTT sample and nothing else.
+
+mod table;
+
+use crate::flow::FlowKey;
+use crate::map::{EPOCH_SLOTS, EpochSlot};
+use crate::packet::Family;
+use crate::siphash::sip24;
+
+/// The version of the layouts above; part of every key.
+pub const LAYOUT: u8 = 1;
+
+/// What a client's SYN offered, as far as a cookie can remember it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SynOptions {
+    /// Maximum segment size; absent means [`Family::DEFAULT_MSS`].
+    pub mss: Option<u16>,
+    /// Window shift.
+    pub window_scale: Option<u8>,
+    /// Whether it takes selective acknowledgments.
+    pub sack_permitted: bool,
+    /// TSval, when it offers timestamps.
+    pub timestamps: Option<u32>,
+    /// Whether the connection is to use ECN; not remembered without timestamps.
+    pub ecn: bool,
+}
+
+/// What the SYN-ACK carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie {
+    /// The initial sequence number.
+    pub isn: u32,
+    /// TSval, for a client that offered timestamps.
+    pub tsval: Option<u32>,
+}
+
+/// What a valid cookie says about the connection it opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The client's MSS, rounded down to what the cookie can express.
+    pub mss: u16,
+    /// The client's window shift, rounded down likewise; `None` when windows are not scaled in either direction.
+    pub window_scale: Option<u8>,
+    /// Whether the client takes selective acknowledgments.
+    pub sack_permitted: bool,
+    /// Whether both sides use timestamps.
+    pub timestamps: bool,
+    /// Whether both sides use ECN.
+    pub ecn: bool,
+    /// When the SYN-ACK left, in units of 2^22 ns modulo 2^16; see [`rtt_sample`]. Not authenticated.
+    pub sent: Option<u16>,
+    /// What we advertised: the slot of the cookie's epoch.
+    pub slot: EpochSlot,
+}
+
+/// Which epochs are acceptable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// The epoch now: wall clock divided by the cookie period.
+    pub epoch: u32,
+    /// Whether its second half has begun.
+    pub second_half: bool,
+    /// How many epochs more than the current one and its neighbours to accept: 0 in XDP; 1 in the stack, so that
+    /// what XDP let through still holds when a tick falls between the two checks.
+    pub extra: u32,
+}
+
+/// Where the keys are.
+pub trait Epochs {
+    /// The slot of exactly this epoch, if it is there and [usable](EpochSlot::is_usable).
+    fn slot(&self, epoch: u32) -> Option<&EpochSlot>;
+}
+
+impl Epochs for [EpochSlot; EPOCH_SLOTS as usize] {
+    fn slot(&self, epoch: u32) -> Option<&EpochSlot> {
+        self.get((epoch % EPOCH_SLOTS) as usize).filter(|slot| slot.is_usable(epoch))
+    }
+}
+
+impl EpochSlot {
+    /// Whether this is the slot of `epoch`, written, with a key, and in this code's layout.
+    #[inline(always)]
+    pub fn is_usable(&self, epoch: u32) -> bool {
+        self.valid == 1 && self.epoch == epoch && self.layout == LAYOUT && self.key != [0; 2]
+    }
+
+    /// The slot of `epoch`, from the master secret and what SYN-ACKs of that epoch are to advertise. `None` for
+    /// an all-zero secret and for a zero window.
+    pub fn derive(master: [u64; 2], epoch: u32, advertised: &Advertised) -> Option<Self> {
+        let Advertised { mss_v4, mss_v6, window, window_scale } = *advertised;
+        let key = derive_key(master, epoch, advertised);
+        let slot = Self { key, epoch, valid: 1, mss_v4, mss_v6, window, window_scale, layout: LAYOUT };
+        (master != [0; 2] && window != 0 && slot.is_usable(epoch)).then_some(slot)
+    }
+}
+
+/// What SYN-ACKs advertise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertised {
+    /// MSS offered over IPv4, bytes.
+    pub mss_v4: u16,
+    /// MSS offered over IPv6, bytes.
+    pub mss_v6: u16,
+    /// The window field of the SYN-ACK, which is never scaled (RFC 7323 §2.2). Not 0.
+    pub window: u16,
+    /// Our window shift, 0–14.
+    pub window_scale: u8,
+}
+
+/// The key of one epoch: a PRF of the master secret over the epoch number and what is advertised, so that two
+/// machines that share the secret but advertise different things do not accept each other's promises.
+pub fn derive_key(master: [u64; 2], epoch: u32, advertised: &Advertised) -> [u64; 2] {
+    let Advertised { mss_v4, mss_v6, window: _, window_scale } = *advertised;
+    let promise = u64::from(mss_v4) | u64::from(mss_v6) << 16 | u64::from(window_scale) << 32;
+    let half = |label: u64| sip24(master, [u64::from(epoch), promise], u64::from(LAYOUT) | label << 8);
+    [half(0), half(1)]
+}
+
+/// The cookie for a SYN. `slot` is that of the current epoch, `coarse_ns` the monotonic clock.
+#[inline(always)]
+pub fn encode<A: Family>(
+    slot: &EpochSlot,
+    flow: &FlowKey<A>,
+    client_isn: u32,
+    syn: &SynOptions,
+    coarse_ns: u64,
+) -> Cookie {
+    let mss = syn.mss.unwrap_or(A::DEFAULT_MSS);
+    if syn.timestamps.is_some() {
+        let bits = stamped::EPOCH.put(slot.epoch)
+            | stamped::MSS.put(table::floor(table::stamped_mss::<A>(), mss))
+            | stamped::SCALE
+                .put(syn.window_scale.map_or(stamped::NO_SCALE, |shift| u32::from(shift.min(14))))
+            | stamped::SACK.put(u32::from(syn.sack_permitted))
+            | stamped::ECN.put(u32::from(syn.ecn));
+        let mac = mac(slot, flow, client_isn, bits, Layout::Stamped);
+        let tsval =
+            bits | stamped::TIME.put((coarse_ns >> TIME_SHIFT) as u32) | stamped::MAC.put((mac >> 32) as u32);
+        Cookie { isn: mac as u32, tsval: Some(tsval) }
+    } else {
+        let scale = syn.window_scale.map_or(bare::NO_SCALE, |shift| table::floor(&table::BARE_SCALE, shift));
+        let bits = bare::EPOCH.put(slot.epoch)
+            | bare::MSS.put(table::floor(table::bare_mss::<A>(), mss))
+            | bare::SCALE.put(scale)
+            | bare::SACK.put(u32::from(syn.sack_permitted));
+        let mac = mac(slot, flow, client_isn, bits, Layout::Bare);
+        Cookie { isn: bits | bare::MAC.put(mac as u32), tsval: None }
+    }
+}
+
+/// Whether a SYN's MSS lies below what a cookie can express, so that segments may exceed what it asked for.
+#[inline(always)]
+pub fn mss_is_small<A: Family>(mss: Option<u16>) -> bool {
+    mss.is_some_and(|mss| mss < A::DEFAULT_MSS)
+}
+
+/// Judges an ACK: `client_isn` is SEG.SEQ − 1, `cookie` SEG.ACK − 1, `tsecr` that of its timestamps option. With
+/// the option only the first layout is tried, without it only the second.
+#[inline(always)]
+pub fn validate<A: Family>(
+    epochs: &(impl Epochs + ?Sized),
+    clock: &Clock,
+    flow: &FlowKey<A>,
+    client_isn: u32,
+    cookie: u32,
+    tsecr: Option<u32>,
+) -> Option<Accepted> {
+    let now = clock.epoch;
+    match tsecr {
+        Some(tsecr) => {
+            let epoch = match now.wrapping_sub(stamped::EPOCH.get(tsecr)) & 3 {
+                0 => now,
+                1 => now.wrapping_sub(1),
+                3 => now.wrapping_add(1),
+                _ if clock.extra > 0 => now.wrapping_sub(2),
+                _ => return None,
+            };
+            validate_stamped(epochs.slot(epoch)?, flow, client_isn, cookie, tsecr)
+        }
+        None => {
+            let (next, previous) = (now.wrapping_add(1), now.wrapping_sub(1));
+            let (first, second) = match (bare::EPOCH.get(cookie) == now & 1, clock.second_half) {
+                (true, _) => (now, now.wrapping_sub(2)),
+                (false, true) => (next, previous),
+                (false, false) => (previous, next),
+            };
+            let check = |epoch| validate_bare(epochs.slot(epoch)?, flow, client_isn, cookie);
+            let accepted = check(first);
+            if accepted.is_none() && clock.extra > 0 { check(second) } else { accepted }
+        }
+    }
+}
+
+#[inline(always)]
+fn validate_stamped<A: Family>(
+    slot: &EpochSlot,
+    flow: &FlowKey<A>,
+    client_isn: u32,
+    cookie: u32,
+    tsecr: u32,
+) -> Option<Accepted> {
+    let bits = tsecr & !(stamped::TIME.mask() | stamped::MAC.mask());
+    let mac = mac(slot, flow, client_isn, bits, Layout::Stamped);
+    let scale = stamped::SCALE.get(bits);
+    if mac as u32 != cookie || stamped::MAC.put((mac >> 32) as u32) != tsecr & stamped::MAC.mask() {
+        return None;
+    }
+    Some(Accepted {
+        mss: table::at(table::stamped_mss::<A>(), stamped::MSS.get(bits)),
+        window_scale: (scale != stamped::NO_SCALE).then_some(scale as u8),
+        sack_permitted: stamped::SACK.get(bits) == 1,
+        timestamps: true,
+        ecn: stamped::ECN.get(bits) == 1,
+        sent: Some(stamped::TIME.get(tsecr) as u16),
+        slot: *slot,
+    })
+}
+
+#[inline(always)]
+fn validate_bare<A: Family>(
+    slot: &EpochSlot,
+    flow: &FlowKey<A>,
+    client_isn: u32,
+    cookie: u32,
+) -> Option<Accepted> {
+    let bits = cookie & !bare::MAC.mask();
+    let mac = mac(slot, flow, client_isn, bits, Layout::Bare);
+    let scale = bare::SCALE.get(bits);
+    if bare::MAC.put(mac as u32) != cookie & bare::MAC.mask() {
+        return None;
+    }
+    Some(Accepted {
+        mss: table::at(table::bare_mss::<A>(), bare::MSS.get(bits)),
+        window_scale: (scale != bare::NO_SCALE).then(|| table::at(&table::BARE_SCALE, scale)),
+        sack_permitted: bare::SACK.get(bits) == 1,
+        timestamps: false,
+        ecn: false,
+        sent: None,
+        slot: *slot,
+    })
+}
+
+const TIME_SHIFT: u32 = 22;
+
+/// The handshake's round trip in nanoseconds, from [`Accepted::sent`] and the coarse clock now. `None` unless it
+/// lies between one unit of 2^22 ns and 3 s: the time is not authenticated, and it wraps.
+pub fn rtt_sample(sent: u16, coarse_ns: u64) -> Option<u64> {
+    const LONGEST: u64 = 3_000_000_000;
+    let units = ((coarse_ns >> TIME_SHIFT) as u16).wrapping_sub(sent);
+    let rtt = u64::from(units) << TIME_SHIFT;
+    (rtt > 0 && rtt < LONGEST).then_some(rtt)
+}
+
+#[derive(Clone, Copy)]
+enum Layout {
+    Bare = 0,
+    Stamped = 1,
+}
+
+#[inline(always)]
+fn mac<A: Family>(slot: &EpochSlot, flow: &FlowKey<A>, client_isn: u32, bits: u32, layout: Layout) -> u64 {
+    let context = u64::from(slot.layout) | (layout as u64) << 8 | u64::from(A::VERSION) << 16;
+    A::hash_flow(slot.key, flow, client_isn, u64::from(bits) | context << 32)
+}
+
+/// A run of bits in a word.
+struct Field {
+    shift: u32,
+    width: u32,
+}
+
+impl Field {
+    const fn mask(&self) -> u32 {
+        ((1 << self.width) - 1) << self.shift
+    }
+
+    /// The low bits of `value`, in place.
+    #[inline(always)]
+    const fn put(&self, value: u32) -> u32 {
+        value << self.shift & self.mask()
+    }
+
+    #[inline(always)]
+    const fn get(&self, word: u32) -> u32 {
+        (word & self.mask()) >> self.shift
+    }
+}
+
+/// TSval in the layout with timestamps.
+mod stamped {
+    use super::Field;
+    pub(super) const EPOCH: Field = Field { shift: 30, width: 2 };
+    pub(super) const TIME: Field = Field { shift: 14, width: 16 };
+    pub(super) const MSS: Field = Field { shift: 11, width: 3 };
+    pub(super) const SCALE: Field = Field { shift: 7, width: 4 };
+    pub(super) const SACK: Field = Field { shift: 6, width: 1 };
+    pub(super) const ECN: Field = Field { shift: 5, width: 1 };
+    pub(super) const MAC: Field = Field { shift: 0, width: 5 };
+    pub(super) const NO_SCALE: u32 = 15;
+}
+
+/// The ISN in the layout without.
+mod bare {
+    use super::Field;
+    pub(super) const EPOCH: Field = Field { shift: 31, width: 1 };
+    pub(super) const MSS: Field = Field { shift: 29, width: 2 };
+    pub(super) const SCALE: Field = Field { shift: 26, width: 3 };
+    pub(super) const SACK: Field = Field { shift: 25, width: 1 };
+    pub(super) const MAC: Field = Field { shift: 0, width: 25 };
+    pub(super) const NO_SCALE: u32 = 7;
+}
+
+#[cfg(test)]
+mod tests;
