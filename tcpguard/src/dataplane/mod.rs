@@ -1,2 +1,24 @@
 //! The kernel side seen from userspace: loads and attaches XDP, typed views of its maps, AF_XDP sockets, the cookie
 //! key schedule. The only room that touches packet memory shared with the kernel; it judges no packet.
+
+mod bpf;
+mod clock;
+mod error;
+mod flows;
+mod loader;
+mod lock;
+mod maps;
+mod netdev;
+mod pins;
+mod rings;
+mod shared;
+mod socket;
+
+pub use clock::{coarse_clock_ns, monotonic_ns};
+pub use error::{DataplaneError, SocketError};
+pub use flows::{FlowScan, FlowTable};
+pub use loader::{AttachMode, Attached, Dataplane, InterfaceSpec, LoadOptions, Previous};
+pub use maps::{Counters, ServiceEntry};
+pub use netdev::InterfaceFacts;
+pub use shared::{Fingerprints, Heartbeat};
+pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, XskSocket};

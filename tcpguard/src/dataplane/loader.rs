@@ -1,0 +1,591 @@
+//! Loads the XDP program and attaches it: one instance per interface, sharing maps through pins, on links that outlive
+//! the daemon. What the maps say is up to the caller.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use tcpguard_common::map::{
+    ABI_VERSION, DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, Interface, MAX_INTERFACES, MAX_QUEUES, Settings,
+    name,
+};
+
+use super::bpf::{self, LINK_TYPE_XDP};
+use super::error::DataplaneError;
+use super::flows::FlowTable;
+use super::lock::{FileLock, LockError};
+use super::maps::{Counters, Maps, ServiceEntry, shared_names};
+use super::netdev::InterfaceFacts;
+use super::pins::{PinDir, network_namespace};
+use super::shared::{Fingerprints, Heartbeat};
+use super::socket::MAX_FRAME;
+
+/// The XDP program.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
+/// Its name.
+const PROGRAM: &str = "tcpguard";
+/// The global that tells an instance which interface slot is its own.
+const SLOT: &str = "SLOT";
+/// Link pins start with this.
+const LINK_PREFIX: &str = "xdp_";
+
+/// `XDP_FLAGS_SKB_MODE`.
+const SKB_MODE: u32 = 1 << 1;
+/// `XDP_FLAGS_DRV_MODE`.
+const DRV_MODE: u32 = 1 << 2;
+
+/// Ethernet header and two VLAN tags, in front of an MTU's worth of IP.
+const LINK_HEADER: u32 = 14 + 2 * 4;
+
+/// How [`Dataplane::load`] goes about it.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where maps and links are pinned: a directory on a BPF file system, this daemon's alone.
+    pub pin_dir: PathBuf,
+    /// Where locks lie.
+    pub lock_dir: PathBuf,
+    /// Flows XDP can know at once, per family. Maps taken over keep their size.
+    pub max_flows: u32,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            pin_dir: "/sys/fs/bpf/tcpguard".into(),
+            lock_dir: "/run/tcpguard".into(),
+            max_flows: DEFAULT_MAX_FLOWS,
+        }
+    }
+}
+
+/// Where the kernel runs the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver.
+    #[default]
+    Native,
+    /// In the network stack, for drivers without XDP of their own: later and slower. Never chosen by itself.
+    Generic,
+}
+
+impl AttachMode {
+    fn flags(self) -> u32 {
+        match self {
+            Self::Native => DRV_MODE,
+            Self::Generic => SKB_MODE,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Native => Self::Generic,
+            Self::Generic => Self::Native,
+        }
+    }
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// An interface to guard.
+#[derive(Clone, Debug)]
+pub struct InterfaceSpec {
+    /// Its name.
+    pub name: String,
+    /// Native or generic.
+    pub mode: AttachMode,
+    /// Receive queues that get an engine, from 0 on; all of them if `None`.
+    pub queues: Option<u32>,
+}
+
+/// An interface that carries the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its name.
+    pub name: String,
+    /// Its slot: index into the INTERFACES map, and part of every engine's `xsk_index`.
+    pub slot: u32,
+    /// The kernel's index.
+    pub ifindex: u32,
+    /// Receive queues that need an engine, from 0 on.
+    pub queues: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Bytes of an IP packet it carries.
+    pub mtu: u32,
+    /// Whether a previous daemon's link was taken over: protection had no gap.
+    pub taken_over: bool,
+}
+
+/// What the previous daemon left in maps that were taken over.
+#[derive(Clone, Debug)]
+pub struct Previous {
+    /// Its last settings.
+    pub settings: Settings,
+    /// Its epochs: cookies in flight were made with these.
+    pub epochs: [EpochSlot; EPOCH_SLOTS as usize],
+}
+
+/// The XDP program on its interfaces, and its maps. Dropping it leaves both in place, as a kill would.
+#[derive(Debug)]
+pub struct Dataplane {
+    pins: PinDir,
+    lock_dir: PathBuf,
+    max_flows: u32,
+    maps: Maps,
+    previous: Option<Previous>,
+    guarded: Vec<Guarded>,
+}
+
+/// One guarded interface.
+#[derive(Debug)]
+struct Guarded {
+    attached: Attached,
+    link: OwnedFd,
+    pin: PathBuf,
+    _lock: FileLock,
+}
+
+impl Dataplane {
+    /// Takes over the maps pinned in `options.pin_dir` if they are of this ABI; makes new ones otherwise. Attaches nothing.
+    ///
+    /// # Errors
+    ///
+    /// `PinDirInUse`, `NotBpffs`, `MountBpffs`, `NotPrivileged`, `Object`, `ObjectMismatch`, or a failure to pin.
+    pub fn load(options: &LoadOptions) -> Result<Self, DataplaneError> {
+        let pins = PinDir::open(&options.pin_dir)?;
+        let (maps, previous) = match take_over(&pins)? {
+            Some((maps, previous)) => {
+                if maps.flows.capacity() != options.max_flows {
+                    tracing::warn!(
+                        kept = maps.flows.capacity(),
+                        wanted = options.max_flows,
+                        "the flow maps of the previous daemon keep their size; a clean stop and start changes it"
+                    );
+                }
+                (maps, Some(previous))
+            }
+            None => {
+                for map in shared_names() {
+                    PinDir::remove(&pins.join(map))?;
+                }
+                instance(&pins, 0, options.max_flows, "its maps")?;
+                (open_fresh(&pins)?, None)
+            }
+        };
+        Ok(Self {
+            pins,
+            lock_dir: options.lock_dir.clone(),
+            max_flows: options.max_flows,
+            maps,
+            previous,
+            guarded: Vec::new(),
+        })
+    }
+
+    /// What the previous daemon left, if its maps were taken over.
+    pub fn previous(&self) -> Option<&Previous> {
+        self.previous.as_ref()
+    }
+
+    /// Puts the program on an interface, in place of a previous daemon's if there is one. A new attachment is not armed:
+    /// nothing is guarded before [`Self::arm`].
+    ///
+    /// # Errors
+    ///
+    /// Each names its remedy; the interface is as it was.
+    pub fn attach(&mut self, spec: &InterfaceSpec) -> Result<Attached, DataplaneError> {
+        let facts = InterfaceFacts::query(&spec.name)?;
+        if self.guarded.iter().any(|guarded| guarded.attached.ifindex == facts.ifindex) {
+            return Err(DataplaneError::AttachedTwice { name: facts.name });
+        }
+        let queues = usable_queues(&facts, spec.queues)?;
+        check_mtu(&facts)?;
+        let lock = self.lock(&facts)?;
+        let (slot, armed) = self.choose_slot(facts.ifindex)?;
+        let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
+        let program = load_program(&mut ebpf, &facts.name)?;
+        let interface = Interface { mac: facts.mac, armed, queues, ifindex: facts.ifindex };
+        self.maps.write_interface(slot, &interface)?;
+        let (link, pin, taken_over) = match self.link(program, &facts, spec.mode) {
+            Ok(linked) => linked,
+            Err(error) => {
+                self.maps.write_interface(slot, &Interface::default())?;
+                return Err(error);
+            }
+        };
+        if !facts.up {
+            tracing::warn!(
+                interface = facts.name,
+                "the interface is down: `ip link set dev {} up`",
+                facts.name
+            );
+        }
+        let InterfaceFacts { name, ifindex, mac, mtu, .. } = facts;
+        let attached = Attached { name, slot, ifindex, queues, mac, mtu, taken_over };
+        self.guarded.push(Guarded { attached: attached.clone(), link, pin, _lock: lock });
+        Ok(attached)
+    }
+
+    /// The interfaces attached so far.
+    pub fn attached(&self) -> impl Iterator<Item = &Attached> {
+        self.guarded.iter().map(|guarded| &guarded.attached)
+    }
+
+    /// Takes the program off interfaces that a previous daemon guarded and this one does not; call it once all are
+    /// attached. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// A pin that cannot be removed.
+    pub fn release_unclaimed(&mut self) -> Result<usize, DataplaneError> {
+        let mut released = 0;
+        for pin in self.pins.with_prefix(LINK_PREFIX)? {
+            if !self.guarded.iter().any(|guarded| guarded.pin == pin) {
+                release_link(&pin)?;
+                released += 1;
+            }
+        }
+        for slot in 0..MAX_INTERFACES {
+            if !self.attached().any(|attached| attached.slot == slot) {
+                self.maps.write_interface(slot, &Interface::default())?;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Switches protection of a slot's interface on or off; the program stays attached, so that the link does not bounce.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn arm(&self, slot: u32, armed: bool) -> Result<(), DataplaneError> {
+        let interface = self.maps.read_interface(slot)?;
+        self.maps.write_interface(slot, &Interface { armed: u16::from(armed), ..interface })
+    }
+
+    /// Makes the protected services equal to `services`.
+    ///
+    /// # Errors
+    ///
+    /// `TooManyServices`, with nothing changed, or a failed map access.
+    pub fn set_services(&self, services: &[ServiceEntry]) -> Result<(), DataplaneError> {
+        self.maps.set_services(services)
+    }
+
+    /// Writes the settings, whole.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn write_settings(&self, settings: &Settings) -> Result<(), DataplaneError> {
+        self.maps.write_settings(settings)
+    }
+
+    /// The settings as XDP sees them.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn settings(&self) -> Result<Settings, DataplaneError> {
+        self.maps.read_settings()
+    }
+
+    /// Writes the epoch slots that changed. Before [`Self::write_settings`] says that one of them is current.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn write_epochs(&self, slots: &[EpochSlot]) -> Result<(), DataplaneError> {
+        self.maps.write_epochs(slots)
+    }
+
+    /// The epoch slots as XDP sees them.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn epochs(&self) -> Result<[EpochSlot; EPOCH_SLOTS as usize], DataplaneError> {
+        self.maps.read_epochs()
+    }
+
+    /// The reason counters now. They start where a previous daemon's left off.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn counters(&self) -> Result<Counters, DataplaneError> {
+        self.maps.counters()
+    }
+
+    /// The flow table.
+    pub fn flows(&self) -> FlowTable {
+        self.maps.flows.clone()
+    }
+
+    /// The heartbeat word of the engine with this `xsk_index`; `None` past the last one.
+    pub fn heartbeat(&self, xsk_index: u32) -> Option<Heartbeat> {
+        self.maps.heartbeats.of(xsk_index)
+    }
+
+    /// The TIME_WAIT fingerprints.
+    pub fn fingerprints(&self) -> Fingerprints {
+        self.maps.fingerprints.clone()
+    }
+
+    /// Lets XDP redirect a queue's frames to `socket`, which must be bound to it. The entry goes when the socket does.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn register_socket(
+        &self,
+        slot: u32,
+        queue: u32,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), DataplaneError> {
+        self.maps.register_socket(slot, queue, socket)
+    }
+
+    /// Takes the program off every interface and removes every pin, those of a previous daemon included. Goes on past
+    /// failures and reports the first.
+    ///
+    /// # Errors
+    ///
+    /// A pin that cannot be removed.
+    pub fn detach(self) -> Result<(), DataplaneError> {
+        let mut result = Ok(());
+        for guarded in &self.guarded {
+            // The link goes even if somebody else holds a descriptor of it.
+            if let Err(source) = bpf::link_detach(guarded.link.as_fd()) {
+                tracing::warn!(interface = guarded.attached.name, "could not detach: {source}");
+            }
+            result = result.and(PinDir::remove(&guarded.pin));
+        }
+        match self.pins.with_prefix(LINK_PREFIX) {
+            Ok(links) => {
+                for pin in links {
+                    result = result.and(release_link(&pin));
+                }
+            }
+            Err(error) => result = result.and(Err(error)),
+        }
+        for map in shared_names() {
+            result = result.and(PinDir::remove(&self.pins.join(map)));
+        }
+        self.pins.remove_dir();
+        result
+    }
+
+    /// Leaves program, maps and pins in place, for the next daemon to take over. The same as a kill.
+    pub fn leave(self) {
+        drop(self);
+    }
+
+    fn lock(&self, facts: &InterfaceFacts) -> Result<FileLock, DataplaneError> {
+        let path = self.lock_dir.join(format!("{}-{}.lock", network_namespace(), facts.ifindex));
+        let failed = |source| {
+            DataplaneError::or_privilege(format!("lock {}", path.display()), source, |source| {
+                DataplaneError::Lock { path: path.clone(), source }
+            })
+        };
+        std::fs::create_dir_all(&self.lock_dir).map_err(failed)?;
+        FileLock::acquire(&path).map_err(|error| match error {
+            LockError::Held(pid) => DataplaneError::AlreadyGuarded { name: facts.name.clone(), pid },
+            LockError::Io(source) => failed(source),
+        })
+    }
+
+    /// The slot that a previous daemon gave this interface, and whether it was armed; the first free one otherwise.
+    fn choose_slot(&self, ifindex: u32) -> Result<(u32, u16), DataplaneError> {
+        let mut free = None;
+        for slot in 0..MAX_INTERFACES {
+            if self.attached().any(|attached| attached.slot == slot) {
+                continue;
+            }
+            let held = self.maps.read_interface(slot)?;
+            if held.ifindex == ifindex {
+                return Ok((slot, held.armed));
+            }
+            if held.ifindex == 0 && free.is_none() {
+                free = Some(slot);
+            }
+        }
+        free.map(|slot| (slot, 0)).ok_or(DataplaneError::TooManyInterfaces { limit: MAX_INTERFACES })
+    }
+
+    /// Links the program to the interface: its link, the link's pin, and whether the link was there before.
+    fn link(
+        &self,
+        program: &Xdp,
+        facts: &InterfaceFacts,
+        mode: AttachMode,
+    ) -> Result<(OwnedFd, PathBuf, bool), DataplaneError> {
+        let not_loaded =
+            |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {PROGRAM}") };
+        let program = program.fd().map_err(not_loaded)?.as_fd();
+        let pin = self.link_pin(facts, mode);
+        if let Some(link) = live_link(&pin, facts.ifindex) {
+            bpf::link_update(link.as_fd(), program).map_err(|source| attach_error(facts, mode, source))?;
+            return Ok((link, pin, true));
+        }
+        PinDir::remove(&pin)?;
+        let other = self.link_pin(facts, mode.other());
+        if other.exists() {
+            tracing::info!(interface = facts.name, "changing from {} to {mode} mode", mode.other());
+            release_link(&other)?;
+        }
+        let link = bpf::link_create(program, facts.ifindex, mode.flags())
+            .map_err(|source| attach_error(facts, mode, source))?;
+        bpf::pin(link.as_fd(), &pin).map_err(|source| DataplaneError::Pin {
+            action: "create",
+            path: pin.clone(),
+            source,
+        })?;
+        Ok((link, pin, false))
+    }
+
+    /// The name tells interfaces of different network namespaces apart, and the modes, which a link does not tell.
+    fn link_pin(&self, facts: &InterfaceFacts, mode: AttachMode) -> PathBuf {
+        self.pins.join(&format!("{LINK_PREFIX}{}_{}_{mode}", network_namespace(), facts.ifindex))
+    }
+}
+
+/// The previous daemon's maps, if they are all there and of this ABI.
+fn take_over(pins: &PinDir) -> Result<Option<(Maps, Previous)>, DataplaneError> {
+    let Some(maps) = Maps::open(pins)? else { return Ok(None) };
+    let settings = maps.read_settings()?;
+    if settings.abi != ABI_VERSION {
+        tracing::info!(
+            found = settings.abi,
+            ours = ABI_VERSION,
+            "pinned maps are of another version: starting afresh"
+        );
+        return Ok(None);
+    }
+    let epochs = maps.read_epochs()?;
+    tracing::info!(dir = %pins.path().display(), generation = settings.generation, "took over a previous daemon's maps");
+    Ok(Some((maps, Previous { settings, epochs })))
+}
+
+/// Opens the maps that loading an instance just pinned.
+fn open_fresh(pins: &PinDir) -> Result<Maps, DataplaneError> {
+    for map in shared_names() {
+        if !pins.join(map).exists() {
+            return Err(DataplaneError::ObjectMismatch { kind: "map", name: map.to_owned() });
+        }
+    }
+    let other_layout = || DataplaneError::ObjectMismatch { kind: "maps", name: "of this layout".to_owned() };
+    Maps::open(pins)?.ok_or_else(other_layout)
+}
+
+/// Parses the object for one slot: creates the maps that are not pinned yet and joins those that are.
+fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<Ebpf, DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    // The program touches no kernel type, so that the kernel's own type information would only cost time.
+    loader.btf(None);
+    for map in shared_names() {
+        loader.map_pin_path(map, pins.join(map));
+    }
+    loader.map_max_entries(name::FLOWS_V4, max_flows).map_max_entries(name::FLOWS_V6, max_flows);
+    loader.override_global(SLOT, &slot, true);
+    loader.load(OBJECT).map_err(|error| object_error(subject, error))
+}
+
+fn load_program<'a>(ebpf: &'a mut Ebpf, subject: &str) -> Result<&'a Xdp, DataplaneError> {
+    let missing = || DataplaneError::ObjectMismatch { kind: "program", name: PROGRAM.to_owned() };
+    let program = ebpf.program_mut(PROGRAM).ok_or_else(missing)?;
+    let program: &mut Xdp = program.try_into().map_err(|_| missing())?;
+    program.load().map_err(|error| object_error(subject, error.into()))?;
+    Ok(program)
+}
+
+fn object_error(subject: &str, error: EbpfError) -> DataplaneError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = cause {
+        let denied = inner.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if let Some(code @ (libc::EPERM | libc::EACCES)) = denied
+            // The verifier says EACCES when it rejects a program, and writes a log.
+            && !(code == libc::EACCES && error.to_string().contains("Verifier output"))
+        {
+            return DataplaneError::NotPrivileged {
+                action: format!("load the XDP program for {subject}"),
+                source: io::Error::from_raw_os_error(code),
+            };
+        }
+        cause = inner.source();
+    }
+    DataplaneError::Object { subject: subject.to_owned(), source: Box::new(error) }
+}
+
+/// The link pinned at `pin`, if it still holds that interface.
+fn live_link(pin: &std::path::Path, ifindex: u32) -> Option<OwnedFd> {
+    let link = bpf::get(pin).ok()?;
+    let info = bpf::link_info(link.as_fd()).ok()?;
+    // The index is 0 once the device is gone.
+    (info.kind == LINK_TYPE_XDP && info.ifindex == ifindex).then_some(link)
+}
+
+/// Takes a pinned link's program off its interface and removes the pin.
+fn release_link(pin: &std::path::Path) -> Result<(), DataplaneError> {
+    if let Ok(link) = bpf::get(pin) {
+        // Fails only when the device is gone and there is nothing to detach.
+        let _ = bpf::link_detach(link.as_fd());
+    }
+    PinDir::remove(pin)
+}
+
+fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, DataplaneError> {
+    let name = || facts.name.clone();
+    let queues = wanted.unwrap_or(facts.rx_queues);
+    let limit = facts.rx_queues.min(MAX_QUEUES);
+    if queues == 0 || queues > limit {
+        return Err(DataplaneError::QueueCount { name: name(), queues, limit });
+    }
+    // AF_XDP in copy mode sends nothing, and says nothing, on a queue that the device has no transmit side for.
+    if queues > facts.tx_queues {
+        return Err(DataplaneError::UnequalQueues { name: name(), rx: queues, tx: facts.tx_queues });
+    }
+    Ok(queues)
+}
+
+/// A frame must fit an AF_XDP frame whole. What the driver allows besides, it says itself.
+fn check_mtu(facts: &InterfaceFacts) -> Result<(), DataplaneError> {
+    let limit = MAX_FRAME - LINK_HEADER;
+    if facts.mtu > limit {
+        return Err(DataplaneError::MtuTooLarge { name: facts.name.clone(), mtu: facts.mtu, limit });
+    }
+    Ok(())
+}
+
+/// The largest MTU that drivers with one 4 KB page a frame commonly take, veth being the strictest.
+const DRIVER_MTU: u32 = 3498;
+
+fn attach_error(facts: &InterfaceFacts, mode: AttachMode, source: io::Error) -> DataplaneError {
+    let name = facts.name.clone();
+    let driver = facts.driver.clone();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            DataplaneError::NotPrivileged { action: format!("attach XDP to {name}"), source }
+        }
+        // EEXIST: a program in the other mode.
+        Some(libc::EBUSY | libc::EEXIST) => DataplaneError::OtherProgram { name, source },
+        Some(libc::EOPNOTSUPP) if mode == AttachMode::Native => {
+            DataplaneError::NativeUnsupported { name, driver, source }
+        }
+        // veth and others say so when the MTU of this end, or the peer's, is too large.
+        Some(libc::ERANGE | libc::EMSGSIZE) => {
+            DataplaneError::MtuTooLarge { name, mtu: facts.mtu, limit: DRIVER_MTU }
+        }
+        _ => DataplaneError::AttachRefused { name, driver, mode, mtu: facts.mtu, source },
+    }
+}

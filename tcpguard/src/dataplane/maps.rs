@@ -1,0 +1,307 @@
+//! Typed views of the maps that the daemon writes and XDP reads, opened from their pins. What goes into them is decided
+//! elsewhere.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
+use aya::Pod;
+use aya::maps::MapInfo;
+use tcpguard_common::flow::{Address, FlowKey, V4, V6};
+use tcpguard_common::map::{
+    EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES, PORT_WORDS, Service,
+    ServiceKey, Settings, XSK_ENTRIES, name, xsk_index,
+};
+use tcpguard_common::reason::Reason;
+
+use super::bpf::{self, ANY, Map, PerCpuArray};
+use super::error::DataplaneError;
+use super::flows::FlowTable;
+use super::pins::PinDir;
+use super::shared::{Fingerprints, Heartbeats};
+
+/// One protected address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// The protected address; the unspecified one stands for any address of its family.
+    pub addr: IpAddr,
+    /// The protected TCP port, 1–65535.
+    pub port: u16,
+    /// Index of the service in the daemon's configuration.
+    pub id: u32,
+    /// One of the `MODE_*` constants of `tcpguard_common::map`.
+    pub mode: u32,
+}
+
+/// The reason counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    rows: Vec<Vec<u64>>,
+}
+
+impl Counters {
+    /// Segments counted under `reason`, all CPUs together.
+    pub fn total(&self, reason: Reason) -> u64 {
+        self.per_cpu(reason).iter().sum()
+    }
+
+    /// Segments counted under `reason` on each possible CPU.
+    pub fn per_cpu(&self, reason: Reason) -> &[u64] {
+        self.rows.get(reason as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What a map must look like for userspace and XDP to agree on it.
+struct Layout {
+    name: &'static str,
+    key_size: usize,
+    /// 0: checked by whoever maps it.
+    value_size: usize,
+    /// 0: sized by an option.
+    max_entries: u32,
+}
+
+impl Layout {
+    const fn of<K, V>(name: &'static str, max_entries: u32) -> Self {
+        Self { name, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries }
+    }
+}
+
+/// Every map that the instances of the program share through a pin.
+const SHARED: [Layout; 12] = [
+    Layout::of::<u32, Settings>(name::SETTINGS, 1),
+    Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
+    Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
+    Layout::of::<u32, u64>(name::PORTS, PORT_WORDS),
+    Layout::of::<ServiceKey<V4>, Service>(name::SERVICES_V4, MAX_SERVICES),
+    Layout::of::<ServiceKey<V6>, Service>(name::SERVICES_V6, MAX_SERVICES),
+    Layout::of::<FlowKey<V4>, Flow>(name::FLOWS_V4, 0),
+    Layout::of::<FlowKey<V6>, Flow>(name::FLOWS_V6, 0),
+    Layout::of::<u32, u32>(name::SOCKETS, XSK_ENTRIES),
+    Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
+    Layout::of::<u32, ()>(name::TIME_WAIT, 0),
+    Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
+];
+
+/// The names of the shared maps.
+pub(super) fn shared_names() -> impl Iterator<Item = &'static str> {
+    SHARED.iter().map(|layout| layout.name)
+}
+
+/// The maps.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub(super) settings: Map<u32, Settings>,
+    pub(super) epochs: Map<u32, EpochSlot>,
+    pub(super) interfaces: Map<u32, Interface>,
+    ports: Map<u32, u64>,
+    services_v4: Map<ServiceKey<V4>, Service>,
+    services_v6: Map<ServiceKey<V6>, Service>,
+    sockets: Map<u32, u32>,
+    counters: PerCpuArray,
+    pub(super) flows: FlowTable,
+    pub(super) heartbeats: Heartbeats,
+    pub(super) fingerprints: Fingerprints,
+}
+
+impl Maps {
+    /// Opens the pins in `dir`; `None` if one is missing or of another layout than this daemon's.
+    pub(super) fn open(dir: &PinDir) -> Result<Option<Self>, DataplaneError> {
+        let mut infos = HashMap::new();
+        for layout in &SHARED {
+            let Ok(info) = MapInfo::from_pin(dir.join(layout.name)) else { return Ok(None) };
+            if !matches(layout, &info) {
+                tracing::debug!(map = layout.name, "pinned map of another layout");
+                return Ok(None);
+            }
+            infos.insert(layout.name, info);
+        }
+        let failed = |map| move |source| DataplaneError::Map { action: "open", map, source };
+        let open = |map: &'static str| bpf::get(&dir.join(map)).map_err(failed(map));
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(name::COUNTERS)(source))?;
+        let capacity = infos[name::FLOWS_V4].max_entries();
+        // SAFETY: key and value sizes are those of the types, checked against `SHARED` above.
+        let flows = unsafe {
+            FlowTable::new(Map::from_fd(open(name::FLOWS_V4)?), Map::from_fd(open(name::FLOWS_V6)?), capacity)
+        };
+        let heartbeats = Heartbeats::map(open(name::HEARTBEATS)?.as_fd(), XSK_ENTRIES)
+            .map_err(failed(name::HEARTBEATS))?;
+        let time_wait = &infos[name::TIME_WAIT];
+        let fingerprints = Fingerprints::map(
+            open(name::TIME_WAIT)?.as_fd(),
+            time_wait.max_entries(),
+            time_wait.value_size(),
+        )
+        .map_err(failed(name::TIME_WAIT))?;
+        // SAFETY: as above; COUNTERS is the per-CPU array of 8-byte values that the object declares.
+        Ok(Some(unsafe {
+            Self {
+                settings: Map::from_fd(open(name::SETTINGS)?),
+                epochs: Map::from_fd(open(name::EPOCHS)?),
+                interfaces: Map::from_fd(open(name::INTERFACES)?),
+                ports: Map::from_fd(open(name::PORTS)?),
+                services_v4: Map::from_fd(open(name::SERVICES_V4)?),
+                services_v6: Map::from_fd(open(name::SERVICES_V6)?),
+                sockets: Map::from_fd(open(name::SOCKETS)?),
+                counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus),
+                flows,
+                heartbeats,
+                fingerprints,
+            }
+        }))
+    }
+
+    pub(super) fn read_settings(&self) -> Result<Settings, DataplaneError> {
+        let read = self.settings.lookup(&0).map_err(|source| DataplaneError::Map {
+            action: "read",
+            map: name::SETTINGS,
+            source,
+        })?;
+        Ok(read.unwrap_or_default())
+    }
+
+    pub(super) fn read_epochs(&self) -> Result<[EpochSlot; EPOCH_SLOTS as usize], DataplaneError> {
+        let mut slots = [EpochSlot::default(); EPOCH_SLOTS as usize];
+        for (index, slot) in (0..).zip(&mut slots) {
+            let read = self.epochs.lookup(&index).map_err(|source| DataplaneError::Map {
+                action: "read",
+                map: name::EPOCHS,
+                source,
+            })?;
+            *slot = read.unwrap_or_default();
+        }
+        Ok(slots)
+    }
+
+    pub(super) fn read_interface(&self, slot: u32) -> Result<Interface, DataplaneError> {
+        let read = self.interfaces.lookup(&slot).map_err(|source| DataplaneError::Map {
+            action: "read",
+            map: name::INTERFACES,
+            source,
+        })?;
+        Ok(read.unwrap_or_default())
+    }
+
+    pub(super) fn write_interface(&self, slot: u32, interface: &Interface) -> Result<(), DataplaneError> {
+        write(&self.interfaces, name::INTERFACES, &slot, interface)
+    }
+
+    /// Writes what changed. A slot that is in use keeps its bytes throughout.
+    pub(super) fn write_epochs(&self, slots: &[EpochSlot]) -> Result<(), DataplaneError> {
+        let held = self.read_epochs()?;
+        for (index, (slot, held)) in (0..).zip(slots.iter().zip(&held)) {
+            if slot != held {
+                write(&self.epochs, name::EPOCHS, &index, slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_settings(&self, settings: &Settings) -> Result<(), DataplaneError> {
+        write(&self.settings, name::SETTINGS, &0, settings)
+    }
+
+    /// Makes the service maps and the port bitmap equal to `services`. Services that stay are guarded throughout: new
+    /// entries come before the bitmap, old ones go after it.
+    pub(super) fn set_services(&self, services: &[ServiceEntry]) -> Result<(), DataplaneError> {
+        let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
+        let mut ports = vec![0u64; PORT_WORDS as usize];
+        for entry in services {
+            let service = Service { id: entry.id, mode: entry.mode };
+            let port = entry.port.to_be_bytes();
+            match entry.addr {
+                IpAddr::V4(addr) => v4.insert(ServiceKey::new(V4(addr.octets()), port), service),
+                IpAddr::V6(addr) => v6.insert(ServiceKey::new(V6(addr.octets()), port), service),
+            };
+            ports[usize::from(entry.port / 64)] |= 1 << (entry.port % 64);
+        }
+        let old_v4 = insert_services(&self.services_v4, name::SERVICES_V4, &v4)?;
+        let old_v6 = insert_services(&self.services_v6, name::SERVICES_V6, &v6)?;
+        for (index, word) in (0..).zip(&ports) {
+            write(&self.ports, name::PORTS, &index, word)?;
+        }
+        remove_services(&self.services_v4, name::SERVICES_V4, &old_v4)?;
+        remove_services(&self.services_v6, name::SERVICES_V6, &old_v6)
+    }
+
+    pub(super) fn counters(&self) -> Result<Counters, DataplaneError> {
+        let rows = (0..Reason::COUNT as u32)
+            .map(|index| self.counters.lookup(index))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|source| DataplaneError::Map { action: "read", map: name::COUNTERS, source })?;
+        Ok(Counters { rows })
+    }
+
+    pub(super) fn register_socket(
+        &self,
+        slot: u32,
+        queue: u32,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), DataplaneError> {
+        // The map's value is the descriptor's number; the kernel keeps the socket behind it.
+        let number = socket.as_raw_fd().cast_unsigned();
+        write(&self.sockets, name::SOCKETS, &xsk_index(slot, queue), &number)
+    }
+}
+
+fn matches(layout: &Layout, info: &MapInfo) -> bool {
+    let values = if layout.name == name::TIME_WAIT {
+        let words = u64::from(info.max_entries()) * u64::from(info.value_size() / 4);
+        info.value_size().is_multiple_of(4) && words == u64::from(FINGERPRINTS)
+    } else {
+        info.value_size() as usize == layout.value_size
+    };
+    values
+        && info.key_size() as usize == layout.key_size
+        && (layout.max_entries == 0 || layout.max_entries == info.max_entries())
+}
+
+fn write<K: Pod, V: Pod>(
+    map: &Map<K, V>,
+    name: &'static str,
+    key: &K,
+    value: &V,
+) -> Result<(), DataplaneError> {
+    map.update(key, value, ANY).map_err(|source| DataplaneError::Map { action: "write", map: name, source })
+}
+
+/// Writes `wanted` and returns the keys that are there but not wanted.
+fn insert_services<A: Address>(
+    map: &Map<ServiceKey<A>, Service>,
+    name: &'static str,
+    wanted: &HashMap<ServiceKey<A>, Service>,
+) -> Result<HashSet<ServiceKey<A>>, DataplaneError>
+where
+    ServiceKey<A>: Pod + Hash,
+{
+    if wanted.len() > MAX_SERVICES as usize {
+        return Err(DataplaneError::TooManyServices { count: wanted.len(), limit: MAX_SERVICES });
+    }
+    let held = map.keys().map_err(|source| DataplaneError::Map { action: "list", map: name, source })?;
+    let stale: HashSet<_> = held.into_iter().filter(|key| !wanted.contains_key(key)).collect();
+    // Both lists may not fit together; those that go have to make room.
+    let keep_stale = stale.len() + wanted.len() <= MAX_SERVICES as usize;
+    if !keep_stale {
+        remove_services(map, name, &stale)?;
+    }
+    for (key, service) in wanted {
+        write(map, name, key, service)?;
+    }
+    Ok(if keep_stale { stale } else { HashSet::new() })
+}
+
+fn remove_services<A: Address>(
+    map: &Map<ServiceKey<A>, Service>,
+    name: &'static str,
+    stale: &HashSet<ServiceKey<A>>,
+) -> Result<(), DataplaneError>
+where
+    ServiceKey<A>: Pod,
+{
+    for key in stale {
+        map.remove(key).map_err(|source| DataplaneError::Map { action: "write", map: name, source })?;
+    }
+    Ok(())
+}
