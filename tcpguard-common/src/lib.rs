@@ -12,6 +12,7 @@ extern crate std;
 pub mod cookie;
 pub mod fingerprint;
 pub mod flow;
+pub mod lab;
 pub mod map;
 pub mod packet;
 pub mod reason;

@@ -1,15 +1,265 @@
-//! The lab's XDP programs: pass. They stand beside the guard in tests and in the demo, never in its way.
+//! The lab's XDP programs: flood generator, verifying receiver, reflector, pass. They stand beside the guard in
+//! tests, benchmarks and the demo; none of them is part of it.
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
-use aya_ebpf::macros::xdp;
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_redirect, bpf_xdp_adjust_tail};
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
+use tcpguard_common::lab::{
+    FloodConfig, Received, Spoofed, TEMPLATE_LEN, TEMPLATE_WORDS, TEMPLATES, Template, mix, offset,
+};
+
+#[map]
+static CONFIG: Array<FloodConfig> = Array::with_max_entries(1, 0);
+#[map]
+static GENERATED: PerCpuArray<u64> = PerCpuArray::with_max_entries(TEMPLATES, 0);
+/// Frames this CPU has sent: the budget's account, and the position in the sequence of random sources.
+#[map]
+static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static RECEIVED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Received::ALL.len() as u32, 0);
+
+const IPV4: [u8; 2] = [0x08, 0x00];
+const TCP: u8 = 6;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
 
 /// Passes everything. A veth delivers what its peer transmits from XDP only while it has a program itself.
 #[xdp]
 fn pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Sends every TCP segment back with its ends swapped: what XDP_TX costs without a decision.
+#[xdp]
+fn reflect(ctx: XdpContext) -> u32 {
+    swap_ends(&ctx).unwrap_or(XDP_PASS)
+}
+
+fn swap_ends(ctx: &XdpContext) -> Option<u32> {
+    if load::<[u8; 2]>(ctx, 12)? != IPV4 || load::<u8>(ctx, 14)? != 0x45 || load::<u8>(ctx, 23)? != TCP {
+        return None;
+    }
+    let ports = load::<[[u8; 2]; 2]>(ctx, 34)?;
+    store(ctx, 34, [ports[1], ports[0]])?;
+    let macs = load::<[[u8; 6]; 2]>(ctx, 0)?;
+    store(ctx, 0, [macs[1], macs[0]])?;
+    let addresses = load::<[[u8; 4]; 2]>(ctx, 26)?;
+    store(ctx, 26, [addresses[1], addresses[0]])?;
+    Some(XDP_TX)
+}
+
+/// Writes one spoofed frame over whatever the recycled page holds, and redirects it out of the attacker's
+/// interface.
+#[xdp]
+fn flood(ctx: XdpContext) -> u32 {
+    generate(&ctx).unwrap_or(XDP_ABORTED)
+}
+
+fn generate(ctx: &XdpContext) -> Option<u32> {
+    let config = CONFIG.get(0)?;
+    let sent = SENT.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU value, and XDP programs of one CPU do not interrupt each other.
+    let position = unsafe { *sent };
+    if position >= config.budget {
+        return Some(XDP_DROP);
+    }
+    // SAFETY: as above.
+    unsafe { *sent = position + 1 };
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u64;
+    let random = mix(config.seed.wrapping_add(cpu << 56).wrapping_add(position));
+    let address = config.network | (random as u32 & !config.netmask);
+    let port = (random >> 32) as u16 | 0x0400;
+    let spoofed = Spoofed::of(config.key, config.count, address, port);
+    write_frame(ctx, config, &spoofed, address, port, (random >> 24) as u32)?;
+    count(&GENERATED, spoofed.template);
+    // SAFETY: plain integers; the redirect itself happens when the program returns.
+    Some(unsafe { bpf_redirect(config.ifindex, 0) } as u32)
+}
+
+#[inline(always)]
+fn write_frame(
+    ctx: &XdpContext,
+    config: &FloodConfig,
+    spoofed: &Spoofed,
+    address: u32,
+    port: u16,
+    random: u32,
+) -> Option<()> {
+    let template = template(config, spoofed.template);
+    for (index, word) in template.words.iter().enumerate().take(TEMPLATE_WORDS) {
+        store(ctx, index * 8, *word)?;
+    }
+    let source = halves(address);
+    let (mut ip_sum, mut tcp_sum) = (template.ip_sum, template.tcp_sum);
+    ip_sum += sum(source);
+    store(ctx, offset::SOURCE, source)?;
+    store(ctx, offset::IP_CHECKSUM, fold(ip_sum))?;
+
+    tcp_sum += sum(source) + port.to_be() as u32;
+    store(ctx, offset::SOURCE_PORT, port.to_be())?;
+    let seq = halves(spoofed.isn);
+    tcp_sum += sum(seq);
+    store(ctx, offset::SEQ, seq)?;
+    if template.random_ack != 0 {
+        let ack = halves(random);
+        tcp_sum += sum(ack);
+        store(ctx, offset::ACK, ack)?;
+    }
+    // Masked for the same reason as in `template`.
+    let at = template.tsval as usize & (TEMPLATE_LEN - 1);
+    if at != 0 {
+        let tsval = halves(spoofed.tsval);
+        tcp_sum += sum(tsval);
+        store(ctx, at, tsval)?;
+    }
+    store(ctx, offset::TCP_CHECKSUM, fold(tcp_sum))?;
+    // SAFETY: the context is the one the kernel called us with.
+    let cut = unsafe { bpf_xdp_adjust_tail(ctx.ctx, template.len as i32 - TEMPLATE_LEN as i32) };
+    (cut == 0).then_some(())
+}
+
+/// Masked rather than checked: of a check the compiler may keep a copy the kernel's verifier does not follow.
+#[inline(always)]
+fn template(config: &FloodConfig, index: u32) -> &Template {
+    &config.template[(index & (TEMPLATES - 1)) as usize]
+}
+
+/// Judges the answers to spoofed addresses and keeps them from the kernel behind, which would reset them.
+#[xdp]
+fn verify(ctx: XdpContext) -> u32 {
+    let received = classify(&ctx).unwrap_or(Received::Other);
+    count(&RECEIVED, received as u32);
+    match received {
+        Received::Other | Received::Segment | Received::SynAck => XDP_PASS,
+        _ => XDP_DROP,
+    }
+}
+
+fn classify(ctx: &XdpContext) -> Option<Received> {
+    if load::<[u8; 2]>(ctx, 12)? != IPV4 || load::<u8>(ctx, 14)? != 0x45 || load::<u8>(ctx, 23)? != TCP {
+        return None;
+    }
+    let config = CONFIG.get(0)?;
+    let address = u32::from_be_bytes(load(ctx, 30)?);
+    let flags = load::<u8>(ctx, 47)? & (SYN | ACK | RST);
+    let spoofed = config.count != 0 && address & config.netmask == config.network;
+    Some(match (spoofed, flags) {
+        (false, f) if f == SYN | ACK => Received::SynAck,
+        (false, _) => Received::Segment,
+        (true, f) if f == SYN | ACK => judge(ctx, config, address)?,
+        (true, f) if f & RST != 0 => Received::SpoofedReset,
+        (true, _) => Received::SpoofedOther,
+    })
+}
+
+/// Judges one SYN-ACK to a spoofed address. Every template offers window scaling and SACK; timestamps differ.
+fn judge(ctx: &XdpContext, config: &FloodConfig, address: u32) -> Option<Received> {
+    let port = u16::from_be_bytes(load(ctx, 36)?);
+    let spoofed = Spoofed::of(config.key, config.count, address, port);
+    let length = (load::<u8>(ctx, 46)? >> 4) as usize * 4;
+    if !checksums_hold(ctx, length)? {
+        return Some(Received::SpoofedBadChecksum);
+    }
+    if u32::from_be_bytes(load(ctx, offset::ACK)?).wrapping_sub(1) != spoofed.isn {
+        return Some(Received::SpoofedBadAck);
+    }
+    let offered = template(config, spoofed.template).tsval != 0;
+    let expected = if offered { Some(spoofed.tsval) } else { None };
+    Some(match timestamp_echo(ctx, length) == expected {
+        true => Received::SpoofedSynAck,
+        false => Received::SpoofedBadOptions,
+    })
+}
+
+/// Whether both checksums of a segment that is all header, `length` bytes of it, are right.
+#[inline(always)]
+fn checksums_hold(ctx: &XdpContext, length: usize) -> Option<bool> {
+    let total = u16::from_be_bytes(load(ctx, 16)?) as usize;
+    if length < 20 || total != 20 + length {
+        return Some(false);
+    }
+    let mut ip_sum = 0;
+    for at in (14..34).step_by(4) {
+        ip_sum += sum(load(ctx, at)?);
+    }
+    let mut tcp_sum = sum(load(ctx, 26)?) + sum(load(ctx, 30)?) + (TCP as u16).to_be() as u32;
+    tcp_sum += (length as u16).to_be() as u32;
+    for at in (0..60).step_by(4) {
+        if at < length {
+            tcp_sum += sum(load(ctx, 34 + at)?);
+        }
+    }
+    Some(fold(ip_sum) == 0 && fold(tcp_sum) == 0)
+}
+
+/// The TSecr of a header of `length` bytes (RFC 7323 §3.2). It looks for kind and length at every offset instead of
+/// walking from option to option: the kernel's verifier would follow every way through the walk.
+#[inline(always)]
+fn timestamp_echo(ctx: &XdpContext, length: usize) -> Option<u32> {
+    for at in offset::OPTIONS..offset::OPTIONS + 30 {
+        if at + 10 > 34 + length {
+            return None;
+        }
+        if load::<[u8; 2]>(ctx, at)? == [8, 10] {
+            return Some(u32::from_be_bytes(load(ctx, at + 6)?));
+        }
+    }
+    None
+}
+
+fn count(counters: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: a per-CPU value, and XDP programs of one CPU do not interrupt each other.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// A 32-bit field as the two native words it adds to a checksum.
+#[inline(always)]
+fn halves(value: u32) -> [u16; 2] {
+    [((value >> 16) as u16).to_be(), (value as u16).to_be()]
+}
+
+#[inline(always)]
+fn sum(words: [u16; 2]) -> u32 {
+    words[0] as u32 + words[1] as u32
+}
+
+/// The checksum field for a sum of native words (RFC 1071); 0 when the sum covered a right checksum.
+#[inline(always)]
+fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// Reads a `T` of plain integers at `offset`; `None` when it does not all lie inside the frame.
+#[inline(always)]
+fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
+    let at = ctx.data() + offset;
+    if at + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: in bounds, checked above; every caller asks for integers, for which any bytes are valid. Fields lie
+    // at multiples of their alignment, or the kernel's architecture reads them anyway.
+    Some(unsafe { *(at as *const T) })
+}
+
+/// Writes a `T` at `offset`; `None`, and nothing written, when it does not all lie inside the frame.
+#[inline(always)]
+fn store<T: Copy>(ctx: &XdpContext, offset: usize, value: T) -> Option<()> {
+    let at = ctx.data() + offset;
+    if at + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: as for `load`.
+    unsafe { *(at as *mut T) = value };
+    Some(())
 }
 
 #[cfg(not(test))]
