@@ -1,0 +1,328 @@
+//! The lab: a guarded host, its clients and an attacker behind one link, in network namespaces that go away with the
+//! value that made them. Shared by `cargo xtask` and the integration tests; it knows nothing of the daemon's insides.
+//!
+//! ```text
+//!   client ── client0 ═══════════════════ guard0 ── guard        LabConfig::loss == None
+//!   client ── client0 ═ north0  router  south0 ═ guard0 ── guard    with loss in the router's forward hook
+//! ```
+//!
+//! Attack frames enter the guard's link at its far end (`client0`, or `south0`), where the receiver also sits.
+
+mod backend;
+mod flood;
+mod namespace;
+mod process;
+mod state;
+mod template;
+mod verifier;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+pub use backend::{Backend, write_pattern};
+pub use flood::{Flood, FloodCounters, FloodSpec};
+pub use namespace::Namespace;
+pub use process::Process;
+pub use tcpguard_common::lab::Received;
+pub use template::{Kind, Macs};
+pub use verifier::{Arrivals, Pass, Verifier};
+
+use state::State;
+
+/// The guarded interface, in the guard's namespace.
+pub const GUARD_INTERFACE: &str = "guard0";
+/// The client's interface, in the client's namespace.
+pub const CLIENT_INTERFACE: &str = "client0";
+/// The guarded host's address.
+pub const GUARD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The network spoofed sources are drawn from, unless a flood says otherwise: set aside for benchmarks (RFC 2544).
+pub const SPOOFED: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
+
+const GUARD_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 0, 1];
+const FAR_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 0, 2];
+const NORTH_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 1];
+const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 2];
+const SOUTH_INTERFACE: &str = "south0";
+const NORTH_INTERFACE: &str = "north0";
+
+/// How to build a lab.
+#[derive(Clone, Debug)]
+pub struct LabConfig {
+    /// The lab's eBPF object, `tcpguard-lab` in the `OUT_DIR` of the `tcpguard` crate.
+    pub object: PathBuf,
+    /// Receive (and transmit) queues of the guard's link, at least 1.
+    pub queues: u32,
+    /// Puts a router between client and guard which drops this share of the packets each way, 0.0–1.0.
+    pub loss: Option<f64>,
+    /// Addresses the client has: connections from it may use any.
+    pub client_addresses: u8,
+}
+
+impl LabConfig {
+    /// One queue, one client address, no router.
+    pub fn new(object: impl Into<PathBuf>) -> Self {
+        Self { object: object.into(), queues: 1, loss: None, client_addresses: 1 }
+    }
+}
+
+/// A lab that is up. Dropping it takes everything down.
+#[derive(Debug)]
+pub struct Lab {
+    config: LabConfig,
+    // Fields are dropped in order: programs, then namespaces, then whatever else carries the lab's name.
+    verifier: Verifier,
+    client: Namespace,
+    router: Option<Namespace>,
+    guard: Namespace,
+    state: State,
+}
+
+impl Lab {
+    /// Sweeps away what killed labs left, and builds a new one.
+    pub fn up(config: LabConfig) -> Result<Self> {
+        let state = State::claim()?;
+        mount_bpffs()?;
+        let make = |role: &str| Namespace::create(&format!("{}-{role}", state.id()));
+        let guard = make("guard")?;
+        let client = make("client")?;
+        let router = config.loss.map(|_| make("router")).transpose()?;
+        wire(&config, &guard, &client, router.as_ref())?;
+        let (far, interface) = far_end(&client, router.as_ref());
+        let ifindex = index(far, interface)?;
+        let aim = aim(&config, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, 0));
+        let expected = aim.config(&FloodSpec::default());
+        let verifier = Verifier::attach(&config.object, far, ifindex, &expected)?;
+        Ok(Self { config, verifier, client, router, guard, state })
+    }
+
+    /// The lab's name: prefix of its namespaces.
+    pub fn id(&self) -> &str {
+        self.state.id()
+    }
+
+    /// The guarded host. [`GUARD_INTERFACE`] is in it.
+    pub fn guard(&self) -> &Namespace {
+        &self.guard
+    }
+
+    /// The client's host.
+    pub fn client(&self) -> &Namespace {
+        &self.client
+    }
+
+    /// The router between them, when packets are to be lost.
+    pub fn router(&self) -> Option<&Namespace> {
+        self.router.as_ref()
+    }
+
+    /// The client's addresses.
+    pub fn client_addresses(&self) -> Vec<Ipv4Addr> {
+        let net = u8::from(self.router.is_some());
+        (0..self.config.client_addresses).map(|host| Ipv4Addr::new(10, 77, net, 2 + host)).collect()
+    }
+
+    /// A directory for files, removed with the lab.
+    pub fn dir(&self) -> PathBuf {
+        self.state.dir()
+    }
+
+    /// Where a daemon of this lab should pin its maps: removed with the lab.
+    pub fn pin_dir(&self) -> PathBuf {
+        self.state.pin_dir()
+    }
+
+    /// Where a daemon of this lab should listen for its command line.
+    pub fn control_socket(&self) -> PathBuf {
+        self.state.dir().join("tcpguard.sock")
+    }
+
+    /// The receiver at the far end of the guard's link.
+    pub fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    /// Starts a flood against `port` of the guarded host.
+    pub fn flood(&mut self, port: u16, spec: FloodSpec) -> Result<Flood> {
+        let (far, interface) = far_end(&self.client, self.router.as_ref());
+        let ifindex = index(far, interface)?;
+        let aim = aim(&self.config, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, port));
+        self.verifier.expect(&aim.config(&spec))?;
+        Flood::start(&aim, spec)
+    }
+
+    /// Starts nginx on the guarded host's loopback.
+    pub fn backend(&self, port: u16) -> Result<Backend> {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        Backend::start(&self.guard, address, &self.dir())
+    }
+
+    /// Leaves the lab standing when this value goes, until [`down`].
+    pub fn keep(mut self) -> Result<()> {
+        std::fs::create_dir_all(self.pin_dir())?;
+        self.verifier.pin(&self.state.pin_dir().join("lab-verify"))?;
+        self.state.keep()?;
+        self.guard.keep();
+        self.client.keep();
+        if let Some(router) = &mut self.router {
+            router.keep();
+        }
+        Ok(())
+    }
+}
+
+/// Takes down the labs that were kept, and returns their names.
+pub fn down() -> Result<Vec<String>> {
+    state::sweep_kept()
+}
+
+/// Mounts bpffs, where pins live, unless it is mounted.
+pub fn mount_bpffs() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/mounts")?;
+    if mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")) {
+        return Ok(());
+    }
+    crate::tool::run("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"])
+}
+
+/// Frames XDP sent from `interface` that its peer's ring had no room for.
+fn link_errors(namespace: &Namespace, interface: &str) -> Result<u64> {
+    let said = namespace.output("ethtool", &["-S", interface])?;
+    Ok(xmit_errors(&said))
+}
+
+fn xmit_errors(statistics: &str) -> u64 {
+    let lines = statistics.lines().filter_map(|line| line.trim().split_once(": "));
+    lines
+        .filter(|(name, _)| name.ends_with("_xdp_xmit_errors"))
+        .filter_map(|(_, n)| n.parse::<u64>().ok())
+        .sum()
+}
+
+/// The namespace and interface at the other end of the guard's link.
+fn far_end<'a>(client: &'a Namespace, router: Option<&'a Namespace>) -> (&'a Namespace, &'static str) {
+    router.map_or((client, CLIENT_INTERFACE), |router| (router, SOUTH_INTERFACE))
+}
+
+fn aim<'a>(
+    config: &LabConfig,
+    from: &'a Namespace,
+    interface: &'static str,
+    ifindex: u32,
+    target: SocketAddrV4,
+) -> flood::Aim<'a> {
+    let macs = Macs { source: FAR_MAC, destination: GUARD_MAC };
+    flood::Aim { object: config.object.clone(), from, interface, ifindex, macs, target }
+}
+
+fn index(namespace: &Namespace, interface: &str) -> Result<u32> {
+    let said = namespace.output("ip", &["-o", "link", "show", "dev", interface])?;
+    let index = said.split(':').next().and_then(|index| index.trim().parse().ok());
+    index.with_context(|| format!("no interface index in {said:?}"))
+}
+
+/// Links, addresses, routes and neighbours; checksums computed before frames enter a veth, as on a real wire.
+fn wire(config: &LabConfig, guard: &Namespace, client: &Namespace, router: Option<&Namespace>) -> Result<()> {
+    let hosts: Vec<u8> = (0..config.client_addresses).map(|host| 2 + host).collect();
+    match router {
+        None => {
+            pair(client, CLIENT_INTERFACE, FAR_MAC, guard, GUARD_INTERFACE, GUARD_MAC, config.queues)?;
+            address(guard, GUARD_INTERFACE, [10, 77, 0, 1])?;
+            for host in hosts {
+                address(client, CLIENT_INTERFACE, [10, 77, 0, host])?;
+                neighbour(guard, GUARD_INTERFACE, [10, 77, 0, host], FAR_MAC)?;
+            }
+            neighbour(client, CLIENT_INTERFACE, [10, 77, 0, 1], GUARD_MAC)?;
+        }
+        Some(router) => {
+            pair(router, SOUTH_INTERFACE, FAR_MAC, guard, GUARD_INTERFACE, GUARD_MAC, config.queues)?;
+            pair(client, CLIENT_INTERFACE, CLIENT_MAC, router, NORTH_INTERFACE, NORTH_MAC, 1)?;
+            address(guard, GUARD_INTERFACE, [10, 77, 0, 1])?;
+            address(router, SOUTH_INTERFACE, [10, 77, 0, 2])?;
+            address(router, NORTH_INTERFACE, [10, 77, 1, 1])?;
+            for host in hosts {
+                address(client, CLIENT_INTERFACE, [10, 77, 1, host])?;
+                neighbour(router, NORTH_INTERFACE, [10, 77, 1, host], CLIENT_MAC)?;
+            }
+            neighbour(guard, GUARD_INTERFACE, [10, 77, 0, 2], FAR_MAC)?;
+            neighbour(router, SOUTH_INTERFACE, [10, 77, 0, 1], GUARD_MAC)?;
+            neighbour(client, CLIENT_INTERFACE, [10, 77, 1, 1], NORTH_MAC)?;
+            client.ip("route add default via 10.77.1.1")?;
+            router.sysctl(&[("net/ipv4/ip_forward", "1")])?;
+            // Packets are lost one at a time, not as the bundles that GRO would make of them.
+            router.output("ethtool", &["-K", SOUTH_INTERFACE, "gro", "off"])?;
+            lose(router, config.loss.unwrap_or(0.0))?;
+        }
+    }
+    guard.ip("route add default via 10.77.0.2")?;
+    let ports = ("net/ipv4/ip_local_port_range", "1024 65535");
+    client.sysctl(&[ports, ("net/ipv4/tcp_tw_reuse", "1")])?;
+    guard.sysctl(&[ports, ("net/ipv4/tcp_tw_reuse", "1"), ("net/core/somaxconn", "65535")])
+}
+
+fn pair(
+    a: &Namespace,
+    a_name: &str,
+    a_mac: [u8; 6],
+    b: &Namespace,
+    b_name: &str,
+    b_mac: [u8; 6],
+    queues: u32,
+) -> Result<()> {
+    let (a_text, b_text, peer) = (mac(a_mac), mac(b_mac), b.name());
+    let count = format!("numtxqueues {queues} numrxqueues {queues}");
+    a.ip(&format!(
+        "link add {a_name} address {a_text} {count} type veth peer name {b_name} address {b_text} {count} netns {peer}
+link set {a_name} up"
+    ))?;
+    b.ip(&format!("link set {b_name} up"))?;
+    a.output("ethtool", &["-K", a_name, "tx", "off"])?;
+    b.output("ethtool", &["-K", b_name, "tx", "off"]).map(drop)
+}
+
+fn address(namespace: &Namespace, interface: &str, address: [u8; 4]) -> Result<()> {
+    namespace.ip(&format!("addr add {}/24 dev {interface}", Ipv4Addr::from(address)))
+}
+
+/// A fixed neighbour entry: a flood must not depend on ARP getting through it.
+fn neighbour(namespace: &Namespace, interface: &str, address: [u8; 4], at: [u8; 6]) -> Result<()> {
+    let (address, at) = (Ipv4Addr::from(address), mac(at));
+    namespace.ip(&format!("neigh replace {address} lladdr {at} dev {interface} nud permanent"))
+}
+
+/// Drops a share of what the router forwards, each way.
+fn lose(router: &Namespace, share: f64) -> Result<()> {
+    let per_million = (share.clamp(0.0, 1.0) * 1e6) as u32;
+    router.nft(&format!(
+        "table ip lab {{
+  chain forward {{
+    type filter hook forward priority 0
+    numgen random mod 1000000 < {per_million} counter drop
+  }}
+}}
+"
+    ))
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transmit_errors_of_every_queue_are_summed() {
+        let said = "NIC statistics:\n     peer_ifindex: 7\n     rx_queue_0_xdp_packets: 9\n     \
+                    tx_queue_0_xdp_xmit: 100\n     tx_queue_0_xdp_xmit_errors: 3\n     \
+                    tx_queue_1_xdp_xmit_errors: 4\n";
+        assert_eq!(xmit_errors(said), 7);
+    }
+
+    #[test]
+    fn a_mac_is_written_as_ip_reads_it() {
+        assert_eq!(mac(GUARD_MAC), "02:00:00:77:00:01");
+    }
+}

@@ -1,0 +1,105 @@
+//! What a lab leaves on the machine besides its namespaces: one directory under /run, held by a file lock that the
+//! kernel releases whatever ends the process, so that a dead lab is told from a living one and swept away.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::namespace;
+
+const ROOT: &str = "/run/tcpguard-lab";
+const BPFFS: &str = "/sys/fs/bpf";
+/// Present in a lab that shall outlive the process that made it.
+const KEPT: &str = "kept";
+
+/// A lab's directory. Dropping it removes everything that carries the lab's name, unless it was [kept](Self::keep).
+#[derive(Debug)]
+pub(super) struct State {
+    id: String,
+    keep: bool,
+    _lock: File,
+}
+
+impl State {
+    /// Sweeps away dead labs, then claims a new name.
+    pub(super) fn claim() -> Result<Self> {
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let _turn = turn()?;
+        sweep(false)?;
+        let id = format!("tcpguard-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let dir = Path::new(ROOT).join(&id);
+        fs::create_dir_all(&dir)?;
+        let lock = File::create(dir.join("lock"))?;
+        lock.try_lock().with_context(|| format!("locking {}", dir.display()))?;
+        Ok(Self { id, keep: false, _lock: lock })
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn dir(&self) -> PathBuf {
+        Path::new(ROOT).join(&self.id)
+    }
+
+    pub(super) fn pin_dir(&self) -> PathBuf {
+        Path::new(BPFFS).join(&self.id)
+    }
+
+    /// Leaves the lab standing until [`sweep_kept`].
+    pub(super) fn keep(&mut self) -> Result<()> {
+        fs::write(self.dir().join(KEPT), "")?;
+        self.keep = true;
+        Ok(())
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if !self.keep {
+            remove(&self.id);
+        }
+    }
+}
+
+/// Removes the kept labs, and returns their names.
+pub(super) fn sweep_kept() -> Result<Vec<String>> {
+    let _turn = turn()?;
+    sweep(true)
+}
+
+/// Serialises claiming and sweeping: a lab is never seen between its directory and its lock.
+fn turn() -> Result<File> {
+    if !crate::tool::is_root() {
+        bail!("the lab needs root: it makes network namespaces and loads XDP programs");
+    }
+    fs::create_dir_all(ROOT)?;
+    let turn = File::create(Path::new(ROOT).join("lock"))?;
+    turn.lock()?;
+    Ok(turn)
+}
+
+/// Removes labs whose process is gone; the kept ones only if asked.
+fn sweep(kept: bool) -> Result<Vec<String>> {
+    let mut swept = Vec::new();
+    for entry in fs::read_dir(ROOT)?.flatten().filter(|entry| entry.path().is_dir()) {
+        let alive = File::open(entry.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
+        let Ok(id) = entry.file_name().into_string() else { continue };
+        if !alive && entry.path().join(KEPT).exists() == kept {
+            remove(&id);
+            swept.push(id);
+        }
+    }
+    Ok(swept)
+}
+
+/// Removes everything that carries the lab's name: processes, namespaces, pins, files. Goes on past failures.
+fn remove(id: &str) {
+    for name in namespace::named(&format!("{id}-")) {
+        namespace::remove(&name);
+    }
+    let _ = fs::remove_dir_all(Path::new(BPFFS).join(id));
+    let _ = fs::remove_dir_all(Path::new(ROOT).join(id));
+}
