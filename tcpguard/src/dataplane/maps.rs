@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::Pod;
 use aya::maps::MapInfo;
+use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::map::{
     EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES, PORT_WORDS, Service,
@@ -57,7 +58,6 @@ impl Counters {
 struct Layout {
     name: &'static str,
     key_size: usize,
-    /// 0: checked by whoever maps it.
     value_size: usize,
     /// 0: sized by an option.
     max_entries: u32,
@@ -81,7 +81,7 @@ const SHARED: [Layout; 12] = [
     Layout::of::<FlowKey<V6>, Flow>(name::FLOWS_V6, 0),
     Layout::of::<u32, u32>(name::SOCKETS, XSK_ENTRIES),
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
-    Layout::of::<u32, ()>(name::TIME_WAIT, 0),
+    Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
 ];
 
@@ -128,13 +128,8 @@ impl Maps {
         };
         let heartbeats = Heartbeats::map(open(name::HEARTBEATS)?.as_fd(), XSK_ENTRIES)
             .map_err(failed(name::HEARTBEATS))?;
-        let time_wait = &infos[name::TIME_WAIT];
-        let fingerprints = Fingerprints::map(
-            open(name::TIME_WAIT)?.as_fd(),
-            time_wait.max_entries(),
-            time_wait.value_size(),
-        )
-        .map_err(failed(name::TIME_WAIT))?;
+        let fingerprints = Fingerprints::map(open(name::TIME_WAIT)?.as_fd(), FINGERPRINTS / WAYS)
+            .map_err(failed(name::TIME_WAIT))?;
         // SAFETY: as above; COUNTERS is the per-CPU array of 8-byte values that the object declares.
         Ok(Some(unsafe {
             Self {
@@ -247,14 +242,8 @@ impl Maps {
 }
 
 fn matches(layout: &Layout, info: &MapInfo) -> bool {
-    let values = if layout.name == name::TIME_WAIT {
-        let words = u64::from(info.max_entries()) * u64::from(info.value_size() / 4);
-        info.value_size().is_multiple_of(4) && words == u64::from(FINGERPRINTS)
-    } else {
-        info.value_size() as usize == layout.value_size
-    };
-    values
-        && info.key_size() as usize == layout.key_size
+    info.key_size() as usize == layout.key_size
+        && info.value_size() as usize == layout.value_size
         && (layout.max_entries == 0 || layout.max_entries == info.max_entries())
 }
 

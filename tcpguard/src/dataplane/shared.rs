@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use tcpguard_common::fingerprint::WAYS;
+
 /// A mapped array map.
 #[derive(Debug)]
 struct Mapping {
@@ -90,83 +92,64 @@ impl Heartbeat {
     }
 }
 
-/// Ways of a bucket: a fingerprint may lie in any of so many words.
-const WAYS: u32 = 4;
-
 /// The TIME_WAIT (and closed flow) fingerprints that XDP reads. Shared by all engines: different flows may meet in a
-/// bucket, so words are exchanged, never blindly stored.
+/// bucket, so places are exchanged, not blindly stored into. `bucket` and `word` come from
+/// [`fingerprint`](tcpguard_common::fingerprint::fingerprint).
 #[derive(Clone, Debug)]
 pub struct Fingerprints {
     mapping: Arc<Mapping>,
-    /// Words in the array.
-    words: u32,
-    /// Words in one map value.
-    lanes: u32,
-    /// Bytes from one map value to the next: the kernel rounds values up to 8.
-    stride: usize,
+    buckets: u32,
 }
 
 impl Fingerprints {
-    /// Maps an array of `entries` values of `value_size` bytes, a multiple of 4.
-    pub(super) fn map(fd: BorrowedFd<'_>, entries: u32, value_size: u32) -> io::Result<Self> {
-        let stride = value_size.next_multiple_of(8) as usize;
-        let mapping = Arc::new(Mapping::new(fd, entries as usize * stride)?);
-        let lanes = value_size / 4;
-        Ok(Self { mapping, words: entries * lanes, lanes, stride })
+    /// Maps an array of `buckets` values of [`WAYS`] words.
+    pub(super) fn map(fd: BorrowedFd<'_>, buckets: u32) -> io::Result<Self> {
+        let mapping = Arc::new(Mapping::new(fd, buckets as usize * size_of::<[u32; WAYS as usize]>())?);
+        Ok(Self { mapping, buckets })
     }
 
-    /// Puts `word` into the bucket that starts at word `base`. With all ways taken the first is evicted: its flow's late
-    /// segments are then dropped by XDP rather than acknowledged, which RFC 9293 tolerates as loss. Returns whether
-    /// another fingerprint was.
-    pub fn set(&self, base: u32, word: u32) -> bool {
-        let mut free = None;
-        for way in 0..WAYS {
-            let held = self.word(base, way).load(Ordering::Relaxed);
-            if held == word {
-                return false;
-            }
-            if held == 0 && free.is_none() {
-                free = Some(way);
-            }
+    /// Puts `word` into `bucket`. With every place taken the first is overwritten: late segments of that flow are then
+    /// dropped in XDP rather than acknowledged, as if they had been lost. Returns whether that happened.
+    pub fn set(&self, bucket: u32, word: u32) -> bool {
+        let places = self.bucket(bucket);
+        if places.iter().any(|place| place.load(Ordering::Relaxed) == word) {
+            return false;
         }
-        let Some(first) = free else {
-            self.word(base, 0).store(word, Ordering::Relaxed);
-            return true;
-        };
-        for way in first..WAYS {
-            if self.word(base, way).compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                return false;
-            }
+        let taken =
+            |place: &AtomicU32| place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if places.iter().any(taken) {
+            return false;
         }
-        self.word(base, 0).store(word, Ordering::Relaxed);
+        places[0].store(word, Ordering::Relaxed);
         true
     }
 
-    /// Takes `word` out of the bucket that starts at word `base`.
-    pub fn clear(&self, base: u32, word: u32) {
-        for way in 0..WAYS {
-            if self.word(base, way).compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+    /// Takes `word` out of `bucket`.
+    pub fn clear(&self, bucket: u32, word: u32) {
+        for place in self.bucket(bucket) {
+            if place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                 return;
             }
         }
     }
 
-    /// Whether `word` is in the bucket that starts at word `base`.
-    pub fn contains(&self, base: u32, word: u32) -> bool {
-        (0..WAYS).any(|way| self.word(base, way).load(Ordering::Relaxed) == word)
+    /// Whether `word` is in `bucket`.
+    pub fn contains(&self, bucket: u32, word: u32) -> bool {
+        self.bucket(bucket).iter().any(|place| place.load(Ordering::Relaxed) == word)
     }
 
-    /// Empties the whole array.
+    /// Empties every bucket.
     pub fn clear_all(&self) {
-        for index in 0..self.words {
-            self.word(index, 0).store(0, Ordering::Relaxed);
+        for bucket in 0..self.buckets {
+            for place in self.bucket(bucket) {
+                place.store(0, Ordering::Relaxed);
+            }
         }
     }
 
-    fn word(&self, base: u32, way: u32) -> &AtomicU32 {
-        let index = base.wrapping_add(way) % self.words;
-        let offset = (index / self.lanes) as usize * self.stride + (index % self.lanes) as usize * 4;
-        // SAFETY: the index is below `words`, so that the offset lies in the mapping; values are aligned to 8.
-        unsafe { self.mapping.base.add(offset).cast::<AtomicU32>().as_ref() }
+    fn bucket(&self, bucket: u32) -> &[AtomicU32; WAYS as usize] {
+        let index = (bucket % self.buckets) as usize;
+        // SAFETY: the index is below `buckets`, which the mapping holds; map values are aligned to 8 bytes.
+        unsafe { self.mapping.base.cast::<[AtomicU32; WAYS as usize]>().add(index).as_ref() }
     }
 }
