@@ -1,6 +1,9 @@
 //! Builds the eBPF objects (the XDP program and the lab's programs) into `OUT_DIR`, through aya-build.
 //! It does not install what that needs: `cargo xtask setup` does.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use anyhow::Context as _;
 use aya_build::{Package, Toolchain};
 
@@ -12,11 +15,28 @@ fn main() -> anyhow::Result<()> {
     // variable. It is set for the inner build alone, so that no other crate finds itself on a nightly.
     // SAFETY: a build script's main thread, before any other thread exists.
     unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
-    let toolchain = std::env::var("TCPGUARD_EBPF_TOOLCHAIN")
-        .or_else(|_| std::env::var("RUSTUP_TOOLCHAIN"))
-        .unwrap_or_else(|_| "stable".to_owned());
+    let toolchain = toolchain();
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tcpguard-ebpf");
     let package = Package { name: "tcpguard-ebpf", root_dir, ..Default::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain))
         .context("the eBPF build failed; `cargo xtask setup` installs what it needs")
+}
+
+/// The toolchain in use, unless it lacks the sources of `core` and setup made another that has them.
+fn toolchain() -> String {
+    const MADE_BY_SETUP: &str = "tcpguard-ebpf";
+    if let Ok(chosen) = std::env::var("TCPGUARD_EBPF_TOOLCHAIN") {
+        return chosen;
+    }
+    let in_use = std::env::var("RUSTUP_TOOLCHAIN").unwrap_or_else(|_| "stable".to_owned());
+    let candidates = [in_use.as_str(), MADE_BY_SETUP];
+    candidates.into_iter().find(|name| has_core_sources(name)).unwrap_or(&in_use).to_owned()
+}
+
+fn has_core_sources(toolchain: &str) -> bool {
+    let mut rustc = Command::new("rustup");
+    rustc.args(["run", toolchain, "rustc", "--print", "sysroot"]);
+    let Ok(output) = rustc.output() else { return false };
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    output.status.success() && sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file()
 }

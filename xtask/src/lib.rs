@@ -2,3 +2,8 @@
 
 pub mod lab;
 pub mod tool;
+
+#[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
+pub mod progress;
+#[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
+pub mod setup;

@@ -1,3 +1,33 @@
 //! `cargo xtask`: the developer's and newcomer's commands. Each verb is a module; this only dispatches.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::setup;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "tcpguard's developer commands", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::SetupArgs),
+}
+
+#[expect(clippy::print_stderr, reason = "the error's last stop")]
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain, without a backtrace: what failed, and why.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

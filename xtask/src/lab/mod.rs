@@ -179,11 +179,13 @@ pub fn down() -> Result<Vec<String>> {
 
 /// Mounts bpffs, where pins live, unless it is mounted.
 pub fn mount_bpffs() -> Result<()> {
+    if bpffs_is_mounted()? { Ok(()) } else { crate::tool::run("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"]) }
+}
+
+/// Whether bpffs is where it belongs.
+pub fn bpffs_is_mounted() -> Result<bool> {
     let mounts = std::fs::read_to_string("/proc/mounts")?;
-    if mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")) {
-        return Ok(());
-    }
-    crate::tool::run("mount", ["-t", "bpf", "bpf", "/sys/fs/bpf"])
+    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")))
 }
 
 /// Frames XDP sent from `interface` that its peer's ring had no room for.
