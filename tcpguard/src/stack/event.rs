@@ -70,6 +70,16 @@ impl State {
             Self::Closed => "CLOSED",
         }
     }
+
+    /// Whether the peer's FIN has arrived.
+    pub(crate) const fn peer_closed(self) -> bool {
+        matches!(self, Self::CloseWait | Self::Closing | Self::LastAck | Self::TimeWait | Self::Closed)
+    }
+
+    /// Whether both SYNs are acknowledged and the flow still exists.
+    pub(crate) const fn synchronized(self) -> bool {
+        !matches!(self, Self::SynSent | Self::SynReceived | Self::Closed)
+    }
 }
 
 impl fmt::Display for State {

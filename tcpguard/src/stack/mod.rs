@@ -1,13 +1,413 @@
 //! The TCP stack, sans-IO: `handle_*` for what arrives, `poll_*` for what should leave or happen next, `now` always
 //! a parameter. No sockets, no clock of its own, no tokio, no `unsafe`.
+//!
+//! Connections are adopted from the cookie in a client's ACK, opened actively, or swept up from XDP's flow table;
+//! they live in an arena and end in the TIME_WAIT table. One stack serves one engine and shares nothing.
 #![forbid(unsafe_code)]
 
+mod adopt;
+mod closed_flows;
 mod config;
+mod congestion;
 mod counters;
 mod event;
+mod lifecycle;
+mod pool;
+mod recv;
+mod rto;
+mod scoreboard;
+mod table;
+mod tcb;
 mod time;
+mod time_wait;
+mod wheel;
+mod wire;
 
 pub use config::Config;
 pub use counters::StackCounters;
 pub use event::{ConnId, Error, Event, FlowInfo, Received, StackDrop, State};
+pub use tcpguard_common::packet::build::Link;
 pub use time::Instant;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+
+use tcpguard_common::cookie::Clock;
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
+use tcpguard_common::packet::Flags;
+use tcpguard_common::seq::Seq;
+
+use closed_flows::ClosedFlows;
+use table::{Arena, Index};
+use tcb::{Shared, Tcb, Verdict};
+use time_wait::TimeWaits;
+use wheel::Wheel;
+use wire::{Incoming, Outgoing};
+
+/// A TCP stack for the flows of one engine.
+#[derive(Debug)]
+pub struct Stack {
+    shared: Shared,
+    connections: Arena<Tcb>,
+    index: Index,
+    wheel: Wheel,
+    time_waits: TimeWaits,
+    closed_flows: ClosedFlows,
+    /// Connections that have something to send, in turn.
+    ready: VecDeque<ConnId>,
+    /// Segments the first of them may still send before it is the next one's turn.
+    turn: u8,
+    /// Answers that belong to no connection.
+    replies: VecDeque<Reply>,
+    listeners: BTreeMap<(Option<IpAddr>, u16), u32>,
+    epochs: [EpochSlot; EPOCH_SLOTS as usize],
+    clock: Clock,
+    /// Keys the hash tables.
+    hash_key: [u64; 2],
+    /// Keys the initial sequence numbers of active opens (RFC 6528).
+    isn_key: [u64; 2],
+}
+
+/// A segment without a connection: a reset, or an acknowledgement from TIME_WAIT.
+#[derive(Clone, Copy, Debug)]
+struct Reply {
+    key: AnyFlowKey,
+    link: Link,
+    segment: Outgoing,
+}
+
+/// Most replies waiting; further ones are dropped, as the network might.
+const MAX_REPLIES: usize = 1024;
+/// Segments a connection sends before it is the next one's turn.
+const TURN: u8 = 4;
+
+impl Stack {
+    /// A stack without connections. `seed` should be random: it keys the hash tables and the initial sequence
+    /// numbers, and makes everything the stack does reproducible.
+    pub fn new(now: Instant, config: Config, seed: u64) -> Self {
+        let word = |label: u64| mix(seed ^ mix(label));
+        let hash_key = [word(1), word(2)];
+        Self {
+            connections: Arena::new(config.max_connections),
+            index: Index::new(),
+            wheel: Wheel::new(now),
+            time_waits: TimeWaits::new(config.max_time_wait, hash_key),
+            closed_flows: ClosedFlows::default(),
+            ready: VecDeque::new(),
+            turn: TURN,
+            replies: VecDeque::new(),
+            listeners: BTreeMap::new(),
+            epochs: [EpochSlot::default(); EPOCH_SLOTS as usize],
+            clock: Clock::default(),
+            hash_key,
+            isn_key: [word(3), word(4)],
+            shared: Shared::new(config),
+        }
+    }
+
+    /// Replaces the tunables; they apply to what exists already. `max_connections` and `max_time_wait` stay
+    /// what they were.
+    pub fn set_config(&mut self, _now: Instant, config: Config) {
+        self.shared.send_pool.set_budget(config.send_pool);
+        self.shared.recv_pool.set_budget(config.recv_pool);
+        self.shared.config = config;
+    }
+
+    /// The tunables in force.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// The cookie keys and the epoch now; to be called whenever either changes, twice in a cookie period at
+    /// least. One epoch more than XDP's is accepted, whatever `clock.extra` says: what XDP let through must
+    /// still hold here.
+    pub fn set_epochs(&mut self, slots: &[EpochSlot; EPOCH_SLOTS as usize], clock: Clock) {
+        self.epochs = *slots;
+        self.clock = Clock { extra: clock.extra.max(1), ..clock };
+        // A cookie is accepted for three epochs after its own at most.
+        self.closed_flows.retain(|epoch| clock.epoch.wrapping_sub(epoch) as i32 <= 3);
+    }
+
+    /// Adopts connections to this port from now on; `None` stands for any address. An exact address wins.
+    pub fn listen(&mut self, addr: Option<IpAddr>, port: u16, service: u32) {
+        self.listeners.insert((addr, port), service);
+    }
+
+    /// Adopts no more connections to this port. Those that exist stay.
+    pub fn unlisten(&mut self, addr: Option<IpAddr>, port: u16) {
+        self.listeners.remove(&(addr, port));
+    }
+
+    /// Takes in one Ethernet frame.
+    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Received {
+        let segment = match self.parse(frame) {
+            Ok(segment) => segment,
+            Err(why) => return Received::Dropped(why),
+        };
+        if let Some(id) = self.find(&segment.key) {
+            self.handle_known(id, &segment, now)
+        } else if let Some((remains, _)) = self.time_wait_entry(&segment.key, now) {
+            self.handle_in_time_wait(&segment, remains, now)
+        } else {
+            let at_once = self.shared.config.adopt_at_once;
+            self.handle_unknown(&segment, at_once, now)
+        }
+    }
+
+    /// Takes in a frame that was [`Received::Adoptable`], once it is clear that the flow is ours.
+    pub fn adopt(&mut self, now: Instant, frame: &[u8]) -> Received {
+        let segment = match self.parse(frame) {
+            Ok(segment) => segment,
+            Err(why) => return Received::Dropped(why),
+        };
+        match self.find(&segment.key) {
+            Some(id) => self.handle_known(id, &segment, now),
+            None => self.handle_unknown(&segment, true, now),
+        }
+    }
+
+    /// Answers a frame that belongs to no flow with the reset of RFC 9293 §3.10.7.1. Not for frames whose source
+    /// may be forged.
+    pub fn reset_unknown(&mut self, _now: Instant, frame: &[u8]) {
+        if let Ok(segment) = Incoming::parse(frame)
+            && !segment.has(Flags::RST)
+        {
+            self.reply_reset(&segment);
+        }
+    }
+
+    /// Writes the next frame to send into `frame`, which must hold a segment of the MTU and its link header;
+    /// how long it is.
+    pub fn poll_transmit(&mut self, now: Instant, frame: &mut [u8]) -> Option<usize> {
+        if let Some(reply) = self.replies.pop_front() {
+            self.shared.counters.segments_out += 1;
+            return reply.segment.write(&reply.key, reply.link, frame, 0, |_| {});
+        }
+        while let Some(&id) = self.ready.front() {
+            let written = match self.connections.get_mut(id) {
+                Some(tcb) => tcb.poll_transmit(now, &mut self.shared, frame),
+                None => None,
+            };
+            self.after_transmit(id, written.is_some());
+            if written.is_some() {
+                self.shared.counters.segments_out += 1;
+                return written;
+            }
+        }
+        None
+    }
+
+    /// When to call [`Self::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timers = self.wheel.next_deadline();
+        let hand = self.time_waits.next_step();
+        match (timers, hand) {
+            (Some(timers), Some(hand)) => Some(timers.min(hand)),
+            (timers, hand) => timers.or(hand),
+        }
+    }
+
+    /// Does what is due by `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(index) = self.wheel.pop_due(now) {
+            let Some(id) = self.connections.id_at(index) else { continue };
+            if let Some(tcb) = self.connections.get_mut(id) {
+                tcb.handle_timeout(now, &mut self.shared);
+            }
+            self.settle(id, now);
+        }
+        let events = &mut self.shared.events;
+        self.time_waits.sweep(now, self.shared.config.time_wait, |key| {
+            events.push_back(Event::TimeWaitExpired { key });
+        });
+    }
+
+    /// What happened since the last call.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.shared.events.pop_front()
+    }
+
+    /// Opens a connection (RFC 9293 §3.10.1). The first hop's address must be known; the flow's frames must
+    /// reach this stack.
+    ///
+    /// # Errors
+    /// [`Error::AddressInUse`] when the flow exists, TIME_WAIT included, or the families differ;
+    /// [`Error::TableFull`].
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        peer: SocketAddr,
+        link: Link,
+    ) -> Result<ConnId, Error> {
+        let key = AnyFlowKey::new(peer, local).ok_or(Error::AddressInUse)?;
+        if self.find(&key).is_some() || self.time_wait_entry(&key, now).is_some() {
+            return Err(Error::AddressInUse);
+        }
+        let secret = wire::hash_with(self.isn_key, &key, 0, 0);
+        // RFC 6528 §3: a clock of 4 µs and a keyed function of the flow.
+        let iss = Seq((now.0 / 4000) as u32) + secret as u32;
+        let tcb = Tcb::connecting(key, link, iss, (secret >> 32) as u32, now, &self.shared.config);
+        let id = self.insert(tcb).ok_or(Error::TableFull)?;
+        self.shared.counters.active_opens += 1;
+        self.settle(id, now);
+        Ok(id)
+    }
+
+    /// Reads what has arrived in order. `Ok(0)` means that the peer has closed (or `out` is empty).
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] until [`Event::Readable`]; once all that arrived is read, what ended the
+    /// connection; [`Error::NoSuchConnection`].
+    pub fn recv(&mut self, now: Instant, id: ConnId, out: &mut [u8]) -> Result<usize, Error> {
+        let tcb = self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?;
+        let read = tcb.recv(out, &mut self.shared);
+        if read.is_ok() {
+            self.settle(id, now);
+        }
+        read
+    }
+
+    /// Queues bytes for sending; how many, at least one.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] until [`Event::Writable`]; [`Error::NotWritable`] after [`Self::shutdown`]; what
+    /// ended the connection; [`Error::NoSuchConnection`].
+    pub fn send(&mut self, now: Instant, id: ConnId, data: &[u8]) -> Result<usize, Error> {
+        let tcb = self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let sent = tcb.send(data, &mut self.shared);
+        if sent.is_ok() {
+            self.settle(id, now);
+        }
+        sent
+    }
+
+    /// Queues our FIN behind what is queued already; receiving goes on. [`Event::FinAcked`] tells when the peer
+    /// has it all. Harmless when repeated.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchConnection`].
+    pub fn shutdown(&mut self, now: Instant, id: ConnId) -> Result<(), Error> {
+        self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?.shutdown();
+        self.settle(id, now);
+        Ok(())
+    }
+
+    /// Whether the peer has acknowledged our FIN, and with it everything we sent.
+    pub fn fin_acked(&self, id: ConnId) -> bool {
+        self.connections.get(id).is_some_and(Tcb::fin_acked)
+    }
+
+    /// The application is gone, and `id` with it; the stack finishes the connection by itself. If anything
+    /// received was not read, the peer gets a reset.
+    pub fn close(&mut self, now: Instant, id: ConnId) {
+        if let Some(tcb) = self.connections.get_mut(id) {
+            tcb.close(now, &mut self.shared);
+            self.settle(id, now);
+        }
+    }
+
+    /// Ends the connection with a reset, and `id` with it.
+    pub fn abort(&mut self, now: Instant, id: ConnId) {
+        if let Some(tcb) = self.connections.get_mut(id) {
+            tcb.abort(&mut self.shared);
+            self.settle(id, now);
+        }
+    }
+
+    /// One connection, as long as its application has it.
+    pub fn info(&self, now: Instant, id: ConnId) -> Option<FlowInfo> {
+        self.connections.get(id).map(|tcb| tcb.info(now))
+    }
+
+    /// Every flow there is, those in TIME_WAIT included.
+    pub fn flows(&self, now: Instant) -> impl Iterator<Item = FlowInfo> {
+        let time_wait = self.shared.config.time_wait;
+        let connections = self.connections.iter().map(|(_, tcb)| tcb).filter(|tcb| tcb.attached);
+        let waiting = self.time_waits.iter(now, time_wait).map(move |(key, age)| FlowInfo {
+            key,
+            state: State::TimeWait,
+            service: self.service(key.local_addr()),
+            age,
+            bytes_in: 0,
+            bytes_out: 0,
+            recv_queued: 0,
+            send_queued: 0,
+            rtt: None,
+            timer: Some(time_wait.saturating_sub(age)),
+        });
+        connections.map(move |tcb| tcb.info(now)).chain(waiting)
+    }
+
+    /// The state of a flow, if we have it.
+    pub fn flow_state(&self, now: Instant, key: &AnyFlowKey) -> Option<State> {
+        match self.find(key) {
+            Some(id) => self.connections.get(id).map(|tcb| tcb.state),
+            None => self.time_wait_entry(key, now).map(|_| State::TimeWait),
+        }
+    }
+
+    /// Running totals.
+    pub fn counters(&self) -> &StackCounters {
+        &self.shared.counters
+    }
+
+    /// Connections now, TIME_WAIT not counted.
+    pub fn connection_count(&self) -> usize {
+        self.connections.len() as usize
+    }
+
+    /// TIME_WAIT entries now; may count some whose time has just ended.
+    pub fn time_wait_count(&self) -> usize {
+        self.time_waits.len()
+    }
+
+    /// Bytes of buffer memory in the hands of connections.
+    pub fn buffered_bytes(&self) -> usize {
+        self.shared.send_pool.used_bytes() + self.shared.recv_pool.used_bytes()
+    }
+
+    fn parse<'a>(&mut self, frame: &'a [u8]) -> Result<Incoming<'a>, StackDrop> {
+        let counters = &mut self.shared.counters;
+        let parsed = Incoming::parse(frame);
+        match parsed {
+            Ok(_) => counters.segments_in += 1,
+            Err(StackDrop::Checksum) => counters.bad_checksum += 1,
+            Err(_) => counters.malformed += 1,
+        }
+        parsed
+    }
+
+    fn handle_known(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) -> Received {
+        let Some(tcb) = self.connections.get_mut(id) else { return Received::Unknown(segment.key) };
+        match tcb.handle(segment, now, &mut self.shared) {
+            Verdict::Done => self.settle(id, now),
+            Verdict::Reset => {
+                self.settle(id, now);
+                self.reply_reset(segment);
+            }
+            Verdict::Unacceptable => {
+                if self.reincarnate(id, segment, now) {
+                    return Received::Consumed;
+                }
+                if let Some(tcb) = self.connections.get_mut(id) {
+                    tcb.challenge(now, &mut self.shared);
+                }
+                self.settle(id, now);
+            }
+        }
+        Received::Consumed
+    }
+}
+
+/// Spreads a seed over 64 bits (the finalizer of SplitMix64).
+fn mix(seed: u64) -> u64 {
+    let word = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
+}

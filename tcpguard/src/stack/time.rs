@@ -16,6 +16,16 @@ impl Instant {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// Whole milliseconds.
+    pub(crate) fn millis(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
+    /// Whether this is an actual point in time rather than [`Self::NEVER`].
+    pub(crate) fn is_set(self) -> bool {
+        self != Self::NEVER
+    }
 }
 
 impl Add<Duration> for Instant {

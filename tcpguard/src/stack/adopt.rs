@@ -1,0 +1,276 @@
+//! How flows come to us: cookies judged, connections adopted, new incarnations told from old duplicates, replays
+//! refused, TIME_WAIT answered. Not how connections live.
+
+use tcpguard_common::cookie::{Accepted, validate};
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::{FLOW_TIMESTAMPS, Flow};
+use tcpguard_common::packet::build::Link;
+use tcpguard_common::packet::{Flags, Options, Vlan};
+use tcpguard_common::seq::Seq;
+
+use super::tcb::{Adoption, Tcb};
+use super::time_wait::Remains;
+use super::wire::{Incoming, Outgoing, hash_with};
+use super::{ConnId, Event, Instant, Received, Reply, Stack, StackDrop};
+
+/// The last known facts of an earlier incarnation.
+#[derive(Clone, Copy, Debug)]
+struct Earlier {
+    rcv_nxt: Seq,
+    ts_recent: Option<u32>,
+}
+
+impl Stack {
+    /// Adopts a flow from XDP's entry, for when the frame that created it was lost on the way. Harmless when the
+    /// flow is ours already.
+    pub fn adopt_swept(
+        &mut self,
+        now: Instant,
+        key: AnyFlowKey,
+        flow: &Flow,
+        local_mac: [u8; 6],
+    ) -> Received {
+        if self.find(&key).is_some() {
+            return Received::Consumed;
+        }
+        let timestamps = (flow.flags & FLOW_TIMESTAMPS != 0).then_some((flow.tsval, flow.tsecr));
+        let (seq, ack) = (Seq(flow.seq), Seq(flow.ack));
+        let Some(accepted) = self.judge(&key, seq, ack, timestamps) else {
+            self.shared.counters.unknown += 1;
+            self.shared.events.push_back(Event::FlowReleased { key });
+            return Received::Unknown(key);
+        };
+        let adoption = Adoption { accepted, seq, ack, window: flow.window, timestamps };
+        if let Some((remains, _)) = self.time_wait_entry(&key, now) {
+            if !self.may_follow(&key, &adoption, &Earlier::from(&remains)) {
+                self.shared.events.push_back(Event::FlowReleased { key });
+                return Received::Consumed;
+            }
+            self.leave_time_wait(&key);
+        }
+        let vlan = Vlan { count: flow.vlan_count.min(2), tags: flow.vlan };
+        let link = Link { dst: flow.peer_mac, src: local_mac, vlan };
+        match self.admit(key, link, &adoption, false, now) {
+            Ok(id) => {
+                self.shared.counters.adopted_swept += 1;
+                self.settle(id, now);
+                Received::Consumed
+            }
+            Err(why) => {
+                self.refuse(&adoption, key, link, why);
+                Received::Dropped(why)
+            }
+        }
+    }
+
+    /// A segment of a flow that we do not have.
+    pub(super) fn handle_unknown(&mut self, segment: &Incoming<'_>, at_once: bool, now: Instant) -> Received {
+        let Some(adoption) = self.adoption(segment) else {
+            self.shared.counters.unknown += 1;
+            return Received::Unknown(segment.key);
+        };
+        if !at_once {
+            return Received::Adoptable(segment.key);
+        }
+        match self.begin(segment, &adoption, now) {
+            Ok(()) => Received::Consumed,
+            Err(why) => Received::Dropped(why),
+        }
+    }
+
+    /// A segment of a flow in TIME_WAIT (RFC 9293 §3.10.7.4): a retransmitted FIN is acknowledged and restarts
+    /// 2MSL, a reset is ignored (RFC 1337 §3), a cookie of a newer incarnation takes the flow over (RFC 6191).
+    pub(super) fn handle_in_time_wait(
+        &mut self,
+        segment: &Incoming<'_>,
+        remains: Remains,
+        now: Instant,
+    ) -> Received {
+        if segment.has(Flags::RST) {
+            return Received::Consumed;
+        }
+        let expected = segment.seq == remains.rcv_nxt && segment.len() == 0 && segment.has(Flags::ACK);
+        if expected && segment.ack == remains.snd_nxt {
+            return Received::Consumed;
+        }
+        if let Some(adoption) = self.adoption(segment)
+            && self.may_follow(&segment.key, &adoption, &Earlier::from(&remains))
+        {
+            self.leave_time_wait(&segment.key);
+            self.shared.counters.reincarnated += 1;
+            return match self.begin(segment, &adoption, now) {
+                Ok(()) => Received::Consumed,
+                Err(why) => Received::Dropped(why),
+            };
+        }
+        let fin_again = segment.has(Flags::FIN) && segment.end() == remains.rcv_nxt;
+        if fin_again && is_current(segment, &remains) {
+            self.time_waits.insert(&segment.key, remains, now);
+            self.shared.counters.time_wait_restarted += 1;
+        }
+        self.reply_from_time_wait(segment, &remains, now);
+        Received::Consumed
+    }
+
+    /// Replaces a connection by a newer incarnation of its flow, if `segment`, which fits the old one nowhere,
+    /// proves that there is one.
+    pub(super) fn reincarnate(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) -> bool {
+        let Some(adoption) = self.adoption(segment) else { return false };
+        let Some(tcb) = self.connections.get(id) else { return false };
+        let duplicate = adoption.ack == tcb.iss + 1 && adoption.seq == tcb.irs + 1;
+        let earlier =
+            Earlier { rcv_nxt: tcb.rcv_nxt, ts_recent: tcb.remaining_timestamps().map(|(recent, _)| recent) };
+        if duplicate || !self.may_follow(&segment.key, &adoption, &earlier) {
+            return false;
+        }
+        self.shared.counters.reincarnated += 1;
+        self.supersede(id, now);
+        // Admission can fail only for a full table, and a place has just become free.
+        self.begin(segment, &adoption, now).is_ok()
+    }
+
+    /// What a segment's cookie says, if it carries a valid one.
+    fn adoption(&self, segment: &Incoming<'_>) -> Option<Adoption> {
+        if !segment.has(Flags::ACK) || segment.flags.intersects(Flags::SYN | Flags::RST) {
+            return None;
+        }
+        let Incoming { seq, ack, window, options: Options { timestamps, .. }, .. } = *segment;
+        let accepted = self.judge(&segment.key, seq, ack, timestamps)?;
+        Some(Adoption { accepted, seq, ack, window, timestamps })
+    }
+
+    fn judge(
+        &self,
+        key: &AnyFlowKey,
+        seq: Seq,
+        ack: Seq,
+        timestamps: Option<(u32, u32)>,
+    ) -> Option<Accepted> {
+        let (isn, cookie) = ((seq - 1).0, (ack - 1).0);
+        let tsecr = timestamps.map(|(_, echo)| echo);
+        match key {
+            AnyFlowKey::V4(key) => validate(&self.epochs, &self.clock, key, isn, cookie, tsecr),
+            AnyFlowKey::V6(key) => validate(&self.epochs, &self.clock, key, isn, cookie, tsecr),
+        }
+    }
+
+    /// Whether a valid cookie may follow an earlier incarnation: its flow has not closed before, and RFC 6191 §2
+    /// holds: a later timestamp, or without one a later sequence number.
+    fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier) -> bool {
+        let counters = &mut self.shared.counters;
+        let epoch = adoption.accepted.slot.epoch;
+        if self.closed_flows.contains(epoch, incarnation(self.hash_key, key, adoption.ack, adoption.seq)) {
+            counters.replays_refused += 1;
+            return false;
+        }
+        let later_sequence = (adoption.seq - 1).after(earlier.rcv_nxt);
+        let newer = match (earlier.ts_recent, adoption.timestamps) {
+            (Some(recent), Some((value, _))) if value != recent => (value.wrapping_sub(recent) as i32) > 0,
+            (None, Some(_)) => true,
+            (Some(_), Some(_)) | (_, None) => later_sequence,
+        };
+        counters.incarnations_refused += u64::from(!newer);
+        newer
+    }
+
+    /// Creates the connection and lets it have the segment that created it.
+    fn begin(&mut self, segment: &Incoming<'_>, adoption: &Adoption, now: Instant) -> Result<(), StackDrop> {
+        let has_data = !segment.data.is_empty();
+        match self.admit(segment.key, segment.link, adoption, has_data, now) {
+            Ok(id) => {
+                if let Some(tcb) = self.connections.get_mut(id) {
+                    tcb.handle(segment, now, &mut self.shared);
+                }
+                self.settle(id, now);
+                Ok(())
+            }
+            Err(why) => {
+                self.refuse(adoption, segment.key, segment.link, why);
+                Err(why)
+            }
+        }
+    }
+
+    fn admit(
+        &mut self,
+        key: AnyFlowKey,
+        link: Link,
+        adoption: &Adoption,
+        has_data: bool,
+        now: Instant,
+    ) -> Result<ConnId, StackDrop> {
+        let counters = &mut self.shared.counters;
+        let epoch = adoption.accepted.slot.epoch;
+        if self.closed_flows.contains(epoch, incarnation(self.hash_key, &key, adoption.ack, adoption.seq)) {
+            counters.replays_refused += 1;
+            return Err(StackDrop::Replay);
+        }
+        if has_data && self.closed_flows.is_full(self.shared.config.max_closed_flows) {
+            counters.replay_table_full += 1;
+            return Err(StackDrop::ReplayTableFull);
+        }
+        let Some(service) = self.service(key.local_addr()) else {
+            self.shared.counters.no_listener += 1;
+            return Err(StackDrop::NoListener);
+        };
+        let tcb = Tcb::adopted(key, link, service, adoption, now, &self.shared.config);
+        let Some(conn) = self.insert(tcb) else {
+            self.shared.counters.table_full += 1;
+            return Err(StackDrop::TableFull);
+        };
+        self.shared.counters.adopted += 1;
+        self.shared.events.push_back(Event::Incoming { conn, key, service });
+        Ok(conn)
+    }
+
+    /// XDP need not know a refused flow. Its source is proven, so it is told, except for a replay: that may come
+    /// from somebody else.
+    fn refuse(&mut self, adoption: &Adoption, key: AnyFlowKey, link: Link, why: StackDrop) {
+        self.shared.events.push_back(Event::FlowReleased { key });
+        if why != StackDrop::Replay {
+            let options = Options::default();
+            let (seq, ack) = (adoption.ack, adoption.seq);
+            let segment = Outgoing { seq, ack, flags: Flags::RST | Flags::ACK, window: 0, options };
+            self.reply(Reply { key, link, segment });
+        }
+    }
+
+    fn leave_time_wait(&mut self, key: &AnyFlowKey) {
+        self.time_waits.remove(key);
+        self.shared.events.push_back(Event::TimeWaitExpired { key: *key });
+    }
+
+    fn reply_from_time_wait(&mut self, segment: &Incoming<'_>, remains: &Remains, now: Instant) {
+        let clock = now.millis() as u32;
+        let timestamps = remains.timestamps.map(|(recent, offset)| (offset.wrapping_add(clock), recent));
+        let reply = Outgoing {
+            seq: remains.snd_nxt,
+            ack: remains.rcv_nxt,
+            flags: Flags::ACK,
+            // The peer has closed: it will not send into any window.
+            window: u16::MAX,
+            options: Options { timestamps, ..Options::default() },
+        };
+        self.reply(Reply { key: segment.key, link: segment.link, segment: reply });
+    }
+}
+
+/// The fingerprint of one incarnation, from the segment with its cookie.
+pub(super) fn incarnation(hash_key: [u64; 2], key: &AnyFlowKey, ack: Seq, seq: Seq) -> u64 {
+    hash_with(hash_key, key, (ack - 1).0, (seq - 1).0)
+}
+
+impl From<&Remains> for Earlier {
+    fn from(remains: &Remains) -> Self {
+        Self { rcv_nxt: remains.rcv_nxt, ts_recent: remains.timestamps.map(|(recent, _)| recent) }
+    }
+}
+
+/// RFC 7323 §5.3: not an old duplicate.
+fn is_current(segment: &Incoming<'_>, remains: &Remains) -> bool {
+    match (remains.timestamps, segment.options.timestamps) {
+        (Some((recent, _)), Some((value, _))) => (value.wrapping_sub(recent) as i32) >= 0,
+        (Some(_), None) => false,
+        (None, _) => true,
+    }
+}

@@ -1,0 +1,132 @@
+//! Remembers flows that closed while the cookie that opened them is still valid, so that a replayed first
+//! segment does not open them again. Fingerprints of 32 bits beside a keyed place: a chance collision refuses
+//! one adoption in about a thousand million.
+
+/// Fingerprints per bucket: one cache line.
+const WAYS: usize = 16;
+/// Buckets looked at before a table counts as full.
+const REACH: usize = 4;
+/// Entries of an epoch's first table; each further one is twice as large as the last.
+const FIRST: usize = 1 << 12;
+
+/// One open-addressed table of fingerprints; 0 is an empty place. Entries are never removed singly.
+#[derive(Debug)]
+struct Table {
+    places: Vec<u32>,
+    len: usize,
+}
+
+impl Table {
+    fn new(places: usize) -> Self {
+        Self { places: vec![0; places], len: 0 }
+    }
+
+    /// The places where `hash` may be.
+    fn places(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
+        let mask = self.places.len() - 1;
+        let home = (hash >> 32) as usize * WAYS;
+        (home..home + WAYS * REACH).map(move |place| place & mask)
+    }
+
+    fn contains(&self, hash: u64) -> bool {
+        self.places(hash)
+            .map(|place| self.places[place])
+            .take_while(|&word| word != 0)
+            .any(|word| word == word_of(hash))
+    }
+
+    fn insert(&mut self, hash: u64) -> bool {
+        let free = self.places(hash).find(|&place| self.places[place] == 0);
+        if let Some(place) = free.filter(|_| self.len < self.places.len() / 4 * 3) {
+            self.places[place] = word_of(hash);
+            self.len += 1;
+            return true;
+        }
+        false
+    }
+}
+
+fn word_of(hash: u64) -> u32 {
+    (hash as u32).max(1)
+}
+
+/// The fingerprints of every epoch whose cookies can still be valid.
+#[derive(Debug, Default)]
+pub(crate) struct ClosedFlows {
+    epochs: Vec<(u32, Vec<Table>)>,
+    len: usize,
+}
+
+impl ClosedFlows {
+    /// Whether the flow with this keyed hash closed.
+    pub(crate) fn contains(&self, epoch: u32, hash: u64) -> bool {
+        let tables = self.epochs.iter().find(|(number, _)| *number == epoch);
+        tables.is_some_and(|(_, tables)| tables.iter().rev().any(|table| table.contains(hash)))
+    }
+
+    /// Remembers a flow; `false` when `limit` is reached.
+    pub(crate) fn insert(&mut self, epoch: u32, hash: u64, limit: u32) -> bool {
+        if self.is_full(limit) {
+            return false;
+        }
+        if self.contains(epoch, hash) {
+            return true;
+        }
+        let index = self.epochs.iter().position(|(number, _)| *number == epoch).unwrap_or_else(|| {
+            self.epochs.push((epoch, Vec::new()));
+            self.epochs.len() - 1
+        });
+        let tables = &mut self.epochs[index].1;
+        if !tables.last_mut().is_some_and(|table| table.insert(hash)) {
+            let mut table = Table::new(FIRST << tables.len().min(20));
+            table.insert(hash);
+            tables.push(table);
+        }
+        self.len += 1;
+        true
+    }
+
+    /// Whether no more flows can be remembered.
+    pub(crate) fn is_full(&self, limit: u32) -> bool {
+        self.len >= limit as usize
+    }
+
+    /// Forgets every epoch that `alive` refuses.
+    pub(crate) fn retain(&mut self, alive: impl Fn(u32) -> bool) {
+        self.epochs.retain(|(epoch, _)| alive(*epoch));
+        self.len = self.epochs.iter().flat_map(|(_, tables)| tables).map(|table| table.len).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ClosedFlows;
+
+    /// Spreads like a keyed hash does.
+    fn hash(flow: u64) -> u64 {
+        (flow + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ (flow + 1).wrapping_mul(0xd6e8_feb8_6659_fd93).rotate_left(32)
+    }
+
+    #[test]
+    fn every_closed_flow_is_known_until_its_epoch_ends() {
+        let mut closed = ClosedFlows::default();
+        for flow in 0..100_000 {
+            assert!(closed.insert((flow % 2) as u32, hash(flow), u32::MAX));
+        }
+        assert!((0..100_000).all(|flow| closed.contains((flow % 2) as u32, hash(flow))));
+        let strangers = (100_000..200_000).filter(|&flow| closed.contains(0, hash(flow))).count();
+        assert!(strangers <= 1, "{strangers} strangers taken for closed flows");
+        closed.retain(|epoch| epoch == 1);
+        assert!(!closed.contains(0, hash(0)) && closed.contains(1, hash(1)));
+        assert_eq!(closed.len, 50_000);
+    }
+
+    #[test]
+    fn the_limit_holds_and_the_same_flow_counts_once() {
+        let mut closed = ClosedFlows::default();
+        assert!(closed.insert(0, 1 << 40, 1 << 20) && closed.insert(0, 1 << 40, 1 << 20));
+        assert_eq!(closed.len, 1);
+        assert!(!closed.insert(0, 2 << 40, 1));
+    }
+}

@@ -1,0 +1,194 @@
+//! What every change to a connection may bring about: entry into the ready queue, timers, TIME_WAIT, the end. Also
+//! the answers that belong to no connection.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::packet::{Flags, Options};
+use tcpguard_common::seq::Seq;
+
+use super::adopt::incarnation;
+use super::tcb::Tcb;
+use super::time_wait::Remains;
+use super::wire::{Incoming, Outgoing, hash};
+use super::{ConnId, Error, Event, Instant, MAX_REPLIES, Reply, Stack, State, TURN};
+
+impl Stack {
+    /// The live connection of a flow.
+    pub(super) fn find(&self, key: &AnyFlowKey) -> Option<ConnId> {
+        let is_it = |index| self.connections.at(index).is_some_and(|tcb: &Tcb| tcb.key == *key);
+        self.connections.id_at(self.index.find(hash(self.hash_key, key), is_it)?)
+    }
+
+    pub(super) fn time_wait_entry(&self, key: &AnyFlowKey, now: Instant) -> Option<(Remains, Duration)> {
+        self.time_waits.get(key, now, self.shared.config.time_wait)
+    }
+
+    /// The service that listens on an address; an exact one before any-address.
+    pub(super) fn service(&self, local: SocketAddr) -> Option<u32> {
+        let exact = self.listeners.get(&(Some(local.ip()), local.port()));
+        exact.or_else(|| self.listeners.get(&(None, local.port()))).copied()
+    }
+
+    /// Gives a connection its place; `None` when the table is full.
+    pub(super) fn insert(&mut self, tcb: Tcb) -> Option<ConnId> {
+        let key = tcb.key;
+        let id = self.connections.insert(tcb)?;
+        if let Some(tcb) = self.connections.get_mut(id) {
+            tcb.id = id;
+        }
+        self.index.insert(hash(self.hash_key, &key), id.index);
+        self.shared.events.push_back(Event::FlowAdopted { key });
+        Some(id)
+    }
+
+    /// Draws the consequences of whatever was just done to a connection.
+    pub(super) fn settle(&mut self, id: ConnId, now: Instant) {
+        self.wake_send_waiter();
+        let Some(tcb) = self.connections.get_mut(id) else { return };
+        if matches!(tcb.state, State::TimeWait | State::Closed) {
+            if tcb.attached {
+                self.detach(id, now);
+            }
+            self.remove_if_unwanted(id);
+            return;
+        }
+        tcb.arm_retransmit_if_idle(now, &self.shared.config);
+        #[cfg(test)]
+        tcb.check();
+        let deadline = tcb.deadline();
+        if deadline.is_set() {
+            self.wheel.arm(id.index, deadline);
+        }
+        if !tcb.queued && tcb.has_output(&self.shared.config) {
+            tcb.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// A newer incarnation has taken the flow: the peer has forgotten this one, so nobody is told but the
+    /// application.
+    pub(super) fn supersede(&mut self, id: ConnId, now: Instant) {
+        let Some(tcb) = self.connections.get_mut(id) else { return };
+        tcb.fail(Error::Reset, false, &mut self.shared);
+        tcb.tell_end(&mut self.shared);
+        self.unlink(id, now);
+        self.remove_if_unwanted(id);
+    }
+
+    /// After a turn of the ready queue's first connection.
+    pub(super) fn after_transmit(&mut self, id: ConnId, sent: bool) {
+        let Some(tcb) = self.connections.get_mut(id) else {
+            self.ready.pop_front();
+            self.turn = TURN;
+            return;
+        };
+        let deadline = tcb.deadline();
+        if deadline.is_set() {
+            self.wheel.arm(id.index, deadline);
+        }
+        self.turn -= 1;
+        let more = sent && tcb.has_output(&self.shared.config);
+        if more && self.turn > 0 {
+            return;
+        }
+        self.turn = TURN;
+        self.ready.pop_front();
+        tcb.queued = more;
+        if more {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// RFC 9293 §3.10.7.1: what a TCP without such a connection answers.
+    pub(super) fn reply_reset(&mut self, segment: &Incoming<'_>) {
+        let options = Options::default();
+        let reset = if segment.has(Flags::ACK) {
+            Outgoing { seq: segment.ack, ack: Seq(0), flags: Flags::RST, window: 0, options }
+        } else {
+            let flags = Flags::RST | Flags::ACK;
+            Outgoing { seq: Seq(0), ack: segment.end(), flags, window: 0, options }
+        };
+        self.reply(Reply { key: segment.key, link: segment.link, segment: reset });
+    }
+
+    pub(super) fn reply(&mut self, reply: Reply) {
+        if self.replies.len() < MAX_REPLIES {
+            self.shared.counters.resets_out += u64::from(reply.segment.flags.contains(Flags::RST));
+            self.replies.push_back(reply);
+        }
+    }
+
+    /// The flow is over: TIME_WAIT, or nothing.
+    fn detach(&mut self, id: ConnId, now: Instant) {
+        let Some(tcb) = self.connections.get_mut(id) else { return };
+        let (key, link) = (tcb.key, tcb.link);
+        let last = if tcb.send_reset {
+            Some(tcb.reset())
+        } else if tcb.state == State::TimeWait {
+            tcb.last_ack(now, &self.shared.config)
+        } else {
+            None
+        };
+        let waits = tcb.state == State::TimeWait;
+        let remains =
+            Remains { snd_nxt: tcb.snd_nxt, rcv_nxt: tcb.rcv_nxt, timestamps: tcb.remaining_timestamps() };
+        tcb.tell_end(&mut self.shared);
+        tcb.void(&mut self.shared);
+        if let Some(segment) = last {
+            self.reply(Reply { key, link, segment });
+        }
+        self.unlink(id, now);
+        if waits {
+            self.enter_time_wait(&key, remains, now);
+        } else {
+            self.shared.events.push_back(Event::FlowReleased { key });
+        }
+    }
+
+    fn enter_time_wait(&mut self, key: &AnyFlowKey, remains: Remains, now: Instant) {
+        self.shared.counters.time_wait_entered += 1;
+        self.shared.events.push_back(Event::TimeWaitEntered { key: *key });
+        if let Some(evicted) = self.time_waits.insert(key, remains, now) {
+            self.shared.counters.time_wait_evicted += 1;
+            self.shared.events.push_back(Event::TimeWaitExpired { key: evicted });
+        }
+    }
+
+    /// Segments of the flow no longer reach this connection, and its cookie opens no other.
+    fn unlink(&mut self, id: ConnId, _now: Instant) {
+        let Some(tcb) = self.connections.get_mut(id) else { return };
+        tcb.attached = false;
+        let key = tcb.key;
+        let cookie =
+            tcb.cookie_epoch.map(|epoch| (epoch, incarnation(self.hash_key, &key, tcb.iss + 1, tcb.irs + 1)));
+        self.index.remove(hash(self.hash_key, &key), id.index);
+        self.wheel.disarm(id.index);
+        if let Some((epoch, fingerprint)) = cookie {
+            let limit = self.shared.config.max_closed_flows;
+            if !self.closed_flows.insert(epoch, fingerprint, limit) {
+                self.shared.counters.replay_not_remembered += 1;
+            }
+        }
+    }
+
+    /// A connection without a flow and without an application is nobody's.
+    fn remove_if_unwanted(&mut self, id: ConnId) {
+        let Some(tcb) = self.connections.get_mut(id) else { return };
+        if !tcb.attached && tcb.orphan {
+            tcb.void(&mut self.shared);
+            self.connections.remove(id);
+        }
+    }
+
+    /// Somebody may have given back what another found missing.
+    fn wake_send_waiter(&mut self) {
+        if !self.shared.send_waiters.is_empty() && self.shared.send_pool.has_room() {
+            let waiter = self.shared.send_waiters.pop_front();
+            if let Some(tcb) = waiter.and_then(|id| self.connections.get_mut(id)) {
+                tcb.wake_after_pool(&mut self.shared);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The retransmission timeout of RFC 6298, from round-trip samples. Which samples are valid (Karn) is the
+//! scoreboard's business.
+
+use core::time::Duration;
+
+use super::config::Config;
+
+/// Round-trip estimates in microseconds: 71 minutes fit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rtt {
+    /// Smoothed; 0 before the first sample.
+    srtt: u32,
+    rttvar: u32,
+    /// How often the timeout fired without an acknowledgement since.
+    pub(crate) backoff: u8,
+}
+
+impl Rtt {
+    /// RFC 6298 §2.2 and §2.3, with its gains of 1/8 and 1/4.
+    pub(crate) fn sample(&mut self, rtt: Duration) {
+        let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX / 8).clamp(1, u32::MAX / 8);
+        if self.srtt == 0 {
+            (self.srtt, self.rttvar) = (rtt, rtt / 2);
+            return;
+        }
+        let error = self.srtt.abs_diff(rtt);
+        self.rttvar = (3 * u64::from(self.rttvar)).div_ceil(4) as u32 + error / 4;
+        self.srtt = ((7 * u64::from(self.srtt) + u64::from(rtt)) / 8).max(1) as u32;
+    }
+
+    /// The timeout now, back-off included (§2.4, §5.5).
+    pub(crate) fn timeout(&self, config: &Config) -> Duration {
+        let base = match self.smoothed() {
+            None => config.initial_rto,
+            Some(srtt) => srtt + Duration::from_micros(4 * u64::from(self.rttvar)),
+        };
+        let base = base.max(config.min_rto).min(config.max_rto);
+        base.saturating_mul(1 << self.backoff.min(20)).min(config.max_rto)
+    }
+
+    /// The smoothed round-trip time, once there is one.
+    pub(crate) fn smoothed(&self) -> Option<Duration> {
+        (self.srtt != 0).then(|| Duration::from_micros(self.srtt.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, Rtt};
+    use core::time::Duration;
+
+    #[test]
+    fn the_timeout_starts_at_the_tunable_doubles_and_stops_at_the_bound() {
+        let config = Config { max_rto: Duration::from_secs(10), ..Config::default() };
+        let mut rtt = Rtt::default();
+        let seconds: Vec<u64> = (0..6)
+            .map(|backoff| {
+                rtt.backoff = backoff;
+                rtt.timeout(&config).as_secs()
+            })
+            .collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[test]
+    fn a_steady_round_trip_brings_the_timeout_down_to_the_minimum() {
+        let config = Config::default();
+        let mut rtt = Rtt::default();
+        rtt.sample(Duration::from_millis(100));
+        assert_eq!(rtt.timeout(&config), Duration::from_millis(300));
+        for _ in 0..100 {
+            rtt.sample(Duration::from_millis(100));
+        }
+        assert_eq!(rtt.timeout(&config), Duration::from_millis(200));
+        assert_eq!(rtt.smoothed(), Some(Duration::from_millis(100)));
+    }
+}

@@ -1,0 +1,376 @@
+//! What is in flight, segment by segment: which of it is acknowledged, selectively acknowledged, retransmitted or
+//! lost. RFC 8985 (RACK) and RFC 6675 judge losses when the peer sends SACK, RFC 6582 (NewReno) when it does not.
+//! How much may be sent is the congestion window's business.
+
+use std::collections::VecDeque;
+
+use core::time::Duration;
+use tcpguard_common::seq::Seq;
+
+use super::time::Instant;
+
+/// Most segments in flight: bounds the work per acknowledgement. New data waits beyond it.
+pub(crate) const MAX_SEGMENTS: usize = 1024;
+/// RFC 5681 §3.2: this many duplicates mean loss.
+const DUP_THRESH: u32 = 3;
+
+/// One segment in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InFlight {
+    pub(crate) seq: Seq,
+    /// Sequence numbers it takes: data, and one each for SYN and FIN.
+    pub(crate) len: u32,
+    /// When it was sent last.
+    sent_at: Instant,
+    pub(crate) syn: bool,
+    pub(crate) fin: bool,
+    sacked: bool,
+    lost: bool,
+    /// Retransmitted, and that copy not known to be lost.
+    resent: bool,
+    /// Retransmitted at any time: no round-trip sample comes from it (Karn).
+    ever_resent: bool,
+}
+
+impl InFlight {
+    fn end(&self) -> Seq {
+        self.seq + self.len
+    }
+}
+
+/// What an acknowledgement told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    /// Bytes newly acknowledged, cumulatively or selectively.
+    pub(crate) delivered: u32,
+    /// The round trip of the newest segment among them that was never retransmitted.
+    pub(crate) rtt: Option<Duration>,
+}
+
+/// RFC 8985 §5.3.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rack {
+    /// Send time, end and round trip of the most recently sent segment known to have arrived.
+    sent_at: Instant,
+    end: Seq,
+    rtt: Duration,
+    /// The least round trip seen; zero before the first.
+    min_rtt: Duration,
+    /// The highest sequence number known to have arrived.
+    fack: Seq,
+    reordering_seen: bool,
+}
+
+/// The segments between SND.UNA and SND.NXT.
+#[derive(Debug, Default)]
+pub(crate) struct Scoreboard {
+    segments: VecDeque<InFlight>,
+    /// Sums of `len` over the segments with the flag.
+    sacked: u32,
+    lost: u32,
+    resent: u32,
+    /// The part of `lost` that was not retransmitted since.
+    unsent: u32,
+    sacked_segments: u32,
+    /// Duplicate acknowledgements of a peer without SACK: segments that left the network.
+    duplicates: u32,
+    rack: Rack,
+}
+
+impl Scoreboard {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.segments.len() >= MAX_SEGMENTS
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.segments.clear();
+        *self = Self { segments: core::mem::take(&mut self.segments), ..Self::default() };
+    }
+
+    /// Bytes believed to be in the network out of `flight` unacknowledged ones (RFC 6675 §4, SetPipe).
+    pub(crate) fn pipe(&self, flight: u32, mss: u32) -> u32 {
+        (flight + self.resent).saturating_sub(self.sacked + self.lost + self.duplicates * mss)
+    }
+
+    /// Whether anything is known to be missing or out of order.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.sacked != 0 || self.lost != 0 || self.duplicates != 0
+    }
+
+    /// A new segment leaves.
+    pub(crate) fn sent(&mut self, seq: Seq, len: u32, syn: bool, fin: bool, now: Instant) {
+        debug_assert!(self.segments.back().is_none_or(|last| last.end() == seq));
+        self.segments.push_back(InFlight {
+            seq,
+            len,
+            sent_at: now,
+            syn,
+            fin,
+            sacked: false,
+            lost: false,
+            resent: false,
+            ever_resent: false,
+        });
+    }
+
+    /// The first lost segment that was not retransmitted since.
+    pub(crate) fn next_lost(&self) -> Option<InFlight> {
+        if self.unsent == 0 {
+            return None;
+        }
+        self.segments.iter().find(|segment| segment.lost && !segment.resent).copied()
+    }
+
+    /// The last segment in flight: what a tail loss probe repeats.
+    pub(crate) fn last(&self) -> Option<InFlight> {
+        self.segments.back().copied()
+    }
+
+    /// The segment at `seq` leaves again, cut to `len` sequence numbers when it is longer.
+    pub(crate) fn retransmitted(&mut self, seq: Seq, len: u32, now: Instant) {
+        let Some(index) = self.index_of(seq) else { return };
+        let mut segment = self.segments[index];
+        if len < segment.len {
+            self.split(index, len);
+            segment = self.segments[index];
+        }
+        if !segment.resent {
+            self.resent += segment.len;
+            self.unsent -= if segment.lost { segment.len } else { 0 };
+        }
+        (segment.resent, segment.ever_resent, segment.sent_at) = (true, true, now);
+        self.segments[index] = segment;
+    }
+
+    /// Everything before `ack` has arrived.
+    pub(crate) fn acknowledge(&mut self, ack: Seq, now: Instant) -> Progress {
+        let mut progress = Progress::default();
+        let mut left = 0;
+        while let Some(first) = self.segments.front().copied() {
+            if !first.seq.before(ack) {
+                break;
+            }
+            if first.end().after(ack) {
+                progress.delivered += self.trim_front(ack);
+                break;
+            }
+            self.segments.pop_front();
+            self.forget(&first);
+            left += 1;
+            if !first.sacked {
+                progress.delivered += first.len;
+                self.arrived(&first, now, &mut progress);
+            }
+        }
+        // One acknowledgement filled the hole, the others are the duplicates counted before.
+        self.duplicates = self.duplicates.saturating_sub(left.max(1) - 1).min(self.segments.len() as u32);
+        progress
+    }
+
+    /// The peer holds `blocks` (RFC 2018). Blocks that are not between `una` and `nxt` are ignored.
+    pub(crate) fn selectively_acknowledge(
+        &mut self,
+        blocks: &[(Seq, Seq)],
+        (una, nxt): (Seq, Seq),
+        now: Instant,
+    ) -> Progress {
+        let mut progress = Progress::default();
+        for &(left, right) in blocks {
+            if !left.before(right) || left.before(una) || right.after(nxt) {
+                continue;
+            }
+            let first = self.segments.partition_point(|segment| segment.seq.before(left));
+            for index in first..self.segments.len() {
+                let segment = self.segments[index];
+                if segment.end().after(right) {
+                    break;
+                }
+                if segment.sacked {
+                    continue;
+                }
+                self.forget(&segment);
+                let slot = &mut self.segments[index];
+                (slot.sacked, slot.lost, slot.resent) = (true, false, false);
+                self.sacked += segment.len;
+                self.sacked_segments += 1;
+                progress.delivered += segment.len;
+                self.arrived(&segment, now, &mut progress);
+            }
+        }
+        progress
+    }
+
+    /// A duplicate acknowledgement of a peer without SACK; whether it is the one that means loss.
+    pub(crate) fn duplicate_ack(&mut self) -> bool {
+        self.duplicates = (self.duplicates + 1).min(self.segments.len() as u32);
+        self.duplicates == DUP_THRESH
+    }
+
+    /// The first segment is lost (NewReno: third duplicate, or partial acknowledgement).
+    pub(crate) fn mark_first_lost(&mut self) {
+        if let Some(&first) = self.segments.front() {
+            self.mark_lost(0, first);
+        }
+    }
+
+    /// RFC 8985 §6.2: marks what was sent long enough before something that has arrived. Returns whether
+    /// anything is newly lost, and until when to wait for the next candidate.
+    pub(crate) fn detect_losses(&mut self, now: Instant, recovering: bool) -> (bool, Option<Instant>) {
+        if self.sacked == 0 && self.lost == 0 {
+            return (false, None);
+        }
+        let window = self.reordering_window(recovering);
+        let (mut any, mut wait) = (false, None);
+        for index in 0..self.segments.len() {
+            let segment = self.segments[index];
+            if segment.seq.after(self.rack.fack) {
+                break;
+            }
+            if segment.sacked || (segment.lost && !segment.resent) || !self.sent_before_rack(&segment) {
+                continue;
+            }
+            let deadline = segment.sent_at + self.rack.rtt + window;
+            if deadline <= now {
+                self.mark_lost(index, segment);
+                any = true;
+            } else {
+                wait = Some(wait.map_or(deadline, |wait: Instant| wait.min(deadline)));
+            }
+        }
+        (any, wait)
+    }
+
+    /// The retransmission timer fired: everything the peer does not hold is lost. A peer that claimed to hold
+    /// the very first segment has gone back on its word (RFC 2018 §8): then nothing it claimed counts.
+    pub(crate) fn mark_all_lost(&mut self) {
+        let reneged = self.segments.front().is_some_and(|first| first.sacked);
+        (self.sacked, self.lost, self.resent, self.sacked_segments, self.duplicates) = (0, 0, 0, 0, 0);
+        for segment in &mut self.segments {
+            segment.sacked &= !reneged;
+            segment.lost = !segment.sacked;
+            segment.resent = false;
+            if segment.sacked {
+                self.sacked += segment.len;
+                self.sacked_segments += 1;
+            } else {
+                self.lost += segment.len;
+            }
+        }
+        self.unsent = self.lost;
+    }
+
+    /// Whether SACK blocks alone show a loss: enough segments beyond a hole (RFC 6675 §5).
+    fn enough_sacked(&self) -> bool {
+        self.sacked_segments >= DUP_THRESH
+    }
+
+    /// RFC 8985 §6.2 step 4: no patience while no reordering was ever seen and the loss is plain.
+    fn reordering_window(&self, recovering: bool) -> Duration {
+        if !self.rack.reordering_seen && (recovering || self.enough_sacked()) {
+            return Duration::ZERO;
+        }
+        self.rack.min_rtt / 4
+    }
+
+    fn sent_before_rack(&self, segment: &InFlight) -> bool {
+        segment.sent_at < self.rack.sent_at
+            || (segment.sent_at == self.rack.sent_at && segment.end().before(self.rack.end))
+    }
+
+    /// RFC 8985 §6.2 steps 1 to 3, and the round-trip sample.
+    fn arrived(&mut self, segment: &InFlight, now: Instant, progress: &mut Progress) {
+        let rtt = now.since(segment.sent_at);
+        if !segment.ever_resent {
+            progress.rtt = Some(progress.rtt.map_or(rtt, |least| least.min(rtt)));
+            let fresh = self.rack.min_rtt.is_zero();
+            self.rack.min_rtt = if fresh { rtt } else { self.rack.min_rtt.min(rtt) };
+            let known = self.rack.sent_at != Instant::default();
+            if known && segment.end().before(self.rack.fack) {
+                self.rack.reordering_seen |= segment.sent_at <= self.rack.sent_at;
+            }
+        } else if rtt < self.rack.min_rtt {
+            // Most likely the answer to the first copy.
+            return;
+        }
+        let known = self.rack.sent_at != Instant::default();
+        if !known || segment.end().after(self.rack.fack) {
+            self.rack.fack = segment.end();
+        }
+        if !known || !self.newer_than(segment) {
+            (self.rack.sent_at, self.rack.end, self.rack.rtt) = (segment.sent_at, segment.end(), rtt);
+        }
+    }
+
+    fn newer_than(&self, segment: &InFlight) -> bool {
+        self.rack.sent_at > segment.sent_at
+            || (self.rack.sent_at == segment.sent_at && self.rack.end.after(segment.end()))
+    }
+
+    fn mark_lost(&mut self, index: usize, segment: InFlight) {
+        self.forget(&segment);
+        self.lost += segment.len;
+        self.unsent += segment.len;
+        let slot = &mut self.segments[index];
+        (slot.lost, slot.resent) = (true, false);
+    }
+
+    /// Takes a segment's length out of the sums.
+    fn forget(&mut self, segment: &InFlight) {
+        self.sacked -= if segment.sacked { segment.len } else { 0 };
+        self.sacked_segments -= u32::from(segment.sacked);
+        self.lost -= if segment.lost { segment.len } else { 0 };
+        self.resent -= if segment.resent { segment.len } else { 0 };
+        self.unsent -= if segment.lost && !segment.resent { segment.len } else { 0 };
+    }
+
+    /// Cuts the first segment at `ack`, which lies inside it; by how much.
+    fn trim_front(&mut self, ack: Seq) -> u32 {
+        let Some(&first) = self.segments.front() else { return 0 };
+        let cut = ack.distance(first.seq);
+        self.split(0, cut);
+        if let Some(head) = self.segments.pop_front() {
+            self.forget(&head);
+        }
+        if first.sacked { 0 } else { cut }
+    }
+
+    /// Makes two segments of one; the first gets `len`.
+    fn split(&mut self, index: usize, len: u32) {
+        let mut tail = self.segments[index];
+        debug_assert!(len > 0 && len < tail.len);
+        let head = &mut self.segments[index];
+        head.len = len;
+        head.fin = false;
+        tail.seq += len;
+        tail.len -= len;
+        tail.syn = false;
+        self.sacked_segments += u32::from(tail.sacked);
+        self.segments.insert(index + 1, tail);
+    }
+
+    fn index_of(&self, seq: Seq) -> Option<usize> {
+        let index = self.segments.partition_point(|segment| segment.seq.before(seq));
+        (self.segments.get(index)?.seq == seq).then_some(index)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn check(&self, una: Seq, nxt: Seq) {
+        let mut seq = una;
+        let (mut sacked, mut lost, mut resent, mut unsent) = (0, 0, 0, 0);
+        for segment in &self.segments {
+            assert_eq!(segment.seq, seq, "segments in flight are contiguous");
+            assert!(!(segment.sacked && (segment.lost || segment.resent)));
+            seq = segment.end();
+            sacked += if segment.sacked { segment.len } else { 0 };
+            lost += if segment.lost { segment.len } else { 0 };
+            resent += if segment.resent { segment.len } else { 0 };
+            unsent += if segment.lost && !segment.resent { segment.len } else { 0 };
+        }
+        assert_eq!(seq, nxt, "and reach SND.NXT");
+        assert_eq!((sacked, lost, resent, unsent), (self.sacked, self.lost, self.resent, self.unsent));
+    }
+}

@@ -1,0 +1,163 @@
+//! What an acknowledgement means: bytes that arrived, the peer's window, losses and their repair, our FIN.
+
+use super::{Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
+
+impl Tcb {
+    /// RFC 9293 §3.10.7.4, fifth check, for an acceptable SEG.ACK.
+    pub(super) fn handle_ack(&mut self, segment: &Incoming<'_>, now: Instant, shared: &mut Shared) {
+        let flight = self.flight();
+        let window_before = self.snd_wnd;
+        if segment.ack.at_or_after(self.snd_una) && self.window_is_newer(segment) {
+            self.update_send_window(segment.window, segment.seq, segment.ack);
+        }
+        if !self.orphan {
+            // The peer answers: a closed window alone does not end the connection.
+            self.retries = if flight == 0 { 0 } else { self.retries };
+        }
+        let advanced = segment.ack.after(self.snd_una);
+        let duplicate = !advanced
+            && segment.ack == self.snd_una
+            && flight > 0
+            && segment.len() == 0
+            && self.snd_wnd == window_before;
+        let sacked = self.sack_permitted && !segment.options.sack.as_slice().is_empty();
+        if advanced || duplicate || sacked {
+            self.account(segment, flight, now, shared);
+            self.repair(advanced, duplicate, flight, now, shared);
+            self.end_probe(segment, flight);
+        }
+        if advanced {
+            self.after_progress(now, shared);
+        }
+        if self.retransmit == Retransmit::Persist && !self.blocked_by_window(&shared.config) {
+            (self.rtt.backoff, self.persist) = (0, false);
+        }
+        self.arm_retransmit(now, &shared.config);
+        if self.snd_una == self.snd_nxt {
+            self.release_idle(shared);
+        }
+    }
+
+    /// RFC 9293 §3.10.7.4: the segment is newer than the one the window came from.
+    fn window_is_newer(&self, segment: &Incoming<'_>) -> bool {
+        self.snd_wl1.before(segment.seq)
+            || (self.snd_wl1 == segment.seq && self.snd_wl2.at_or_before(segment.ack))
+    }
+
+    /// Takes acknowledged bytes out of the buffer and the scoreboard, and grows the congestion window.
+    fn account(&mut self, segment: &Incoming<'_>, flight: u32, now: Instant, shared: &mut Shared) {
+        let (una, ack) = (self.snd_una, segment.ack.max(self.snd_una));
+        let Some(transfer) = &mut self.transfer else {
+            debug_assert!(ack == una, "acknowledged without a scoreboard");
+            return;
+        };
+        let cumulative = transfer.scoreboard.acknowledge(ack, now);
+        let mut rtt = cumulative.rtt;
+        if self.sack_permitted {
+            let blocks = segment.options.sack.as_slice();
+            let selective = transfer.scoreboard.selectively_acknowledge(blocks, (ack, self.snd_nxt), now);
+            rtt = rtt.or(selective.rtt);
+        }
+        let mut acked = ack.distance(una);
+        if self.fin == Fin::Sent && ack == self.snd_nxt && acked > 0 {
+            self.fin = Fin::Acked;
+            acked -= 1;
+        }
+        transfer.send.advance(acked as usize, &mut shared.send_pool);
+        self.bytes_out += u64::from(acked);
+        self.snd_una = ack;
+        if let Some(rtt) = rtt {
+            self.rtt.sample(rtt);
+        }
+        if self.recovery != Recovery::Fast && acked > 0 {
+            self.congestion.on_ack(acked, self.mss.into(), flight);
+        }
+    }
+
+    /// Judges losses and enters or leaves recovery.
+    fn repair(&mut self, advanced: bool, duplicate: bool, flight: u32, now: Instant, shared: &mut Shared) {
+        if self.recovery != Recovery::None && self.snd_una.at_or_after(self.recover) {
+            self.recovery = Recovery::None;
+        }
+        let Some(transfer) = &mut self.transfer else { return };
+        let board = &mut transfer.scoreboard;
+        let mut lost = false;
+        self.reorder_at = Instant::NEVER;
+        if self.sack_permitted {
+            let (any, wait) = board.detect_losses(now, self.recovery != Recovery::None);
+            lost = any;
+            self.reorder_at = wait.unwrap_or(Instant::NEVER);
+        } else if duplicate {
+            if board.duplicate_ack() && self.recovery == Recovery::None {
+                board.mark_first_lost();
+                lost = true;
+            }
+        } else if advanced && self.recovery == Recovery::Fast {
+            // RFC 6582 §3.2: a partial acknowledgement shows the next hole.
+            board.mark_first_lost();
+            self.force = true;
+        }
+        if lost && self.recovery == Recovery::None {
+            self.enter_recovery(flight, now, shared);
+        }
+    }
+
+    /// RFC 5681 §3.2, RFC 6675 §5.
+    pub(super) fn enter_recovery(&mut self, flight: u32, now: Instant, shared: &mut Shared) {
+        self.recovery = Recovery::Fast;
+        self.recover = self.snd_nxt;
+        self.congestion.on_loss(flight, self.mss.into());
+        self.force = true;
+        self.probed = None;
+        self.rto_base = now;
+        shared.counters.fast_recoveries += 1;
+    }
+
+    /// RFC 8985 §7.4: a tail loss probe that repaired a loss hid it from everything else; one that was reported
+    /// as a duplicate (RFC 2883) repaired nothing.
+    fn end_probe(&mut self, segment: &Incoming<'_>, flight: u32) {
+        let Some(probed) = self.probed else { return };
+        let first_block = segment.options.sack.as_slice().first();
+        let needless = first_block.is_some_and(|(_, right)| right.at_or_before(segment.ack));
+        if needless {
+            self.probed = None;
+        } else if segment.ack.at_or_after(probed) {
+            self.probed = None;
+            if self.probe_repeated && self.recovery == Recovery::None {
+                self.congestion.on_loss(flight, self.mss.into());
+            }
+        }
+    }
+
+    /// SND.UNA moved on.
+    fn after_progress(&mut self, now: Instant, shared: &mut Shared) {
+        (self.retries, self.rtt.backoff, self.rto_base) = (0, 0, now);
+        self.wake_writer(shared);
+        if self.fin != Fin::Acked {
+            return;
+        }
+        match self.state {
+            State::FinWait1 => {
+                self.state = State::FinWait2;
+                self.start_linger(now, &shared.config);
+            }
+            State::Closing => self.state = State::TimeWait,
+            State::LastAck => self.state = State::Closed,
+            _ => {}
+        }
+        if !self.fin_acked_told && !self.orphan {
+            self.fin_acked_told = true;
+            shared.events.push_back(Event::FinAcked(self.id));
+        }
+    }
+
+    /// Room enough again to be worth a wake-up: a quarter of the buffer.
+    fn wake_writer(&mut self, shared: &mut Shared) {
+        let queued = self.transfer.as_ref().map_or(0, |transfer| transfer.send.len());
+        let limit = shared.config.send_buffer as usize;
+        if self.wants_write && !self.orphan && queued <= limit - limit / 4 {
+            self.wants_write = false;
+            shared.events.push_back(Event::Writable(self.id));
+        }
+    }
+}

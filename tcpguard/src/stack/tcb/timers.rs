@@ -1,0 +1,160 @@
+//! Time passes for a connection: retransmission (RFC 6298), loss probes and reordering (RFC 8985), persist, delayed
+//! acknowledgements, and the end of an orphan's FIN_WAIT_2.
+
+use core::time::Duration;
+
+use super::{AckOwed, Config, Error, Fin, Instant, Recovery, Retransmit, Shared, State, Tcb};
+
+impl Tcb {
+    /// The next point in time at which something is to be done; [`Instant::NEVER`] for none.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.retransmit_at.min(self.ack_at).min(self.linger_at)
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, shared: &mut Shared) {
+        if self.ack_at <= now {
+            self.ack_at = Instant::NEVER;
+            if self.ack_owed == AckOwed::Later {
+                self.ack_owed = AckOwed::Now(1);
+            }
+        }
+        if self.linger_at <= now {
+            self.linger_at = Instant::NEVER;
+            shared.counters.fin_wait_2_expired += 1;
+            self.state = State::Closed;
+            self.void(shared);
+            return;
+        }
+        if self.retransmit_at <= now {
+            self.handle_retransmit_timer(now, shared);
+        }
+    }
+
+    fn handle_retransmit_timer(&mut self, now: Instant, shared: &mut Shared) {
+        match self.retransmit {
+            Retransmit::Off => self.retransmit_at = Instant::NEVER,
+            Retransmit::Timeout => self.handle_rto(now, shared),
+            Retransmit::Probe => {
+                shared.counters.tail_loss_probes += 1;
+                self.probe = true;
+                self.rto_base = now;
+                self.probed = Some(self.snd_nxt);
+                self.arm_retransmit(now, &shared.config);
+            }
+            Retransmit::Reordering => self.handle_reordering_timer(now, shared),
+            Retransmit::Persist => self.handle_persist(now, shared),
+        }
+    }
+
+    /// RFC 6298 §5.4 to §5.6.
+    fn handle_rto(&mut self, now: Instant, shared: &mut Shared) {
+        shared.counters.timeouts += 1;
+        if !self.count_retry(shared) {
+            return;
+        }
+        let flight = self.flight();
+        let first = self.recovery != Recovery::Timeout;
+        self.congestion.on_timeout(flight, self.mss.into(), first);
+        if let Some(transfer) = &mut self.transfer {
+            transfer.scoreboard.mark_all_lost();
+        }
+        self.recovery = Recovery::Timeout;
+        self.recover = self.snd_nxt;
+        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
+        (self.force, self.probed, self.reorder_at) = (true, None, Instant::NEVER);
+        self.rto_base = now;
+        self.arm_retransmit(now, &shared.config);
+    }
+
+    fn handle_reordering_timer(&mut self, now: Instant, shared: &mut Shared) {
+        let flight = self.flight();
+        self.reorder_at = Instant::NEVER;
+        if let Some(transfer) = &mut self.transfer {
+            let (lost, wait) = transfer.scoreboard.detect_losses(now, self.recovery != Recovery::None);
+            self.reorder_at = wait.unwrap_or(Instant::NEVER);
+            if lost && self.recovery == Recovery::None {
+                self.enter_recovery(flight, now, shared);
+            }
+        }
+        self.arm_retransmit(now, &shared.config);
+    }
+
+    fn handle_persist(&mut self, now: Instant, shared: &mut Shared) {
+        if !self.count_retry(shared) {
+            return;
+        }
+        self.persist = true;
+        self.rtt.backoff = self.rtt.backoff.saturating_add(1);
+        self.rto_base = now;
+        self.arm_retransmit(now, &shared.config);
+    }
+
+    /// Whether one more attempt is allowed; ends the connection otherwise (RFC 9293 §3.8.3, R2).
+    fn count_retry(&mut self, shared: &mut Shared) -> bool {
+        let limit = match self.state {
+            State::SynSent | State::SynReceived => shared.config.syn_retries,
+            _ if self.orphan => shared.config.orphan_retries,
+            _ => shared.config.retries,
+        };
+        if self.retries >= limit {
+            shared.counters.timed_out += 1;
+            self.fail(Error::TimedOut, false, shared);
+            self.tell_readable(shared);
+            return false;
+        }
+        self.retries += 1;
+        true
+    }
+
+    /// Chooses the retransmission timer's purpose and time from what is in flight now.
+    pub(super) fn arm_retransmit(&mut self, now: Instant, config: &Config) {
+        let blocked = self.flight() == 0 && self.blocked_by_window(config);
+        if blocked && self.retransmit != Retransmit::Persist {
+            self.rto_base = now;
+        }
+        let timeout = self.rto_base + self.rtt.timeout(config);
+        (self.retransmit, self.retransmit_at) = if self.flight() == 0 {
+            if blocked { (Retransmit::Persist, timeout) } else { (Retransmit::Off, Instant::NEVER) }
+        } else if self.reorder_at.is_set() {
+            (Retransmit::Reordering, self.reorder_at)
+        } else if let Some(wait) = self.probe_wait(config) {
+            // RFC 8985 §7.2: never later than the retransmission timeout would be.
+            (Retransmit::Probe, (now + wait).min(timeout))
+        } else {
+            (Retransmit::Timeout, timeout)
+        };
+    }
+
+    /// New data behind a closed window: nothing but the persist timer will ever move it.
+    pub(crate) fn arm_retransmit_if_idle(&mut self, now: Instant, config: &Config) {
+        if self.retransmit == Retransmit::Off && self.unsent() + u32::from(self.fin == Fin::Queued) > 0 {
+            self.arm_retransmit(now, config);
+        }
+    }
+
+    /// How long to wait for an acknowledgement before probing the tail; `None` when that is not to be done.
+    fn probe_wait(&self, config: &Config) -> Option<Duration> {
+        const LEAST: Duration = Duration::from_millis(2);
+        let board = &self.transfer.as_ref()?.scoreboard;
+        let calm = self.recovery == Recovery::None && self.probed.is_none() && !board.is_disturbed();
+        if !calm || !self.sack_permitted || !self.state.synchronized() {
+            return None;
+        }
+        let single = self.flight() <= u32::from(self.mss);
+        Some(self.rtt.smoothed()? * 2 + if single { config.min_rto } else { LEAST })
+    }
+
+    /// There is something to send, nothing is in flight, and the peer's window does not let it go.
+    pub(super) fn blocked_by_window(&self, config: &Config) -> bool {
+        let pending = self.unsent() > 0 || self.fin == Fin::Queued;
+        pending && self.state.synchronized() && self.fresh(config, false).is_none()
+    }
+
+    /// The application is gone: FIN_WAIT_2 lasts only so long.
+    pub(super) fn start_linger(&mut self, now: Instant, config: &Config) {
+        if self.orphan && self.state == State::FinWait2 {
+            self.linger_at = now + config.fin_wait_2;
+        }
+    }
+}

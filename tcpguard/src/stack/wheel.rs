@@ -1,0 +1,241 @@
+//! A hierarchical timer wheel with one deadline per connection. Arming later than armed already is free: the
+//! owner looks at its real deadline when the wheel calls, and arms again.
+
+use super::time::Instant;
+
+/// One tick is 2^20 ns, about a millisecond.
+const TICK_BITS: u32 = 20;
+const SLOT_BITS: u32 = 6;
+const SLOTS: usize = 1 << SLOT_BITS;
+const LEVELS: usize = 5;
+/// Deadlines further away (12 days) are called early, found unripe, and armed again.
+const MAX_DELTA: u64 = (1 << (SLOT_BITS * LEVELS as u32)) - 1;
+const NIL: u32 = u32::MAX;
+
+/// A connection's place in the wheel; linked with the others of its slot.
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    prev: u32,
+    next: u32,
+    /// The low bits of the tick it is armed for.
+    tick: u32,
+    /// Level and slot; [`UNARMED`] when in none.
+    place: u16,
+}
+
+const UNARMED: u16 = u16::MAX;
+
+/// Timers for the connections of one arena, by index.
+#[derive(Debug)]
+pub(crate) struct Wheel {
+    nodes: Vec<Node>,
+    heads: [[u32; SLOTS]; LEVELS],
+    occupied: [u64; LEVELS],
+    /// Every tick before this one has been handled.
+    cursor: u64,
+}
+
+impl Wheel {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            nodes: Vec::new(),
+            heads: [[NIL; SLOTS]; LEVELS],
+            occupied: [0; LEVELS],
+            cursor: now.0 >> TICK_BITS,
+        }
+    }
+
+    /// Makes sure that `index` is called at `deadline` or earlier.
+    pub(crate) fn arm(&mut self, index: u32, deadline: Instant) {
+        if self.nodes.len() <= index as usize {
+            let empty = Node { prev: NIL, next: NIL, tick: 0, place: UNARMED };
+            self.nodes.resize(index as usize + 1, empty);
+        }
+        // Rounded up: a timer never fires before its time.
+        let tick = (deadline.0.saturating_add((1 << TICK_BITS) - 1) >> TICK_BITS).max(self.cursor);
+        let tick = tick.min(self.cursor + MAX_DELTA);
+        let node = &self.nodes[index as usize];
+        if node.place != UNARMED {
+            if self.tick_of(node) <= tick {
+                return;
+            }
+            self.unlink(index);
+        }
+        self.link(index, tick);
+    }
+
+    /// Takes `index` out.
+    pub(crate) fn disarm(&mut self, index: u32) {
+        if self.nodes.get(index as usize).is_some_and(|node| node.place != UNARMED) {
+            self.unlink(index);
+        }
+    }
+
+    /// The next connection whose time has come, taken out of the wheel.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<u32> {
+        let target = now.0 >> TICK_BITS;
+        loop {
+            let head = self.heads[0][self.cursor as usize % SLOTS];
+            if head != NIL {
+                self.unlink(head);
+                return Some(head);
+            }
+            if self.cursor >= target {
+                return None;
+            }
+            match self.next_tick() {
+                Some(tick) if tick <= target => {
+                    self.cursor = tick;
+                    self.cascade();
+                }
+                _ => self.cursor = target,
+            }
+        }
+    }
+
+    /// When to call [`Self::pop_due`] next, at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if self.heads[0][self.cursor as usize % SLOTS] != NIL {
+            return Some(Instant(self.cursor << TICK_BITS));
+        }
+        self.next_tick().map(|tick| Instant(tick << TICK_BITS))
+    }
+
+    /// The next tick after the cursor at which a slot is due or a coarser slot must be spread out.
+    fn next_tick(&self) -> Option<u64> {
+        (0..LEVELS)
+            .filter(|&level| self.occupied[level] != 0)
+            .map(|level| {
+                let shift = SLOT_BITS * level as u32;
+                let here = self.cursor >> shift;
+                let ahead =
+                    self.occupied[level].rotate_right((here as u32 + 1) % SLOTS as u32).trailing_zeros();
+                (here + 1 + u64::from(ahead)) << shift
+            })
+            .min()
+    }
+
+    /// Spreads the slots that begin at the cursor over the finer levels.
+    fn cascade(&mut self) {
+        for level in (1..LEVELS).rev() {
+            let shift = SLOT_BITS * level as u32;
+            if !self.cursor.is_multiple_of(1 << shift) {
+                continue;
+            }
+            let slot = (self.cursor >> shift) as usize % SLOTS;
+            let mut index = self.heads[level][slot];
+            self.heads[level][slot] = NIL;
+            self.occupied[level] &= !(1 << slot);
+            while index != NIL {
+                let node = self.nodes[index as usize];
+                self.link(index, self.tick_of(&node));
+                index = node.next;
+            }
+        }
+    }
+
+    fn tick_of(&self, node: &Node) -> u64 {
+        // Armed ticks lie less than 2^30 ahead of the cursor.
+        self.cursor + u64::from(node.tick.wrapping_sub(self.cursor as u32))
+    }
+
+    fn link(&mut self, index: u32, tick: u64) {
+        let delta = tick - self.cursor;
+        let level = if delta == 0 { 0 } else { (delta.ilog2() / SLOT_BITS) as usize };
+        let slot = (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS;
+        let head = self.heads[level][slot];
+        self.nodes[index as usize] =
+            Node { prev: NIL, next: head, tick: tick as u32, place: (level * SLOTS + slot) as u16 };
+        if head != NIL {
+            self.nodes[head as usize].prev = index;
+        }
+        self.heads[level][slot] = index;
+        self.occupied[level] |= 1 << slot;
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Node { prev, next, place, .. } = self.nodes[index as usize];
+        let (level, slot) = (place as usize / SLOTS, place as usize % SLOTS);
+        match prev {
+            NIL => self.heads[level][slot] = next,
+            _ => self.nodes[prev as usize].next = next,
+        }
+        if next != NIL {
+            self.nodes[next as usize].prev = prev;
+        }
+        if self.heads[level][slot] == NIL {
+            self.occupied[level] &= !(1 << slot);
+        }
+        self.nodes[index as usize].place = UNARMED;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Instant, TICK_BITS, Wheel};
+    use proptest::prelude::*;
+
+    const TICK: u64 = 1 << TICK_BITS;
+
+    fn drain(wheel: &mut Wheel, now: u64) -> Vec<u32> {
+        let mut due: Vec<u32> = core::iter::from_fn(|| wheel.pop_due(Instant(now))).collect();
+        due.sort_unstable();
+        due
+    }
+
+    #[test]
+    fn timers_fire_in_their_tick_and_not_before() {
+        let mut wheel = Wheel::new(Instant(12_345));
+        wheel.arm(0, Instant(3 * TICK));
+        wheel.arm(1, Instant(3 * TICK + 1));
+        wheel.arm(2, Instant(100_000 * TICK));
+        assert_eq!(drain(&mut wheel, 3 * TICK - 1), [0u32; 0]);
+        assert_eq!(wheel.next_deadline(), Some(Instant(3 * TICK)));
+        assert_eq!(drain(&mut wheel, 3 * TICK), [0]);
+        assert_eq!(drain(&mut wheel, 4 * TICK), [1]);
+        wheel.arm(2, Instant(200_000 * TICK));
+        assert_eq!(drain(&mut wheel, 100_000 * TICK), [2], "arming later leaves the earlier call in place");
+        assert_eq!(wheel.next_deadline(), None);
+    }
+
+    #[test]
+    fn an_earlier_deadline_moves_the_timer_and_disarming_removes_it() {
+        let mut wheel = Wheel::new(Instant(0));
+        wheel.arm(7, Instant(5_000 * TICK));
+        wheel.arm(7, Instant(50 * TICK));
+        wheel.arm(8, Instant(50 * TICK));
+        wheel.disarm(8);
+        assert_eq!(drain(&mut wheel, 50 * TICK), [7]);
+        assert_eq!(drain(&mut wheel, 10_000 * TICK), [0u32; 0]);
+    }
+
+    proptest! {
+        /// Against the obvious model: a list of deadlines.
+        #[test]
+        fn agrees_with_a_sorted_list(
+            deadlines in prop::collection::vec(0u64..5_000_000, 1..200),
+            steps in prop::collection::vec(1u64..400_000, 1..60),
+        ) {
+            let mut wheel = Wheel::new(Instant(77 * TICK));
+            let mut pending: Vec<(u64, u32)> = Vec::new();
+            for (index, &tick) in deadlines.iter().enumerate() {
+                wheel.arm(index as u32, Instant(tick * TICK));
+                pending.push((tick, index as u32));
+            }
+            let mut now = 77;
+            for step in steps {
+                now += step;
+                if let Some(next) = wheel.next_deadline() {
+                    let earliest = pending.iter().map(|&(tick, _)| tick.max(77)).min().unwrap();
+                    prop_assert!(next.0 <= earliest * TICK);
+                }
+                let due = drain(&mut wheel, now * TICK);
+                let mut expected: Vec<u32> =
+                    pending.iter().filter(|(tick, _)| *tick <= now).map(|&(_, index)| index).collect();
+                expected.sort_unstable();
+                prop_assert_eq!(due, expected);
+                pending.retain(|(tick, _)| *tick > now);
+            }
+        }
+    }
+}
