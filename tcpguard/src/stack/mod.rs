@@ -23,6 +23,9 @@ mod time_wait;
 mod wheel;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use config::Config;
 pub use counters::StackCounters;
 pub use event::{ConnId, Error, Event, FlowInfo, Received, StackDrop, State};

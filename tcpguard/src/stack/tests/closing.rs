@@ -1,0 +1,348 @@
+//! Every way to end: either side first, both at once, halves, resets, TIME_WAIT.
+
+use std::time::Duration;
+
+use super::script::{Script, answer, modern, plain};
+use super::{EPOCH, Family};
+use crate::stack::{Config, Error, Event, Received, State};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn the_server_closes_first_and_waits_two_msl() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.shutdown(t.now, id).unwrap();
+    t.expect("F. 1:1(0) ack 1");
+    t.state(State::FinWait1);
+    t.sends(". 1:1(0) ack 2");
+    t.state(State::FinWait2);
+    assert!(t.stack.fin_acked(id) && t.events.contains(&Event::FinAcked(id)));
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    t.state(State::TimeWait);
+    assert!(t.events.contains(&Event::Closed { conn: id, error: None }));
+    assert!(t.events.contains(&Event::TimeWaitEntered { key: t.key() }));
+    assert_eq!(t.stack.recv(t.now, id, &mut [0; 8]), Ok(0));
+    t.stack.close(t.now, id);
+    assert_eq!((t.stack.connection_count(), t.stack.time_wait_count()), (0, 1));
+    t.wait(59 * SECOND);
+    t.state(State::TimeWait);
+    t.wait(SECOND);
+    t.gone();
+    t.wait(10 * SECOND);
+    assert!(t.events.contains(&Event::TimeWaitExpired { key: t.key() }));
+    assert_eq!(t.stack.time_wait_count(), 0);
+    assert_eq!(t.stack.poll_timeout(), None, "nothing is left to do");
+}
+
+#[test]
+fn the_client_closes_first_and_nothing_stays() {
+    for family in [Family::V4, Family::V6] {
+        let mut t = Script::established(super::script::Offer { family, ..plain() });
+        let id = t.conn();
+        t.sends("F. 1:1(0) ack 1");
+        t.expect(". 1:1(0) ack 2");
+        t.state(State::CloseWait);
+        assert_eq!(t.stack.recv(t.now, id, &mut [0; 8]), Ok(0));
+        t.stack.close(t.now, id);
+        t.expect("F. 1:1(0) ack 2");
+        t.state(State::LastAck);
+        t.sends(". 2:2(0) ack 2");
+        t.gone();
+        assert!(t.events.contains(&Event::FlowReleased { key: t.key() }));
+        assert_eq!(t.stack.connection_count(), 0);
+        assert_eq!(t.stack.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn both_close_at_once() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.shutdown(t.now, id).unwrap();
+    t.expect("F. 1:1(0) ack 1");
+    // Sent before our FIN arrived there.
+    t.sends("F. 1:1(0) ack 1");
+    t.state(State::Closing);
+    t.expect(". 2:2(0) ack 2");
+    t.sends(". 2:2(0) ack 2");
+    t.state(State::TimeWait);
+    t.silent();
+}
+
+#[test]
+fn a_fin_that_acknowledges_ours_goes_straight_to_time_wait() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.server_sends(1, 10);
+    t.stack.close(t.now, id);
+    t.expect("FP. 1:11(10) ack 1");
+    t.sends("F. 1:1(0) ack 12");
+    t.expect(". 12:12(0) ack 2");
+    t.state(State::TimeWait);
+    assert_eq!(t.stack.connection_count(), 0);
+}
+
+#[test]
+fn after_our_fin_the_client_may_send_as_long_as_it_likes() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.shutdown(t.now, id).unwrap();
+    t.expect("F. 1:1(0) ack 1");
+    t.sends(". 1:1(0) ack 2");
+    t.wait(600 * SECOND);
+    t.state(State::FinWait2);
+    t.tsval += 600_000;
+    for from in (1..5001).step_by(1000) {
+        t.sends(&format!("P. {from}:{}(1000) ack 2", from + 1000));
+        t.expect(&format!(". 2:2(0) ack {}", from + 1000));
+        t.server_reads(from as u64, 1000);
+    }
+    assert_eq!(t.stack.send(t.now, id, b"late"), Err(Error::NotWritable));
+    t.sends("F. 5001:5001(0) ack 2");
+    t.state(State::TimeWait);
+}
+
+#[test]
+fn after_the_clients_fin_we_may_send_as_long_as_we_like() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.sends("F. 1:1(0) ack 1");
+    t.expect(". 1:1(0) ack 2");
+    t.wait(600 * SECOND);
+    t.state(State::CloseWait);
+    t.tsval += 600_000;
+    t.server_sends(1, 3000);
+    t.expect(". 1:1449(1448) ack 2");
+    t.expect(". 1449:2897(1448) ack 2");
+    t.expect("P. 2897:3001(104) ack 2");
+    t.sends(". 2:2(0) ack 3001");
+    t.stack.shutdown(t.now, id).unwrap();
+    t.expect("F. 3001:3001(0) ack 2");
+    t.sends(". 2:2(0) ack 3002");
+    t.gone();
+    assert!(t.events.contains(&Event::Closed { conn: id, error: None }));
+}
+
+#[test]
+fn an_orphan_in_fin_wait_2_lasts_only_as_long_as_the_tunable() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends(". 1:1(0) ack 2");
+    t.wait(59 * SECOND);
+    t.state(State::FinWait2);
+    t.wait(2 * SECOND);
+    t.gone();
+    assert_eq!(t.stack.counters().fin_wait_2_expired, 1);
+    assert_eq!(t.stack.connection_count(), 0);
+}
+
+#[test]
+fn a_last_ack_that_nobody_answers_ends() {
+    let mut t = Script::established(plain());
+    let id = t.conn();
+    t.sends("F. 1:1(0) ack 1");
+    t.stack.close(t.now, id);
+    t.state(State::LastAck);
+    let mut fins = 0;
+    for _ in 0..600 {
+        while let Some(segment) = t.next_sent() {
+            assert_eq!(segment, "F. 1:1(0) ack 2");
+            fins += 1;
+        }
+        t.wait(SECOND);
+    }
+    t.gone();
+    assert_eq!(fins, 1 + u32::from(Config::default().orphan_retries));
+    assert_eq!(t.stack.counters().timed_out, 1);
+}
+
+#[test]
+fn a_retransmitted_fin_is_acknowledged_and_restarts_two_msl() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    t.wait(50 * SECOND);
+    t.tsval += 50_000;
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    assert_eq!(t.stack.counters().time_wait_restarted, 1);
+    t.wait(50 * SECOND);
+    t.state(State::TimeWait);
+    t.wait(11 * SECOND);
+    t.gone();
+}
+
+#[test]
+fn time_wait_is_not_assassinated() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    // RFC 1337: a reset, exactly where it would hit.
+    t.sends("R. 2:2(0) ack 2");
+    t.state(State::TimeWait);
+    t.silent();
+    // Old data is acknowledged and goes nowhere.
+    t.sends("P. 1:100(99) ack 1");
+    t.expect(". 2:2(0) ack 2");
+    t.state(State::TimeWait);
+    // The stray acknowledgement of a late segment is not answered: no loop.
+    t.sends(". 2:2(0) ack 2");
+    t.silent();
+}
+
+#[test]
+fn a_tuned_two_msl_applies_at_once_to_entries_already_there() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    t.wait(5 * SECOND);
+    t.state(State::TimeWait);
+    let flows: Vec<_> = t.stack.flows(t.now).collect();
+    assert_eq!((flows.len(), flows[0].state, flows[0].service), (1, State::TimeWait, Some(7)));
+    assert_eq!(flows[0].timer.unwrap().as_secs(), 55);
+    t.stack.set_config(t.now, Config { time_wait: 3 * SECOND, ..Config::default() });
+    t.gone();
+    assert_eq!(t.stack.flows(t.now).count(), 0);
+}
+
+#[test]
+fn a_newer_cookie_reuses_a_flow_in_time_wait_and_a_replayed_one_does_not() {
+    for offer in [modern(), plain()] {
+        let mut t = Script::established(offer);
+        let replay = t.frame("P. 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.close(t.now, id);
+        t.expect("F. 1:1(0) ack 1");
+        t.sends("F. 1:1(0) ack 2");
+        t.expect(". 2:2(0) ack 2");
+        assert_eq!(t.stack.handle_frame(t.now, &replay), Received::Consumed);
+        t.expect(". 2:2(0) ack 2");
+        t.state(State::TimeWait);
+        t.wait(SECOND);
+        t.offer.isn += 100_000;
+        t.tsval += 1000;
+        t.cookie = answer(&t.offer, EPOCH, t.now);
+        t.tsecr = t.cookie.tsval.unwrap_or(0);
+        t.sends("P. 1:11(10) ack 1");
+        t.state(State::Established);
+        t.server_reads(1, 10);
+        assert!(t.events.contains(&Event::TimeWaitExpired { key: t.key() }));
+        // The old incarnation's segments are old duplicates now.
+        t.stack.handle_frame(t.now, &replay);
+        t.state(State::Established);
+        assert_eq!(t.stack.connection_count(), 1);
+    }
+}
+
+#[test]
+fn a_reset_at_rcv_nxt_ends_the_connection_and_what_arrived_can_be_read() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.sends("P. 1:101(100) ack 1");
+    t.sends("R 101:101(0)");
+    t.gone();
+    assert!(t.events.contains(&Event::Closed { conn: id, error: Some(Error::Reset) }));
+    t.server_reads(1, 100);
+    assert_eq!(t.stack.recv(t.now, id, &mut [0; 8]), Err(Error::Reset));
+    assert_eq!(t.stack.send(t.now, id, b"x"), Err(Error::Reset));
+    t.silent();
+    t.stack.close(t.now, id);
+    assert_eq!(t.stack.connection_count(), 0);
+}
+
+#[test]
+fn a_reset_elsewhere_in_the_window_is_challenged_and_outside_ignored() {
+    let mut t = Script::established(modern());
+    t.sends("R 2:2(0)");
+    t.expect(". 1:1(0) ack 1");
+    t.sends("R 5000:5000(0)");
+    t.expect(". 1:1(0) ack 1");
+    t.sends("R 0:0(0)");
+    t.silent();
+    t.sends("R 900000:900000(0)");
+    t.silent();
+    t.state(State::Established);
+}
+
+#[test]
+fn abort_sends_a_reset_in_every_open_state() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.server_sends(1, 10);
+    t.expect("P. 1:11(10) ack 1");
+    t.stack.abort(t.now, id);
+    t.expect("R. 11:11(0) ack 1");
+    t.gone();
+    assert_eq!(t.stack.connection_count(), 0);
+    let mut t = Script::established(modern());
+    t.sends("F. 1:1(0) ack 1");
+    t.expect(". 1:1(0) ack 2");
+    let id = t.conn();
+    t.stack.abort(t.now, id);
+    t.expect("R. 1:1(0) ack 2");
+    t.gone();
+}
+
+#[test]
+fn closing_with_unread_data_resets() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.sends("P. 1:101(100) ack 1");
+    t.expect(". 1:1(0) ack 101");
+    t.stack.close(t.now, id);
+    t.expect("R. 1:1(0) ack 101");
+    t.gone();
+    assert_eq!((t.stack.connection_count(), t.stack.buffered_bytes()), (0, 0));
+}
+
+#[test]
+fn data_for_an_application_that_is_gone_resets() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("P. 1:101(100) ack 2");
+    assert_eq!(t.next_sent().unwrap().split(' ').next(), Some("R."));
+    t.gone();
+    assert_eq!(t.stack.connection_count(), 0);
+}
+
+#[test]
+fn a_fin_ahead_of_its_data_counts_once_the_hole_is_filled() {
+    let mut t = Script::established(modern());
+    t.sends("PF. 101:201(100) ack 1");
+    t.expect(". 1:1(0) ack 1 sack 101:201");
+    t.state(State::Established);
+    t.sends("P. 1:101(100) ack 1");
+    t.expect(". 1:1(0) ack 202");
+    t.state(State::CloseWait);
+    t.server_reads(1, 200);
+}
+
+#[test]
+fn an_unknown_segment_is_answered_as_rfc_9293_says_when_asked() {
+    let mut t = Script::syn(modern());
+    let frame = t.frame("P. 500:510(10) ack 77");
+    t.stack.reset_unknown(t.now, &frame);
+    t.expect("R 77:77(0)");
+    let frame = t.frame("P 500:510(10)");
+    t.stack.reset_unknown(t.now, &frame);
+    let sent = t.next_sent().unwrap();
+    assert!(sent.starts_with("R. ") && sent.ends_with("ack 510"), "{sent}");
+    let frame = t.frame("R 500:500(0)");
+    t.stack.reset_unknown(t.now, &frame);
+    t.silent();
+}
