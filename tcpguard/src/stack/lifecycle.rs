@@ -45,7 +45,6 @@ impl Stack {
 
     /// Draws the consequences of whatever was just done to a connection.
     pub(super) fn settle(&mut self, id: ConnId, now: Instant) {
-        self.wake_send_waiter();
         let Some(tcb) = self.connections.get_mut(id) else { return };
         if matches!(tcb.state, State::TimeWait | State::Closed) {
             if tcb.attached {
@@ -183,10 +182,10 @@ impl Stack {
     }
 
     /// Somebody may have given back what another found missing.
-    fn wake_send_waiter(&mut self) {
-        if !self.shared.send_waiters.is_empty() && self.shared.send_pool.has_room() {
-            let waiter = self.shared.send_waiters.pop_front();
-            if let Some(tcb) = waiter.and_then(|id| self.connections.get_mut(id)) {
+    pub(super) fn wake_send_waiters(&mut self) {
+        while self.shared.events.is_empty() && self.shared.send_pool.has_room() {
+            let Some(id) = self.shared.send_waiters.pop_front() else { return };
+            if let Some(tcb) = self.connections.get_mut(id) {
                 tcb.wake_after_pool(&mut self.shared);
             }
         }

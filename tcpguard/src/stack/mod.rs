@@ -35,7 +35,7 @@ pub use time::Instant;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-use tcpguard_common::cookie::Clock;
+use tcpguard_common::cookie::{Clock, Epochs as _};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::Flags;
@@ -111,10 +111,17 @@ impl Stack {
 
     /// Replaces the tunables; they apply to what exists already. `max_connections` and `max_time_wait` stay
     /// what they were.
-    pub fn set_config(&mut self, _now: Instant, config: Config) {
+    pub fn set_config(&mut self, now: Instant, config: Config) {
         self.shared.send_pool.set_budget(config.send_pool);
         self.shared.recv_pool.set_budget(config.recv_pool);
         self.shared.config = config;
+        let ids: Vec<ConnId> = self.connections.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(tcb) = self.connections.get_mut(id) {
+                tcb.retune(&self.shared.config);
+            }
+            self.settle(id, now);
+        }
     }
 
     /// The tunables in force.
@@ -128,8 +135,8 @@ impl Stack {
     pub fn set_epochs(&mut self, slots: &[EpochSlot; EPOCH_SLOTS as usize], clock: Clock) {
         self.epochs = *slots;
         self.clock = Clock { extra: clock.extra.max(1), ..clock };
-        // A cookie is accepted for three epochs after its own at most.
-        self.closed_flows.retain(|epoch| clock.epoch.wrapping_sub(epoch) as i32 <= 3);
+        // Without its key a cookie is worth nothing.
+        self.closed_flows.retain(|epoch| slots.slot(epoch).is_some());
     }
 
     /// Adopts connections to this port from now on; `None` stands for any address. An exact address wins.
@@ -228,6 +235,7 @@ impl Stack {
 
     /// What happened since the last call.
     pub fn poll_event(&mut self) -> Option<Event> {
+        self.wake_send_waiters();
         self.shared.events.pop_front()
     }
 

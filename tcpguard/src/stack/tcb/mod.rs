@@ -178,6 +178,8 @@ pub(crate) struct Tcb {
     fin_acked_told: bool,
     readable_told: bool,
     wants_write: bool,
+    /// Stands in the queue for the send pool.
+    waits_for_pool: bool,
 
     ack_owed: AckOwed,
     ack_at: Instant,
@@ -208,7 +210,8 @@ pub(crate) struct Tcb {
     rto_base: Instant,
     retries: u8,
     last_sent: Instant,
-    /// End of an orphan's FIN_WAIT_2.
+    /// When an orphan's FIN_WAIT_2 began, and when it ends.
+    linger_since: Instant,
     linger_at: Instant,
 
     bytes_in: u64,
@@ -311,6 +314,7 @@ impl Tcb {
             fin_acked_told: false,
             readable_told: false,
             wants_write: false,
+            waits_for_pool: false,
             ack_owed: AckOwed::No,
             ack_at: Instant::NEVER,
             quick_acks: QUICK_ACKS,
@@ -331,6 +335,7 @@ impl Tcb {
             rto_base: now,
             retries: 0,
             last_sent: now,
+            linger_since: now,
             linger_at: Instant::NEVER,
             bytes_in: 0,
             bytes_out: 0,
@@ -370,10 +375,11 @@ impl Tcb {
         let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
         let sent = transfer.send.push(data, limit, &mut shared.send_pool);
         if sent < data.len() {
-            self.wants_write = true;
-            if transfer.send.len() < limit {
+            if transfer.send.len() < limit && !self.waits_for_pool {
+                self.waits_for_pool = true;
                 shared.send_waiters.push_back(self.id);
             }
+            self.wants_write = true;
             if sent == 0 {
                 return Err(Error::WouldBlock);
             }
@@ -498,6 +504,7 @@ impl Tcb {
 
     /// The send pool has room again.
     pub(crate) fn wake_after_pool(&mut self, shared: &mut Shared) {
+        self.waits_for_pool = false;
         if self.wants_write && !self.orphan {
             self.wants_write = false;
             shared.events.push_back(Event::Writable(self.id));

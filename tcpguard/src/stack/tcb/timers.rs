@@ -154,7 +154,15 @@ impl Tcb {
     /// The application is gone: FIN_WAIT_2 lasts only so long.
     pub(super) fn start_linger(&mut self, now: Instant, config: &Config) {
         if self.orphan && self.state == State::FinWait2 {
+            self.linger_since = now;
             self.linger_at = now + config.fin_wait_2;
+        }
+    }
+
+    /// The tunables have changed: a FIN_WAIT_2 that lasts already ends accordingly.
+    pub(crate) fn retune(&mut self, config: &Config) {
+        if self.linger_at.is_set() {
+            self.linger_at = self.linger_since + config.fin_wait_2;
         }
     }
 }

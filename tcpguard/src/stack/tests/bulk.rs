@@ -79,7 +79,6 @@ fn two_percent_loss_each_way_is_repaired_without_waiting_for_timeouts() {
         let seconds = (network.now - start).as_secs_f64();
         let counters = network.server.counters();
         let rate = size as f64 / seconds / 1e6;
-        println!("{rate:.2} MB/s, {counters:?}");
         // 0.93 * MSS / (RTT * sqrt(p)): what AIMD can reach at this loss is a little under 1 MB/s.
         assert!(rate > 0.6, "{rate:.2} MB/s");
         assert!(counters.timeouts < 10, "{} timeouts", counters.timeouts);
@@ -104,7 +103,6 @@ fn reordering_alone_causes_few_retransmissions() {
     network.open(5000, plan(10, 3_000_000), plan(3_000_000, 10));
     assert!(network.run());
     let counters = network.server.counters();
-    println!("{counters:?}");
     assert!(counters.retransmitted * 50 < counters.segments_out, "{}", counters.retransmitted);
     network.drain();
 }

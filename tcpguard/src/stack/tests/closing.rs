@@ -141,6 +141,21 @@ fn an_orphan_in_fin_wait_2_lasts_only_as_long_as_the_tunable() {
 }
 
 #[test]
+fn a_tuned_fin_wait_2_applies_at_once_to_connections_already_there() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends(". 1:1(0) ack 2");
+    t.wait(10 * SECOND);
+    t.stack.set_config(t.now, Config { fin_wait_2: 12 * SECOND, ..Config::default() });
+    t.wait(SECOND);
+    t.state(State::FinWait2);
+    t.wait(2 * SECOND);
+    t.gone();
+}
+
+#[test]
 fn a_last_ack_that_nobody_answers_ends() {
     let mut t = Script::established(plain());
     let id = t.conn();

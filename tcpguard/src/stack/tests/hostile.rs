@@ -200,6 +200,23 @@ fn an_empty_pool_drops_unacknowledged_and_recovers() {
 }
 
 #[test]
+fn writers_that_found_the_pool_empty_are_woken_when_it_is_not() {
+    let mut t = Script::established_with(modern(), Config { send_pool: 4096, ..Config::default() });
+    let first = t.conn();
+    t.server_sends(1, 4096);
+    (t.offer.port, t.window) = (40_001, 1000);
+    t.cookie = super::script::answer(&t.offer, super::EPOCH, t.now);
+    t.tsecr = t.cookie.tsval.unwrap();
+    t.sends(". 1:1(0) ack 1");
+    let second = t.conn();
+    assert_eq!(t.stack.send(t.now, second, b"x"), Err(Error::WouldBlock));
+    t.stack.abort(t.now, first);
+    t.sends(". 1:1(0) ack 1");
+    assert!(t.events.contains(&crate::stack::Event::Writable(second)));
+    assert_eq!(t.stack.send(t.now, second, b"x"), Ok(1));
+}
+
+#[test]
 fn one_byte_segments_behind_holes_are_bounded() {
     let mut t = Script::established(modern());
     for from in (3..2000).step_by(2) {
