@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use xdp::nic::NicIndex;
 use xdp::slab::Slab;
 use xdp::socket::{SocketError as XdpError, XdpSocket, XdpSocketBuilder};
@@ -293,6 +295,18 @@ impl XskSocket {
             }
         }
         Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Puts the socket on the reactor of the tokio runtime that this thread is in: readable once frames arrived.
+    ///
+    /// # Errors
+    ///
+    /// Whatever epoll says.
+    pub fn into_async(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the descriptor belongs to `self`, which moves into the `AsyncFd` and closes it when dropped; nobody
+        // else closes or replaces it.
+        let registered = unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) };
+        registered.map_err(Into::into)
     }
 
     /// Counts the frames where they are.
