@@ -16,6 +16,7 @@ mod pool;
 mod recv;
 mod rto;
 mod scoreboard;
+mod survey;
 mod table;
 mod tcb;
 mod time;
@@ -29,11 +30,14 @@ mod tests;
 pub use config::Config;
 pub use counters::StackCounters;
 pub use event::{ConnId, Error, Event, FlowInfo, Received, StackDrop, State};
+pub use survey::Cursor;
 pub use tcpguard_common::packet::build::Link;
 pub use time::Instant;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tcpguard_common::cookie::{Clock, Epochs as _};
 use tcpguard_common::flow::AnyFlowKey;
@@ -280,6 +284,31 @@ impl Stack {
         read
     }
 
+    /// Lends what has arrived in order, as far as `out` reaches, without taking it; [`Self::consume`] does. How many
+    /// slices; `Ok(0)` means that the peer has closed.
+    ///
+    /// # Errors
+    /// As [`Self::recv`].
+    pub fn peek<'a>(&'a mut self, id: ConnId, out: &mut [IoSlice<'a>]) -> Result<usize, Error> {
+        self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?.peek(out)
+    }
+
+    /// Takes the first `len` bytes that [`Self::peek`] lent.
+    pub fn consume(&mut self, now: Instant, id: ConnId, len: usize) {
+        if let Some(tcb) = self.connections.get_mut(id) {
+            tcb.consume(len, &mut self.shared);
+            self.settle(id, now);
+        }
+    }
+
+    /// How many bytes [`Self::send`] would take now, at least one.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_room(&mut self, id: ConnId) -> Result<usize, Error> {
+        self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?.send_room(&mut self.shared)
+    }
+
     /// Queues bytes for sending; how many, at least one.
     ///
     /// # Errors
@@ -339,7 +368,12 @@ impl Stack {
     pub fn flows(&self, now: Instant) -> impl Iterator<Item = FlowInfo> {
         let time_wait = self.shared.config.time_wait;
         let connections = self.connections.iter().map(|(_, tcb)| tcb).filter(|tcb| tcb.attached);
-        let waiting = self.time_waits.iter(now, time_wait).map(move |(key, age)| FlowInfo {
+        let waiting = self.time_waits.iter(now, time_wait).map(|(key, age)| self.time_wait_info(key, age));
+        connections.map(move |tcb| tcb.info(now)).chain(waiting)
+    }
+
+    fn time_wait_info(&self, key: AnyFlowKey, age: Duration) -> FlowInfo {
+        FlowInfo {
             key,
             state: State::TimeWait,
             service: self.service(key.local_addr()),
@@ -349,9 +383,8 @@ impl Stack {
             recv_queued: 0,
             send_queued: 0,
             rtt: None,
-            timer: Some(time_wait.saturating_sub(age)),
-        });
-        connections.map(move |tcb| tcb.info(now)).chain(waiting)
+            timer: Some(self.shared.config.time_wait.saturating_sub(age)),
+        }
     }
 
     /// The state of a flow, if we have it.

@@ -50,6 +50,11 @@ impl Pool {
         self.in_use < self.budget
     }
 
+    /// Bytes that can still be taken.
+    pub(crate) fn room_bytes(&self) -> usize {
+        self.budget.saturating_sub(self.in_use) * CHUNK
+    }
+
     /// Bytes in the hands of connections.
     pub(crate) fn used_bytes(&self) -> usize {
         self.in_use * CHUNK
@@ -112,6 +117,12 @@ impl SendBuffer {
         room - rest.len()
     }
 
+    /// How much [`Self::push`] would take.
+    pub(crate) fn room(&self, limit: usize, pool: &Pool) -> usize {
+        let slack = self.chunks.len() * CHUNK - self.head - self.len;
+        limit.saturating_sub(self.len).min(slack + pool.room_bytes())
+    }
+
     /// Copies out the bytes from `offset` on; they must be there.
     pub(crate) fn copy_out(&self, offset: usize, to: &mut [u8]) {
         debug_assert!(offset + to.len() <= self.len);
@@ -160,6 +171,19 @@ mod tests {
         assert_eq!(out, data[CHUNK + 7..]);
         buffer.advance(out.len(), &mut pool);
         assert_eq!((buffer.len(), pool.used_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_room_is_exactly_what_a_push_takes() {
+        let mut pool = Pool::new(4 * CHUNK);
+        let mut buffer = SendBuffer::default();
+        for limit in [10, CHUNK, CHUNK + 1, 10 * CHUNK] {
+            let room = buffer.room(limit, &pool);
+            assert_eq!(buffer.push(&[0; 10 * CHUNK], limit, &mut pool), room);
+            assert_eq!(buffer.room(limit, &pool), 0);
+        }
+        buffer.advance(CHUNK + 5, &mut pool);
+        assert_eq!(buffer.room(usize::MAX, &pool), CHUNK, "a chunk comes back whole");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! elsewhere; what comes here lies inside the window.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 
 use tcpguard_common::seq::Seq;
 
@@ -112,6 +113,23 @@ impl RecvBuffer {
         len
     }
 
+    /// Lends the unread bytes, as far as `out` reaches; how many slices that takes.
+    pub(crate) fn peek<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
+        let mut left = self.ready;
+        let mut start = self.head;
+        let mut count = 0;
+        for (chunk, slot) in self.chunks.iter().flatten().zip(out) {
+            if left == 0 {
+                break;
+            }
+            let len = left.min(CHUNK - start);
+            *slot = IoSlice::new(&chunk[start..start + len]);
+            (left, start) = (left - len, 0);
+            count += 1;
+        }
+        count
+    }
+
     /// Forgets the first `len` readable bytes.
     pub(crate) fn consume(&mut self, len: usize, pool: &mut Pool) {
         debug_assert!(len <= self.ready);
@@ -207,7 +225,7 @@ impl RecvBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_ISLANDS, Placed, Pool, RecvBuffer, Seq};
+    use super::{IoSlice, MAX_ISLANDS, Placed, Pool, RecvBuffer, Seq};
     use crate::stack::pool::CHUNK;
 
     const START: Seq = Seq(u32::MAX - 5_000);
@@ -236,6 +254,22 @@ mod tests {
         assert_eq!(buffer.read(&mut out, &mut pool), len);
         assert_eq!(out[..len], pattern(0, len));
         assert_eq!(pool.used_bytes(), 0);
+    }
+
+    #[test]
+    fn lent_slices_are_the_bytes_in_order_from_wherever_reading_stopped() {
+        let mut pool = Pool::new(64 * CHUNK);
+        let mut buffer = RecvBuffer::default();
+        let data = pattern(0, 3 * CHUNK);
+        assert_eq!(buffer.place(Seq(0), Seq(0), &data, &mut pool), Placed::InOrder(3 * CHUNK as u32));
+        buffer.consume(100, &mut pool);
+        for (room, lent) in [(8, 3 * CHUNK - 100), (2, 2 * CHUNK - 100), (0, 0)] {
+            let mut slices = vec![IoSlice::new(&[]); room];
+            let count = buffer.peek(&mut slices);
+            let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+            assert_eq!(bytes, data[100..100 + lent]);
+        }
+        assert_eq!(RecvBuffer::default().peek(&mut [IoSlice::new(&[])]), 0);
     }
 
     #[test]

@@ -86,6 +86,14 @@ impl<T> Arena<T> {
         })
     }
 
+    /// How many indices have ever been in use.
+    pub(crate) fn slots(&self) -> u32 {
+        match self.pages.last() {
+            Some(page) => ((self.pages.len() - 1) * PAGE + page.len()) as u32,
+            None => 0,
+        }
+    }
+
     fn push_slot(&mut self) -> u32 {
         if self.pages.last().is_none_or(|page| page.len() == PAGE) {
             self.pages.push(Vec::with_capacity(PAGE));

@@ -2,6 +2,7 @@
 //! retransmitted FIN and judging a new incarnation take, and nothing else. No timer per entry: a clock hand goes
 //! round, and an entry past its time counts as gone before the hand has found it.
 
+use core::ops::Range;
 use core::time::Duration;
 
 use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
@@ -95,6 +96,50 @@ impl TimeWaits {
         let v4 = self.v4.iter(now).map(|(key, age)| (AnyFlowKey::V4(key), age));
         let v6 = self.v6.iter(now).map(|(key, age)| (AnyFlowKey::V6(key), age));
         v4.chain(v6).filter(move |(_, age)| *age < time_wait)
+    }
+}
+
+/// A place in one of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    V4(usize),
+    V6(usize),
+}
+
+impl Place {
+    pub(crate) const START: Self = Self::V4(0);
+}
+
+impl TimeWaits {
+    /// The entries in the `count` places from `start` on whose time is not over, with their ages.
+    pub(crate) fn slice(
+        &self,
+        start: Place,
+        count: usize,
+        now: Instant,
+        time_wait: Duration,
+    ) -> impl Iterator<Item = (AnyFlowKey, Duration)> {
+        let (v4, v6) = match start {
+            Place::V4(start) => (start..start + count, 0..0),
+            Place::V6(start) => (0..0, start..start + count),
+        };
+        let v4 = self.v4.slice(v4, now).map(|(key, age)| (AnyFlowKey::V4(key), age));
+        let v6 = self.v6.slice(v6, now).map(|(key, age)| (AnyFlowKey::V6(key), age));
+        v4.chain(v6).filter(move |(_, age)| *age < time_wait)
+    }
+
+    /// The place after such a slice; `None` when no entry can follow.
+    pub(crate) fn after_slice(&self, start: Place, count: usize) -> Option<Place> {
+        match start {
+            Place::V4(start) if self.v4.len > 0 && start + count < self.v4.places.len() => {
+                Some(Place::V4(start + count))
+            }
+            Place::V4(_) if self.v6.len > 0 => Some(Place::V6(0)),
+            Place::V6(start) if self.v6.len > 0 && start + count < self.v6.places.len() => {
+                Some(Place::V6(start + count))
+            }
+            Place::V4(_) | Place::V6(_) => None,
+        }
     }
 }
 
@@ -266,7 +311,12 @@ impl<A: Packed> Table<A> {
     }
 
     fn iter(&self, now: Instant) -> impl Iterator<Item = (FlowKey<A>, Duration)> {
-        self.places.iter().filter(|entry| **entry != A::EMPTY).map(move |entry| {
+        self.slice(0..self.places.len(), now)
+    }
+
+    fn slice(&self, places: Range<usize>, now: Instant) -> impl Iterator<Item = (FlowKey<A>, Duration)> {
+        let places = places.start.min(self.places.len())..places.end.min(self.places.len());
+        self.places[places].iter().filter(|entry| **entry != A::EMPTY).map(move |entry| {
             let (key, tail) = A::unpack(entry);
             (key, unpack_tail(tail, now).1)
         })

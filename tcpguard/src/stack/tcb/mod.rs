@@ -9,6 +9,7 @@ mod timers;
 pub(crate) use input::Verdict;
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 
 use tcpguard_common::cookie::{Accepted, rtt_sample};
 use tcpguard_common::flow::AnyFlowKey;
@@ -361,16 +362,31 @@ impl Tcb {
         }
     }
 
+    /// Lends what is in order; how many slices. `Ok(0)` is the peer's FIN.
+    pub(crate) fn peek<'a>(&'a mut self, out: &mut [IoSlice<'a>]) -> Result<usize, Error> {
+        match &self.transfer {
+            Some(transfer) if transfer.recv.ready() > 0 => Ok(transfer.recv.peek(out)),
+            _ if self.error.is_some() => Err(self.error.unwrap_or(Error::Reset)),
+            _ if self.state.peer_closed() => Ok(0),
+            _ => {
+                self.readable_told = false;
+                Err(Error::WouldBlock)
+            }
+        }
+    }
+
+    /// Takes the first `len` bytes of what is in order.
+    pub(crate) fn consume(&mut self, len: usize, shared: &mut Shared) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.recv.consume(len.min(transfer.recv.ready()), &mut shared.recv_pool);
+            self.window_opened(&shared.config);
+            self.release_idle(shared);
+        }
+    }
+
     /// Queues bytes for sending; how many.
     pub(crate) fn send(&mut self, data: &[u8], shared: &mut Shared) -> Result<usize, Error> {
-        if let Some(error) = self.error {
-            return Err(error);
-        }
-        let open =
-            matches!(self.state, State::SynSent | State::SynReceived | State::Established | State::CloseWait);
-        if !open || self.fin != Fin::Open {
-            return Err(Error::NotWritable);
-        }
+        self.writable()?;
         let limit = shared.config.send_buffer as usize;
         let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
         let sent = transfer.send.push(data, limit, &mut shared.send_pool);
@@ -385,6 +401,35 @@ impl Tcb {
             }
         }
         Ok(sent)
+    }
+
+    /// How many bytes [`Self::send`] would take, at least one.
+    pub(crate) fn send_room(&mut self, shared: &mut Shared) -> Result<usize, Error> {
+        self.writable()?;
+        let limit = shared.config.send_buffer as usize;
+        let (room, queued) = match &self.transfer {
+            Some(transfer) => (transfer.send.room(limit, &shared.send_pool), transfer.send.len()),
+            None => (limit.min(shared.send_pool.room_bytes()), 0),
+        };
+        if room > 0 {
+            return Ok(room);
+        }
+        self.wants_write = true;
+        if queued < limit {
+            shared.send_waiters.push_back(self.id);
+        }
+        Err(Error::WouldBlock)
+    }
+
+    /// Whether the application may send.
+    fn writable(&self) -> Result<(), Error> {
+        let open =
+            matches!(self.state, State::SynSent | State::SynReceived | State::Established | State::CloseWait);
+        match self.error {
+            Some(error) => Err(error),
+            None if open && self.fin == Fin::Open => Ok(()),
+            None => Err(Error::NotWritable),
+        }
     }
 
     /// Queues our FIN behind what is queued already (RFC 9293 §3.10.4).

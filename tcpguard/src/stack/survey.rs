@@ -1,0 +1,79 @@
+//! All flows at once, for whoever lists, counts or ends them: in slices, so that a million of them stop nothing.
+
+use super::tcb::Tcb;
+use super::time_wait::Place;
+use super::{ConnId, FlowInfo, Instant, Stack, State};
+
+/// Where a survey stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor(Stage);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Connections(u32),
+    TimeWaits(Place),
+}
+
+impl Cursor {
+    /// Before the first flow.
+    pub const START: Self = Self(Stage::Connections(0));
+}
+
+impl Stack {
+    /// Shows the flows in the next `places` places of the tables to `visit`, and says where to go on. Flows that come
+    /// or go between two slices may be missed; a TIME_WAIT entry that moves then may be seen twice.
+    pub fn survey(
+        &self,
+        now: Instant,
+        Cursor(stage): Cursor,
+        places: u32,
+        visit: impl FnMut(FlowInfo),
+    ) -> Option<Cursor> {
+        let next = match stage {
+            Stage::Connections(start) => {
+                let flows = self.slots(start, places).filter(|(_, tcb)| tcb.attached);
+                flows.map(|(_, tcb)| tcb.info(now)).for_each(visit);
+                let next = start + places;
+                if next < self.connections.slots() {
+                    Stage::Connections(next)
+                } else {
+                    Stage::TimeWaits(Place::START)
+                }
+            }
+            Stage::TimeWaits(place) => {
+                let time_wait = self.shared.config.time_wait;
+                let entries = self.time_waits.slice(place, places as usize, now, time_wait);
+                entries.map(|(key, age)| self.time_wait_info(key, age)).for_each(visit);
+                Stage::TimeWaits(self.time_waits.after_slice(place, places as usize)?)
+            }
+        };
+        Some(Cursor(next))
+    }
+
+    /// How many connections among the next `places` places are in each state, in the order of [`State::ALL`], added to
+    /// `counts`; TIME_WAIT, which is no connection's, with the first slice. `None` after the last slice.
+    pub fn count_states(&self, start: u32, places: u32, counts: &mut [u64; State::ALL.len()]) -> Option<u32> {
+        if start == 0 {
+            counts[State::TimeWait as usize] += self.time_waits.len() as u64;
+        }
+        for (_, tcb) in self.slots(start, places).filter(|(_, tcb)| tcb.attached) {
+            counts[tcb.state as usize] += 1;
+        }
+        let next = start + places;
+        (next < self.connections.slots()).then_some(next)
+    }
+
+    /// Ends every connection with a reset, those whose application is gone included.
+    pub fn abort_all(&mut self, now: Instant) {
+        for index in 0..self.connections.slots() {
+            if let Some(id) = self.connections.id_at(index) {
+                self.abort(now, id);
+            }
+        }
+    }
+
+    fn slots(&self, start: u32, places: u32) -> impl Iterator<Item = (ConnId, &Tcb)> {
+        let indices = start..(start + places).min(self.connections.slots());
+        indices.filter_map(|index| Some((self.connections.id_at(index)?, self.connections.at(index)?)))
+    }
+}
