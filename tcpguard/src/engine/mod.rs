@@ -1,2 +1,222 @@
 //! One engine per receive queue: moves frames between an AF_XDP socket and the stack, drives timers, and offers the
 //! connections as tokio streams. It knows nothing of backends or of the control protocol.
+#![forbid(unsafe_code)]
+
+mod driver;
+mod exchange;
+mod flows;
+mod handle;
+mod listener;
+mod net;
+mod port;
+mod probe;
+mod stats;
+mod stream;
+
+use std::any::Any;
+use std::io;
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use tcpguard_common::cookie::Clock;
+use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+pub use exchange::Exchange;
+pub use flows::{FlowCounters, KernelTables, SharedTables};
+pub use handle::{DrainReport, End, EngineHandle};
+pub use listener::TcpListener;
+pub use net::{Net, NetCounters};
+pub use port::{FramePort, XskPort};
+pub use stats::{EngineStats, FrameCounters, Gaps};
+pub use stream::{LendError, TcpStream};
+
+use crate::config::Tunables;
+use crate::dataplane::monotonic_ns;
+use crate::stack::{Config, Stack};
+use driver::{Driver, Parts};
+use handle::{COMMANDS, Command};
+
+/// What one engine is to do.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Name of its thread; the kernel shows 15 bytes of it.
+    pub name: String,
+    /// Its XSKMAP index.
+    pub engine: u32,
+    /// Which daemon run its flows belong to, as XDP stamps them.
+    pub generation: u32,
+    /// The interface's address.
+    pub local_mac: [u8; 6],
+    /// The interface's MTU, bytes, IP header included.
+    pub mtu: u16,
+    /// Which connections it admits.
+    pub listen: Vec<Listen>,
+    /// Timers and limits.
+    pub tunables: Arc<Tunables>,
+    /// The cookie keys in force.
+    pub epochs: [EpochSlot; EPOCH_SLOTS as usize],
+    /// Which epoch it is.
+    pub clock: Clock,
+    /// Where sequence numbers and hashes start from: random.
+    pub seed: u64,
+    /// The daemon's other engines.
+    pub exchange: Exchange,
+}
+
+/// An address and port whose connections belong to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The address; `None` for any.
+    pub addr: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+    /// Whom [`Net::listen`] gives the connections to.
+    pub service: u32,
+}
+
+/// Why an engine did not start, ended, or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No thread, or no runtime on it.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(#[source] io::Error),
+    /// The port could not be opened on the engine's thread.
+    #[error("cannot put the engine's socket on its thread: {0}")]
+    Port(#[source] io::Error),
+    /// The application did not start.
+    #[error("cannot start the engine's services: {0}")]
+    Application(#[source] io::Error),
+    /// The socket failed while the engine ran.
+    #[error("the engine's socket failed: {0}")]
+    Socket(#[source] io::Error),
+    /// A task panicked while it was changing the stack.
+    #[error("a task panicked inside the stack")]
+    Poisoned,
+    /// The engine has ended.
+    #[error("the engine has ended")]
+    Gone,
+}
+
+/// Starts an engine on a thread of its own. `open` and `application` run there: the first yields the port, the second
+/// starts the tasks that accept connections (with `spawn_local`). When this returns, the engine turns.
+///
+/// # Errors
+/// When the thread, the port or the application did not start; nothing is left then.
+pub fn spawn<P, T>(
+    config: EngineConfig,
+    tables: T,
+    open: impl FnOnce() -> io::Result<P> + Send + 'static,
+    application: impl FnOnce(&Net) -> io::Result<()> + Send + 'static,
+) -> Result<EngineHandle, EngineError>
+where
+    P: FramePort + 'static,
+    T: SharedTables + Send + 'static,
+{
+    let engine = config.engine;
+    let (commands, orders) = mpsc::channel(COMMANDS);
+    let (announce, end) = watch::channel(None);
+    let (started, start) = std::sync::mpsc::sync_channel(1);
+    let body = thread::Builder::new().name(config.name.clone());
+    let thread = body.spawn(move || {
+        let work = || run(config, tables, open, application, orders, &started);
+        let end = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(())) => End::Stopped,
+            Ok(Err(error)) => {
+                let end = End::Failed(error.to_string());
+                // Only a start that failed is still waited for.
+                let _ = started.try_send(Err(error));
+                end
+            }
+            Err(panic) => End::Failed(message(&*panic)),
+        };
+        announce.send_replace(Some(end));
+    });
+    let thread = thread.map_err(EngineError::Thread)?;
+    match start.recv() {
+        Ok(Ok(())) => {
+            let thread = Arc::new(Mutex::new(Some(thread)));
+            Ok(EngineHandle { engine, commands, end, thread })
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(EngineError::Gone),
+    }
+}
+
+/// The life of an engine's thread.
+fn run<P: FramePort + 'static, T: SharedTables + 'static>(
+    config: EngineConfig,
+    tables: T,
+    open: impl FnOnce() -> io::Result<P>,
+    application: impl FnOnce(&Net) -> io::Result<()>,
+    commands: mpsc::Receiver<Command>,
+    started: &SyncSender<Result<(), EngineError>>,
+) -> Result<(), EngineError> {
+    let unparked = Arc::new(AtomicU64::new(0));
+    let woken = Arc::clone(&unparked);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .on_thread_unpark(move || woken.store(monotonic_ns(), Ordering::Relaxed))
+        .build()
+        .map_err(EngineError::Thread)?;
+    LocalSet::new().block_on(&runtime, async move {
+        let port = open().map_err(EngineError::Port)?;
+        let (net, driver) = assemble(&config, port, tables, commands, unparked);
+        application(&net).map_err(EngineError::Application)?;
+        // The starter waits for nothing else, so there is room.
+        let _ = started.try_send(Ok(()));
+        match tokio::task::spawn_local(driver.run()).await {
+            Ok(end) => end,
+            Err(error) => resume_unwind(error.into_panic()),
+        }
+    })
+}
+
+/// The parts of an engine, put together.
+fn assemble<P: FramePort, T: SharedTables>(
+    config: &EngineConfig,
+    port: P,
+    tables: T,
+    commands: mpsc::Receiver<Command>,
+    unparked: Arc<AtomicU64>,
+) -> (Net, Driver<P, T>) {
+    let net = Net::new(stack(config));
+    let driver = Driver::new(port, tables, Parts::new(config, net.clone(), commands, unparked));
+    (net, driver)
+}
+
+fn stack(config: &EngineConfig) -> Stack {
+    let base = Config { mtu: config.mtu, adopt_at_once: config.exchange.is_alone(), ..Config::default() };
+    let mut stack = Stack::new(net::now(), stack_config(base, &config.tunables), config.seed);
+    stack.set_epochs(&config.epochs, config.clock);
+    for listen in &config.listen {
+        stack.listen(listen.addr, listen.port, listen.service);
+    }
+    stack
+}
+
+/// `base` with the tunables in their places.
+fn stack_config(base: Config, tunables: &Tunables) -> Config {
+    Config {
+        time_wait: tunables.time_wait,
+        fin_wait_2: tunables.fin_wait_2,
+        initial_rto: tunables.initial_rto,
+        min_rto: tunables.min_rto,
+        max_rto: tunables.max_rto,
+        retries: u8::try_from(tunables.retries).unwrap_or(u8::MAX),
+        ..base
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the engine panicked: {}", text.unwrap_or("without a message"))
+}

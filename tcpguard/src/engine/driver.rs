@@ -1,0 +1,517 @@
+//! The engine's loop: one turn takes a burst from the receive ring, feeds the stack, settles what follows from it
+//! and sends everything with one kick. Between turns the application tasks run; without work the thread sleeps.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::Flow;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+
+use super::exchange::{Exchange, Forwarded, Handover};
+use super::flows::{Claim, Offer, Ownership, SharedTables, Swept};
+use super::handle::{Command, DrainReport, SURVEY, States};
+use super::net::{Net, State, now};
+use super::port::FramePort;
+use super::probe::Probe;
+use super::stats::{EngineStats, FrameCounters, Gaps};
+use super::{EngineConfig, EngineError, stack_config};
+use crate::stack::{Event, Instant, Link, Received, State as TcpState};
+
+/// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
+const BURST: usize = 64;
+/// Frames sent in one turn.
+const TRANSMIT_BURST: usize = 256;
+/// Unknown flows looked up in one turn: each costs a system call, and a peer can cause them.
+const MISSES: usize = 16;
+/// Probes that may wait for the transmit ring: a slice of the sweep.
+const PROBES: usize = 512;
+/// The engine turns at least this often, so that its heartbeat never looks stale.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long to wait when the transmit ring has no room and nothing else happens.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// One engine, on its thread.
+pub(crate) struct Driver<P, T: SharedTables> {
+    port: P,
+    net: Net,
+    desk: Desk<T>,
+    inbox: mpsc::Receiver<Forwarded>,
+    commands: mpsc::Receiver<Command>,
+    /// A command that arrived while the driver slept.
+    woken_by: Option<Command>,
+    drain: Option<Drain>,
+    stopping: bool,
+    timer: Pin<Box<Sleep>>,
+    turned: Instant,
+    unparked: Arc<AtomicU64>,
+    gaps: Gaps,
+}
+
+/// What judges frames of flows that the stack does not know.
+struct Desk<T: SharedTables> {
+    engine: u32,
+    local_mac: [u8; 6],
+    flows: Ownership<T>,
+    exchange: Exchange,
+    /// Probes that wait for the transmit ring.
+    probes: VecDeque<Probe>,
+    misses: usize,
+    /// The last kick left frames in the ring.
+    kick_again: bool,
+    counters: FrameCounters,
+}
+
+struct Drain {
+    until: Instant,
+    before: usize,
+    report: Option<DrainReport>,
+    reply: Option<oneshot::Sender<DrainReport>>,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// There is more to do at once.
+    Again,
+    /// There is more to send as soon as there is room.
+    Retry,
+    /// Until something happens.
+    Sleep,
+}
+
+/// What a driver is made of besides its port and tables.
+pub(crate) struct Parts {
+    pub(crate) engine: u32,
+    pub(crate) generation: u32,
+    pub(crate) local_mac: [u8; 6],
+    pub(crate) net: Net,
+    pub(crate) exchange: Exchange,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    /// When the thread last woke from sleep, `CLOCK_MONOTONIC` nanoseconds.
+    pub(crate) unparked: Arc<AtomicU64>,
+}
+
+impl Parts {
+    pub(crate) fn new(
+        config: &EngineConfig,
+        net: Net,
+        commands: mpsc::Receiver<Command>,
+        unparked: Arc<AtomicU64>,
+    ) -> Self {
+        let EngineConfig { engine, generation, local_mac, ref exchange, .. } = *config;
+        Self { engine, generation, local_mac, net, exchange: exchange.clone(), commands, unparked }
+    }
+}
+
+impl<P: FramePort, T: SharedTables> Driver<P, T> {
+    pub(crate) fn new(port: P, tables: T, parts: Parts) -> Self {
+        let Parts { engine, generation, local_mac, net, exchange, commands, unparked } = parts;
+        let started = now();
+        Self {
+            port,
+            net,
+            inbox: exchange.join(engine),
+            desk: Desk {
+                engine,
+                local_mac,
+                flows: Ownership::new(tables, engine, generation, started),
+                exchange,
+                probes: VecDeque::new(),
+                misses: 0,
+                kick_again: false,
+                counters: FrameCounters::default(),
+            },
+            commands,
+            woken_by: None,
+            drain: None,
+            stopping: false,
+            timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
+            turned: started,
+            unparked,
+            gaps: Gaps::default(),
+        }
+    }
+
+    /// Turns until told to stop.
+    ///
+    /// # Errors
+    /// When the socket fails, or a task panicked inside the stack.
+    pub(crate) async fn run(mut self) -> Result<(), EngineError> {
+        loop {
+            let next = self.turn()?;
+            if self.stopping {
+                self.desk.flows.flush();
+                return Ok(());
+            }
+            match next {
+                // The runtime polls its reactor in between, and other tasks run first.
+                Next::Again => tokio::task::yield_now().await,
+                Next::Retry => self.sleep(RETRY).await?,
+                Next::Sleep => self.sleep(HEARTBEAT).await?,
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<Next, EngineError> {
+        if self.net.is_poisoned() {
+            return Err(EngineError::Poisoned);
+        }
+        let now = now();
+        self.measure(now);
+        self.desk.flows.beat(now);
+        self.obey(now);
+        let received = self.receive(now);
+        let net = self.net.clone();
+        net.with(|state| {
+            state.clear_dirty();
+            self.desk.sweep(now, state);
+            if state.stack.poll_timeout().is_some_and(|due| due <= now) {
+                state.stack.handle_timeout(now);
+            }
+            self.progress_drain(now, state);
+            self.desk.settle(now, state);
+        });
+        let more_to_send = net.with(|state| self.transmit(now, state));
+        self.turned = super::net::now();
+        Ok(match more_to_send {
+            Next::Sleep if received >= BURST => Next::Again,
+            next => next,
+        })
+    }
+
+    /// The gap since the last turn, sleep not counted.
+    fn measure(&mut self, now: Instant) {
+        let awake = self.turned.0.max(self.unparked.load(Ordering::Relaxed));
+        self.gaps.record(now.0.saturating_sub(awake));
+        self.desk.counters.turns += 1;
+    }
+
+    /// Takes a burst from the ring and from the other engines. Returns the larger of the two counts.
+    fn receive(&mut self, now: Instant) -> usize {
+        let Self { port, net, desk, inbox, .. } = self;
+        desk.misses = 0;
+        let received = net.with(|state| port.receive(BURST, |frame| desk.handle(now, state, frame)));
+        desk.counters.received += received as u64;
+        let mut forwarded = 0;
+        while forwarded < BURST
+            && let Ok(frame) = inbox.try_recv()
+        {
+            forwarded += 1;
+            net.with(|state| desk.handle_forwarded(now, state, &frame));
+        }
+        desk.counters.forwarded_in += forwarded as u64;
+        received.max(forwarded)
+    }
+
+    fn transmit(&mut self, now: Instant, state: &mut State) -> Next {
+        let Self { port, desk, .. } = self;
+        let mut sent = 0;
+        let mut done = false;
+        port.transmit(|buffer| {
+            if sent == TRANSMIT_BURST {
+                return None;
+            }
+            let len = desk.next_probe(buffer).or_else(|| state.stack.poll_transmit(now, buffer));
+            done = len.is_none();
+            sent += usize::from(len.is_some());
+            len
+        });
+        desk.counters.sent += sent as u64;
+        let kicked = if sent > 0 || desk.kick_again { port.kick() } else { Ok(()) };
+        desk.kick_again = kicked.is_err();
+        match kicked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::Retry,
+            Err(_) => {
+                desk.counters.kick_errors += 1;
+                Next::Retry
+            }
+            Ok(()) if done => Next::Sleep,
+            Ok(()) if sent > 0 => Next::Again,
+            Ok(()) => {
+                desk.counters.transmit_blocked += 1;
+                Next::Retry
+            }
+        }
+    }
+
+    /// Sleeps until a frame, a command, an application or a timer wants something, but at most `limit`.
+    async fn sleep(&mut self, limit: Duration) -> Result<(), EngineError> {
+        let now = now();
+        let mut due = self.desk.flows.deadline().min(now + limit);
+        if let Some(timeout) = self.net.with(|state| state.stack.poll_timeout()) {
+            due = due.min(timeout);
+        }
+        if let Some(drain) = self.drain.as_ref().filter(|drain| drain.report.is_none()) {
+            due = due.min(drain.until);
+        }
+        self.timer.as_mut().reset(tokio::time::Instant::now() + due.since(now));
+        let Self { port, net, inbox, commands, woken_by, timer, desk, .. } = self;
+        poll_fn(|cx| {
+            if net.with(|state| state.poll_dirty(cx)).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(Some(command)) = commands.poll_recv(cx) {
+                *woken_by = Some(command);
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(Some(frame)) = inbox.poll_recv(cx) {
+                desk.counters.forwarded_in += 1;
+                net.with(|state| desk.handle_forwarded(super::net::now(), state, &frame));
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(readable) = port.poll_readable(cx) {
+                return Poll::Ready(readable.map_err(EngineError::Socket));
+            }
+            timer.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    fn obey(&mut self, now: Instant) {
+        if let Some(command) = self.woken_by.take() {
+            self.execute(now, command);
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.execute(now, command);
+        }
+    }
+
+    /// A reply that nobody waits for any more is no error.
+    fn execute(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::Stats(reply) => {
+                let _ = reply.send(self.stats());
+            }
+            Command::Flows { start, reply } => {
+                let mut flows = Vec::new();
+                let next =
+                    self.net.with(|state| state.stack.survey(now, start, SURVEY, |flow| flows.push(flow)));
+                let _ = reply.send((flows, next));
+            }
+            Command::States { start, reply } => {
+                let mut states = States::default();
+                let next = self.net.with(|state| state.stack.count_states(start, SURVEY, &mut states));
+                let _ = reply.send((states, next));
+            }
+            Command::Tunables(tunables) => self.net.with(|state| {
+                let config = stack_config(state.stack.config().clone(), &tunables);
+                state.stack.set_config(now, config);
+            }),
+            Command::Epochs(slots, clock) => self.net.with(|state| state.stack.set_epochs(&slots, clock)),
+            Command::Drain { time, reply } => {
+                let before = self.net.with(|state| {
+                    state.admitting = false;
+                    state.stack.connection_count()
+                });
+                self.drain = Some(Drain { until: now + time, before, report: None, reply: Some(reply) });
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    /// Resets what is left when the time of a drain is over, and reports once the resets are on their way.
+    fn progress_drain(&mut self, now: Instant, state: &mut State) {
+        let Some(drain) = &mut self.drain else { return };
+        let left = state.stack.connection_count();
+        match drain.report {
+            None if left == 0 || now >= drain.until => {
+                state.stack.abort_all(now);
+                let finished = drain.before.saturating_sub(left) as u64;
+                drain.report = Some(DrainReport { finished, reset: left as u64 });
+                state.wake_driver();
+            }
+            None => {}
+            Some(report) => {
+                if let Some(reply) = drain.reply.take() {
+                    let _ = reply.send(report);
+                }
+                self.drain = None;
+            }
+        }
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.net.with(|state| EngineStats {
+            engine: self.desk.engine,
+            connections: state.stack.connection_count() as u64,
+            time_wait: state.stack.time_wait_count() as u64,
+            frames: self.desk.counters,
+            net: state.counters,
+            flows: self.desk.flows.counters,
+            stack: *state.stack.counters(),
+            rings: self.port.rows(),
+            gaps: self.gaps.clone(),
+        })
+    }
+}
+
+impl<P, T: SharedTables> Drop for Driver<P, T> {
+    fn drop(&mut self) {
+        self.desk.exchange.leave(self.desk.engine);
+    }
+}
+
+impl<T: SharedTables> Desk<T> {
+    /// One frame from the ring.
+    fn handle(&mut self, now: Instant, state: &mut State, frame: &[u8]) {
+        match state.stack.handle_frame(now, frame) {
+            Received::Consumed | Received::Dropped(_) => {}
+            Received::Adoptable(key) => self.settle_adoption(now, state, key, frame),
+            Received::Unknown(key) => self.miss(now, state, key, frame),
+        }
+    }
+
+    /// One frame from another engine, which found that it is ours. It goes no further.
+    fn handle_forwarded(&mut self, now: Instant, state: &mut State, frame: &[u8]) {
+        match state.stack.handle_frame(now, frame) {
+            Received::Consumed | Received::Dropped(_) => {}
+            Received::Adoptable(key) => match self.flows.claim(&key) {
+                Claim::Mine(_) => self.adopt(now, state, frame),
+                Claim::Foreign(_) | Claim::OldGeneration | Claim::Missing => self.counters.orphans += 1,
+            },
+            Received::Unknown(_) => self.counters.orphans += 1,
+        }
+    }
+
+    /// A valid cookie of a flow that is new to this stack: only its owner may adopt it.
+    fn settle_adoption(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
+        match self.flows.claim(&key) {
+            Claim::Foreign(owner) if self.forward(owner, frame) => {}
+            Claim::Foreign(_) | Claim::Mine(_) | Claim::OldGeneration | Claim::Missing => {
+                self.adopt(now, state, frame);
+            }
+        }
+    }
+
+    fn adopt(&mut self, now: Instant, state: &mut State, frame: &[u8]) {
+        if let Received::Unknown(_) | Received::Adoptable(_) = state.stack.adopt(now, frame) {
+            self.counters.orphans += 1;
+        }
+    }
+
+    /// A segment that the stack can make nothing of: somebody else's flow, one whose first segment was lost, or
+    /// nobody's.
+    fn miss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
+        self.counters.misses += 1;
+        self.misses += 1;
+        if self.misses > MISSES {
+            self.counters.misses_dropped += 1;
+            return;
+        }
+        match self.flows.claim(&key) {
+            Claim::Foreign(owner) => {
+                if !self.forward(owner, frame) {
+                    self.dismiss(now, state, key, frame);
+                }
+            }
+            Claim::Mine(flow) => {
+                let swept = adopt_entry(now, state, key, &flow, self.local_mac);
+                self.flows.account(now, key, swept);
+                if swept != Swept::Refused {
+                    state.stack.handle_frame(now, frame);
+                }
+            }
+            Claim::OldGeneration => self.dismiss(now, state, key, frame),
+            // Redirected for a fingerprint's sake: another engine may have the flow in TIME_WAIT.
+            Claim::Missing => {
+                let elsewhere = self.flows.has_fingerprint(&key);
+                if elsewhere && self.exchange.broadcast(self.engine, frame) > 0 {
+                    self.counters.forwarded_out += 1;
+                } else {
+                    self.counters.orphans += 1;
+                }
+            }
+        }
+    }
+
+    /// The connection died with an earlier daemon: its peer gets a reset instead of silence.
+    fn dismiss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
+        state.stack.reset_unknown(now, frame);
+        self.counters.old_generation_resets += 1;
+        self.flows.old(now, key);
+    }
+
+    /// Whether there is an engine that answers for the frame now.
+    fn forward(&mut self, owner: u32, frame: &[u8]) -> bool {
+        match self.exchange.forward(owner, frame) {
+            Handover::Queued => self.counters.forwarded_out += 1,
+            Handover::Full => self.counters.forward_lost += 1,
+            Handover::NoEngine => return false,
+        }
+        true
+    }
+
+    fn sweep(&mut self, now: Instant, state: &mut State) {
+        let Self { flows, exchange, engine, local_mac, probes, counters, .. } = self;
+        let is_stray = |owner| !exchange.contains(owner) && exchange.is_first(*engine);
+        flows.sweep(now, is_stray, |what, key, flow| match what {
+            Offer::Adopt => adopt_entry(now, state, key, flow, *local_mac),
+            Offer::Look { .. } if state.stack.flow_state(now, &key).is_some() => Swept::Known,
+            Offer::Look { probe } => {
+                if probe
+                    && probes.len() < PROBES
+                    && let Some(probe) = Probe::new(&key, flow, *local_mac)
+                {
+                    probes.push_back(probe);
+                    counters.old_generation_probes += 1;
+                }
+                Swept::Refused
+            }
+        });
+    }
+
+    /// What follows from what the stack did, for the applications and for the flow table.
+    fn settle(&mut self, now: Instant, state: &mut State) {
+        for (key, link) in state.opened.drain(..) {
+            self.flows.insert(now, key, &entry(&link));
+        }
+        while let Some(event) = state.stack.poll_event() {
+            match event {
+                Event::FlowAdopted { key } => self.flows.adopted(now, key),
+                Event::FlowReleased { key } => self.flows.released(now, key),
+                Event::TimeWaitEntered { key } => self.flows.time_wait(now, key),
+                Event::TimeWaitExpired { key } => self.flows.time_wait_over(key),
+                Event::Incoming { .. }
+                | Event::Connected(_)
+                | Event::Readable(_)
+                | Event::Writable(_)
+                | Event::FinAcked(_)
+                | Event::Closed { .. } => state.dispatch(&event),
+            }
+        }
+        self.flows.delete_due(now);
+    }
+
+    fn next_probe(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let frame = self.probes.front()?.frame();
+        buffer.get_mut(..frame.len())?.copy_from_slice(frame);
+        let len = frame.len();
+        self.probes.pop_front();
+        Some(len)
+    }
+}
+
+/// Makes sure that the stack has the connection of an entry of ours.
+fn adopt_entry(now: Instant, state: &mut State, key: AnyFlowKey, flow: &Flow, local_mac: [u8; 6]) -> Swept {
+    let known = matches!(state.stack.flow_state(now, &key), Some(flow) if flow != TcpState::TimeWait);
+    if known {
+        return Swept::Known;
+    }
+    match state.stack.adopt_swept(now, key, flow, local_mac) {
+        Received::Consumed => Swept::Adopted,
+        Received::Adoptable(_) | Received::Unknown(_) | Received::Dropped(_) => Swept::Refused,
+    }
+}
+
+/// The entry of a flow that we open.
+fn entry(link: &Link) -> Flow {
+    Flow { peer_mac: link.dst, vlan_count: link.vlan.count, vlan: link.vlan.tags, ..Flow::default() }
+}

@@ -1,0 +1,125 @@
+//! Frames between engines: a flow's segments can arrive on another queue than its owner's, since kernel clients
+//! change theirs on retransmission. Bounded, and a full queue loses the frame as a full ring would.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use tokio::sync::mpsc;
+
+/// Frames that may wait for one engine. A receive ring holds thousands; this is the exception's exception.
+const DEPTH: usize = 1024;
+
+/// A received Ethernet frame on its way to the engine that owns its flow.
+pub(crate) type Forwarded = Box<[u8]>;
+
+/// The engines of one daemon, by XSKMAP index. Clones are the same exchange.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    engines: Arc<RwLock<HashMap<u32, mpsc::Sender<Forwarded>>>>,
+    expected: usize,
+}
+
+/// What became of a frame offered to another engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handover {
+    /// It is in the owner's queue.
+    Queued,
+    /// The owner's queue is full.
+    Full,
+    /// No such engine.
+    NoEngine,
+}
+
+impl Exchange {
+    /// An exchange that `engines` engines will join, one for each queue of each interface. With more than one, an
+    /// engine asks the flow table before it adopts a connection.
+    pub fn new(engines: usize) -> Self {
+        Self { engines: Arc::default(), expected: engines }
+    }
+
+    /// Whether no other engine can own a flow.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.expected <= 1
+    }
+
+    /// Announces an engine; its frames come out of the returned receiver.
+    pub(crate) fn join(&self, engine: u32) -> mpsc::Receiver<Forwarded> {
+        let (sender, receiver) = mpsc::channel(DEPTH);
+        self.write().insert(engine, sender);
+        receiver
+    }
+
+    /// Withdraws an engine.
+    pub(crate) fn leave(&self, engine: u32) {
+        self.write().remove(&engine);
+    }
+
+    /// Offers a copy of `frame` to `engine`.
+    pub(crate) fn forward(&self, engine: u32, frame: &[u8]) -> Handover {
+        match self.read().get(&engine) {
+            None => Handover::NoEngine,
+            Some(sender) => match sender.try_reserve() {
+                Ok(permit) => {
+                    permit.send(frame.into());
+                    Handover::Queued
+                }
+                Err(mpsc::error::TrySendError::Full(())) => Handover::Full,
+                Err(mpsc::error::TrySendError::Closed(())) => Handover::NoEngine,
+            },
+        }
+    }
+
+    /// Offers a copy of `frame` to every engine but `except`; how many took it.
+    pub(crate) fn broadcast(&self, except: u32, frame: &[u8]) -> usize {
+        let others: Vec<u32> = self.read().keys().copied().filter(|&engine| engine != except).collect();
+        others.into_iter().filter(|&engine| self.forward(engine, frame) == Handover::Queued).count()
+    }
+
+    /// Whether `engine` is the one that answers for flows whose owner has no engine any more.
+    pub(crate) fn is_first(&self, engine: u32) -> bool {
+        self.read().keys().min() == Some(&engine)
+    }
+
+    /// Whether `engine` runs.
+    pub(crate) fn contains(&self, engine: u32) -> bool {
+        self.read().contains_key(&engine)
+    }
+
+    // A panic elsewhere while the lock was held cannot leave this map half-changed, so poison is ignored.
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u32, mpsc::Sender<Forwarded>>> {
+        self.engines.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<u32, mpsc::Sender<Forwarded>>> {
+        self.engines.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DEPTH, Exchange, Handover};
+
+    #[test]
+    fn a_full_queue_loses_the_frame_and_a_missing_engine_is_told_apart() {
+        let exchange = Exchange::new(3);
+        let mut frames = exchange.join(3);
+        assert_eq!(exchange.forward(4, b"x"), Handover::NoEngine);
+        for _ in 0..DEPTH {
+            assert_eq!(exchange.forward(3, b"frame"), Handover::Queued);
+        }
+        assert_eq!(exchange.forward(3, b"frame"), Handover::Full);
+        assert_eq!(frames.try_recv().unwrap().as_ref(), b"frame");
+        exchange.leave(3);
+        assert_eq!(exchange.forward(3, b"x"), Handover::NoEngine);
+    }
+
+    #[test]
+    fn the_lowest_index_answers_for_strays_and_a_broadcast_spares_its_sender() {
+        let exchange = Exchange::new(3);
+        let (mut a, mut b, mut c) = (exchange.join(1), exchange.join(2), exchange.join(64));
+        assert!(exchange.is_first(1) && !exchange.is_first(2));
+        assert_eq!(exchange.broadcast(2, b"f"), 2);
+        assert!(a.try_recv().is_ok() && c.try_recv().is_ok() && b.try_recv().is_err());
+    }
+}

@@ -1,0 +1,390 @@
+//! The engine's duties towards the flow table that XDP reads: entries deleted in batches, put back when a tuple
+//! lives again, replaced by fingerprints in TIME_WAIT, and swept for flows nobody adopted. Whether a segment
+//! may open a connection is the stack's judgement, not this file's.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tcpguard_common::fingerprint::fingerprint;
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::Flow;
+
+use super::stats::counters;
+use crate::dataplane::{Fingerprints, FlowScan, FlowTable, Heartbeat};
+use crate::stack::Instant;
+
+/// Closed flows whose entries may wait for deletion: a batch costs one system call.
+const DELETE_BATCH: usize = 256;
+/// How long the first of them may wait. A client that reuses its port sooner is still recognised.
+const DELETE_DELAY: Duration = Duration::from_millis(20);
+/// How long a deleted tuple is remembered. A segment that XDP redirected before the deletion can be adopted after
+/// it: it sat in the receive ring meanwhile, far less than this.
+const REMEMBER: Duration = Duration::from_secs(1);
+/// An entry older than this without a connection lost its first segment. XDP stamps entries with the coarse clock.
+const UNADOPTED_AFTER: Duration = Duration::from_secs(1);
+/// Pause between two sweeps of the table.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two slices of a sweep: with some hundred entries a slice, 1 % of a core at most.
+const SLICE_PAUSE: Duration = Duration::from_millis(10);
+/// An earlier daemon's entries are kept this long, so that a peer that speaks meets a reset and not silence.
+const KEEP_OLD_GENERATION: Duration = Duration::from_secs(60);
+
+/// What XDP and an engine tell each other through maps.
+pub trait SharedTables {
+    /// The entry of one flow.
+    fn lookup(&self, key: &AnyFlowKey) -> Option<Flow>;
+    /// Writes one entry; whether there was room.
+    fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> bool;
+    /// Removes entries; those that are not there are no error.
+    fn remove_batch(&self, keys: &[AnyFlowKey]);
+    /// Appends the next slice of the table, some hundred entries, to `found`. `false` at the end, where the next
+    /// call starts over.
+    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool;
+
+    /// XDP hands segments of `key` over even without an entry, from now on.
+    fn set_fingerprint(&self, key: &AnyFlowKey);
+    /// It no longer does.
+    fn clear_fingerprint(&self, key: &AnyFlowKey);
+    /// Whether it does.
+    fn has_fingerprint(&self, key: &AnyFlowKey) -> bool;
+
+    /// The engine is alive at `now`, nanoseconds of `CLOCK_MONOTONIC`.
+    fn beat(&self, now: u64);
+}
+
+/// The kernel's maps. A system call that fails on them is as good as an entry that is not there: the sweep tries
+/// again, and the peer retransmits.
+pub struct KernelTables {
+    flows: FlowTable,
+    scan: FlowScan,
+    fingerprints: Fingerprints,
+    hash_key: [u64; 2],
+    heartbeat: Heartbeat,
+}
+
+counters! {
+    /// Flow table work done, since the engine started.
+    FlowCounters {
+        /// Entries deleted after a final close.
+        deleted = "deleted";
+        /// Batches they went in: system calls.
+        delete_batches = "delete-batches";
+        /// Entries put back because their tuple lives again.
+        reinserted = "reinserted";
+        /// Entries that could not be put back: the map is full.
+        reinsert_failed = "reinsert-failed";
+        /// Connections adopted from their entry because their first segment was lost.
+        swept = "swept";
+        /// Entries removed because the stack would not adopt them.
+        refused = "refused";
+        /// Entries of an earlier daemon removed.
+        old_generation = "old-generation";
+    }
+}
+
+/// What the engine should do about one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Ours and of this daemon run.
+    Mine(Flow),
+    /// Another engine's, by XSKMAP index.
+    Foreign(u32),
+    /// An earlier daemon's: nobody has its connection.
+    OldGeneration,
+    /// There is no entry.
+    Missing,
+}
+
+/// One engine's view of the flow table.
+pub(crate) struct Ownership<T: SharedTables> {
+    tables: T,
+    engine: u32,
+    generation: u32,
+    started: Instant,
+    /// To be deleted, and since when the first of them waits.
+    closing: HashSet<AnyFlowKey>,
+    closing_since: Option<Instant>,
+    batch: Vec<AnyFlowKey>,
+    /// Deleted in the present and in the previous [`REMEMBER`].
+    deleted: [HashSet<AnyFlowKey>; 2],
+    rotated: Instant,
+    next_slice: Instant,
+    /// Sweeps finished, and whether the present one probes the peers of flows that an earlier daemon had.
+    sweeps: u64,
+    probing: bool,
+    found: Vec<(AnyFlowKey, Flow)>,
+    pub(crate) counters: FlowCounters,
+}
+
+impl<T: SharedTables> Ownership<T> {
+    pub(crate) fn new(tables: T, engine: u32, generation: u32, now: Instant) -> Self {
+        Self {
+            tables,
+            engine,
+            generation,
+            started: now,
+            closing: HashSet::new(),
+            closing_since: None,
+            batch: Vec::new(),
+            deleted: [HashSet::new(), HashSet::new()],
+            rotated: now,
+            next_slice: now + SWEEP_PAUSE,
+            sweeps: 0,
+            probing: true,
+            found: Vec::new(),
+            counters: FlowCounters::default(),
+        }
+    }
+
+    /// The engine is alive.
+    pub(crate) fn beat(&self, now: Instant) {
+        self.tables.beat(now.0);
+    }
+
+    /// Whether XDP hands segments of `key` over without an entry.
+    pub(crate) fn has_fingerprint(&self, key: &AnyFlowKey) -> bool {
+        self.tables.has_fingerprint(key)
+    }
+
+    /// The connection is gone for good: its entry goes with the next batch.
+    pub(crate) fn released(&mut self, now: Instant, key: AnyFlowKey) {
+        self.closing.insert(key);
+        self.closing_since.get_or_insert(now);
+    }
+
+    /// The connection went to TIME_WAIT. The fingerprint comes first: XDP must know the flow by one or the other.
+    pub(crate) fn time_wait(&mut self, now: Instant, key: AnyFlowKey) {
+        self.tables.set_fingerprint(&key);
+        self.released(now, key);
+    }
+
+    /// TIME_WAIT is over, or gave way to a new connection.
+    pub(crate) fn time_wait_over(&mut self, key: AnyFlowKey) {
+        self.tables.clear_fingerprint(&key);
+        // Segments that XDP redirected for the fingerprint's sake may still be in the ring.
+        self.deleted[0].insert(key);
+    }
+
+    /// The stack adopted a connection. XDP inserted its entry unless it knew the tuple already: by an entry that we
+    /// were about to delete or deleted meanwhile, or by a fingerprint.
+    pub(crate) fn adopted(&mut self, now: Instant, key: AnyFlowKey) {
+        if self.closing.remove(&key) {
+            return;
+        }
+        let deleted = self.deleted.iter_mut().fold(false, |found, keys| keys.remove(&key) | found);
+        if deleted || self.tables.has_fingerprint(&key) {
+            self.insert(now, key, &Flow::default());
+        }
+    }
+
+    /// Makes XDP hand over a flow of ours that it would not recognise by a cookie. Of `flow` only what this engine does
+    /// not know by itself counts.
+    pub(crate) fn insert(&mut self, now: Instant, key: AnyFlowKey, flow: &Flow) {
+        self.closing.remove(&key);
+        let flow = Flow { created: now.0, owner: self.engine, generation: self.generation, ..*flow };
+        if self.tables.insert(&key, &flow) {
+            self.counters.reinserted += 1;
+        } else {
+            self.counters.reinsert_failed += 1;
+        }
+    }
+
+    /// Whose flow a segment is that the stack does not know. One or two system calls.
+    pub(crate) fn claim(&mut self, key: &AnyFlowKey) -> Claim {
+        // What we closed must not be found again.
+        if self.closing.contains(key) {
+            self.flush();
+        }
+        match self.tables.lookup(key) {
+            None => Claim::Missing,
+            Some(flow) => self.classify(flow),
+        }
+    }
+
+    fn classify(&self, flow: Flow) -> Claim {
+        if flow.generation != self.generation {
+            Claim::OldGeneration
+        } else if flow.owner != self.engine {
+            Claim::Foreign(flow.owner)
+        } else {
+            Claim::Mine(flow)
+        }
+    }
+
+    /// Deletes what is due. At most one system call a family.
+    pub(crate) fn delete_due(&mut self, now: Instant) {
+        if now >= self.rotated + REMEMBER {
+            self.rotated = now;
+            self.deleted.swap(0, 1);
+            self.deleted[0].clear();
+        }
+        let Some(since) = self.closing_since else { return };
+        if self.closing.len() >= DELETE_BATCH || now >= since + DELETE_DELAY {
+            self.flush();
+        }
+    }
+
+    /// Deletes all that waits.
+    pub(crate) fn flush(&mut self) {
+        self.closing_since = None;
+        if self.closing.is_empty() {
+            return;
+        }
+        self.batch.clear();
+        self.batch.extend(self.closing.drain());
+        self.tables.remove_batch(&self.batch);
+        self.deleted[0].extend(self.batch.iter().copied());
+        self.counters.deleted += self.batch.len() as u64;
+        self.counters.delete_batches += 1;
+    }
+
+    /// When [`Self::delete_due`] or [`Self::sweep`] wants to be called next.
+    pub(crate) fn deadline(&self) -> Instant {
+        match self.closing_since {
+            Some(since) if since + DELETE_DELAY < self.next_slice => since + DELETE_DELAY,
+            _ => self.next_slice,
+        }
+    }
+
+    /// One slice of the sweep when it is due. `offer` shows the stack this engine's entries, so that it adopts those
+    /// whose first segment was lost. `is_stray` says whether this engine looks after entries of that owner, who is
+    /// gone.
+    pub(crate) fn sweep(
+        &mut self,
+        now: Instant,
+        is_stray: impl Fn(u32) -> bool,
+        mut offer: impl FnMut(Offer, AnyFlowKey, &Flow) -> Swept,
+    ) {
+        if now < self.next_slice {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.found);
+        let more = self.tables.scan(&mut found);
+        self.next_slice = now + if more { SLICE_PAUSE } else { SWEEP_PAUSE };
+        if !more {
+            self.sweeps += 1;
+            // Twice as long after each: a peer that does not answer will hardly do so the next second.
+            self.probing = self.sweeps.is_power_of_two();
+        }
+        for (key, flow) in found.drain(..) {
+            if self.closing.contains(&key) || !(flow.owner == self.engine || is_stray(flow.owner)) {
+                continue;
+            }
+            match self.classify(flow) {
+                Claim::Missing | Claim::Foreign(_) => {}
+                Claim::OldGeneration => match offer(Offer::Look { probe: self.probing }, key, &flow) {
+                    // A cookie of the last daemon's that this one's stack adopted.
+                    Swept::Known => self.insert(now, key, &flow),
+                    Swept::Adopted => {}
+                    Swept::Refused if now >= self.started + KEEP_OLD_GENERATION => self.old(now, key),
+                    Swept::Refused => {}
+                },
+                Claim::Mine(flow) if Instant(flow.created) + UNADOPTED_AFTER <= now => {
+                    let swept = offer(Offer::Adopt, key, &flow);
+                    self.account(now, key, swept);
+                }
+                Claim::Mine(_) => {}
+            }
+        }
+        self.found = found;
+    }
+
+    /// An entry of an earlier daemon is of no more use.
+    pub(crate) fn old(&mut self, now: Instant, key: AnyFlowKey) {
+        self.counters.old_generation += 1;
+        self.released(now, key);
+    }
+
+    /// Counts what the stack made of an entry of ours, and gives up the entry if it made nothing.
+    pub(crate) fn account(&mut self, now: Instant, key: AnyFlowKey, swept: Swept) {
+        match swept {
+            Swept::Known => {}
+            Swept::Adopted => self.counters.swept += 1,
+            Swept::Refused => {
+                self.counters.refused += 1;
+                self.released(now, key);
+            }
+        }
+    }
+}
+
+/// What the sweep wants of the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// Only say whether it has the connection. If not, and when asked to, make the peer speak.
+    Look {
+        /// Whether asked to.
+        probe: bool,
+    },
+    /// Adopt the connection from the entry if it has not.
+    Adopt,
+}
+
+/// What the stack made of an entry of the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swept {
+    /// It has the connection.
+    Known,
+    /// It had not, and adopted it from the entry.
+    Adopted,
+    /// It will not adopt it.
+    Refused,
+}
+
+impl KernelTables {
+    /// The tables of one engine. `hash_key` is that of the settings, which keys the fingerprints.
+    pub fn new(
+        flows: FlowTable,
+        fingerprints: Fingerprints,
+        hash_key: [u64; 2],
+        heartbeat: Heartbeat,
+    ) -> Self {
+        Self { scan: flows.scan(), flows, fingerprints, hash_key, heartbeat }
+    }
+
+    /// A flow's bucket and its fingerprint.
+    fn place(&self, key: &AnyFlowKey) -> (u32, u32) {
+        match key {
+            AnyFlowKey::V4(key) => fingerprint(self.hash_key, key),
+            AnyFlowKey::V6(key) => fingerprint(self.hash_key, key),
+        }
+    }
+}
+
+impl SharedTables for KernelTables {
+    fn lookup(&self, key: &AnyFlowKey) -> Option<Flow> {
+        self.flows.lookup(key).ok().flatten()
+    }
+
+    fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> bool {
+        self.flows.insert(key, flow).is_ok()
+    }
+
+    fn remove_batch(&self, keys: &[AnyFlowKey]) {
+        // What stays behind is found by the sweep, which the stack tells that the flow has closed.
+        let _ = self.flows.remove_batch(keys);
+    }
+
+    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
+        self.scan.next_slice(|key, flow| found.push((key, *flow))).unwrap_or(false)
+    }
+
+    fn set_fingerprint(&self, key: &AnyFlowKey) {
+        let (bucket, word) = self.place(key);
+        self.fingerprints.set(bucket, word);
+    }
+
+    fn clear_fingerprint(&self, key: &AnyFlowKey) {
+        let (bucket, word) = self.place(key);
+        self.fingerprints.clear(bucket, word);
+    }
+
+    fn has_fingerprint(&self, key: &AnyFlowKey) -> bool {
+        let (bucket, word) = self.place(key);
+        self.fingerprints.contains(bucket, word)
+    }
+
+    fn beat(&self, now: u64) {
+        self.heartbeat.beat(now);
+    }
+}

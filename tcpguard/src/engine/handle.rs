@@ -1,0 +1,158 @@
+//! The engine seen from other threads: questions, orders, and the news of its end. The work is the driver's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tcpguard_common::cookie::Clock;
+use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::EngineError;
+use super::stats::EngineStats;
+use crate::config::Tunables;
+use crate::stack::{Cursor, FlowInfo, State};
+
+/// Orders that may wait for one engine.
+pub(crate) const COMMANDS: usize = 64;
+/// Places of the stack's tables per question to the engine, which answers between two bursts.
+pub(crate) const SURVEY: u32 = 4096;
+
+/// Steers one engine from any thread. Clones steer the same one.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub(crate) engine: u32,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) end: watch::Receiver<Option<End>>,
+    pub(crate) thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// How an engine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to.
+    Stopped,
+    /// It could not go on: an error, or a panic with its message.
+    Failed(String),
+}
+
+/// What a drain came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Connections that ended by themselves.
+    pub finished: u64,
+    /// Connections that were reset when the time was over.
+    pub reset: u64,
+}
+
+/// Flows by state, in the order of [`State::ALL`].
+pub(crate) type States = [u64; State::ALL.len()];
+
+pub(crate) enum Command {
+    Stats(oneshot::Sender<EngineStats>),
+    States { start: u32, reply: oneshot::Sender<(States, Option<u32>)> },
+    Flows { start: Cursor, reply: oneshot::Sender<(Vec<FlowInfo>, Option<Cursor>)> },
+    Tunables(Arc<Tunables>),
+    Epochs([EpochSlot; EPOCH_SLOTS as usize], Clock),
+    Drain { time: Duration, reply: oneshot::Sender<DrainReport> },
+    Stop,
+}
+
+impl EngineHandle {
+    /// The engine's XSKMAP index.
+    pub fn engine(&self) -> u32 {
+        self.engine
+    }
+
+    /// What the engine has counted.
+    ///
+    /// # Errors
+    /// [`EngineError::Gone`] when the engine has ended; so everywhere below.
+    pub async fn stats(&self) -> Result<EngineStats, EngineError> {
+        self.ask(Command::Stats).await
+    }
+
+    /// At most `limit` flows that `filter` lets through, TIME_WAIT entries included. The engine answers in slices
+    /// between which it works: flows that come or go meanwhile may be missing.
+    pub async fn flows(
+        &self,
+        mut filter: impl FnMut(&FlowInfo) -> bool,
+        limit: usize,
+    ) -> Result<Vec<FlowInfo>, EngineError> {
+        let mut flows = Vec::new();
+        let mut next = Some(Cursor::START);
+        while let Some(start) = next {
+            let (slice, after) = self.ask(|reply| Command::Flows { start, reply }).await?;
+            let room = limit - flows.len();
+            flows.extend(slice.into_iter().filter(|flow| filter(flow)).take(room));
+            next = after.filter(|_| flows.len() < limit);
+        }
+        Ok(flows)
+    }
+
+    /// How many flows are in each state; every state is there. Counted in slices, as [`Self::flows`].
+    pub async fn states(&self) -> Result<Vec<(State, u64)>, EngineError> {
+        let mut total = States::default();
+        let mut next = Some(0);
+        while let Some(start) = next {
+            let (slice, after) = self.ask(|reply| Command::States { start, reply }).await?;
+            total.iter_mut().zip(slice).for_each(|(total, count)| *total += count);
+            next = after;
+        }
+        Ok(State::ALL.into_iter().zip(total).collect())
+    }
+
+    /// Puts a new set of tunables in force, for connections that exist as well.
+    pub async fn set_tunables(&self, tunables: Arc<Tunables>) -> Result<(), EngineError> {
+        self.order(Command::Tunables(tunables)).await
+    }
+
+    /// The cookie keys in force, and which epoch it is.
+    pub async fn set_epochs(
+        &self,
+        slots: [EpochSlot; EPOCH_SLOTS as usize],
+        clock: Clock,
+    ) -> Result<(), EngineError> {
+        self.order(Command::Epochs(slots, clock)).await
+    }
+
+    /// Admits no more connections, waits until those there are have ended, but at most `time`, and resets the rest.
+    /// The engine goes on running.
+    pub async fn drain(&self, time: Duration) -> Result<DrainReport, EngineError> {
+        self.ask(|reply| Command::Drain { time, reply }).await
+    }
+
+    /// Ends the engine and waits for its thread, so that its socket is free. Connections are not told.
+    pub async fn stop(&self) -> End {
+        // A full queue of orders, or an engine that has ended: either way its end is what we wait for.
+        let _ = self.order(Command::Stop).await;
+        self.ended().await
+    }
+
+    /// Waits for the engine's end, wanted or not.
+    pub async fn ended(&self) -> End {
+        let mut end = self.end.clone();
+        let told = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The end was announced as the thread's last act: this does not block.
+            let _ = thread.join();
+        }
+        told.unwrap_or_else(|| End::Failed("the engine's thread vanished".to_owned()))
+    }
+
+    /// Whether it has ended, and how.
+    pub fn end(&self) -> Option<End> {
+        self.end.borrow().clone()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        self.order(command(reply)).await?;
+        answer.await.map_err(|_| EngineError::Gone)
+    }
+
+    async fn order(&self, command: Command) -> Result<(), EngineError> {
+        self.commands.send(command).await.map_err(|_| EngineError::Gone)
+    }
+}

@@ -1,0 +1,158 @@
+//! What an engine counts, and the snapshot of it that leaves the engine's thread. Not how it is shown.
+
+use super::flows::FlowCounters;
+use super::net::NetCounters;
+use crate::stack::StackCounters;
+
+/// Defines a set of counters: one table gives each its field, name and meaning.
+macro_rules! counters {
+    ($(#[$doc:meta])* $type:ident { $( $(#[doc = $help:literal])+ $field:ident = $name:literal; )+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $type { $( $(#[doc = $help])+ pub $field: u64, )+ }
+
+        impl $type {
+            /// Every counter with its name and meaning.
+            pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64, &'static str)> + use<> {
+                [ $( ($name, self.$field, concat!($($help),+)), )+ ].into_iter()
+            }
+        }
+    };
+}
+pub(super) use counters;
+
+counters! {
+    /// Frame work done, since the engine started.
+    FrameCounters {
+        /// Frames taken from the receive ring.
+        received = "received";
+        /// Frames put on the transmit ring.
+        sent = "sent";
+        /// Turns of the engine's loop.
+        turns = "turns";
+        /// Frames of flows the stack did not know: a look into the flow table each.
+        misses = "misses";
+        /// Of these, frames dropped unseen because one turn had too many.
+        misses_dropped = "misses-dropped";
+        /// Of these, frames of flows that nobody has.
+        orphans = "orphans";
+        /// Resets sent to peers of flows that an earlier daemon had.
+        old_generation_resets = "old-generation-resets";
+        /// Acknowledgments sent to peers of flows that an earlier daemon had, to make them speak.
+        old_generation_probes = "old-generation-probes";
+        /// Frames handed to the engine that owns their flow.
+        forwarded_out = "forwarded-out";
+        /// Frames for another engine that were lost because its queue was full.
+        forward_lost = "forward-lost";
+        /// Frames that came from other engines.
+        forwarded_in = "forwarded-in";
+        /// Turns in which the transmit ring had no room for what there was to send.
+        transmit_blocked = "transmit-blocked";
+        /// Errors of the transmit system call, other than "try again".
+        kick_errors = "kick-errors";
+    }
+}
+
+/// Powers of two of microseconds that [`Gaps`] tells apart.
+const GAP_BUCKETS: usize = 20;
+
+/// How long frames may have waited because application tasks held the thread: the time between two looks at the
+/// receive ring, sleep not counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gaps {
+    /// Gaps below 1 µs, 2 µs, 4 µs, …; the last counts all longer ones.
+    pub buckets: [u64; GAP_BUCKETS],
+    /// The longest, nanoseconds.
+    pub max: u64,
+}
+
+impl Default for Gaps {
+    fn default() -> Self {
+        Self { buckets: [0; GAP_BUCKETS], max: 0 }
+    }
+}
+
+impl Gaps {
+    pub(crate) fn record(&mut self, nanoseconds: u64) {
+        let bits = (u64::BITS - (nanoseconds / 1000).leading_zeros()) as usize;
+        self.buckets[bits.min(GAP_BUCKETS - 1)] += 1;
+        self.max = self.max.max(nanoseconds);
+    }
+
+    /// An upper bound of the `percent`th percentile in microseconds, to a power of two.
+    pub fn percentile(&self, percent: f64) -> u64 {
+        let total: u64 = self.buckets.iter().sum();
+        let rank = (total as f64 * percent / 100.0).ceil() as u64;
+        let mut seen = 0;
+        let bucket = self.buckets.iter().position(|&count| {
+            seen += count;
+            seen >= rank
+        });
+        1 << bucket.unwrap_or(0)
+    }
+}
+
+/// One engine at one moment.
+#[derive(Clone, Debug)]
+pub struct EngineStats {
+    /// The engine's XSKMAP index.
+    pub engine: u32,
+    /// Connections, TIME_WAIT not counted.
+    pub connections: u64,
+    /// Entries in TIME_WAIT.
+    pub time_wait: u64,
+    /// Frames.
+    pub frames: FrameCounters,
+    /// Accepting.
+    pub net: NetCounters,
+    /// The flow table.
+    pub flows: FlowCounters,
+    /// The stack's own counters.
+    pub stack: StackCounters,
+    /// The rings, by name.
+    pub rings: Vec<(&'static str, u64)>,
+    /// Time between two looks at the receive ring.
+    pub gaps: Gaps,
+}
+
+impl EngineStats {
+    /// Every counter by group and name.
+    pub fn groups(&self) -> Vec<(&'static str, Vec<(&'static str, u64)>)> {
+        let Self { engine: _, connections, time_wait, frames, net, flows, stack, rings, gaps } = self;
+        let plain = |rows: &mut dyn Iterator<Item = (&'static str, u64, &'static str)>| {
+            rows.map(|(name, count, _)| (name, count)).collect::<Vec<_>>()
+        };
+        let gauges = vec![
+            ("connections", *connections),
+            ("time-wait", *time_wait),
+            ("gap-p50-us", gaps.percentile(50.0)),
+            ("gap-p99-us", gaps.percentile(99.0)),
+            ("gap-max-us", gaps.max / 1000),
+        ];
+        vec![
+            ("engine", [plain(&mut frames.rows()), plain(&mut net.rows()), gauges].concat()),
+            ("flow-table", plain(&mut flows.rows())),
+            ("ring", rings.clone()),
+            ("stack", plain(&mut stack.rows())),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gaps;
+
+    #[test]
+    fn gaps_fall_into_powers_of_two_and_percentiles_bound_them_from_above() {
+        let mut gaps = Gaps::default();
+        for _ in 0..99 {
+            gaps.record(900);
+        }
+        gaps.record(3_000_000);
+        assert_eq!((gaps.percentile(50.0), gaps.percentile(99.0)), (1, 1));
+        assert_eq!(gaps.percentile(100.0), 4096);
+        assert_eq!(gaps.max, 3_000_000);
+        gaps.record(u64::MAX);
+        assert_eq!(gaps.buckets[19], 1);
+    }
+}
