@@ -1,1 +1,67 @@
 //! What a protected port does with its connections: relays them to a backend. It sees streams, never packets.
+#![forbid(unsafe_code)]
+
+mod counters;
+mod proxy;
+mod relay;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::task::spawn_local;
+
+pub use counters::{ServiceCounters, ServiceStats};
+
+use crate::engine::{Listen, Net};
+
+/// One protected address and port, and what becomes of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Index in the daemon's configuration, as XDP's service map has it.
+    pub id: u32,
+    /// Where clients connect; the unspecified address stands for any of its family.
+    pub listen: SocketAddr,
+    /// Where connections are relayed to.
+    pub backend: SocketAddr,
+}
+
+/// The services of one engine.
+#[derive(Clone, Debug)]
+pub struct Services {
+    services: Arc<[(ServiceSpec, Arc<ServiceCounters>)]>,
+}
+
+impl Services {
+    /// Services that count for themselves. Make one set for each engine.
+    pub fn new(specs: impl IntoIterator<Item = ServiceSpec>) -> Self {
+        Self { services: specs.into_iter().map(|spec| (spec, Arc::default())).collect() }
+    }
+
+    /// What the engine has to admit for them.
+    pub fn listen(&self) -> Vec<Listen> {
+        let listen = |spec: &ServiceSpec| {
+            let addr = Some(spec.listen.ip()).filter(|ip: &IpAddr| !ip.is_unspecified());
+            Listen { addr, port: spec.listen.port(), service: spec.id }
+        };
+        self.services.iter().map(|(spec, _)| listen(spec)).collect()
+    }
+
+    /// Starts them on the engine whose thread this is.
+    ///
+    /// # Errors
+    /// When one is there already.
+    pub fn start(&self, net: &Net) -> io::Result<()> {
+        let scratch = relay::Scratch::default();
+        for (spec, counters) in self.services.iter() {
+            let listener = net.listen(spec.id)?;
+            spawn_local(proxy::serve(listener, spec.backend, Arc::clone(counters), scratch.clone()));
+        }
+        Ok(())
+    }
+
+    /// What each has counted.
+    pub fn stats(&self) -> impl Iterator<Item = (&ServiceSpec, ServiceStats)> {
+        self.services.iter().map(|(spec, counters)| (spec, counters.read()))
+    }
+}

@@ -1,0 +1,61 @@
+//! What a service counts. One table gives every counter its field, name and meaning.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($( $(#[doc = $help:literal])+ $field:ident = $name:literal; )+) => {
+        /// Running totals of one service on one engine, which writes them; any thread may read.
+        #[derive(Debug, Default)]
+        pub struct ServiceCounters { $( $(#[doc = $help])+ pub $field: AtomicU64, )+ }
+
+        /// [`ServiceCounters`] at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct ServiceStats { $( $(#[doc = $help])+ pub $field: u64, )+ }
+
+        impl ServiceCounters {
+            /// The totals now.
+            pub fn read(&self) -> ServiceStats {
+                ServiceStats { $( $field: self.$field.load(Ordering::Relaxed), )+ }
+            }
+        }
+
+        impl ServiceStats {
+            /// Every counter with its name and meaning.
+            pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64, &'static str)> + use<> {
+                [ $( ($name, self.$field, concat!($($help),+)), )+ ].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections taken from the stack.
+    accepted = "accepted";
+    /// Connections whose backend answered.
+    connected = "connected";
+    /// Connections that both sides closed in order.
+    finished = "finished";
+    /// Connections that the client reset or left unanswered.
+    client_failed = "client-failed";
+    /// Connections that the backend reset, or stopped reading from.
+    backend_failed = "backend-failed";
+    /// Clients reset because the backend refused the connection.
+    backend_refused = "backend-refused";
+    /// Clients reset because the backend could not be reached.
+    backend_unreachable = "backend-unreachable";
+    /// Clients reset because the backend did not answer in time.
+    backend_timeout = "backend-timeout";
+    /// Clients reset because descriptors, ports or memory for the backend's connection ran out.
+    exhausted = "exhausted";
+    /// Clients reset because connecting to the backend failed for another reason.
+    backend_error = "backend-error";
+    /// Payload bytes relayed to the backend.
+    bytes_to_backend = "bytes-to-backend";
+    /// Payload bytes relayed to clients.
+    bytes_to_client = "bytes-to-client";
+}
+
+/// Adds to a counter that only this thread writes.
+pub(super) fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+}

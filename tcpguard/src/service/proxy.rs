@@ -1,0 +1,105 @@
+//! The proxy: accepts a service's connections, connects each to the backend, and hands both to the relay. A backend
+//! that cannot be reached is the client's to know at once: it gets a reset, and the cause is counted.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::TcpStream as BackendStream;
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use super::counters::{ServiceCounters, add};
+use super::relay::{End, Relay, Scratch};
+use crate::engine::{TcpListener, TcpStream};
+
+/// How long a backend may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
+/// connections and never this loop.
+pub(super) async fn serve(
+    listener: TcpListener,
+    backend: SocketAddr,
+    counters: Arc<ServiceCounters>,
+    scratch: Scratch,
+) {
+    loop {
+        let (client, _) = listener.accept().await;
+        add(&counters.accepted, 1);
+        spawn_local(connection(client, backend, Arc::clone(&counters), scratch.clone()));
+    }
+}
+
+async fn connection(
+    client: TcpStream,
+    backend: SocketAddr,
+    counters: Arc<ServiceCounters>,
+    scratch: Scratch,
+) {
+    let backend = match connect(&client, backend).await {
+        Ok(backend) => backend,
+        Err(Refusal::Client) => return add(&counters.client_failed, 1),
+        Err(Refusal::Backend(error)) => {
+            add(cause(&counters, &error), 1);
+            return client.abort();
+        }
+    };
+    add(&counters.connected, 1);
+    let mut relay = Relay::new(client, backend, Arc::clone(&counters), scratch);
+    match poll_fn(|cx| relay.poll(cx)).await {
+        End::Finished => add(&counters.finished, 1),
+        End::ClientFailed => {
+            add(&counters.client_failed, 1);
+            relay.reset_backend();
+        }
+        End::BackendFailed => {
+            add(&counters.backend_failed, 1);
+            relay.reset_client();
+        }
+    }
+}
+
+/// Why there is no connection to relay.
+enum Refusal {
+    /// The client is gone.
+    Client,
+    /// The backend cannot be had.
+    Backend(io::Error),
+}
+
+async fn connect(client: &TcpStream, backend: SocketAddr) -> Result<BackendStream, Refusal> {
+    let connecting = timeout(CONNECT_TIMEOUT, BackendStream::connect(backend));
+    tokio::pin!(connecting);
+    let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        Poll::Ready(Ok(connected)) => Poll::Ready(connected.map_err(Refusal::Backend)),
+        Poll::Ready(Err(_)) => Poll::Ready(Err(Refusal::Backend(io::ErrorKind::TimedOut.into()))),
+        Poll::Pending => client.poll_failed(cx).map(|_| Err(Refusal::Client)),
+    });
+    let stream = connected.await?;
+    // The stack paces what it sends; the backend's side must not wait for more either.
+    stream.set_nodelay(true).map_err(Refusal::Backend)?;
+    Ok(stream)
+}
+
+/// The counter of why a backend could not be had.
+fn cause<'a>(counters: &'a ServiceCounters, error: &io::Error) -> &'a AtomicU64 {
+    match error.raw_os_error() {
+        Some(
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL | libc::EAGAIN,
+        ) => return &counters.exhausted,
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
+            return &counters.backend_unreachable;
+        }
+        _ => {}
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => &counters.backend_refused,
+        io::ErrorKind::TimedOut => &counters.backend_timeout,
+        _ => &counters.backend_error,
+    }
+}

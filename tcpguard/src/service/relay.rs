@@ -1,0 +1,172 @@
+//! Moves bytes between a client on the stack and a backend on a kernel socket, both ways, with half-close and
+//! back-pressure. It holds no byte itself: what the backend cannot take stays in the stack's receive buffer, and
+//! nothing is read from the backend that the stack's send buffer has no room for.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream as BackendStream;
+
+use super::counters::{ServiceCounters, add};
+use crate::engine::{LendError, TcpStream};
+
+/// Most bytes read from a backend at once.
+const SCRATCH: usize = 64 << 10;
+/// Bytes one connection may move before the others, and the packets, get their turn.
+const SLICE: usize = 256 << 10;
+
+/// The buffer through which all relays of an engine read, one at a time.
+#[derive(Clone)]
+pub(super) struct Scratch(Rc<RefCell<Box<[u8]>>>);
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self(Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())))
+    }
+}
+
+/// One relayed connection.
+pub(super) struct Relay {
+    client: TcpStream,
+    backend: BackendStream,
+    up: Direction,
+    down: Direction,
+    counters: Arc<ServiceCounters>,
+    scratch: Scratch,
+}
+
+/// One way of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    /// Bytes flow.
+    Open,
+    /// The source has ended; the sink does not know yet.
+    Closing,
+    /// The sink knows.
+    Closed,
+    /// The sink takes no more although the source goes on.
+    Broken,
+}
+
+/// How a relayed connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Both sides closed in order.
+    Finished,
+    /// The client reset, or stopped answering.
+    ClientFailed,
+    /// The backend reset, or takes no more of what the client sends.
+    BackendFailed,
+}
+
+/// What stops a direction.
+enum Fault {
+    Client,
+    Backend,
+}
+
+impl Relay {
+    pub(super) fn new(
+        client: TcpStream,
+        backend: BackendStream,
+        counters: Arc<ServiceCounters>,
+        scratch: Scratch,
+    ) -> Self {
+        Self { client, backend, up: Direction::Open, down: Direction::Open, counters, scratch }
+    }
+
+    /// Moves what can be moved; ready at the end.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        match self.poll_up(cx) {
+            Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
+            // It may still have something to say: a server may answer and close before it has read everything.
+            Poll::Ready(Err(Fault::Backend)) => self.up = Direction::Broken,
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match self.poll_down(cx) {
+            Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
+            Poll::Ready(Err(Fault::Backend)) => return Poll::Ready(End::BackendFailed),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        match (self.up, self.down) {
+            (Direction::Closed, Direction::Closed) => Poll::Ready(End::Finished),
+            (Direction::Broken, Direction::Closed) => Poll::Ready(End::BackendFailed),
+            // While the backend takes nothing, nobody reads from the client: its end would go unnoticed.
+            _ => self.client.poll_failed(cx).map(|_| End::ClientFailed),
+        }
+    }
+
+    /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
+    pub(super) fn reset_backend(self) {
+        // Nothing else to do if the kernel refuses: the connection is then closed.
+        let _ = self.backend.set_zero_linger();
+    }
+
+    /// Drops the client's connection with a reset.
+    pub(super) fn reset_client(self) {
+        self.client.abort();
+    }
+
+    /// Client to backend.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let Self { client, backend, up, counters, .. } = self;
+        let mut moved = 0;
+        while *up == Direction::Open {
+            if moved >= SLICE {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let sink = |cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]| {
+                Pin::new(&mut *backend).poll_write_vectored(cx, bytes)
+            };
+            match ready!(client.poll_lend(cx, sink)) {
+                Ok(0) => *up = Direction::Closing,
+                Ok(taken) => {
+                    moved += taken;
+                    add(&counters.bytes_to_backend, taken as u64);
+                }
+                Err(LendError::Source(_)) => return Poll::Ready(Err(Fault::Client)),
+                Err(LendError::Sink(_)) => return Poll::Ready(Err(Fault::Backend)),
+            }
+        }
+        if *up == Direction::Closing {
+            ready!(Pin::new(backend).poll_shutdown(cx)).map_err(|_| Fault::Backend)?;
+            *up = Direction::Closed;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Backend to client.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let Self { client, backend, down, counters, scratch, .. } = self;
+        let mut moved = 0;
+        while *down == Direction::Open {
+            if moved >= SLICE {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let room = ready!(client.poll_room(cx)).map_err(|_| Fault::Client)?;
+            let mut scratch = scratch.0.borrow_mut();
+            let room = room.min(scratch.len());
+            let mut bytes = ReadBuf::new(&mut scratch[..room]);
+            ready!(Pin::new(&mut *backend).poll_read(cx, &mut bytes)).map_err(|_| Fault::Backend)?;
+            if bytes.filled().is_empty() {
+                *down = Direction::Closing;
+                break;
+            }
+            moved += bytes.filled().len();
+            add(&counters.bytes_to_client, bytes.filled().len() as u64);
+            client.send_all(bytes.filled()).map_err(|_| Fault::Client)?;
+        }
+        if *down == Direction::Closing {
+            ready!(Pin::new(client).poll_shutdown(cx)).map_err(|_| Fault::Client)?;
+            *down = Direction::Closed;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
