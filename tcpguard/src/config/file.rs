@@ -226,6 +226,11 @@ retries = 8
     }
 
     #[test]
+    fn the_example_that_help_shows_is_valid() {
+        read(include_str!("example.toml")).unwrap().check().unwrap();
+    }
+
+    #[test]
     fn a_refusal_is_one_line_with_file_line_and_what_is_wrong() {
         for (text, line, why) in [
             ("bogus = 1\n", 1, "unknown field `bogus`"),

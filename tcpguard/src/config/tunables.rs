@@ -147,7 +147,7 @@ tunables! {
     retries: u32 = "retries", 15, 1 => 50;
     /// How long a cookie key is used. A cookie lives for one to two periods; a new value starts with the next
     /// key and breaks no handshake under way.
-    cookie_period: Duration = "cookie-period", MIN, S => 10 * MIN;
+    cookie_period: Duration = "cookie-period", MIN, 2 * S => H;
     /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
     exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;
     /// How long open connections may finish after SIGTERM before they are reset.

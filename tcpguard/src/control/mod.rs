@@ -1,5 +1,8 @@
 //! The daemon and its control socket, server and client. Printing is for `cli`.
 
+mod answers;
 pub mod client;
+pub mod daemon;
+mod guard;
 pub mod protocol;
 pub mod server;

@@ -86,7 +86,7 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's own version.
-    pub version: String,
+    pub daemon_version: String,
     /// Its process.
     pub pid: u32,
     /// Since it armed its interfaces.

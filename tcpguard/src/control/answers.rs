@@ -1,0 +1,230 @@
+//! Clients' questions, answered from the running guard: types of other rooms put into the protocol's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tcpguard_common::reason::{Outcome, Reason};
+
+use crate::config::{TUNABLES, Tunable};
+use crate::dataplane::monotonic_ns;
+use crate::engine::EngineStats;
+use crate::stack::{FlowInfo, State};
+
+use super::daemon::DaemonError;
+use super::guard::{Engine, Guard, engine_error};
+use super::protocol::{self as wire, Groups, Reply, Request};
+use super::server::Handler;
+
+impl Handler for Guard {
+    async fn handle(&self, request: Request) -> Reply {
+        let answer = match request {
+            Request::Status {} => Ok(Reply::Status(self.status())),
+            Request::Stats {} => self.stats().await.map(Reply::Stats),
+            Request::Flows { state, limit } => {
+                if state.as_ref().is_some_and(|name| State::ALL.iter().all(|state| state.name() != name)) {
+                    return Reply::bad_input(format!("unknown state `{}`", state.unwrap_or_default()));
+                }
+                let limit = limit.min(wire::MAX_FLOWS_LISTED) as usize;
+                self.flows(state.as_deref(), limit).await.map(Reply::Flows)
+            }
+            Request::Tune { name: None, value: Some(_) } => {
+                return Reply::bad_input("a value without a name");
+            }
+            Request::Tune { name, value: None } => return self.tunables(name.as_deref()),
+            Request::Tune { name: Some(name), value: Some(value) } => return self.tune(&name, &value).await,
+        };
+        answer.unwrap_or_else(|error| Reply::failed(error.to_string()))
+    }
+}
+
+impl Guard {
+    fn status(&self) -> wire::Status {
+        let interfaces = self.attached.iter().zip(&self.config.interfaces);
+        let services = self.config.services.iter();
+        let settings = self.settings();
+        wire::Status {
+            daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: self.uptime_ms(),
+            phase: if self.draining.get() { "draining" } else { "armed" }.to_owned(),
+            generation: settings.generation,
+            epoch: settings.epoch,
+            interfaces: interfaces
+                .map(|(attached, interface)| wire::Interface {
+                    name: attached.name.clone(),
+                    ifindex: attached.ifindex,
+                    mode: interface.mode.to_string(),
+                    queues: attached.queues,
+                })
+                .collect(),
+            services: services
+                .map(|service| wire::Service {
+                    listen: service.listen,
+                    mode: service.mode.to_string(),
+                    backend: service.backend,
+                })
+                .collect(),
+        }
+    }
+
+    async fn stats(&self) -> Result<wire::Stats, DaemonError> {
+        let mut engines = Vec::new();
+        for engine in self.engines() {
+            let counted = engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
+            let states = engine.handle.states().await.map_err(|source| engine_error(engine, source))?;
+            let states = states.into_iter().map(|(state, count)| (state.name().to_owned(), count)).collect();
+            engines.push(wire::Engine {
+                interface: engine.interface.clone(),
+                queue: engine.queue,
+                states,
+                counters: groups(engine, &counted),
+            });
+        }
+        let mut states = no_flows();
+        let mut totals = Groups::new();
+        for engine in &engines {
+            add(&mut states, &engine.states);
+            for (group, counters) in &engine.counters {
+                add(totals.entry(group.clone()).or_default(), counters);
+            }
+        }
+        let counted = self.dataplane.counters()?;
+        let count = |&reason: &Reason| wire::ReasonCount {
+            name: reason.name().to_owned(),
+            outcome: outcome(reason.outcome()).to_owned(),
+            help: reason.help().trim().to_owned(),
+            total: counted.total(reason),
+            per_cpu: counted.per_cpu(reason).to_vec(),
+        };
+        let reasons = Reason::ALL.iter().map(count).collect();
+        let time_ms = monotonic_ns() / 1_000_000;
+        Ok(wire::Stats { time_ms, uptime_ms: self.uptime_ms(), reasons, states, totals, engines })
+    }
+
+    async fn flows(&self, state: Option<&str>, limit: usize) -> Result<wire::Flows, DaemonError> {
+        let mut reply = wire::Flows { total: 0, states: no_flows(), flows: Vec::new() };
+        for engine in self.engines() {
+            let wire::Flows { total, states, flows } = &mut reply;
+            self.each_flow(engine, |flow| {
+                *states.entry(flow.state.name().to_owned()).or_default() += 1;
+                if state.is_none_or(|state| flow.state.name() == state) {
+                    *total += 1;
+                    if flows.len() < limit {
+                        flows.push(self.flow(engine, flow));
+                    }
+                }
+            })
+            .await?;
+        }
+        Ok(reply)
+    }
+
+    async fn each_flow(&self, engine: &Engine, mut visit: impl FnMut(&FlowInfo)) -> Result<(), DaemonError> {
+        let look = |flow: &FlowInfo| {
+            visit(flow);
+            false
+        };
+        let walked = engine.handle.flows(look, usize::MAX).await;
+        walked.map(drop).map_err(|source| engine_error(engine, source))
+    }
+
+    fn flow(&self, engine: &Engine, flow: &FlowInfo) -> wire::Flow {
+        let service = flow.service.and_then(|id| self.config.services.get(id as usize));
+        wire::Flow {
+            state: flow.state.name().to_owned(),
+            local: flow.key.local_addr(),
+            peer: flow.key.peer_addr(),
+            service: service.map(|service| service.listen),
+            age_ms: millis(flow.age),
+            bytes_in: flow.bytes_in,
+            bytes_out: flow.bytes_out,
+            recv_queued: flow.recv_queued.into(),
+            send_queued: flow.send_queued.into(),
+            rtt_us: flow.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            timer_ms: flow.timer.map(millis),
+            interface: engine.interface.clone(),
+            queue: engine.queue,
+        }
+    }
+
+    fn tunables(&self, name: Option<&str>) -> Reply {
+        let rows = match name.map(Tunable::find).transpose() {
+            Ok(Some(one)) => std::slice::from_ref(one),
+            Ok(None) => TUNABLES,
+            Err(error) => return Reply::bad_input(error.to_string()),
+        };
+        let tunables = self.tunables.borrow();
+        let row = |tunable: &Tunable| wire::Tunable {
+            name: tunable.name.to_owned(),
+            unit: tunable.unit.name().to_owned(),
+            value: tunable.get(&tunables).number,
+            default: tunable.default,
+            min: tunable.min,
+            max: tunable.max,
+            help: tunable.help.trim().to_owned(),
+        };
+        Reply::Tunables(wire::Tunables { tunables: rows.iter().map(row).collect() })
+    }
+
+    async fn tune(&self, name: &str, value: &str) -> Reply {
+        let changed = self.tunables.borrow().with(name, value);
+        let (tunables, old, new) = match changed {
+            Ok(changed) => changed,
+            Err(error) => return Reply::bad_input(error.to_string()),
+        };
+        if let Err(error) = self.set_tunables(tunables).await {
+            return Reply::failed(error.to_string());
+        }
+        tracing::info!("{name}: {old} -> {new}");
+        Reply::Tuned(wire::Tuned {
+            name: name.to_owned(),
+            unit: new.unit.name().to_owned(),
+            old: old.number,
+            new: new.number,
+        })
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.armed_at) / 1_000_000
+    }
+}
+
+/// Every state, with no flow in it.
+fn no_flows() -> BTreeMap<String, u64> {
+    State::ALL.iter().map(|state| (state.name().to_owned(), 0)).collect()
+}
+
+/// Adds what can be added; of an engine's time between two looks at its ring, the longest counts.
+fn add(sums: &mut BTreeMap<String, u64>, counters: &BTreeMap<String, u64>) {
+    for (name, &count) in counters {
+        let sum = sums.entry(name.clone()).or_default();
+        *sum = if name.starts_with("gap-") { count.max(*sum) } else { *sum + count };
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Passed => "passed",
+        Outcome::Answered => "answered",
+        Outcome::Redirected => "redirected",
+        Outcome::Dropped => "dropped",
+    }
+}
+
+/// An engine's counters by group, and its services', by name.
+fn groups(engine: &Engine, stats: &EngineStats) -> Groups {
+    let named =
+        |rows: Vec<(&str, u64)>| rows.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+    let groups = stats.groups().into_iter().map(|(group, rows)| (group.to_owned(), named(rows)));
+    let mut services = BTreeMap::new();
+    for (_, counted) in engine.services.stats() {
+        for (name, count, _) in counted.rows() {
+            *services.entry(name.to_owned()).or_default() += count;
+        }
+    }
+    groups.chain([("service".to_owned(), services)]).collect()
+}

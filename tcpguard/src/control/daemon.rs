@@ -1,0 +1,251 @@
+//! The daemon's life: everything is checked before anything is touched, then loaded and armed; commands, keys and
+//! signals are served until the end; and the end is a drained and detached one, or one that the next daemon can
+//! take over. What it does while it runs is `guard`'s.
+
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::dataplane::{
+    Dataplane, DataplaneError, InterfaceFacts, KeyError, LoadOptions, MasterSecret, SecretError, SocketError,
+};
+use crate::engine::{End, EngineError};
+
+use super::guard::Guard;
+use super::server::{self, Server, ServerError};
+
+/// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
+/// at this often.
+const KEY_TICK: Duration = Duration::from_millis(100);
+/// What an engine may take beyond the drain time to reset what is left.
+const DRAIN_SLACK: Duration = Duration::from_secs(5);
+
+/// Why the daemon did not start, or did not go on. Displays as one line; sources follow.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// XDP or its maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// The cookie keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The secret they derive from.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// An AF_XDP socket.
+    #[error("{interface}: {source}")]
+    Socket {
+        /// The interface.
+        interface: String,
+        /// Why.
+        #[source]
+        source: SocketError,
+    },
+    /// The control socket.
+    #[error("control socket {0}")]
+    Control(#[from] ServerError),
+    /// An engine did not start.
+    #[error("{interface} queue {queue}: {source}")]
+    Engine {
+        /// The interface.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// Why.
+        #[source]
+        source: EngineError,
+    },
+    /// An engine ended although nobody told it to.
+    #[error("{engine}: {why}; its connections are lost, and a new daemon takes the rest over")]
+    EngineEnded {
+        /// Interface and queue.
+        engine: String,
+        /// What it said.
+        why: String,
+    },
+    /// No runtime, or no signals.
+    #[error("cannot start: {0}")]
+    Runtime(#[source] io::Error),
+}
+
+impl DaemonError {
+    /// Whether what was asked for cannot be, and nothing was changed.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Dataplane(error) => matches!(
+                error,
+                DataplaneError::NotPrivileged { .. }
+                    | DataplaneError::UnknownInterface { .. }
+                    | DataplaneError::NotEthernet { .. }
+                    | DataplaneError::MtuTooLarge { .. }
+                    | DataplaneError::QueueCount { .. }
+                    | DataplaneError::AlreadyGuarded { .. }
+                    | DataplaneError::AttachedTwice { .. }
+                    | DataplaneError::PinDirInUse { .. }
+                    | DataplaneError::NotBpffs { .. }
+                    | DataplaneError::TooManyInterfaces { .. }
+                    | DataplaneError::TooManyServices { .. }
+            ),
+            Self::Control(ServerError::System { source, .. }) => {
+                matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
+            }
+            Self::Control(_) => true,
+            Self::Keys(_) | Self::Secret(_) => true,
+            Self::Socket { .. } | Self::Engine { .. } | Self::EngineEnded { .. } | Self::Runtime(_) => false,
+        }
+    }
+}
+
+/// Runs the daemon until a signal or a failure ends it.
+///
+/// # Errors
+/// Before it is armed nothing is left behind. After an engine's failure, program and pins stay for the next daemon.
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
+    let local = LocalSet::new();
+    let (guard, end) = local.block_on(&runtime, live(config))?;
+    // Clients' tasks hold the guard too.
+    drop(local);
+    let Some(guard) = Rc::into_inner(guard) else { return end };
+    match end {
+        Ok(()) => Ok(guard.detach()?),
+        Err(failure) => {
+            guard.leave();
+            Err(failure)
+        }
+    }
+}
+
+/// Removes what a killed daemon left in `pin_dir`. Returns whether there was anything.
+///
+/// # Errors
+/// A running daemon's pins are refused.
+pub fn detach(pin_dir: &Path) -> Result<bool, DaemonError> {
+    let dataplane = Dataplane::load(&LoadOptions { pin_dir: pin_dir.to_owned(), ..LoadOptions::default() })?;
+    let left = dataplane.previous().is_some();
+    dataplane.detach()?;
+    Ok(left)
+}
+
+/// From the checks to the end of service. The outer error is one before anything was armed.
+async fn live(config: Config) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
+    check(&config)?;
+    raise_descriptor_limit();
+    // From here on a signal ends the daemon in order.
+    let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
+    let group = config.control.group.clone();
+    let socket = config.control.socket.clone();
+    let (guard, server) = Guard::start(config, || Server::bind(&socket, group.as_deref()))?;
+    let guard = Rc::new(guard);
+    info!("{}", guard.banner());
+    info!(control = %server.path().display(), "ready");
+    let end = serve(&guard, &server, &mut signals).await;
+    Ok((guard, end))
+}
+
+/// Everything about this machine that can be judged without changing it.
+fn check(config: &Config) -> Result<(), DaemonError> {
+    for interface in &config.interfaces {
+        InterfaceFacts::query(&interface.name)?;
+    }
+    // One that is absent is created later.
+    if let Some(path) = config.secret_file.as_deref().filter(|path| path.exists()) {
+        MasterSecret::from_file(path)?;
+    }
+    Ok(server::check(&config.control.socket, config.control.group.as_deref())?)
+}
+
+/// A relayed connection costs one descriptor; the usual soft limit of 1024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
+        warn!(limit = limit.current, "the limit of descriptors stays, and bounds the connections");
+    }
+}
+
+async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Result<(), DaemonError> {
+    let mut ends = watch_engines(guard);
+    let told = async {
+        tokio::select! {
+            name = signals.next() => Ok(name),
+            failure = ends.recv() => Err(failure),
+            failure = keep_keys(guard) => Err(Some(failure)),
+        }
+    };
+    let name = tokio::select! {
+        told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into())))?,
+        () = server.serve(Rc::clone(guard)) => return Ok(()),
+    };
+    info!(signal = name, time = ?guard.drain_time(), "draining; another signal ends it now");
+    tokio::select! {
+        () = drain(guard, guard.drain_time()) => {}
+        name = signals.next() => {
+            warn!(signal = name, "not waiting for connections to finish");
+            drain(guard, Duration::ZERO).await;
+        }
+        () = server.serve(Rc::clone(guard)) => {}
+    }
+    Ok(())
+}
+
+async fn drain(guard: &Guard, time: Duration) {
+    match timeout(time + DRAIN_SLACK, guard.drain(time)).await {
+        Ok(report) => info!(finished = report.finished, reset = report.reset, "drained"),
+        Err(_) => warn!("an engine did not finish draining"),
+    }
+}
+
+/// Keeps the cookie keys current; returns only when that fails for good.
+async fn keep_keys(guard: &Guard) -> DaemonError {
+    loop {
+        sleep(KEY_TICK).await;
+        if let Err(failure) = guard.refresh_keys().await {
+            return failure;
+        }
+    }
+}
+
+/// The ends of engines that nobody stopped, as they happen.
+fn watch_engines(guard: &Guard) -> mpsc::Receiver<DaemonError> {
+    let (sender, ends) = mpsc::channel(1);
+    for engine in guard.engines() {
+        let (sender, handle, name) = (sender.clone(), engine.handle.clone(), engine.name());
+        tokio::task::spawn_local(async move {
+            if let End::Failed(why) = handle.ended().await {
+                // The first failure ends the daemon: there is room for it, and nobody waits for the others.
+                drop(sender.try_send(DaemonError::EngineEnded { engine: name, why }));
+            }
+        });
+    }
+    ends
+}
+
+/// The signals that end a daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one's name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

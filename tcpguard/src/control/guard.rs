@@ -1,0 +1,425 @@
+//! What runs: the attached dataplane, one engine per receive queue, the keys and the tunables in force. Changes reach
+//! all of them from here. Clients' questions are put into words in `answers`.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tcpguard_common::cookie::{Advertised, Clock};
+use tcpguard_common::map::{
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP, ON_EXIT_PASS, Settings,
+    xsk_index,
+};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use crate::config::{Config, OnDaemonExit, ServiceMode, Tunables};
+use crate::dataplane::{
+    AttachMode, Attached, Dataplane, InterfaceSpec, KeySchedule, LoadOptions, MasterSecret, Now, Previous,
+    ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
+};
+use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, XskPort};
+use crate::service::{ServiceSpec, Services};
+
+use super::daemon::DaemonError;
+use super::server::{Server, ServerError};
+
+/// A heartbeat older than this is stale. Engines beat at least every tenth of it.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+/// The window that SYN-ACKs advertise (unscaled, RFC 7323 §2.2) and the shift that later windows have.
+const WINDOW: u16 = u16::MAX;
+const WINDOW_SCALE: u8 = 7;
+/// TCP and IP header, without options.
+const HEADERS_V4: u32 = 40;
+const HEADERS_V6: u32 = 60;
+
+/// A running guard.
+pub(super) struct Guard {
+    pub(super) config: Config,
+    pub(super) dataplane: Dataplane,
+    pub(super) attached: Vec<Attached>,
+    engines: Vec<Engine>,
+    pub(super) tunables: RefCell<Arc<Tunables>>,
+    keys: RefCell<KeySchedule>,
+    settings: RefCell<Settings>,
+    publishing: Mutex<()>,
+    pub(super) draining: Cell<bool>,
+    /// `CLOCK_MONOTONIC` nanoseconds.
+    pub(super) armed_at: u64,
+}
+
+/// One engine and its services.
+pub(super) struct Engine {
+    pub(super) interface: String,
+    pub(super) queue: u32,
+    pub(super) handle: EngineHandle,
+    pub(super) services: Services,
+}
+
+impl Engine {
+    /// Interface and queue, for messages.
+    pub(super) fn name(&self) -> String {
+        format!("{} queue {}", self.interface, self.queue)
+    }
+}
+
+impl Guard {
+    /// Loads, attaches, starts the engines, and arms. `bind` opens the control socket once the interfaces are ours.
+    /// On an error everything is as it was: what a previous daemon left stays, what is new goes.
+    pub(super) fn start(
+        config: Config,
+        bind: impl FnOnce() -> Result<Server, ServerError>,
+    ) -> Result<(Self, Server), DaemonError> {
+        let options = LoadOptions {
+            pin_dir: config.pin_dir.clone(),
+            max_flows: config.max_flows,
+            ..LoadOptions::default()
+        };
+        let mut dataplane = Dataplane::load(&options)?;
+        let Started { attached, server, prepared, engines } =
+            match Started::new(&mut dataplane, &config, bind) {
+                Ok(started) => started,
+                Err(error) => {
+                    give_up(dataplane);
+                    return Err(error);
+                }
+            };
+        let Prepared { keys, settings, tunables } = prepared;
+        let guard = Self {
+            config,
+            dataplane,
+            attached,
+            engines,
+            tunables: RefCell::new(tunables),
+            keys: RefCell::new(keys),
+            settings: RefCell::new(settings),
+            publishing: Mutex::new(()),
+            draining: Cell::new(false),
+            armed_at: monotonic_ns(),
+        };
+        Ok((guard, server))
+    }
+
+    /// The engines, in the order of interfaces and queues.
+    pub(super) fn engines(&self) -> &[Engine] {
+        &self.engines
+    }
+
+    /// The settings in force.
+    pub(super) fn settings(&self) -> Settings {
+        *self.settings.borrow()
+    }
+
+    /// One line that says what is guarded.
+    pub(super) fn banner(&self) -> String {
+        let interfaces = self.attached.iter().zip(&self.config.interfaces).map(|(attached, interface)| {
+            let taken_over = if attached.taken_over { ", taken over" } else { "" };
+            format!("{} ({} XDP, queues {}{taken_over})", attached.name, interface.mode, attached.queues)
+        });
+        let services = self.config.services.iter().map(|service| match service.backend {
+            Some(backend) if service.mode != ServiceMode::Off => format!("{} -> {backend}", service.listen),
+            _ => format!("{} {}", service.listen, service.mode),
+        });
+        let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
+        format!("guarding {}: {}", list(&mut interfaces.into_iter()), list(&mut services.into_iter()))
+    }
+
+    /// Puts a new set of tunables in force, everywhere.
+    pub(super) async fn set_tunables(&self, tunables: Tunables) -> Result<(), DaemonError> {
+        let tunables = Arc::new(tunables);
+        self.keys.borrow_mut().set_period(tunables.cookie_period)?;
+        *self.tunables.borrow_mut() = Arc::clone(&tunables);
+        self.publish().await?;
+        for engine in &self.engines {
+            let told = engine.handle.set_tunables(Arc::clone(&tunables)).await;
+            told.map_err(|source| engine_error(engine, source))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the keys on to this moment.
+    pub(super) async fn refresh_keys(&self) -> Result<(), DaemonError> {
+        let moved = self.keys.borrow_mut().poll(Now::read());
+        if moved { self.publish().await } else { Ok(()) }
+    }
+
+    /// Tells XDP and the engines keys and settings: slots first, so that XDP never hears of an epoch without a key,
+    /// and engines before the settings, so that they know what XDP lets through.
+    async fn publish(&self) -> Result<(), DaemonError> {
+        // One at a time, or an older state could be written last.
+        let _turn = self.publishing.lock().await;
+        let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
+        for engine in &self.engines {
+            let told = engine.handle.set_epochs(slots, stack_clock(&clock)).await;
+            told.map_err(|source| engine_error(engine, source))?;
+        }
+        let settings = with(self.settings(), &self.tunables.borrow(), &clock);
+        if !self.draining.get() {
+            self.dataplane.write_epochs(&slots)?;
+        }
+        self.dataplane.write_settings(&settings)?;
+        *self.settings.borrow_mut() = settings;
+        Ok(())
+    }
+
+    /// How long connections may finish, by the tunable.
+    pub(super) fn drain_time(&self) -> Duration {
+        self.tunables.borrow().drain_time
+    }
+
+    /// Admits nothing more, waits for what is open, but at most `time`, and resets the rest. Without a usable key XDP
+    /// answers no SYN and takes no new flow, while flows it knows go on.
+    pub(super) async fn drain(&self, time: Duration) -> DrainReport {
+        self.draining.set(true);
+        let unusable =
+            |slots: [EpochSlot; EPOCH_SLOTS as usize]| slots.map(|slot| EpochSlot { valid: 0, ..slot });
+        let silenced =
+            self.dataplane.epochs().and_then(|slots| self.dataplane.write_epochs(&unusable(slots)));
+        if let Err(error) = silenced {
+            warn!(%error, "XDP goes on answering SYNs while the engines drain");
+        }
+        let drains: Vec<_> = self
+            .engines
+            .iter()
+            .map(|engine| {
+                let handle = engine.handle.clone();
+                tokio::task::spawn_local(async move { handle.drain(time).await })
+            })
+            .collect();
+        let mut sum = DrainReport::default();
+        for drain in drains {
+            if let Ok(Ok(report)) = drain.await {
+                sum.finished += report.finished;
+                sum.reset += report.reset;
+            }
+        }
+        sum
+    }
+
+    /// Takes the program off and removes the pins.
+    pub(super) fn detach(self) -> Result<(), DaemonError> {
+        Ok(self.dataplane.detach()?)
+    }
+
+    /// Leaves program and pins to the next daemon.
+    pub(super) fn leave(self) {
+        self.dataplane.leave();
+    }
+}
+
+pub(super) fn engine_error(engine: &Engine, source: crate::engine::EngineError) -> DaemonError {
+    DaemonError::Engine { interface: engine.interface.clone(), queue: engine.queue, source }
+}
+
+fn attach(dataplane: &mut Dataplane, config: &Config) -> Result<Vec<Attached>, DaemonError> {
+    let mut attached = Vec::new();
+    for interface in &config.interfaces {
+        let mode = match interface.mode {
+            crate::config::AttachMode::Native => AttachMode::Native,
+            crate::config::AttachMode::Generic => AttachMode::Generic,
+        };
+        let spec = InterfaceSpec { name: interface.name.clone(), mode, queues: interface.queues };
+        attached.push(dataplane.attach(&spec)?);
+    }
+    Ok(attached)
+}
+
+/// A start that failed leaves protection as it found it.
+fn give_up(dataplane: Dataplane) {
+    if dataplane.previous().is_some() {
+        return dataplane.leave();
+    }
+    if let Err(error) = dataplane.detach() {
+        warn!(%error, "not everything of the failed start could be removed; `tcpguard detach` tries again");
+    }
+}
+
+/// All that can fail before the guard runs.
+struct Started {
+    attached: Vec<Attached>,
+    server: Server,
+    prepared: Prepared,
+    engines: Vec<Engine>,
+}
+
+impl Started {
+    fn new(
+        dataplane: &mut Dataplane,
+        config: &Config,
+        bind: impl FnOnce() -> Result<Server, ServerError>,
+    ) -> Result<Self, DaemonError> {
+        let attached = attach(dataplane, config)?;
+        let server = bind()?;
+        let prepared = Prepared::new(dataplane, config, &attached)?;
+        let engines = prepared.engines(dataplane, config, &attached)?;
+        for attached in &attached {
+            dataplane.arm(attached.slot, true)?;
+        }
+        let released = dataplane.release_unclaimed()?;
+        if released > 0 {
+            info!(released, "took the program off interfaces that are not guarded any more");
+        }
+        Ok(Self { attached, server, prepared, engines })
+    }
+}
+
+/// What the engines and the maps start from.
+struct Prepared {
+    keys: KeySchedule,
+    settings: Settings,
+    tunables: Arc<Tunables>,
+}
+
+impl Prepared {
+    /// Reads the secret and writes keys, settings and services, which nothing uses before an interface is armed; on
+    /// interfaces that were taken over, cookies of the previous daemon stay valid.
+    fn new(dataplane: &Dataplane, config: &Config, attached: &[Attached]) -> Result<Self, DaemonError> {
+        let tunables = Arc::new(config.tunables.clone());
+        let previous = dataplane.previous();
+        let secret = match &config.secret_file {
+            Some(path) => MasterSecret::from_file(path)?,
+            None => MasterSecret::random()?,
+        };
+        let (period, advertised, now) = (tunables.cookie_period, advertised(attached), Now::read());
+        let keys = match previous {
+            Some(Previous { settings, epochs }) => {
+                KeySchedule::resume(secret, period, advertised, now, settings, epochs)?
+            }
+            None => KeySchedule::new(secret, period, advertised, now)?,
+        };
+        let base = Settings {
+            abi: ABI_VERSION,
+            generation: previous.map_or(0, |previous| previous.settings.generation).wrapping_add(1).max(1),
+            stale_after: STALE_AFTER.as_nanos() as u64,
+            on_exit: match config.on_daemon_exit {
+                OnDaemonExit::Pass => ON_EXIT_PASS,
+                OnDaemonExit::Drop => ON_EXIT_DROP,
+            },
+            hash_key: match previous {
+                Some(previous) if previous.settings.hash_key != [0; 2] => previous.settings.hash_key,
+                _ => [random()?, random()?],
+            },
+            ..Settings::default()
+        };
+        let settings = with(base, &tunables, &keys.clock());
+        // Nobody keeps the TIME_WAIT entries of a previous daemon.
+        dataplane.fingerprints().clear_all();
+        dataplane.write_epochs(&keys.slots())?;
+        dataplane.write_settings(&settings)?;
+        dataplane.set_services(&service_entries(config))?;
+        Ok(Self { keys, settings, tunables })
+    }
+
+    /// One engine for each queue, each with its socket where XDP finds it.
+    fn engines(
+        &self,
+        dataplane: &Dataplane,
+        config: &Config,
+        attached: &[Attached],
+    ) -> Result<Vec<Engine>, DaemonError> {
+        let queues = attached.iter().map(|attached| attached.queues as usize).sum();
+        let exchange = Exchange::new(queues);
+        let mut engines = Vec::new();
+        for attached in attached {
+            for queue in 0..attached.queues {
+                engines.push(self.engine(dataplane, config, attached, queue, &exchange)?);
+            }
+        }
+        Ok(engines)
+    }
+
+    fn engine(
+        &self,
+        dataplane: &Dataplane,
+        config: &Config,
+        attached: &Attached,
+        queue: u32,
+        exchange: &Exchange,
+    ) -> Result<Engine, DaemonError> {
+        let interface = attached.name.clone();
+        let index = xsk_index(attached.slot, queue);
+        let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.mtu))
+            .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
+        dataplane.register_socket(attached.slot, queue, socket.as_fd())?;
+        let services = Services::new(service_specs(config));
+        let (hash_key, flows, fingerprints) =
+            (self.settings.hash_key, dataplane.flows(), dataplane.fingerprints());
+        let heartbeat =
+            dataplane.heartbeat(index).ok_or(DaemonError::Runtime(std::io::ErrorKind::Other.into()))?;
+        let tables = KernelTables::new(flows, fingerprints, hash_key, heartbeat);
+        let engine_config = EngineConfig {
+            name: format!("{interface}/{queue}"),
+            engine: index,
+            generation: self.settings.generation,
+            local_mac: attached.mac,
+            mtu: u16::try_from(attached.mtu).unwrap_or(u16::MAX),
+            listen: services.listen(),
+            tunables: Arc::clone(&self.tunables),
+            epochs: self.keys.slots(),
+            clock: stack_clock(&self.keys.clock()),
+            seed: random()?,
+            exchange: exchange.clone(),
+        };
+        let started = services.clone();
+        let handle = crate::engine::spawn(
+            engine_config,
+            tables,
+            move || XskPort::new(socket),
+            move |net| started.start(net),
+        )
+        .map_err(|source| DaemonError::Engine { interface: interface.clone(), queue, source })?;
+        Ok(Engine { interface, queue, handle, services })
+    }
+}
+
+/// `settings` with what changes in a running daemon. Written whole, always.
+fn with(settings: Settings, tunables: &Tunables, clock: &Clock) -> Settings {
+    Settings {
+        epoch: clock.epoch,
+        epoch_second_half: u32::from(clock.second_half),
+        exit_grace: tunables.exit_grace.as_nanos() as u64,
+        ..settings
+    }
+}
+
+/// The stack accepts one epoch more than XDP: a tick may fall between the two checks of the same cookie.
+fn stack_clock(clock: &Clock) -> Clock {
+    Clock { extra: 1, ..*clock }
+}
+
+/// What every SYN-ACK may promise: the keys are common to all interfaces, so the smallest MTU counts.
+fn advertised(attached: &[Attached]) -> Advertised {
+    let mtu = attached.iter().map(|attached| attached.mtu).min().unwrap_or(1500);
+    let mss = |headers| u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+    Advertised {
+        mss_v4: mss(HEADERS_V4),
+        mss_v6: mss(HEADERS_V6),
+        window: WINDOW,
+        window_scale: WINDOW_SCALE,
+    }
+}
+
+fn service_entries(config: &Config) -> Vec<ServiceEntry> {
+    let entry = |(id, service): (usize, &crate::config::Service)| ServiceEntry {
+        addr: service.listen.ip(),
+        port: service.listen.port(),
+        id: id as u32,
+        mode: match service.mode {
+            ServiceMode::Cookie => MODE_COOKIE,
+            ServiceMode::Off => MODE_OFF,
+        },
+    };
+    config.services.iter().enumerate().map(entry).collect()
+}
+
+fn service_specs(config: &Config) -> impl Iterator<Item = ServiceSpec> {
+    config.services.iter().enumerate().filter_map(|(id, service)| {
+        let backend = service.backend.filter(|_| service.mode == ServiceMode::Cookie)?;
+        Some(ServiceSpec { id: id as u32, listen: service.listen, backend })
+    })
+}
+
+fn random() -> Result<u64, DaemonError> {
+    getrandom::u64().map_err(|error| DaemonError::Runtime(std::io::Error::other(error.to_string())))
+}
