@@ -1,1 +1,223 @@
-//! The command line, one file per verb. The only room that prints.
+//! The command line, one file per verb. The only room that prints: results to standard output, one line to standard
+//! error when something failed. Exit codes: 0 done, 1 failed, 2 bad input (nothing was changed).
+
+mod detach;
+mod flows;
+mod output;
+mod run;
+mod stats;
+mod status;
+mod tune;
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::control::client::{Client, ClientError};
+use crate::control::daemon::DaemonError;
+use crate::control::protocol::{Fault, Reply, Request};
+
+const EXAMPLES: &str = "\
+Examples:
+  tcpguard run -i eth0 --protect 192.0.2.1:80=127.0.0.1:8080
+  tcpguard stats --watch
+  tcpguard flows --state TIME_WAIT
+  tcpguard tune time-wait 30s
+
+Exit codes: 0 done, 1 failed, 2 bad input or usage (nothing was changed).";
+
+#[derive(Parser)]
+#[command(name = "tcpguard", version, about, after_help = EXAMPLES, disable_help_subcommand = true)]
+struct Cli {
+    /// The daemon's control socket
+    #[arg(long, global = true, value_name = "PATH")]
+    control: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Guard interfaces: load XDP, run the engines, relay to the backends
+    Run(run::Args),
+    /// What runs where
+    Status(status::Args),
+    /// What became of every segment, by reason, and what the stack did
+    Stats(stats::Args),
+    /// List the connections, like `ss`
+    Flows(flows::Args),
+    /// List, show or set timers and limits; a change applies at once
+    Tune(tune::Args),
+    /// Remove what a killed daemon left in the kernel
+    Detach(detach::Args),
+}
+
+/// Why a verb did not do its work.
+enum Failure {
+    /// The user asked for what cannot be: exit code 2.
+    BadInput(String),
+    /// It did not work: exit code 1.
+    Failed(String),
+    /// Nobody reads the output any more: exit code 0, quietly.
+    NoReader,
+}
+
+/// The whole program: reads the arguments, does what the verb says, and reports.
+pub fn main() -> ExitCode {
+    let failure = match run(std::env::args_os()) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(failure) => failure,
+    };
+    let (code, message) = match failure {
+        Failure::BadInput(message) => (2, message),
+        Failure::Failed(message) => (1, message),
+        Failure::NoReader => return ExitCode::SUCCESS,
+    };
+    // With standard error gone too there is nobody left to tell.
+    drop(writeln!(io::stderr(), "tcpguard: {}", output::one_line(&message)));
+    ExitCode::from(code)
+}
+
+fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            return Ok(error.print()?);
+        }
+        Err(error) => return Err(Failure::BadInput(usage_error(&error))),
+    };
+    let control = cli.control.as_deref();
+    match cli.verb {
+        Verb::Run(args) => run::run(args, control),
+        Verb::Status(args) => status::run(&args, &client(control)),
+        Verb::Stats(args) => stats::run(&args, &client(control)),
+        Verb::Flows(args) => flows::run(&args, &client(control)),
+        Verb::Tune(args) => tune::run(&args, &client(control)),
+        Verb::Detach(args) => detach::run(&args),
+    }
+}
+
+/// Clap's several lines in one: the error, without the usage that `--help` shows better.
+fn usage_error(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no verb given; `tcpguard --help` lists them".to_owned();
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    let line = lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+fn client(control: Option<&Path>) -> Client {
+    Client::new(control.unwrap_or_else(|| Path::new(crate::config::DEFAULT_SOCKET)))
+}
+
+/// Asks the daemon; its refusals become failures of the verb.
+fn ask(client: &Client, request: &Request) -> Result<Reply, Failure> {
+    match client.ask(request)? {
+        Reply::Error(refusal) => Err(match refusal.kind {
+            Fault::BadInput => Failure::BadInput(refusal.message),
+            Fault::Failed | Fault::Busy => Failure::Failed(refusal.message),
+        }),
+        reply => Ok(reply),
+    }
+}
+
+/// The daemon answered another question than the one asked.
+fn unexpected() -> Failure {
+    Failure::Failed("the daemon's answer does not fit the question".to_owned())
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Denied(_) => Self::BadInput(error.to_string()),
+            ClientError::NoDaemon(_) | ClientError::Io { .. } | ClientError::NotUnderstood { .. } => {
+                Self::Failed(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        let message = chain(&error);
+        if error.is_bad_input() { Self::BadInput(message) } else { Self::Failed(message) }
+    }
+}
+
+/// Only output is written with `?`: a reader that has gone is no failure.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::NoReader,
+            _ => Self::Failed(format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+/// An error with what caused it, in one line. A cause that the error quotes already is not repeated.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line += &format!(": {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn refusal(args: &[&str]) -> String {
+        match run(std::iter::once("tcpguard").chain(args.iter().copied()).map(OsString::from)) {
+            Err(Failure::BadInput(message)) => message,
+            Err(Failure::Failed(message)) => panic!("failed instead: {message}"),
+            Err(Failure::NoReader) | Ok(()) => panic!("accepted {args:?}"),
+        }
+    }
+
+    #[test]
+    fn the_arguments_are_consistent_and_every_verb_has_examples() {
+        Cli::command().debug_assert();
+        for verb in Cli::command().get_subcommands() {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn bad_usage_is_one_line_that_names_what_is_wrong() {
+        for (args, why) in [
+            (&[][..], "no verb given"),
+            (&["nonsense"], "unrecognized subcommand 'nonsense'"),
+            (&["stats", "--nonsense"], "unexpected argument '--nonsense'"),
+            (&["flows", "--limit", "many"], "'many'"),
+            (&["flows", "--state", "HALF_DEAD"], "unknown state"),
+            (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
+            (&["tune", "time-wait", "3"], "a duration looks like"),
+            (&["tune", "time-wait", "3h"], "out of range"),
+            (&["run", "-i", "eth0", "--protect", "10.0.0.1:0=127.0.0.1:1"], "port 0"),
+            (&["run", "-i", "eth0", "--protect", "10.0.0.1=127.0.0.1:1"], "not an address"),
+            (&["run", "-i", "eth0"], "nothing to protect"),
+            (&["run", "--protect", "10.0.0.1:80=127.0.0.1:1"], "no interface"),
+            (&["run", "-i", "eth0", "--mode", "fast"], "native, generic"),
+            (&["run", "-i", "eth0", "--set", "time-wait"], "NAME=VALUE"),
+            (&["run", "-i", "eth0", "--set", "nonsense=1"], "unknown tunable"),
+            (&["run", "--config", "/nonexistent.toml"], "/nonexistent.toml: "),
+        ] {
+            let message = output::one_line(&refusal(args));
+            assert!(message.contains(why), "{args:?}: {message}");
+        }
+    }
+}

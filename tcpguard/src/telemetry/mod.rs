@@ -1,1 +1,3 @@
 //! Events and metrics. A leaf that any room may use.
+
+pub mod log;

@@ -1,0 +1,128 @@
+//! `tcpguard run`: puts file and arguments together into one configuration and becomes the daemon.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{self, AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service, file};
+use crate::control::daemon;
+use crate::telemetry;
+
+use super::Failure;
+
+const HELP: &str = concat!(
+    "\
+Without -i, --protect and --config, /etc/tcpguard/tcpguard.toml is read. Arguments add to the file, or win over it.
+
+Examples:
+  tcpguard run -i eth0 --protect 192.0.2.1:80=127.0.0.1:8080
+  tcpguard run -i eth0 -i eth1 --protect 0.0.0.0:443=10.0.0.5:443 --set time-wait=30s
+  tcpguard run --config edge.toml
+
+A file with everything in it:
+
+",
+    include_str!("../config/example.toml"),
+    "
+SIGTERM and SIGINT stop admitting, let connections finish for drain-time, detach, and end with 0."
+);
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub(super) struct Args {
+    /// The configuration file (TOML)
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// An interface to guard; may be repeated
+    #[arg(short, long, value_name = "IFACE")]
+    interface: Vec<String>,
+    /// How XDP attaches to the interfaces given with -i: native, generic
+    #[arg(long, default_value_t)]
+    mode: AttachMode,
+    /// Receive queues to guard on the interfaces given with -i [default: all]
+    #[arg(long, value_name = "N")]
+    queues: Option<u32>,
+    /// An address and port to protect, and where to relay its connections (or `off`); may be repeated
+    #[arg(long, value_name = "ADDR:PORT=BACKEND")]
+    protect: Vec<Service>,
+    /// Set a tunable (`tcpguard tune --help`); may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    set: Vec<String>,
+    /// Master secret of the cookie keys, shared by machines that stand in for each other
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// Group that may use the control socket
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// Where maps and links are pinned
+    #[arg(long, value_name = "DIR")]
+    pin_dir: Option<PathBuf>,
+    /// Flows that XDP can know at once, per address family
+    #[arg(long, value_name = "N")]
+    max_flows: Option<i64>,
+    /// What becomes of protected ports when the daemon is killed and exit-grace is over: pass, drop
+    #[arg(long, value_name = "ACTION")]
+    on_daemon_exit: Option<OnDaemonExit>,
+    /// What to log: a level, or a filter such as tcpguard=debug [default: RUST_LOG, or info]
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::BadInput(error.to_string())
+    }
+}
+
+pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
+    let log = args.log.clone();
+    let config = configuration(args, control)?;
+    telemetry::log::start(log.as_deref()).map_err(Failure::BadInput)?;
+    Ok(daemon::run(config)?)
+}
+
+fn configuration(args: Args, control: Option<&Path>) -> Result<Config, Failure> {
+    let named = args.config.is_some() || !args.interface.is_empty() || !args.protect.is_empty();
+    let path = args.config.clone().or_else(|| (!named).then(|| config::DEFAULT_FILE.into()));
+    let mut config = match &path {
+        Some(path) => file::read(path).map_err(|error| match error {
+            ConfigError::Read { .. } if args.config.is_none() => {
+                Failure::BadInput(format!("{error}; without it, say what to guard with -i and --protect"))
+            }
+            _ => error.into(),
+        })?,
+        None => Config::empty(),
+    };
+    apply(&mut config, args, control)?;
+    config.check().map_err(|error| match &path {
+        Some(path) => Failure::BadInput(format!("{}: {error}", path.display())),
+        None => error.into(),
+    })?;
+    Ok(config)
+}
+
+fn apply(config: &mut Config, args: Args, control: Option<&Path>) -> Result<(), Failure> {
+    for name in &args.interface {
+        config.interfaces.push(Interface::new(name, args.mode, args.queues).map_err(Failure::BadInput)?);
+    }
+    config.services.extend(args.protect);
+    for assignment in &args.set {
+        let (name, value) = assignment.split_once('=').ok_or_else(|| {
+            Failure::BadInput(format!("--set {assignment}: not NAME=VALUE, as in time-wait=30s"))
+        })?;
+        config.tunables.set(name, value)?;
+    }
+    if let Some(flows) = args.max_flows {
+        config.max_flows = config::check_max_flows(flows).map_err(Failure::BadInput)?;
+    }
+    config.secret_file = args.secret_file.or(config.secret_file.take());
+    config.control.group = args.group.or(config.control.group.take());
+    if let Some(dir) = args.pin_dir {
+        config.pin_dir = dir;
+    }
+    if let Some(action) = args.on_daemon_exit {
+        config.on_daemon_exit = action;
+    }
+    if let Some(socket) = control {
+        config.control.socket = socket.to_owned();
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! `tcpguard stats`: every counter, with rates between two readings.
+
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::control::client::Client;
+use crate::control::protocol::{Groups, Reply, Request, Stats};
+
+use super::output::{Align, Table, age, rate, write_json};
+use super::{Failure, ask, unexpected};
+
+/// Between the two readings that a single listing's rates come from.
+const SAMPLE: Duration = Duration::from_millis(250);
+/// Cursor to the top left, and clear to the end: no flicker.
+const HOME: &str = "\x1b[H\x1b[J";
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  tcpguard stats
+  tcpguard stats --watch 2 --per-cpu
+  tcpguard stats --json | jq '.reasons[] | select(.name == \"cookie-sent\").total'")]
+pub(super) struct Args {
+    /// Read again every SECONDS (1 unless given) until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = interval)]
+    watch: Option<Duration>,
+    /// A column for each CPU
+    #[arg(long)]
+    per_cpu: bool,
+    /// A table for each engine too
+    #[arg(long)]
+    per_engine: bool,
+    /// Also what was never counted
+    #[arg(long)]
+    all: bool,
+    /// Print one line of JSON for each reading: totals only
+    #[arg(long)]
+    json: bool,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.1..=3600.0).contains(&seconds) {
+        return Err("not within 0.1 to 3600 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut before = read(client)?;
+    if args.json {
+        write_json(&mut out, &before)?;
+        while let Some(interval) = args.watch {
+            sleep(interval);
+            write_json(&mut out, &read(client)?)?;
+        }
+        return Ok(());
+    }
+    let clear = args.watch.is_some() && io::stdout().is_terminal();
+    loop {
+        sleep(args.watch.unwrap_or(SAMPLE));
+        let now = read(client)?;
+        if clear {
+            write!(out, "{HOME}")?;
+        }
+        write(&mut out, args, &before, &now)?;
+        out.flush()?;
+        if args.watch.is_none() {
+            return Ok(());
+        }
+        if !clear {
+            writeln!(out)?;
+        }
+        before = now;
+    }
+}
+
+fn read(client: &Client) -> Result<Stats, Failure> {
+    match ask(client, &Request::Stats {})? {
+        Reply::Stats(stats) => Ok(stats),
+        _ => Err(unexpected()),
+    }
+}
+
+fn write(out: &mut impl Write, args: &Args, before: &Stats, now: &Stats) -> io::Result<()> {
+    let elapsed = now.time_ms.saturating_sub(before.time_ms);
+    writeln!(out, "up {}, rates over {elapsed} ms", age(now.uptime_ms))?;
+    section(out, &reasons(args, before, now, elapsed))?;
+    section(out, &states(args, now))?;
+    section(out, &groups(args, &before.totals, &now.totals, elapsed))?;
+    if args.per_engine {
+        for engine in &now.engines {
+            writeln!(out, "\n{} queue {}", engine.interface, engine.queue)?;
+            let same = |other: &&crate::control::protocol::Engine| {
+                other.interface == engine.interface && other.queue == engine.queue
+            };
+            let empty = Groups::new();
+            let earlier = before.engines.iter().find(same).map_or(&empty, |earlier| &earlier.counters);
+            section(out, &groups(args, earlier, &engine.counters, elapsed))?;
+        }
+    }
+    Ok(())
+}
+
+fn section(out: &mut impl Write, table: &Table) -> io::Result<()> {
+    if table.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    table.write(out)
+}
+
+fn reasons(args: &Args, before: &Stats, now: &Stats, elapsed: u64) -> Table {
+    let cpus = now.reasons.first().map_or(0, |reason| reason.per_cpu.len());
+    let names: Vec<String> = (0..cpus).map(|cpu| format!("CPU{cpu}")).collect();
+    let mut columns = vec![
+        ("REASON", Align::Left),
+        ("OUTCOME", Align::Left),
+        ("TOTAL", Align::Right),
+        ("RATE/s", Align::Right),
+    ];
+    if args.per_cpu {
+        columns.extend(names.iter().map(|name| (name.as_str(), Align::Right)));
+    }
+    let mut table = Table::new(&columns);
+    for reason in now.reasons.iter().filter(|reason| args.all || reason.total > 0) {
+        let earlier =
+            before.reasons.iter().find(|other| other.name == reason.name).map_or(0, |other| other.total);
+        let rate = rate(earlier, reason.total, elapsed).to_string();
+        let mut row = vec![reason.name.clone(), reason.outcome.clone(), reason.total.to_string(), rate];
+        if args.per_cpu {
+            row.extend(reason.per_cpu.iter().map(u64::to_string));
+        }
+        table.row(row);
+    }
+    table
+}
+
+fn states(args: &Args, now: &Stats) -> Table {
+    let mut table = Table::new(&[("STATE", Align::Left), ("FLOWS", Align::Right)]);
+    for (state, &count) in now.states.iter().filter(|&(_, &count)| args.all || count > 0) {
+        table.row(vec![state.clone(), count.to_string()]);
+    }
+    table
+}
+
+fn groups(args: &Args, before: &Groups, now: &Groups, elapsed: u64) -> Table {
+    let mut table = Table::new(&[
+        ("GROUP", Align::Left),
+        ("COUNTER", Align::Left),
+        ("TOTAL", Align::Right),
+        ("RATE/s", Align::Right),
+    ]);
+    for (group, counters) in now {
+        for (name, &total) in counters.iter().filter(|&(_, &total)| args.all || total > 0) {
+            let earlier = before.get(group).and_then(|counters| counters.get(name)).copied().unwrap_or(0);
+            let rate = rate(earlier, total, elapsed).to_string();
+            table.row(vec![group.clone(), name.clone(), total.to_string(), rate]);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::{Engine, ReasonCount};
+
+    fn reading(time_ms: u64, cookies: [u64; 2], adopted: u64) -> Stats {
+        let reason = |name: &str, outcome: &str, per_cpu: [u64; 2]| ReasonCount {
+            name: name.into(),
+            outcome: outcome.into(),
+            help: String::new(),
+            total: per_cpu.iter().sum(),
+            per_cpu: per_cpu.into(),
+        };
+        let counters =
+            Groups::from([("stack".into(), [("adopted".into(), adopted), ("unknown".into(), 0)].into())]);
+        let states: std::collections::BTreeMap<_, _> =
+            [("ESTABLISHED".to_owned(), 3), ("CLOSING".to_owned(), 0)].into();
+        Stats {
+            time_ms,
+            uptime_ms: 61_000,
+            reasons: vec![reason("cookie-sent", "answered", cookies), reason("bad-flags", "dropped", [0, 0])],
+            states: states.clone(),
+            totals: counters.clone(),
+            engines: vec![Engine { interface: "eth0".into(), queue: 1, states, counters }],
+        }
+    }
+
+    fn shown(arguments: &[&str]) -> String {
+        #[derive(clap::Parser)]
+        struct Wrapper {
+            #[command(flatten)]
+            args: Args,
+        }
+        let arguments = std::iter::once("stats").chain(arguments.iter().copied());
+        let Wrapper { args } = clap::Parser::try_parse_from(arguments).unwrap();
+        let mut out = Vec::new();
+        write(&mut out, &args, &reading(1000, [100, 0], 1), &reading(1500, [100, 50], 7)).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_listing_shows_totals_and_rates_of_what_was_counted() {
+        assert_eq!(
+            shown(&[]),
+            "up 1m1s, rates over 500 ms
+
+REASON       OUTCOME   TOTAL  RATE/s
+cookie-sent  answered    150     100
+
+STATE        FLOWS
+ESTABLISHED      3
+
+GROUP  COUNTER  TOTAL  RATE/s
+stack  adopted      7      12
+"
+        );
+    }
+
+    #[test]
+    fn cpus_engines_and_zeros_are_shown_on_request() {
+        let text = shown(&["--per-cpu", "--per-engine", "--all"]);
+        assert!(text.contains("REASON       OUTCOME   TOTAL  RATE/s  CPU0  CPU1\n"), "{text}");
+        assert!(text.contains("cookie-sent  answered    150     100   100    50\n"), "{text}");
+        assert!(text.contains("bad-flags    dropped       0       0     0     0\n"), "{text}");
+        assert!(text.contains("\neth0 queue 1\n\nGROUP"), "{text}");
+        assert!(text.contains("CLOSING          0\n"), "{text}");
+    }
+
+    #[test]
+    fn an_interval_is_a_sane_number_of_seconds() {
+        assert_eq!(interval("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
+            assert!(interval(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `tcpguard status`: what runs where.
+
+use std::io::{self, BufWriter, Write as _};
+
+use crate::control::client::Client;
+use crate::control::protocol::{Reply, Request};
+
+use super::output::{age, write_json};
+use super::{Failure, ask, unexpected};
+
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  tcpguard status --json")]
+pub(super) struct Args {
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    let Reply::Status(status) = ask(client, &Request::Status {})? else { return Err(unexpected()) };
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        return Ok(write_json(&mut out, &status)?);
+    }
+    let up = age(status.uptime_ms);
+    writeln!(out, "tcpguard {}, process {}, {} for {up}", status.daemon_version, status.pid, status.phase)?;
+    writeln!(out, "generation {}, cookie epoch {}", status.generation, status.epoch)?;
+    for interface in &status.interfaces {
+        let (name, mode, queues) = (&interface.name, &interface.mode, interface.queues);
+        writeln!(out, "interface {name} ({}), {mode} XDP, queues {queues}", interface.ifindex)?;
+    }
+    for service in &status.services {
+        let backend = service.backend.map(|backend| format!(" -> {backend}")).unwrap_or_default();
+        writeln!(out, "service {}{backend}, {}", service.listen, service.mode)?;
+    }
+    Ok(out.flush()?)
+}

@@ -1,0 +1,83 @@
+//! `tcpguard tune`: lists, shows and sets tunables.
+
+use std::io::{self, BufWriter, Write as _};
+
+use crate::config::{self, TunableError};
+use crate::control::client::Client;
+use crate::control::protocol::{Reply, Request, Tunable};
+
+use super::output::{Align, Table, write_json};
+use super::{Failure, ask, unexpected};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  tcpguard tune                  list all: current value, default, range
+  tcpguard tune time-wait        show one
+  tcpguard tune time-wait 30s    set it, at once, until the daemon ends")]
+pub(super) struct Args {
+    /// Which tunable
+    name: Option<String>,
+    /// Its new value, such as 500ms, 30s or 2m
+    #[arg(allow_hyphen_values = true)]
+    value: Option<String>,
+    /// Print one line of JSON: numbers in milliseconds, or counts
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<TunableError> for Failure {
+    fn from(error: TunableError) -> Self {
+        Self::BadInput(error.to_string())
+    }
+}
+
+pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    // What can be judged without the daemon is; what values say together only the daemon knows.
+    if let Some(name) = &args.name {
+        let tunable = config::Tunable::find(name)?;
+        args.value.as_deref().map(|value| tunable.parse(value)).transpose()?;
+    }
+    let request = Request::Tune { name: args.name.clone(), value: args.value.clone() };
+    let reply = ask(client, &request)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    match reply {
+        Reply::Tuned(tuned) if args.json => write_json(&mut out, &tuned)?,
+        Reply::Tuned(tuned) => {
+            let name = &tuned.name;
+            writeln!(out, "{name}: {} -> {}", shown(name, tuned.old), shown(name, tuned.new))?;
+        }
+        Reply::Tunables(rows) if args.json => write_json(&mut out, &rows)?,
+        Reply::Tunables(rows) => {
+            table(&rows.tunables).write(&mut out)?;
+            if let (Some(_), [row]) = (&args.name, rows.tunables.as_slice()) {
+                writeln!(out, "\n{}", row.help.trim())?;
+            }
+        }
+        _ => return Err(unexpected()),
+    }
+    Ok(out.flush()?)
+}
+
+fn table(rows: &[Tunable]) -> Table {
+    let mut table = Table::new(&[
+        ("NAME", Align::Left),
+        ("CURRENT", Align::Right),
+        ("DEFAULT", Align::Right),
+        ("RANGE", Align::Left),
+    ]);
+    for row in rows {
+        let shown = |number| shown(&row.name, number);
+        let range = format!("{} to {}", shown(row.min), shown(row.max));
+        table.row(vec![row.name.clone(), shown(row.value), shown(row.default), range]);
+    }
+    table
+}
+
+/// A number with its unit; bare when the daemon has a tunable that this client does not know.
+fn shown(name: &str, number: u64) -> String {
+    match config::Tunable::find(name) {
+        Ok(tunable) => tunable.value(number).to_string(),
+        Err(_) => number.to_string(),
+    }
+}

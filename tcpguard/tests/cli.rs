@@ -1,0 +1,112 @@
+//! The command line as a shell sees it: exit codes, one line for one error, quiet ends. Needs neither root nor a lab:
+//! nothing here gets as far as the kernel.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+fn tcpguard(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tcpguard")).args(args).output().unwrap()
+}
+
+/// Runs it, expects this exit code and exactly one line on standard error, and returns that line.
+fn refused(args: &[&str], code: i32) -> String {
+    let output = tcpguard(args);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    assert!(said.starts_with("tcpguard: ") && said.ends_with('\n'), "{args:?}: {said:?}");
+    assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+    said
+}
+
+fn file(name: &str, text: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("tcpguard-cli-{}-{name}", std::process::id()));
+    std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+    path
+}
+
+const SERVICE: &str = "192.0.2.1:80=127.0.0.1:8080";
+
+#[test]
+fn bad_input_is_one_line_and_exit_code_2() {
+    let control = ["--control", "/nonexistent/tcpguard.sock"];
+    for (args, why) in [
+        (&[][..], "no verb"),
+        (&["frobnicate"], "'frobnicate'"),
+        (&["run", "-i", "no-such-if0", "--protect", SERVICE, control[0], control[1]], "no-such-if0"),
+        (&["run", "-i", "lo", "--protect", SERVICE, control[0], control[1]], "not an Ethernet interface"),
+        (&["run", "-i", "a/b", "--protect", SERVICE], "`a/b`"),
+        (&["run", "-i", "lo"], "nothing to protect"),
+        (&["run", "-i", "lo", "--protect", "192.0.2.1:0=127.0.0.1:8080"], "port 0"),
+        (&["run", "-i", "lo", "--protect", "192.0.2.1:80=127.0.0.1:0"], "port 0"),
+        (&["run", "-i", "lo", "--protect", "192.0.2.1:70000=127.0.0.1:8080"], "not an address and port"),
+        (&["run", "-i", "lo", "--protect", "192.0.2.400:80=127.0.0.1:8080"], "not an address and port"),
+        (&["run", "-i", "lo", "--protect", "192.0.2.1:80"], "ADDR:PORT=BACKEND"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--protect", SERVICE], "twice"),
+        (&["run", "-i", "lo", "-i", "lo", "--protect", SERVICE], "twice"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--set", "nonsense=1"], "unknown tunable `nonsense`"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--set", "time-wait=1h"], "out of range"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--set", "time-wait=30"], "a duration looks like"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--queues", "0"], "queues"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--max-flows", "1"], "not within"),
+        (&["run", "-i", "lo", "--protect", SERVICE, "--log", "tcpguard=loud"], "log filter"),
+        (&["run", "--config", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),
+        (&["run", "--config", "/"], "/: "),
+        (&["tune", "nonsense"], "unknown tunable"),
+        (&["tune", "time-wait", "-1s"], "a duration looks like"),
+        (&["tune", "time-wait", "11m"], "out of range, 100ms to 10m"),
+        (&["tune", "time-wait", "1s", "2s"], "unexpected argument"),
+        (&["flows", "--state", "OPEN"], "unknown state `OPEN`"),
+        (&["flows", "--limit", "-1"], "-1"),
+        (&["stats", "--watch", "soon"], "not a number of seconds"),
+        (&["stats", "--control"], "--control"),
+    ] {
+        let said = refused(args, 2);
+        assert!(said.contains(why), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_bad_configuration_file_is_refused_with_file_and_line() {
+    let path = file(
+        "bad.toml",
+        "[[interface]]\nname = \"lo\"\n\n[[service]]\nlisten = \"192.0.2.1:80\"\nbakend = \"x\"\n",
+    );
+    let said = refused(&["run", "--config", path.to_str().unwrap()], 2);
+    assert!(said.contains(&format!("{}:6: unknown field `bakend`", path.display())), "{said}");
+    std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
+    refused(&["run", "--config", path.to_str().unwrap()], 2);
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn without_a_daemon_questions_fail_with_exit_code_1() {
+    for verb in ["status", "stats", "flows", "tune"] {
+        let said = refused(&[verb, "--control", "/nonexistent/tcpguard.sock"], 1);
+        assert!(said.contains("no daemon answers there"), "{said}");
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for args in [&["--help"][..], &["run", "--help"], &["tune", "--help"], &["--version"]] {
+        let output = tcpguard(args);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(output.stderr.is_empty() && !output.stdout.is_empty());
+        assert!(!output.stdout.contains(&0x1b), "colour without a terminal");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tcpguard"))
+        .args(["run", "--help"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
