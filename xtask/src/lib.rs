@@ -4,6 +4,12 @@ pub mod lab;
 pub mod tool;
 
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
+pub mod build;
+#[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod progress;
+#[expect(clippy::print_stderr, clippy::print_stdout, reason = "the developer's commands talk to a person")]
+pub mod run;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod setup;
+#[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
+pub mod test;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::setup;
+use xtask::{lab, run, setup, test};
 
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "tcpguard's developer commands", arg_required_else_help = true)]
@@ -15,12 +15,18 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Setup(setup::SetupArgs),
+    Run(run::RunArgs),
+    Lab(lab::verb::LabArgs),
+    Test(test::TestArgs),
 }
 
 #[expect(clippy::print_stderr, reason = "the error's last stop")]
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(&args),
+        Verb::Run(args) => run::run(&args),
+        Verb::Lab(args) => lab::verb::run(&args),
+        Verb::Test(args) => test::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,11 @@
 //! A real web server for the guard to protect: Debian's nginx, with files to download and a place to upload to.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -16,6 +18,8 @@ pub struct Backend {
     address: SocketAddr,
     root: PathBuf,
     process: Process,
+    namespace: Namespace,
+    config: PathBuf,
 }
 
 impl Backend {
@@ -28,12 +32,23 @@ impl Backend {
         let config = dir.join("nginx.conf");
         fs::write(&config, configuration(address, &dir))?;
         let mut command = namespace.command("nginx");
-        command.arg("-e").arg(dir.join("error.log")).arg("-p").arg(&dir).arg("-c").arg(&config);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command.args(arguments(&config)).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command)?;
-        let reachable = || namespace.enter(|| TcpStream::connect(address).is_ok()).unwrap_or(false);
-        process.wait_until(Duration::from_secs(10), reachable).context("nginx does not answer")?;
-        Ok(Self { address, root, process })
+        wait_for(&mut process, namespace, address)?;
+        Ok(Self { address, root, process, namespace: namespace.alias(), config })
+    }
+
+    /// Leaves it running when this value, and this process, go.
+    pub fn leave(self) -> Result<()> {
+        // Its death was tied to ours when it started: start it again, untied.
+        let Self { address, process, namespace, config, .. } = self;
+        drop(process);
+        let mut command = namespace.detached("nginx");
+        command.args(arguments(&config)).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = Process::spawn(&mut command)?;
+        wait_for(&mut process, &namespace, address)?;
+        process.leave();
+        Ok(())
     }
 
     /// Where it listens.
@@ -71,6 +86,17 @@ pub fn write_pattern(path: &Path, len: usize) -> Result<()> {
         left -= part;
     }
     Ok(out.flush()?)
+}
+
+fn arguments(config: &Path) -> [OsString; 6] {
+    let dir = config.parent().unwrap_or(Path::new("/"));
+    let log = dir.join("error.log");
+    ["-e".into(), log.into(), "-p".into(), dir.into(), "-c".into(), config.into()]
+}
+
+fn wait_for(process: &mut Process, namespace: &Namespace, address: SocketAddr) -> Result<()> {
+    let reachable = || namespace.enter(|| TcpStream::connect(address).is_ok()).unwrap_or(false);
+    process.wait_until(Duration::from_secs(10), reachable).context("nginx does not answer")
 }
 
 /// One process without a master: it dies when we kill it, without orphans.

@@ -134,6 +134,15 @@ impl Flood {
         self.join()
     }
 
+    /// Lets it go on for a while, then stops it. Ends earlier if the flood does.
+    pub fn run_for(self, time: Duration) -> Result<FloodCounters> {
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline && !self.is_finished() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.stop()
+    }
+
     /// Stops it now.
     pub fn stop(mut self) -> Result<FloodCounters> {
         self.shared.stop.store(true, Ordering::Relaxed);

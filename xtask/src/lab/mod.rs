@@ -14,10 +14,12 @@ mod namespace;
 mod process;
 mod state;
 mod template;
+#[expect(clippy::print_stdout, reason = "a developer's command talks to a person")]
+pub mod verb;
 mod verifier;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -91,7 +93,7 @@ impl Lab {
         wire(&config, &guard, &client, router.as_ref())?;
         let (far, interface) = far_end(&client, router.as_ref());
         let ifindex = index(far, interface)?;
-        let aim = aim(&config, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, 0));
+        let aim = aim(&config.object, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, 0));
         let expected = aim.config(&FloodSpec::default());
         let verifier = Verifier::attach(&config.object, far, ifindex, &expected)?;
         Ok(Self { config, verifier, client, router, guard, state })
@@ -147,7 +149,8 @@ impl Lab {
     pub fn flood(&mut self, port: u16, spec: FloodSpec) -> Result<Flood> {
         let (far, interface) = far_end(&self.client, self.router.as_ref());
         let ifindex = index(far, interface)?;
-        let aim = aim(&self.config, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, port));
+        let target = SocketAddrV4::new(GUARD_ADDRESS, port);
+        let aim = aim(&self.config.object, far, interface, ifindex, target);
         self.verifier.expect(&aim.config(&spec))?;
         Flood::start(&aim, spec)
     }
@@ -175,6 +178,32 @@ impl Lab {
 /// Takes down the labs that were kept, and returns their names.
 pub fn down() -> Result<Vec<String>> {
     state::sweep_kept()
+}
+
+/// A lab that was kept.
+#[derive(Debug)]
+pub struct Kept {
+    object: PathBuf,
+    far: Namespace,
+    interface: &'static str,
+}
+
+/// The lab that was kept; `object` as in [`LabConfig`].
+pub fn kept(object: &Path) -> Result<Kept> {
+    let id = state::kept()?.context("no lab is up: `cargo xtask lab` brings one up")?;
+    let router = Namespace::existing(&format!("{id}-router"));
+    let client = Namespace::existing(&format!("{id}-client")).context("the lab has no client any more")?;
+    let interface = if router.is_some() { SOUTH_INTERFACE } else { CLIENT_INTERFACE };
+    Ok(Kept { object: object.to_owned(), far: router.unwrap_or(client), interface })
+}
+
+impl Kept {
+    /// Starts a flood against `port` of its guarded host. Its receiver knows the default sources only.
+    pub fn start(&self, port: u16, spec: FloodSpec) -> Result<Flood> {
+        let ifindex = index(&self.far, self.interface)?;
+        let target = SocketAddrV4::new(GUARD_ADDRESS, port);
+        Flood::start(&aim(&self.object, &self.far, self.interface, ifindex, target), spec)
+    }
 }
 
 /// Mounts bpffs, where pins live, unless it is mounted.
@@ -208,14 +237,14 @@ fn far_end<'a>(client: &'a Namespace, router: Option<&'a Namespace>) -> (&'a Nam
 }
 
 fn aim<'a>(
-    config: &LabConfig,
+    object: &Path,
     from: &'a Namespace,
     interface: &'static str,
     ifindex: u32,
     target: SocketAddrV4,
 ) -> flood::Aim<'a> {
     let macs = Macs { source: FAR_MAC, destination: GUARD_MAC };
-    flood::Aim { object: config.object.clone(), from, interface, ifindex, macs, target }
+    flood::Aim { object: object.to_owned(), from, interface, ifindex, macs, target }
 }
 
 fn index(namespace: &Namespace, interface: &str) -> Result<u32> {

@@ -1,6 +1,7 @@
 //! One network namespace: made, entered, and removed with everything that runs in it. Only the network namespace
 //! is ever entered: `ip netns exec` would also remount /sys, and hide the pins under bpffs.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -29,6 +30,12 @@ impl Namespace {
         let namespace = Self { name: name.to_owned(), keep: false };
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// The namespace of that name, if there is one; this value will not remove it.
+    pub(super) fn existing(name: &str) -> Option<Self> {
+        let namespace = Self { name: name.to_owned(), keep: true };
+        namespace.path().exists().then_some(namespace)
     }
 
     /// The name, as `ip netns` lists it.
@@ -95,10 +102,16 @@ impl Namespace {
     }
 
     /// A command that runs inside the namespace and is killed when the thread that spawns it ends.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.detached("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+        command
+    }
+
+    /// A command that runs inside the namespace until it ends or the namespace is removed.
+    pub(super) fn detached(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display()));
-        command.args(["--", "setpriv", "--pdeathsig", "KILL", "--"]).arg(program);
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
         command
     }
 

@@ -15,6 +15,7 @@ use crate::tool;
 pub struct Process {
     name: String,
     child: Child,
+    left: bool,
 }
 
 impl Process {
@@ -24,7 +25,7 @@ impl Process {
         let name = tool::line(command);
         command.process_group(0).stdin(Stdio::null());
         let child = command.spawn().with_context(|| format!("starting `{name}`"))?;
-        Ok(Self { name, child })
+        Ok(Self { name, child, left: false })
     }
 
     /// Its process id.
@@ -75,6 +76,11 @@ impl Process {
         self.wait(Duration::from_secs(10))
     }
 
+    /// Leaves it running when this value goes.
+    pub(super) fn leave(mut self) {
+        self.left = true;
+    }
+
     /// Waits at most `limit` until `ready` says yes; an error when the process ends first. What it then wrote to a
     /// piped standard error is part of the error.
     pub fn wait_until(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
@@ -102,6 +108,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         if let Ok(pid) = self.pid() {
             let _ = kill_process_group(pid, Signal::KILL);
         }

@@ -70,6 +70,14 @@ pub(super) fn sweep_kept() -> Result<Vec<String>> {
     sweep(true)
 }
 
+/// The newest kept lab.
+pub(super) fn kept() -> Result<Option<String>> {
+    let _turn = turn()?;
+    let labs = fs::read_dir(ROOT)?.flatten().filter(|entry| entry.path().join(KEPT).exists());
+    let newest = labs.max_by_key(|lab| lab.metadata().and_then(|about| about.modified()).ok());
+    Ok(newest.and_then(|lab| lab.file_name().into_string().ok()))
+}
+
 /// Serialises claiming and sweeping: a lab is never seen between its directory and its lock.
 fn turn() -> Result<File> {
     if !crate::tool::is_root() {

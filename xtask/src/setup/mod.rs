@@ -11,6 +11,9 @@ use clap::{Args, ValueEnum};
 
 use needs::{Means, Need};
 
+/// The rustup toolchain made of Debian's packages. `tcpguard/build.rs` knows the name.
+pub const DEBIAN_TOOLCHAIN: &str = "tcpguard-ebpf";
+
 /// Prepare this machine: eBPF toolchain, linker, and the tools the lab uses
 #[derive(Args, Clone, Debug, Default)]
 pub struct SetupArgs {
@@ -67,6 +70,11 @@ pub fn run(args: &SetupArgs) -> Result<()> {
 pub fn ensure(purpose: Purpose) -> Result<()> {
     let missing = missing(purpose, None);
     if missing.is_empty() { Ok(()) } else { meet(&missing) }
+}
+
+/// Whether the toolchain in use can build eBPF programs by itself.
+pub fn has_core_sources() -> bool {
+    needs::sysroot(None).is_some_and(|root| needs::has_core(&root))
 }
 
 fn missing(purpose: Purpose, sources: Option<CoreSources>) -> Vec<Need> {

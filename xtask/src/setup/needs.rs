@@ -7,11 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{CoreSources, Purpose, debian};
+use super::{CoreSources, DEBIAN_TOOLCHAIN, Purpose, debian, has_core_sources};
 use crate::{progress, tool};
 
-/// The rustup toolchain made of Debian's packages. `tcpguard/build.rs` knows the name.
-pub(super) const DEBIAN_TOOLCHAIN: &str = "tcpguard-ebpf";
 /// The linker's release that is known to work with aya 0.14's objects.
 const LINKER: &str = "0.13.0";
 
@@ -79,7 +77,7 @@ fn core_sources(sources: Option<CoreSources>) -> Need {
         why: "no compiled core exists for the eBPF target, so that the build compiles its own",
         met: Box::new(move || match sources {
             None => ebpf_sysroot().is_some(),
-            Some(CoreSources::Rustup) => sysroot(None).is_some_and(|root| has_core(&root)),
+            Some(CoreSources::Rustup) => has_core_sources(),
             Some(CoreSources::Debian) => sysroot(Some(DEBIAN_TOOLCHAIN)).is_some_and(|root| has_core(&root)),
         }),
         means: Means::Work(Box::new(move || match sources {
@@ -158,12 +156,12 @@ fn ebpf_sysroot() -> Option<PathBuf> {
     [None, Some(DEBIAN_TOOLCHAIN)].into_iter().filter_map(sysroot).find(|root| has_core(root))
 }
 
-fn has_core(sysroot: &Path) -> bool {
+pub(super) fn has_core(sysroot: &Path) -> bool {
     sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file()
 }
 
 /// The sysroot of the toolchain in use, or of a named one.
-fn sysroot(toolchain: Option<&str>) -> Option<PathBuf> {
+pub(super) fn sysroot(toolchain: Option<&str>) -> Option<PathBuf> {
     let said = match toolchain {
         None => tool::output("rustc", ["--print", "sysroot"]),
         Some(name) => tool::output("rustup", ["run", name, "rustc", "--print", "sysroot"]),

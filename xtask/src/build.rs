@@ -1,0 +1,83 @@
+//! Builds tcpguard in release mode and says where cargo put the daemon and the lab's eBPF object.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::setup::{self, Purpose};
+
+/// What a build leaves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Artifacts {
+    /// The `tcpguard` binary.
+    pub daemon: PathBuf,
+    /// The lab's eBPF object.
+    pub lab_object: PathBuf,
+}
+
+/// Meets what `purpose` needs, then builds; cargo's own progress goes to standard error.
+pub fn release(purpose: Purpose) -> Result<Artifacts> {
+    setup::ensure(purpose)?;
+    eprintln!("building tcpguard (release)");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--package", "tcpguard"]);
+    cargo.arg("--message-format=json-render-diagnostics").current_dir(workspace());
+    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("running cargo")?;
+    let messages = BufReader::new(child.stdout.take().context("cargo's output is not a pipe")?);
+    let lines = messages.lines().collect::<Result<Vec<_>, _>>()?;
+    if !child.wait()?.success() {
+        bail!("the build failed");
+    }
+    artifacts(lines.iter().map(String::as_str))
+}
+
+/// The root of the workspace this was compiled from.
+pub fn workspace() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Reads cargo's messages: the binary, and the output directory of the build script of the same package.
+fn artifacts<'a>(messages: impl Iterator<Item = &'a str>) -> Result<Artifacts> {
+    let mut binary = None;
+    let mut out_dirs = Vec::new();
+    for message in messages.filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        let package = message["package_id"].as_str().unwrap_or_default().to_owned();
+        match message["reason"].as_str() {
+            Some("build-script-executed") => out_dirs.push((package, message["out_dir"].clone())),
+            Some("compiler-artifact") if message["target"]["name"] == "tcpguard" => {
+                if let Some(path) = message["executable"].as_str() {
+                    binary = Some((package, PathBuf::from(path)));
+                }
+            }
+            _ => {}
+        }
+    }
+    let (package, daemon) = binary.context("cargo reported no tcpguard binary")?;
+    let out_dir = out_dirs.iter().find(|(id, _)| *id == package).and_then(|(_, dir)| dir.as_str());
+    let lab_object = PathBuf::from(out_dir.context("cargo reported no output of tcpguard's build script")?);
+    Ok(Artifacts { daemon, lab_object: lab_object.join("tcpguard-lab") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binary_and_object_come_from_the_same_package() {
+        let messages = [
+            r#"{"reason":"build-script-executed","package_id":"registry+x#libc@0.2","out_dir":"/t/libc/out"}"#,
+            r#"{"reason":"build-script-executed","package_id":"path+file:///p#tcpguard","out_dir":"/t/tcpguard/out"}"#,
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///p#tcpguard","target":{"name":"tcpguard"},"executable":null}"#,
+            r#"{"reason":"compiler-artifact","package_id":"path+file:///p#tcpguard","target":{"name":"tcpguard"},"executable":"/t/tcpguard"}"#,
+            "not json",
+            r#"{"reason":"build-finished","success":true}"#,
+        ];
+        let expected =
+            Artifacts { daemon: "/t/tcpguard".into(), lab_object: "/t/tcpguard/out/tcpguard-lab".into() };
+        assert_eq!(artifacts(messages.into_iter()).unwrap(), expected);
+        assert!(artifacts(messages[..2].iter().copied()).is_err());
+    }
+}

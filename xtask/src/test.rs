@@ -1,0 +1,120 @@
+//! `cargo xtask test`: format, lints, unit and property tests, and integration tests in network namespaces. Nothing
+//! is skipped in silence; cargo's own results come last.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::setup::{self, Purpose};
+use crate::{build, tool};
+
+/// Set for the tests by `--long`.
+pub const LONG: &str = "TCPGUARD_TEST_LONG";
+
+/// Check format and lints, run every test
+#[derive(Args, Clone, Debug)]
+pub struct TestArgs {
+    /// Scale the heavy tests up
+    #[arg(long)]
+    long: bool,
+    /// Run only tests whose names contain one of these; format and lints are then left out
+    filter: Vec<String>,
+}
+
+/// The verb. Goes on past failures, and names them at the end.
+pub fn run(args: &TestArgs) -> Result<()> {
+    let root = tool::is_root();
+    setup::ensure(if root { Purpose::Everything } else { Purpose::Lint })?;
+    let mut failed = Vec::new();
+    for (name, mut command) in steps(args, root) {
+        eprintln!("test: {name}\n    $ {}", tool::line(&command));
+        command.current_dir(build::workspace());
+        if args.long {
+            command.env(LONG, "1");
+        }
+        if !command.status()?.success() {
+            failed.push(name);
+        }
+    }
+    if !root {
+        failed.push("integration tests: not run, they need root for network namespaces and XDP");
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("failed:\n  {}", failed.join("\n  ")) }
+}
+
+fn steps(args: &TestArgs, root: bool) -> Vec<(&'static str, Command)> {
+    let mut steps = Vec::new();
+    if args.filter.is_empty() {
+        steps.push(("format", cargo(["fmt", "--all", "--check"])));
+        steps.push(("lints", cargo(["clippy", "--all-targets", "--", "-D", "warnings"])));
+        steps.push(("lints of the eBPF programs", ebpf_lints()));
+    } else {
+        eprintln!("test: only {}; format and lints are left out", args.filter.join(", "));
+    }
+    let mut units = cargo(["test", "--no-fail-fast", "--lib", "--bins", "--"]);
+    steps.push(("unit and property tests", with_filters(&mut units, args)));
+    if root {
+        // They share two cores: side by side they would measure each other.
+        let mut whole = cargo(["test", "--no-fail-fast", "--test", "*", "--", "--test-threads=1"]);
+        steps.push(("integration tests", with_filters(&mut whole, args)));
+    }
+    steps
+}
+
+fn with_filters(command: &mut Command, args: &TestArgs) -> Command {
+    command.args(&args.filter);
+    std::mem::replace(command, Command::new("true"))
+}
+
+fn cargo<const N: usize>(args: [&str; N]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args);
+    cargo
+}
+
+/// The eBPF crate compiles for its own target only, with flags that the other crates must not see.
+fn ebpf_lints() -> Command {
+    let mut lints = cargo(["clippy", "--package", "tcpguard-ebpf", "--lib", "--bins"]);
+    if !setup::has_core_sources() {
+        // Debian's compiler has no clippy: there the compiler's own warnings have to do.
+        eprintln!("test: this toolchain has no rust-src, so the eBPF programs are only checked, not linted");
+        lints = Command::new("rustup");
+        lints.args(["run", setup::DEBIAN_TOOLCHAIN, "cargo", "check", "--package", "tcpguard-ebpf"]);
+        lints.args(["--lib", "--bins"]);
+    }
+    lints.args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"]);
+    lints.arg(build::workspace().join("target/ebpf-lints"));
+    let flags = format!("--cfg=bpf_target_arch=\"{}\"\u{1f}-Dwarnings", std::env::consts::ARCH);
+    lints.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags);
+    lints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(filter: &[&str], root: bool) -> Vec<&'static str> {
+        let args = TestArgs { long: false, filter: filter.iter().map(|&f| f.to_owned()).collect() };
+        steps(&args, root).into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn a_filter_leaves_out_what_has_no_tests_in_it() {
+        assert_eq!(names(&["cookie"], true), ["unit and property tests", "integration tests"]);
+        assert_eq!(names(&[], true).len(), 5);
+    }
+
+    #[test]
+    fn without_root_the_integration_tests_are_not_among_the_steps() {
+        assert!(!names(&[], false).contains(&"integration tests"));
+    }
+
+    #[test]
+    fn filters_come_after_the_double_dash() {
+        let args = TestArgs { long: false, filter: vec!["cookie".to_owned()] };
+        for (_, command) in steps(&args, true) {
+            assert!(tool::line(&command).ends_with(" cookie"));
+        }
+    }
+}
