@@ -66,6 +66,8 @@ counters! {
     out_of_order = "out-of-order";
     /// In-window segments dropped for want of a buffer or of room for one more hole.
     no_buffer = "no-buffer";
+    /// Connections that gave up data behind a hole because receive memory was short.
+    reclaimed = "reclaimed";
     /// Data segments retransmitted.
     retransmitted = "retransmitted";
     /// Retransmission timeouts.

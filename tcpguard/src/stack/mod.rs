@@ -13,6 +13,7 @@ mod counters;
 mod event;
 mod lifecycle;
 mod pool;
+mod pressure;
 mod recv;
 mod rto;
 mod scoreboard;
@@ -63,6 +64,8 @@ pub struct Stack {
     closed_flows: ClosedFlows,
     /// Connections that have something to send, in turn.
     ready: VecDeque<ConnId>,
+    /// Where the next search for receive memory starts.
+    reclaim_hand: u32,
     /// Segments the first of them may still send before it is the next one's turn.
     turn: u8,
     /// Answers that belong to no connection.
@@ -102,6 +105,7 @@ impl Stack {
             time_waits: TimeWaits::new(config.max_time_wait, hash_key),
             closed_flows: ClosedFlows::default(),
             ready: VecDeque::new(),
+            reclaim_hand: 0,
             turn: TURN,
             replies: VecDeque::new(),
             listeners: BTreeMap::new(),
@@ -427,6 +431,9 @@ impl Stack {
     }
 
     fn handle_known(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) -> Received {
+        if !segment.data.is_empty() {
+            self.reclaim(id);
+        }
         let Some(tcb) = self.connections.get_mut(id) else { return Received::Unknown(segment.key) };
         match tcb.handle(segment, now, &mut self.shared) {
             Verdict::Done => self.settle(id, now),

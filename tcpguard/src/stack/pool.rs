@@ -46,6 +46,11 @@ impl Pool {
         }
     }
 
+    /// Bytes there are in all.
+    pub(crate) fn budget_bytes(&self) -> usize {
+        self.budget * CHUNK
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         self.in_use < self.budget
     }

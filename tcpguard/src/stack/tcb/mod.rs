@@ -21,6 +21,7 @@ use super::congestion::Congestion;
 use super::counters::StackCounters;
 use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
+use super::pressure::recv_limit;
 use super::recv::RecvBuffer;
 use super::rto::Rtt;
 use super::scoreboard::Scoreboard;
@@ -53,6 +54,11 @@ impl Shared {
             send_waiters: VecDeque::new(),
             spare: Vec::new(),
         }
+    }
+
+    /// Most bytes a connection may be offered now.
+    fn recv_limit(&self) -> u32 {
+        recv_limit(&self.config, &self.recv_pool)
     }
 }
 
@@ -349,7 +355,7 @@ impl Tcb {
         match &mut self.transfer {
             Some(transfer) if transfer.recv.ready() > 0 => {
                 let len = transfer.recv.read(out, &mut shared.recv_pool);
-                self.window_opened(&shared.config);
+                self.window_opened(shared.recv_limit());
                 self.release_idle(shared);
                 Ok(len)
             }
@@ -379,7 +385,7 @@ impl Tcb {
     pub(crate) fn consume(&mut self, len: usize, shared: &mut Shared) {
         if let Some(transfer) = &mut self.transfer {
             transfer.recv.consume(len.min(transfer.recv.ready()), &mut shared.recv_pool);
-            self.window_opened(&shared.config);
+            self.window_opened(shared.recv_limit());
             self.release_idle(shared);
         }
     }
@@ -391,11 +397,11 @@ impl Tcb {
         let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
         let sent = transfer.send.push(data, limit, &mut shared.send_pool);
         if sent < data.len() {
-            if transfer.send.len() < limit && !self.waits_for_pool {
-                self.waits_for_pool = true;
-                shared.send_waiters.push_back(self.id);
-            }
+            let pool_is_short = transfer.send.len() < limit;
             self.wants_write = true;
+            if pool_is_short {
+                self.wait_for_pool(shared);
+            }
             if sent == 0 {
                 return Err(Error::WouldBlock);
             }
@@ -416,7 +422,7 @@ impl Tcb {
         }
         self.wants_write = true;
         if queued < limit {
-            shared.send_waiters.push_back(self.id);
+            self.wait_for_pool(shared);
         }
         Err(Error::WouldBlock)
     }
@@ -545,6 +551,26 @@ impl Tcb {
         if !self.orphan {
             shared.events.push_back(Event::Closed { conn: self.id, error: self.error });
         }
+    }
+
+    fn wait_for_pool(&mut self, shared: &mut Shared) {
+        if !self.waits_for_pool {
+            self.waits_for_pool = true;
+            shared.send_waiters.push_back(self.id);
+        }
+    }
+
+    /// Islands of data behind holes.
+    pub(crate) fn islands(&self) -> usize {
+        self.transfer.as_ref().map_or(0, |transfer| transfer.recv.island_count())
+    }
+
+    /// Forgets what waits behind holes.
+    pub(crate) fn discard_islands(&mut self, shared: &mut Shared) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.recv.discard_islands(&mut shared.recv_pool);
+        }
+        self.release_idle(shared);
     }
 
     /// The send pool has room again.

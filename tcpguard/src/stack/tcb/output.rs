@@ -64,7 +64,7 @@ impl Tcb {
             seq: self.snd_nxt,
             ack: self.rcv_nxt,
             flags: Flags::ACK,
-            window: self.advertise(config),
+            window: self.advertise(config.recv_buffer),
             options,
         })
     }
@@ -265,7 +265,7 @@ impl Tcb {
         frame: &mut [u8],
     ) -> Option<usize> {
         let sacks = self.sacks_beside(len, &shared.config);
-        let window = self.advertise(&shared.config);
+        let window = self.advertise(shared.recv_limit());
         let options = self.options(now, sacks);
         let outgoing = Outgoing { seq, ack: self.rcv_nxt, flags, window, options };
         let send = self.transfer.as_ref().map(|transfer| &transfer.send);
@@ -357,9 +357,8 @@ impl Tcb {
     /// The window field, after moving the right edge if that is worth it (receiver silly-window avoidance,
     /// RFC 9293 §3.8.6.2.2). The edge never moves back. What scaling would cut off is rounded up, so that the
     /// peer does not see it move back either, unless the buffer is so full that this would never end.
-    fn advertise(&mut self, config: &Config) -> u16 {
-        let edge = self.possible_edge(config);
-        let limit = config.recv_buffer;
+    fn advertise(&mut self, limit: u32) -> u16 {
+        let edge = self.possible_edge(limit);
         let threshold = (limit / 2).min(self.mss.into());
         if edge.after(self.rcv_adv) && edge.distance(self.rcv_adv) >= threshold {
             self.rcv_adv = edge;
@@ -376,19 +375,19 @@ impl Tcb {
         }
     }
 
-    /// How far the right edge could be.
-    fn possible_edge(&self, config: &Config) -> Seq {
+    /// How far the right edge could be when the connection may hold `limit` bytes.
+    fn possible_edge(&self, limit: u32) -> Seq {
         let unread = self.transfer.as_ref().map_or(0, |transfer| transfer.recv.ready() as u32);
         let most = u32::from(u16::MAX) << self.rcv_shift;
-        self.rcv_nxt + config.recv_buffer.saturating_sub(unread).min(most)
+        self.rcv_nxt + limit.saturating_sub(unread).min(most)
     }
 
     /// The application has read: the peer must hear of it when the window had become small and is not any more.
-    pub(super) fn window_opened(&mut self, config: &Config) {
+    pub(super) fn window_opened(&mut self, limit: u32) {
         if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
             return;
         }
-        let (edge, limit) = (self.possible_edge(config), config.recv_buffer);
+        let edge = self.possible_edge(limit);
         let gain = if edge.after(self.rcv_adv) { edge.distance(self.rcv_adv) } else { 0 };
         let worth = (limit / 4).max(u32::from(self.mss)).min(limit / 2);
         if gain >= worth && !matches!(self.ack_owed, AckOwed::Now(_)) {

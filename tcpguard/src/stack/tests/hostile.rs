@@ -200,6 +200,46 @@ fn an_empty_pool_drops_unacknowledged_and_recovers() {
 }
 
 #[test]
+fn data_behind_holes_gives_way_when_memory_is_short() {
+    let mut t = Script::established_with(modern(), Config { recv_pool: 8 * 4096, ..Config::default() });
+    let hoarder = t.conn();
+    for from in (5000..40_000).step_by(4096) {
+        t.sends(&format!(". {from}:{}(1) ack 1", from + 1));
+    }
+    while t.next_sent().is_some() {}
+    assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
+    t.offer.port = 40_001;
+    t.cookie = super::script::answer(&t.offer, super::EPOCH, t.now);
+    t.tsecr = t.cookie.tsval.unwrap();
+    t.sends(". 1:1(0) ack 1");
+    t.sends("P. 1:101(100) ack 1");
+    t.server_reads(1, 100);
+    assert_eq!((t.stack.counters().reclaimed, t.stack.counters().no_buffer), (1, 1));
+    assert!(t.stack.info(t.now, hoarder).is_some());
+}
+
+#[test]
+fn windows_shrink_as_the_pool_fills() {
+    let mut t = Script::established_with(modern(), Config { recv_pool: 16 * 4096, ..Config::default() });
+    t.sends("P. 1:101(100) ack 1");
+    t.expect(". 1:1(0) ack 101");
+    let calm = u32::from(t.last.unwrap().2) << 7;
+    assert!(calm > 500_000, "{calm}");
+    for from in (101..60_101).step_by(1000) {
+        t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+    }
+    while t.next_sent().is_some() {}
+    t.server_reads(1, 30_000);
+    t.offer.port = 40_001;
+    t.cookie = super::script::answer(&t.offer, super::EPOCH, t.now);
+    t.tsecr = t.cookie.tsval.unwrap();
+    t.sends("P. 1:101(100) ack 1");
+    t.expect(". 1:1(0) ack 101");
+    let tight = u32::from(t.last.unwrap().2) << 7;
+    assert!((60_000..66_000).contains(&tight), "{tight}");
+}
+
+#[test]
 fn writers_that_found_the_pool_empty_are_woken_when_it_is_not() {
     let mut t = Script::established_with(modern(), Config { send_pool: 4096, ..Config::default() });
     let first = t.conn();
