@@ -13,8 +13,11 @@ fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-env-changed=TCPGUARD_EBPF_TOOLCHAIN");
     // Building core for the bpf target needs an unstable cargo flag, which a stable toolchain unlocks by this
     // variable. It is set for the inner build alone, so that no other crate finds itself on a nightly.
-    // SAFETY: a build script's main thread, before any other thread exists.
-    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    // Its progress would come out as this crate's warnings, again at every build: only diagnostics shall.
+    for (name, value) in [("RUSTC_BOOTSTRAP", "1"), ("CARGO_TERM_QUIET", "true")] {
+        // SAFETY: a build script's main thread, before any other thread exists.
+        unsafe { std::env::set_var(name, value) };
+    }
     let toolchain = toolchain();
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tcpguard-ebpf");
     let package = Package { name: "tcpguard-ebpf", root_dir, ..Default::default() };
