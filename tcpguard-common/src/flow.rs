@@ -3,14 +3,14 @@
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// An IPv4 address in wire order.
+/// An IPv4 address in wire order. Aligned, so that BPF, which knows no unaligned access, moves whole words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
+#[repr(C, align(4))]
 pub struct V4(pub [u8; 4]);
 
-/// An IPv6 address in wire order.
+/// An IPv6 address in wire order. Aligned as [`V4`] is, and no more: a flow key has no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
+#[repr(C, align(4))]
 pub struct V6(pub [u8; 16]);
 
 /// An address of one family. The decision is generic over it, so that each family gets straight-line code.

@@ -10,6 +10,7 @@
 extern crate std;
 
 pub mod cookie;
+pub mod decision;
 pub mod fingerprint;
 pub mod flow;
 pub mod lab;

@@ -35,8 +35,7 @@ macro_rules! reasons {
                 match self { $( Self::$variant => concat!($($help),+), )+ }
             }
 
-            /// What became of such a frame.
-            pub const fn outcome(self) -> Outcome {
+            const fn declared_outcome(self) -> Outcome {
                 match self { $( Self::$variant => Outcome::$outcome, )+ }
             }
         }
@@ -46,6 +45,9 @@ macro_rules! reasons {
 reasons! {
     /// SYN answered with a SYN-ACK whose sequence number is a cookie.
     CookieSent = "cookie-sent", Answered;
+    /// As cookie-sent, for a SYN that announces an MSS below the 536 (IPv6: 1220) that a cookie can express:
+    /// segments may be longer than its sender asked for.
+    CookieSentSmallMss = "cookie-sent-small-mss", Answered;
     /// ACK of an unknown flow with a valid cookie: flow remembered, handed to the engine.
     AckValid = "ack-valid", Redirected;
     /// Segment of a known flow, handed to the engine.
@@ -56,13 +58,15 @@ reasons! {
     AckInvalid = "ack-invalid", Dropped;
     /// Valid cookie, but the flow map is full: answered with a reset.
     FlowMapFull = "flow-map-full", Answered;
+    /// As flow-map-full, but the frame could not be turned into a reset.
+    FlowMapFullSilent = "flow-map-full-silent", Dropped;
     /// RST of an unknown flow.
     NoFlowRst = "no-flow-rst", Dropped;
     /// Segment of an unknown flow with neither SYN, ACK nor RST, or a SYN-ACK nobody asked for.
     NoFlow = "no-flow", Dropped;
     /// SYN whose TCP checksum is wrong.
     SynBadChecksum = "syn-bad-checksum", Dropped;
-    /// SYN that could not be answered: no valid cookie key, or the frame could not be resized.
+    /// SYN that could not be answered: no valid cookie key, longer than 4096 bytes, or no room in the frame.
     SynUnanswerable = "syn-unanswerable", Dropped;
     /// Frame shorter than its IP length field says.
     Truncated = "truncated", Dropped;
@@ -78,8 +82,11 @@ reasons! {
     Fragment = "fragment", Dropped;
     /// Flag combination that no TCP sends: none at all, SYN with FIN, or SYN with RST.
     BadFlags = "bad-flags", Dropped;
-    /// Source address that cannot be: multicast, broadcast, unspecified, loopback, or the destination itself.
+    /// Source address that cannot be: multicast, broadcast, unspecified, loopback, or the destination itself; or
+    /// a group as the link-layer source.
     BadSource = "bad-source", Dropped;
+    /// Destination address that no TCP connection has: multicast, broadcast, unspecified or loopback.
+    BadDestination = "bad-destination", Dropped;
     /// Source or destination port 0.
     BadPort = "bad-port", Dropped;
     /// The service is off: counted and passed to the host.
@@ -92,7 +99,28 @@ reasons! {
     ExitDrop = "exit-drop", Dropped;
 }
 
+/// Two bits for each reason, so that finding its outcome is a shift and no load from memory.
+const OUTCOMES: u64 = {
+    let (mut table, mut index) = (0, 0);
+    while index < Reason::ALL.len() {
+        table |= (Reason::ALL[index].declared_outcome() as u64) << (2 * index);
+        index += 1;
+    }
+    table
+};
+
 impl Reason {
+    /// What became of such a frame.
+    #[inline(always)]
+    pub const fn outcome(self) -> Outcome {
+        match OUTCOMES >> (2 * self as u32) & 3 {
+            0 => Outcome::Passed,
+            1 => Outcome::Answered,
+            2 => Outcome::Redirected,
+            _ => Outcome::Dropped,
+        }
+    }
+
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
 
@@ -111,6 +139,7 @@ mod tests {
         for (index, &reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(Reason::from_name(reason.name()), Some(reason));
             assert_eq!(reason as usize, index);
+            assert_eq!(reason.outcome(), reason.declared_outcome());
             assert!(!reason.help().is_empty());
         }
         assert_eq!(Reason::from_name("no-such"), None);

@@ -65,18 +65,23 @@ impl<A: Family> Headers<A> {
     /// Bytes of options, padding included.
     #[inline(always)]
     pub fn options_len(&self) -> usize {
-        let Options { mss, window_scale, sack_permitted, timestamps, sack } = &self.options;
-        let mut len = if mss.is_some() { 4 } else { 0 };
-        len += match (timestamps, sack_permitted) {
+        match self.options.sack.as_slice().len() {
+            0 => self.plain_options_len(),
+            blocks => self.plain_options_len() + 4 + 8 * blocks,
+        }
+    }
+
+    #[inline(always)]
+    fn plain_options_len(&self) -> usize {
+        let Options { mss, window_scale, sack_permitted, timestamps, sack: _ } = &self.options;
+        let mss_len = if mss.is_some() { 4 } else { 0 };
+        let scale_len = if window_scale.is_some() { 4 } else { 0 };
+        let stamps_len = match (timestamps, sack_permitted) {
             (Some(_), _) => 12,
             (None, true) => 4,
             (None, false) => 0,
         };
-        len += if window_scale.is_some() { 4 } else { 0 };
-        match sack.as_slice().len() {
-            0 => len,
-            blocks => len + 4 + 8 * blocks,
-        }
+        mss_len + scale_len + stamps_len
     }
 
     /// Bytes of all headers: where the data starts.
@@ -93,20 +98,46 @@ impl<A: Family> Headers<A> {
     /// Writes the headers at the start of `frame`, in front of `data_len` bytes of data whose
     /// [`checksum::sum`] is `data_sum`. `None` when the frame is too short for the headers, the datagram would
     /// be too long, or the options do not fit.
-    #[inline(always)]
     pub fn write<F: FrameMut + ?Sized>(&self, frame: &mut F, data_len: usize, data_sum: u64) -> Option<()> {
         let options_len = self.options_len();
-        let header_len = Tcp::LEN + options_len;
-        let l4_len = u16::try_from(header_len + data_len).ok()?;
         if options_len > options::MAX_OPTIONS {
             return None;
         }
+        let options_at = self.link.len() + A::HEADER_LEN + Tcp::LEN;
+        let sum = self.write_options(frame, options_at)?;
+        let sack_at = options_at + self.plain_options_len();
+        let sack_sum = write_sack(frame, sack_at, self.options.sack.as_slice())?;
+        self.write_fixed(frame, options_len, data_len, data_sum + sum + sack_sum)
+    }
+
+    /// Turns `frame` into a segment without data and without SACK blocks, which are left out: an answer from XDP,
+    /// whose verifier would have to follow a loop over them.
+    #[inline(always)]
+    pub fn answer<F: FrameMut + ?Sized>(&self, frame: &mut F) -> Option<()> {
+        let options_len = self.plain_options_len();
+        let options_at = self.link.len() + A::HEADER_LEN + Tcp::LEN;
+        if frame.len() != options_at + options_len {
+            frame.resize(options_at + options_len)?;
+        }
+        let sum = self.write_options(frame, options_at)?;
+        self.write_fixed(frame, options_len, 0, sum)
+    }
+
+    /// Everything but options and data, whose sum is `sum`.
+    #[inline(always)]
+    fn write_fixed<F: FrameMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        options_len: usize,
+        data_len: usize,
+        sum: u64,
+    ) -> Option<()> {
+        let header_len = Tcp::LEN + options_len;
+        let l4_len = u16::try_from(header_len + data_len).ok()?;
         let l3 = self.write_link(frame)?;
         A::write_header(frame, l3, (self.src, self.dst), l4_len, self.ecn)?;
-        let l4 = l3 + A::HEADER_LEN;
-        let sum = self.write_options(frame, l4 + Tcp::LEN)?;
         let pseudo = checksum::pseudo(self.src, self.dst, usize::from(l4_len));
-        self.write_tcp(frame, l4, header_len, sum + pseudo + data_sum)
+        self.write_tcp(frame, l3 + A::HEADER_LEN, header_len, sum + pseudo)
     }
 
     #[inline(always)]
@@ -130,7 +161,7 @@ impl<A: Family> Headers<A> {
     /// The layouts are those of Linux: SACK-permitted sits in the padding of the timestamps.
     #[inline(always)]
     fn write_options<F: FrameMut + ?Sized>(&self, frame: &mut F, offset: usize) -> Option<u64> {
-        use options::{MSS, NOP, SACK, SACK_PERMITTED, TIMESTAMPS, WINDOW_SCALE};
+        use options::{MSS, NOP, SACK_PERMITTED, TIMESTAMPS, WINDOW_SCALE};
         let (mut at, mut sum) = (offset, 0);
         let mut put = |word: [u8; 4]| {
             frame.store(at, word)?;
@@ -152,14 +183,6 @@ impl<A: Family> Headers<A> {
         }
         if let Some(shift) = self.options.window_scale {
             put([NOP, WINDOW_SCALE, 3, shift])?;
-        }
-        let blocks = self.options.sack.as_slice();
-        if !blocks.is_empty() {
-            put([NOP, NOP, SACK, 2 + 8 * blocks.len() as u8])?;
-            for (left, right) in blocks {
-                put(left.0.to_be_bytes())?;
-                put(right.0.to_be_bytes())?;
-            }
         }
         Some(sum)
     }
@@ -187,4 +210,21 @@ impl<A: Family> Headers<A> {
         frame.store(l4 + 12, words[3])?;
         frame.store(l4 + 16, [sum_high, sum_low, 0, 0])
     }
+}
+
+fn write_sack<F: FrameMut + ?Sized>(frame: &mut F, offset: usize, blocks: &[(Seq, Seq)]) -> Option<u64> {
+    use options::{NOP, SACK};
+    if blocks.is_empty() {
+        return Some(0);
+    }
+    let head = [NOP, NOP, SACK, 2 + 8 * blocks.len() as u8];
+    let mut sum = u64::from(u32::from_ne_bytes(head));
+    frame.store(offset, head)?;
+    for (index, (left, right)) in blocks.iter().enumerate() {
+        let (left, right) = (left.0.to_be_bytes(), right.0.to_be_bytes());
+        frame.store(offset + 4 + 8 * index, left)?;
+        frame.store(offset + 8 + 8 * index, right)?;
+        sum += u64::from(u32::from_ne_bytes(left)) + u64::from(u32::from_ne_bytes(right));
+    }
+    Some(sum)
 }

@@ -43,6 +43,7 @@ pub fn holds(sum: u64) -> bool {
 /// The sum of `len` bytes, a multiple of 4 and at most 60, at `offset` of a frame.
 #[inline(always)]
 pub fn of_header<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Option<u64> {
+    let (offset, len) = (frame.opaque_offset(offset), frame.opaque(len as u32) as usize);
     let mut sum = 0;
     for word in 0..15 {
         if word * 4 >= len {
@@ -61,6 +62,7 @@ pub fn of_segment<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Op
     if len > MAX_SEGMENT {
         return None;
     }
+    let (offset, len) = (frame.opaque_offset(offset), frame.opaque(len as u32) as usize);
     let (mut sum, mut at) = (0, 0);
     for _ in 0..MAX_SEGMENT / STEP {
         if at + STEP > len {
@@ -71,6 +73,7 @@ pub fn of_segment<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Op
         }
         at += STEP;
     }
+    at = frame.opaque_offset(at);
     for _ in 0..STEP / 4 {
         if at + 4 > len {
             break;

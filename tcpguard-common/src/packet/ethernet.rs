@@ -32,6 +32,8 @@ impl Ethernet {
     pub const LEN: usize = 14;
     /// Length of one VLAN tag, bytes.
     pub const TAG_LEN: usize = 4;
+    /// Offset of the source address.
+    pub const SRC: usize = 6;
     const TPID_8021Q: u16 = 0x8100;
     const TPID_8021AD: u16 = 0x88a8;
 
@@ -40,7 +42,7 @@ impl Ethernet {
     #[inline(always)]
     pub fn parse<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
         let dst = frame.load::<6>(0)?;
-        let src = frame.load::<6>(6)?;
+        let src = frame.load::<6>(Self::SRC)?;
         let mut ether_type = u16::from_be_bytes(frame.load::<2>(12)?);
         let mut vlan = Vlan::default();
         if is_tag(ether_type) {

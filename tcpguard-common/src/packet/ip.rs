@@ -1,7 +1,7 @@
 //! The network header of both families, as far as TCP needs it. A header that is certainly followed by TCP but
 //! malformed is still taken apart, with the fault noted: the ports must be known before anybody may drop it.
 
-use super::{Frame, FrameMut, Tcp, checksum};
+use super::{Frame, FrameMut, Tcp, checksum, part};
 use crate::flow::{Address, FlowKey, V4, V6};
 use crate::reason::Reason;
 use crate::siphash::{sip13, sip24};
@@ -67,13 +67,8 @@ pub trait Family: Address {
     /// The address as the pseudo header's sum counts it, see [`checksum`].
     fn sum(self) -> u64;
 
-    /// Whether a segment can come from here: not multicast, broadcast, unspecified or loopback.
-    fn is_source(self) -> bool;
-
-    /// Whether a segment can be meant for here: not multicast, broadcast, unspecified or loopback.
-    fn is_destination(self) -> bool {
-        self.is_source()
-    }
+    /// Whether it is the address of one machine elsewhere: not multicast, broadcast, unspecified or loopback.
+    fn is_unicast(self) -> bool;
 
     /// Writes the header without options that leads to `l4_len` bytes of TCP: DF set, hop limit 64.
     fn write_header<F: FrameMut + ?Sized>(
@@ -140,9 +135,9 @@ impl Family for V4 {
         u64::from(u32::from_ne_bytes(self.0))
     }
 
-    // RFC 1122 §3.2.1.3; the same addresses that Linux calls martian sources.
+    // RFC 1122 §3.2.1.3; the same that Linux calls martian.
     #[inline(always)]
-    fn is_source(self) -> bool {
+    fn is_unicast(self) -> bool {
         let [first, ..] = self.0;
         !(first == 0 || first == 127 || first & 0xf0 == 0xe0 || self.0 == [255; 4])
     }
@@ -183,6 +178,7 @@ impl Family for V6 {
         }
         let (header_len, more_fragments) =
             if next == PROTOCOL_TCP { (Self::HEADER_LEN, false) } else { walk_extensions(frame, l3, next)? };
+        let header_len = frame.opaque_offset(header_len);
         let total = Self::HEADER_LEN + usize::from(u16::from_be_bytes([len_high, len_low]));
         let fault = fault(frame, l3, header_len, total, more_fragments);
         Some(Ip {
@@ -214,18 +210,16 @@ impl Family for V6 {
 
     #[inline(always)]
     fn sum(self) -> u64 {
-        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = self.0;
-        u64::from(u32::from_ne_bytes([a0, a1, a2, a3]))
-            + u64::from(u32::from_ne_bytes([b0, b1, b2, b3]))
-            + u64::from(u32::from_ne_bytes([c0, c1, c2, c3]))
-            + u64::from(u32::from_ne_bytes([d0, d1, d2, d3]))
+        let word = |at| u64::from(u32::from_ne_bytes(part(&self.0, at)));
+        word(0) + word(4) + word(8) + word(12)
     }
 
     // RFC 4291 §2.5 and §2.7.
     #[inline(always)]
-    fn is_source(self) -> bool {
-        let value = u128::from_be_bytes(self.0);
-        self.0[0] != 0xff && value > 1
+    fn is_unicast(self) -> bool {
+        let word = |at| u32::from_be_bytes(part(&self.0, at));
+        let unspecified_or_loopback = word(0) | word(4) | word(8) == 0 && word(12) <= 1;
+        !unspecified_or_loopback && self.0[0] != 0xff
     }
 
     #[inline(always)]
@@ -250,15 +244,14 @@ fn words_v4(flow: &FlowKey<V4>, word: u32) -> [u64; 2] {
 }
 
 #[inline(always)]
-fn words_v6(flow: &FlowKey<V6>, word: u32) -> [u64; 5] {
-    let [p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15] = flow.peer.0;
-    let [l0, l1, l2, l3, l4, l5, l6, l7, l8, l9, l10, l11, l12, l13, l14, l15] = flow.local.0;
+fn words_v6(flow: &FlowKey<V6>, word32: u32) -> [u64; 5] {
+    let word = |address: &V6, at| pair(part(&address.0, at), part(&address.0, at + 4));
     [
-        u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]),
-        u64::from_le_bytes([p8, p9, p10, p11, p12, p13, p14, p15]),
-        u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]),
-        u64::from_le_bytes([l8, l9, l10, l11, l12, l13, l14, l15]),
-        ports_and(flow.peer_port, flow.local_port, word),
+        word(&flow.peer, 0),
+        word(&flow.peer, 8),
+        word(&flow.local, 0),
+        word(&flow.local, 8),
+        ports_and(flow.peer_port, flow.local_port, word32),
     ]
 }
 

@@ -25,10 +25,30 @@ pub trait Frame {
     /// `N` bytes from `offset`; `None` when they do not all lie inside the frame.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// The same value. BPF's verifier follows every path with every value it can work out; there this hides one
+    /// from it, so that paths which differ in nothing else are followed once.
+    #[inline(always)]
+    fn opaque(&self, value: u32) -> u32 {
+        value
+    }
+
+    /// As [`Self::opaque`], for an offset below 2^14.
+    #[inline(always)]
+    fn opaque_offset(&self, offset: usize) -> usize {
+        offset
+    }
+
     /// Whether the frame has no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// `N` bytes at `at` of an array: what destructuring byte by byte would say, in a form that stays one word in
+/// BPF. Both numbers are constants at every call; outside the array it is zeros.
+#[inline(always)]
+pub(crate) fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes.get(at..at + N).and_then(|part| part.try_into().ok()).unwrap_or([0; N])
 }
 
 /// Write access to one Ethernet frame, for answering in place.
@@ -38,6 +58,11 @@ pub trait FrameMut: Frame {
 
     /// Makes the frame `len` bytes long, cutting or growing at its end; `None` when there is no room.
     fn resize(&mut self, len: usize) -> Option<()>;
+
+    /// Nothing. BPF's verifier knows on each path how much of the frame was looked at; there this makes it
+    /// forget, for the same reason as [`Frame::opaque`].
+    #[inline(always)]
+    fn forget(&mut self) {}
 }
 
 impl Frame for [u8] {

@@ -59,39 +59,63 @@ impl Options {
     /// length is below 2 or runs past the header (RFC 9293 §3.1, MUST-7).
     #[inline(always)]
     pub fn parse<F: Frame + ?Sized>(frame: &F, start: usize, len: usize) -> Option<Self> {
-        let mut options = Self::default();
-        walk(frame, start, len, |kind, offset, size| options.take(frame, kind, offset, size))?;
-        Some(options)
+        let mut found = Found::default();
+        walk(frame, start, len, |kind, offset, size| found.take(frame, kind, offset, size))?;
+        Some(found.options(frame))
     }
 
     /// As [`Self::parse`], with SACK blocks.
     pub fn parse_all<F: Frame + ?Sized>(frame: &F, start: usize, len: usize) -> Option<Self> {
-        let mut options = Self::default();
+        let (mut found, mut sack) = (Found::default(), SackBlocks::default());
         walk(frame, start, len, |kind, offset, size| {
             if kind == SACK {
-                options.sack = sack_blocks(frame, offset, size)?;
+                sack = sack_blocks(frame, offset, size)?;
             }
-            options.take(frame, kind, offset, size)
+            found.take(frame, kind, offset, size)
         })?;
-        Some(options)
+        Some(Self { sack, ..found.options(frame) })
     }
+}
 
+/// What a walk has come across so far.
+#[derive(Default)]
+struct Found {
+    /// One bit for each kind.
+    kinds: u32,
+    mss: u16,
+    shift: u8,
+    value: u32,
+    echo: u32,
+}
+
+impl Found {
     #[inline(always)]
     fn take<F: Frame + ?Sized>(&mut self, frame: &F, kind: u8, offset: usize, size: usize) -> Option<()> {
         match (kind, size) {
-            (MSS, 4) => self.mss = Some(u16::from_be_bytes(frame.load(offset + 2)?)),
-            (WINDOW_SCALE, 3) => {
-                let [shift] = frame.load(offset + 2)?;
-                self.window_scale = Some(shift.min(WINDOW_SCALE_MAX));
-            }
-            (SACK_PERMITTED, 2) => self.sack_permitted = true,
+            (MSS, 4) => self.mss = u16::from_be_bytes(frame.load(offset + 2)?),
+            (WINDOW_SCALE, 3) => [self.shift] = frame.load(offset + 2)?,
+            (SACK_PERMITTED, 2) => {}
             (TIMESTAMPS, 10) => {
-                let value = u32::from_be_bytes(frame.load(offset + 2)?);
-                self.timestamps = Some((value, u32::from_be_bytes(frame.load(offset + 6)?)));
+                self.value = u32::from_be_bytes(frame.load(offset + 2)?);
+                self.echo = u32::from_be_bytes(frame.load(offset + 6)?);
             }
-            _ => {}
+            _ => return Some(()),
         }
+        self.kinds |= 1 << kind;
         Some(())
+    }
+
+    #[inline(always)]
+    fn options<F: Frame + ?Sized>(&self, frame: &F) -> Options {
+        let kinds = frame.opaque(self.kinds);
+        let has = |kind: u8| kinds >> kind & 1 != 0;
+        Options {
+            mss: has(MSS).then_some(self.mss),
+            window_scale: has(WINDOW_SCALE).then_some(self.shift.min(WINDOW_SCALE_MAX)),
+            sack_permitted: has(SACK_PERMITTED),
+            timestamps: has(TIMESTAMPS).then_some((self.value, self.echo)),
+            sack: SackBlocks::default(),
+        }
     }
 }
 
@@ -104,8 +128,10 @@ fn walk<F: Frame + ?Sized>(
     len: usize,
     mut visit: impl FnMut(u8, usize, usize) -> Option<()>,
 ) -> Option<()> {
+    let (start, len) = (frame.opaque_offset(start), frame.opaque(len as u32) as usize);
     let mut at = 0;
     for _ in 0..MAX_OPTIONS {
+        at = frame.opaque_offset(at);
         if at >= len {
             break;
         }

@@ -1,6 +1,6 @@
 //! The TCP header without its options (RFC 9293 §3.1).
 
-use super::{Family, Frame, Ip};
+use super::{Family, Frame, Ip, part};
 use crate::reason::Reason;
 use crate::seq::Seq;
 use core::ops::BitOr;
@@ -77,21 +77,21 @@ impl Tcp {
     /// The header that follows `ip`, which must be without fault.
     #[inline(always)]
     pub fn parse<F: Frame + ?Sized, A: Family>(frame: &F, ip: &Ip<A>) -> Result<Self, Reason> {
-        let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags, w0, w1, _, _, u0, u1] =
-            frame.load::<{ Self::LEN }>(ip.l4).ok_or(Reason::Truncated)?;
+        let header = frame.load::<{ Self::LEN }>(ip.l4).ok_or(Reason::Truncated)?;
+        let [offset, flags] = part(&header, 12);
         let header_len = usize::from(offset >> 4) * 4;
         if header_len < Self::LEN || header_len > ip.l4_len {
             return Err(Reason::BadDataOffset);
         }
         Ok(Self {
-            src_port: [s0, s1],
-            dst_port: [d0, d1],
-            seq: Seq(u32::from_be_bytes([q0, q1, q2, q3])),
-            ack: Seq(u32::from_be_bytes([a0, a1, a2, a3])),
+            src_port: part(&header, 0),
+            dst_port: part(&header, 2),
+            seq: Seq(u32::from_be_bytes(part(&header, 4))),
+            ack: Seq(u32::from_be_bytes(part(&header, 8))),
             flags: Flags(flags),
-            window: u16::from_be_bytes([w0, w1]),
+            window: u16::from_be_bytes(part(&header, 14)),
             header_len,
-            urgent: u16::from_be_bytes([u0, u1]),
+            urgent: u16::from_be_bytes(part(&header, 18)),
         })
     }
 }

@@ -1,0 +1,353 @@
+//! What becomes of a frame: the one decision that XDP takes, generic over packet memory, maps and clock so that
+//! tests take it too. It keeps no state of its own; everything it knows comes from [`Env`] and the frame.
+
+use crate::cookie::{self, Clock, Epochs, SynOptions};
+use crate::fingerprint::{WAYS, fingerprint};
+use crate::flow::{FlowKey, V4, V6};
+use crate::map::{
+    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, Interface, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey,
+    Settings,
+};
+use crate::packet::build::{Headers, Link};
+use crate::packet::{Ethernet, Family, Flags, FrameMut, Ip, Options, Tcp, checksum};
+use crate::reason::{Outcome, Reason};
+use crate::seq::Seq;
+
+/// What the driver is to do with the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave it to the host.
+    Pass,
+    /// Drop it.
+    Drop,
+    /// Send it back where it came from, as it now is.
+    Transmit,
+    /// Hand it to the AF_XDP socket with this [index](crate::map::xsk_index).
+    Redirect(u32),
+}
+
+/// The tables that exist once per address family.
+pub trait Tables<A> {
+    /// The service at exactly this address and port.
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
+    /// Whether the flow is in the flow table.
+    fn knows_flow(&self, key: &FlowKey<A>) -> bool;
+    /// Remembers a flow. One that is already there counts as remembered; `false` when there is no room.
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> bool;
+}
+
+/// The maps and the clock, seen from one receive queue of one guarded interface.
+pub trait Env: Epochs + Tables<V4> + Tables<V6> {
+    /// What the daemon last wrote.
+    fn settings(&self) -> Option<&Settings>;
+    /// The interface the frame arrived on.
+    fn interface(&self) -> Option<&Interface>;
+    /// One word of the bitmap of protected ports: ports `64 * word` and on, lowest bit first.
+    fn ports(&self, word: u32) -> u64;
+    /// One bucket of TIME_WAIT fingerprints.
+    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize];
+    /// The [index](crate::map::xsk_index) of the engine that owns this receive queue.
+    fn engine(&self) -> u32;
+    /// When that engine last turned, monotonic nanoseconds; 0 for never.
+    fn heartbeat(&self, engine: u32) -> u64;
+    /// Whether that engine has a socket to redirect to.
+    fn has_socket(&self, engine: u32) -> bool;
+    /// The coarse monotonic clock, nanoseconds: up to a scheduler tick behind the precise one.
+    fn now(&self) -> u64;
+    /// Counts one segment.
+    fn count(&self, reason: Reason);
+}
+
+/// Judges one frame, answering it in place where the verdict is [`Verdict::Transmit`]. Exactly one reason is
+/// counted for a TCP segment to a protected `(address, port)`, none for anything else.
+#[inline(always)]
+pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Verdict {
+    let Some(reason) = judge(frame, env) else { return Verdict::Pass };
+    env.count(reason);
+    match reason.outcome() {
+        Outcome::Passed => Verdict::Pass,
+        Outcome::Dropped => Verdict::Drop,
+        Outcome::Answered => Verdict::Transmit,
+        Outcome::Redirected => Verdict::Redirect(env.engine()),
+    }
+}
+
+/// `Err` only ends the judgement early; it means the same as `Ok`.
+type Judgement = Result<Reason, Reason>;
+
+#[inline(always)]
+fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Option<Reason> {
+    let interface = env.interface()?;
+    let ethernet = Ethernet::parse(frame)?;
+    if interface.armed == 0 || ethernet.dst != interface.mac {
+        return None;
+    }
+    let l3 = frame.opaque_offset(ethernet.l3);
+    frame.forget();
+    match ethernet.ether_type {
+        <V4 as Family>::ETHER_TYPE => judge_ip::<V4, _, _>(frame, env, l3),
+        <V6 as Family>::ETHER_TYPE => judge_ip::<V6, _, _>(frame, env, l3),
+        _ => None,
+    }
+}
+
+/// A function of its own: BPF gives both families together 512 bytes of stack, too few for one function to hold
+/// both.
+#[inline(never)]
+fn judge_ip<A, F, E>(frame: &mut F, env: &E, l3: usize) -> Option<Reason>
+where
+    A: Family,
+    F: FrameMut + ?Sized,
+    E: Env + Tables<A> + ?Sized,
+{
+    let ip = A::parse(frame, l3)?;
+    let [_, _, port_high, port_low] = frame.load::<4>(ip.l4)?;
+    let service = protected(env, ip.dst, [port_high, port_low])?;
+    let settings = env.settings()?;
+    if settings.abi != ABI_VERSION {
+        return None;
+    }
+    let arrival = Arrival { ip, settings, now: env.now() };
+    let (Ok(reason) | Err(reason)) = arrival.judge(frame, env, service);
+    Some(reason)
+}
+
+/// The service at this address and port: exact address first, then any. The bitmap spares everybody else the
+/// hash lookups.
+#[inline(always)]
+fn protected<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, addr: A, port: [u8; 2]) -> Option<Service> {
+    let number = u32::from(u16::from_be_bytes(port));
+    if env.ports(number / 64) >> (number % 64) & 1 == 0 {
+        return None;
+    }
+    let exact = Tables::<A>::service(env, &ServiceKey::new(addr, port));
+    exact.or_else(|| Tables::<A>::service(env, &ServiceKey::new(A::ANY, port)))
+}
+
+/// A segment to a protected service, and what it takes to judge it.
+struct Arrival<'a, A> {
+    ip: Ip<A>,
+    settings: &'a Settings,
+    now: u64,
+}
+
+impl<A: Family> Arrival<'_, A> {
+    #[inline(always)]
+    fn judge<F, E>(&self, frame: &mut F, env: &E, service: Service) -> Judgement
+    where
+        F: FrameMut + ?Sized,
+        E: Env + Tables<A> + ?Sized,
+    {
+        if service.mode == MODE_OFF {
+            return Err(Reason::ServiceOff);
+        }
+        self.check_alive(env)?;
+        if let Some(fault) = self.ip.fault {
+            return Err(fault);
+        }
+        let tcp = Tcp::parse(frame, &self.ip)?;
+        self.check_possible(frame, &tcp)?;
+        if tcp.flags.contains(Flags::SYN) && !tcp.flags.contains(Flags::ACK) {
+            return self.judge_syn(frame, env, &tcp);
+        }
+        let flow = FlowKey {
+            peer: self.ip.src,
+            local: self.ip.dst,
+            peer_port: tcp.src_port,
+            local_port: tcp.dst_port,
+        };
+        if env.knows_flow(&flow) {
+            Ok(Reason::FlowKnown)
+        } else if tcp.flags.contains(Flags::RST) {
+            Ok(Reason::NoFlowRst)
+        } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
+            Ok(Reason::NoFlow)
+        } else {
+            self.judge_ack(frame, env, &tcp, &flow)
+        }
+    }
+
+    /// Segments are only dealt with while somebody is there to take them. An engine that stopped turning, or lost
+    /// its socket, may be back in a moment: until the grace is over clients are left to retry.
+    #[inline(always)]
+    fn check_alive<E: Env + ?Sized>(&self, env: &E) -> Result<(), Reason> {
+        let engine = env.engine();
+        // The coarse clock may lie behind the one the engine read.
+        let age = self.now.saturating_sub(env.heartbeat(engine));
+        if age <= self.settings.stale_after {
+            return if env.has_socket(engine) { Ok(()) } else { Err(Reason::Grace) };
+        }
+        if age - self.settings.stale_after <= self.settings.exit_grace {
+            return Err(Reason::Grace);
+        }
+        Err(if self.settings.on_exit == ON_EXIT_PASS { Reason::ExitPass } else { Reason::ExitDrop })
+    }
+
+    /// What no TCP sends. Data on a SYN, ECE, CWR and AE are legal; so are PSH and URG anywhere.
+    #[inline(always)]
+    fn check_possible<F: FrameMut + ?Sized>(&self, frame: &F, tcp: &Tcp) -> Result<(), Reason> {
+        const SOME: Flags = Flags(0x3f);
+        if tcp.src_port == [0; 2] || tcp.dst_port == [0; 2] {
+            return Err(Reason::BadPort);
+        }
+        let group_mac = frame.load::<1>(Ethernet::SRC).is_none_or(|[first]| first & 1 != 0);
+        if group_mac || self.ip.src == self.ip.dst || !self.ip.src.is_unicast() {
+            return Err(Reason::BadSource);
+        }
+        if !self.ip.dst.is_unicast() {
+            return Err(Reason::BadDestination);
+        }
+        let syn = tcp.flags.contains(Flags::SYN);
+        if !tcp.flags.intersects(SOME) || syn && tcp.flags.intersects(Flags::FIN | Flags::RST) {
+            return Err(Reason::BadFlags);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn options<F: FrameMut + ?Sized>(&self, frame: &F, tcp: &Tcp) -> Result<Options, Reason> {
+        Options::parse(frame, self.ip.l4 + Tcp::LEN, tcp.header_len - Tcp::LEN).ok_or(Reason::BadOptions)
+    }
+
+    /// Answers a SYN with a cookie. It never looks at the flow table: a new incarnation on a known tuple shows
+    /// itself by the ACK that its cookie comes back with.
+    #[inline(always)]
+    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp) -> Judgement
+    where
+        F: FrameMut + ?Sized,
+        E: Env + ?Sized,
+    {
+        if !A::header_checksum_ok(frame, &self.ip) {
+            return Err(Reason::IpBadChecksum);
+        }
+        // A corrupted SYN answered would be a connection with corrupted options.
+        let sum = checksum::of_segment(frame, self.ip.l4, self.ip.l4_len).ok_or(Reason::SynUnanswerable)?;
+        if !checksum::holds(sum + checksum::pseudo(self.ip.src, self.ip.dst, self.ip.l4_len)) {
+            return Err(Reason::SynBadChecksum);
+        }
+        let options = self.options(frame, tcp)?;
+        let slot = env.slot(self.settings.epoch).ok_or(Reason::SynUnanswerable)?;
+        let answer = self.syn_ack(frame, tcp, &options, slot);
+        answer.and_then(|answer| answer.answer(frame)).ok_or(Reason::SynUnanswerable)?;
+        Ok(if cookie::mss_is_small::<A>(options.mss) {
+            Reason::CookieSentSmallMss
+        } else {
+            Reason::CookieSent
+        })
+    }
+
+    /// The SYN-ACK offers MSS, and of the other options exactly those that the SYN offered: for any SYN that makes
+    /// it at most four bytes longer.
+    #[inline(always)]
+    fn syn_ack<F: FrameMut + ?Sized>(
+        &self,
+        frame: &F,
+        tcp: &Tcp,
+        options: &Options,
+        slot: &EpochSlot,
+    ) -> Option<Headers<A>> {
+        let flow = FlowKey {
+            peer: self.ip.src,
+            local: self.ip.dst,
+            peer_port: tcp.src_port,
+            local_port: tcp.dst_port,
+        };
+        let syn = SynOptions {
+            mss: options.mss.map(|mss| frame.opaque(mss.into()) as u16),
+            window_scale: options.window_scale,
+            sack_permitted: options.sack_permitted,
+            timestamps: options.timestamps.map(|(value, _)| value),
+            // Not before the stack echoes congestion marks.
+            ecn: false,
+        };
+        let cookie = cookie::encode(slot, &flow, tcp.seq.0, &syn, self.now);
+        Some(Headers {
+            seq: Seq(cookie.isn),
+            ack: tcp.seq + 1,
+            flags: Flags::SYN | Flags::ACK,
+            window: slot.window,
+            options: Options {
+                mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),
+                window_scale: options.window_scale.map(|_| slot.window_scale),
+                sack_permitted: options.sack_permitted,
+                timestamps: cookie.tsval.zip(syn.timestamps),
+                ..Options::default()
+            },
+            ..self.empty_answer(frame, tcp)?
+        })
+    }
+
+    /// Checks the ACK of a flow that the flow table does not know.
+    #[inline(always)]
+    fn judge_ack<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, flow: &FlowKey<A>) -> Judgement
+    where
+        F: FrameMut + ?Sized,
+        E: Env + Tables<A> + ?Sized,
+    {
+        // First, so that the replay of a cookie that opened a closed flow meets the stack's memory of it.
+        let (bucket, word) = fingerprint(self.settings.hash_key, flow);
+        let [a, b, c, d] = env.fingerprints(bucket);
+        if a == word || b == word || c == word || d == word {
+            return Ok(Reason::TimeWait);
+        }
+        let options = self.options(frame, tcp)?;
+        let clock =
+            Clock { epoch: self.settings.epoch, second_half: self.settings.epoch_second_half != 0, extra: 0 };
+        let (client_isn, isn) = ((tcp.seq - 1).0, (tcp.ack - 1).0);
+        let tsecr = options.timestamps.map(|(_, echo)| echo);
+        if cookie::validate(env, &clock, flow, client_isn, isn, tsecr).is_none() {
+            return Err(Reason::AckInvalid);
+        }
+        if !A::header_checksum_ok(frame, &self.ip) {
+            return Err(Reason::IpBadChecksum);
+        }
+        let ethernet = Ethernet::parse(frame).ok_or(Reason::Truncated)?;
+        if env.insert_flow(flow, &self.flow(env.engine(), &ethernet, tcp, &options)) {
+            return Ok(Reason::AckValid);
+        }
+        // The source is proven: an answer tells it, silence would leave it hanging (RFC 9293 §3.5.2).
+        let answered = self.empty_answer(frame, tcp).and_then(|empty| {
+            let reset = Headers { seq: tcp.ack, flags: Flags::RST, ..empty };
+            reset.answer(frame)
+        });
+        Ok(if answered.is_some() { Reason::FlowMapFull } else { Reason::FlowMapFullSilent })
+    }
+
+    #[inline(always)]
+    fn flow(&self, owner: u32, ethernet: &Ethernet, tcp: &Tcp, options: &Options) -> Flow {
+        let (tsval, tsecr) = options.timestamps.unwrap_or_default();
+        Flow {
+            created: self.now,
+            generation: self.settings.generation,
+            owner,
+            seq: tcp.seq.0,
+            ack: tcp.ack.0,
+            tsval,
+            tsecr,
+            window: tcp.window,
+            flags: if options.timestamps.is_some() { FLOW_TIMESTAMPS } else { 0 },
+            peer_mac: ethernet.src,
+            vlan_count: ethernet.vlan.count,
+            pad: 0,
+            vlan: ethernet.vlan.tags,
+        }
+    }
+
+    /// Headers from here to where the segment came from, with nothing in them yet.
+    #[inline(always)]
+    fn empty_answer<F: FrameMut + ?Sized>(&self, frame: &F, tcp: &Tcp) -> Option<Headers<A>> {
+        Some(Headers {
+            link: Link::answering(&Ethernet::parse(frame)?),
+            src: self.ip.dst,
+            dst: self.ip.src,
+            ecn: 0,
+            src_port: tcp.dst_port,
+            dst_port: tcp.src_port,
+            seq: Seq(0),
+            ack: Seq(0),
+            flags: Flags::default(),
+            window: 0,
+            options: Options::default(),
+        })
+    }
+}
