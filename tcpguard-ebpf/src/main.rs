@@ -1,6 +1,172 @@
-//! tcpguard's XDP program: binds the decision of `tcpguard-common` to packet memory and maps.
+//! tcpguard's XDP program: binds the decision of `tcpguard-common` to packet memory, maps and clock. What it
+//! decides is not written here.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod packet;
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
+use aya_ebpf::programs::XdpContext;
+use tcpguard_common::cookie::Epochs;
+use tcpguard_common::decision::{self, Env, Tables, Verdict};
+use tcpguard_common::fingerprint::WAYS;
+use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::map::{
+    DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
+    PORT_WORDS, Service, ServiceKey, Settings, XSK_ENTRIES, xsk_index,
+};
+use tcpguard_common::reason::Reason;
+
+use crate::packet::Packet;
+
+/// Which of the guarded interfaces this instance of the program sits on; set when it is loaded.
+#[unsafe(no_mangle)]
+static SLOT: u32 = 0;
+
+#[map]
+static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+static EPOCHS: Array<EpochSlot> = Array::with_max_entries(EPOCH_SLOTS, 0);
+#[map]
+static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_INTERFACES, 0);
+#[map]
+static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+#[map]
+static SERVICES_V4: HashMap<ServiceKey<V4>, Service> = HashMap::with_max_entries(MAX_SERVICES, 0);
+#[map]
+static SERVICES_V6: HashMap<ServiceKey<V6>, Service> = HashMap::with_max_entries(MAX_SERVICES, 0);
+#[map]
+static FLOWS_V4: HashMap<FlowKey<V4>, Flow> = HashMap::with_max_entries(DEFAULT_MAX_FLOWS, 0);
+#[map]
+static FLOWS_V6: HashMap<FlowKey<V6>, Flow> = HashMap::with_max_entries(DEFAULT_MAX_FLOWS, 0);
+#[map]
+static SOCKETS: XskMap = XskMap::with_max_entries(XSK_ENTRIES, 0);
+#[map]
+static HEARTBEATS: Array<u64> = Array::with_max_entries(XSK_ENTRIES, BPF_F_MMAPABLE);
+#[map]
+static TIME_WAIT: Array<[u32; WAYS as usize]> = Array::with_max_entries(FINGERPRINTS / WAYS, BPF_F_MMAPABLE);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
+
+/// The program, once for each guarded interface.
+#[xdp]
+fn tcpguard(ctx: XdpContext) -> u32 {
+    // SAFETY: an aligned load from a global that lives as long as the program. Volatile, because the loader
+    // replaces its value after the compiler has seen it.
+    let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
+    let env = Maps { engine: xsk_index(slot, ctx.rx_queue_index()), slot };
+    match decision::decide(&mut Packet::new(&ctx), &env) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Transmit => xdp_action::XDP_TX,
+        // The socket was there a moment ago. If it is gone, the peer retries.
+        Verdict::Redirect(engine) => {
+            SOCKETS.redirect(engine, u64::from(xdp_action::XDP_DROP)).unwrap_or(xdp_action::XDP_DROP)
+        }
+    }
+}
+
+struct Maps {
+    slot: u32,
+    engine: u32,
+}
+
+impl Epochs for Maps {
+    #[inline(always)]
+    fn slot(&self, epoch: u32) -> Option<&EpochSlot> {
+        EPOCHS.get(epoch % EPOCH_SLOTS).filter(|slot| slot.is_usable(epoch))
+    }
+}
+
+impl Env for Maps {
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> Option<&Interface> {
+        INTERFACES.get(self.slot)
+    }
+
+    #[inline(always)]
+    fn ports(&self, word: u32) -> u64 {
+        PORTS.get(word).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
+        TIME_WAIT.get(bucket).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn engine(&self) -> u32 {
+        self.engine
+    }
+
+    #[inline(always)]
+    fn heartbeat(&self, engine: u32) -> u64 {
+        HEARTBEATS.get(engine).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, engine: u32) -> bool {
+        SOCKETS.get(engine).is_some()
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: a helper without arguments that any program may call.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own value, which nothing else writes while an XDP program runs on it; the
+            // verifier checks that the pointer stays inside.
+            unsafe { *counter += 1 }
+        }
+    }
+}
+
+/// What inserting a key that is already there returns.
+const NEG_EEXIST: i32 = -17;
+
+macro_rules! tables {
+    ($family:ty, $services:ident, $flows:ident) => {
+        impl Tables<$family> for Maps {
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$family>) -> Option<Service> {
+                // SAFETY: the daemon replaces services whole and rarely; the worst a concurrent replacement can
+                // show is another service's mode for one packet.
+                unsafe { $services.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn knows_flow(&self, key: &FlowKey<$family>) -> bool {
+                $flows.get_ptr(key).is_some()
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &FlowKey<$family>, flow: &Flow) -> bool {
+                let inserted = $flows.insert(key, flow, u64::from(BPF_NOEXIST));
+                matches!(inserted, Ok(()) | Err(NEG_EEXIST))
+            }
+        }
+    };
+}
+
+tables!(V4, SERVICES_V4, FLOWS_V4);
+tables!(V6, SERVICES_V6, FLOWS_V6);
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(test))]
 #[panic_handler]
