@@ -8,6 +8,11 @@ use crate::stack::Config;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
+/// How many seeds to try: many more in a long run.
+fn seeds(short: u64) -> u64 {
+    if std::env::var_os("TCPGUARD_TEST_LONG").is_some() { short * 20 } else { short }
+}
+
 fn plan(send: u64, receive: u64) -> Plan {
     Plan { send, receive, answers: false, slow: None }
 }
@@ -29,7 +34,7 @@ fn a_calm_network_moves_a_request_and_its_answer() {
 fn many_connections_over_every_kind_of_weather() {
     let mut failed = 0;
     let mut total = 0;
-    for seed in 0..150 {
+    for seed in 0..seeds(150) {
         let mut rng = Rng(seed);
         let weather = Weather {
             delay: MILLISECOND * (1 + rng.below(40) as u32),
