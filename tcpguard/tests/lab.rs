@@ -1,6 +1,8 @@
 //! The lab itself: it comes up and goes away, and its flood is what it says it is. Needs root.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddrV4, UdpSocket};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,33 @@ fn a_lab_comes_up_and_leaves_nothing_behind() -> Result<()> {
     drop(lab);
     assert_eq!(namespaces(&id), 0);
     assert!(!dir.exists());
+    Ok(())
+}
+
+/// The victim is this test itself, run again in a process of its own.
+#[test]
+fn what_a_killed_lab_left_is_swept_away_by_the_next() -> Result<()> {
+    const VICTIM: &str = "TCPGUARD_TEST_VICTIM";
+    if std::env::var_os(VICTIM).is_some() {
+        let lab = Lab::up(config())?;
+        let _backend = lab.backend(PORT)?;
+        println!("up {}", lab.id());
+        thread::sleep(Duration::from_secs(60));
+        return Ok(());
+    }
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--exact", "--nocapture", "what_a_killed_lab_left_is_swept_away_by_the_next"]);
+    let mut victim = command.env(VICTIM, "1").stdout(Stdio::piped()).spawn()?;
+    let lines = BufReader::new(victim.stdout.take().expect("piped")).lines();
+    let id = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("up ").map(str::to_owned));
+    victim.kill()?;
+    victim.wait()?;
+    let id = id.expect("the victim's lab is up");
+    assert_eq!(namespaces(&id), 2, "a killed process cannot clean up");
+
+    let lab = Lab::up(config())?;
+    assert_eq!(namespaces(&id), 0);
+    assert!(!lab.dir().with_file_name(id).exists());
     Ok(())
 }
 
