@@ -26,3 +26,6 @@ pub use netdev::InterfaceFacts;
 pub use secret::{MasterSecret, SecretError};
 pub use shared::{Fingerprints, Heartbeat};
 pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, XskSocket};
+
+#[cfg(test)]
+mod tests;
