@@ -115,7 +115,8 @@ pub struct FlowScan {
 
 impl FlowScan {
     /// Shows the next few hundred flows to `visit`. Returns whether there are more; after `false` the next call starts a
-    /// new walk. One or two system calls; on a large, nearly empty table the kernel skips empty buckets at about 1 ns each.
+    /// new walk. One system call, of 1 to 2 µs a flow; it also passes over empty buckets, of which a table of a million
+    /// flows has enough for 1.5 ms a family.
     ///
     /// # Errors
     ///

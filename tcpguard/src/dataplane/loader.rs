@@ -138,19 +138,19 @@ pub struct Previous {
 /// The XDP program on its interfaces, and its maps. Dropping it leaves both in place, as a kill would.
 #[derive(Debug)]
 pub struct Dataplane {
-    pins: PinDir,
+    pub(super) pins: PinDir,
     lock_dir: PathBuf,
     max_flows: u32,
-    maps: Maps,
+    pub(super) maps: Maps,
     previous: Option<Previous>,
-    guarded: Vec<Guarded>,
+    pub(super) guarded: Vec<Guarded>,
 }
 
 /// One guarded interface.
 #[derive(Debug)]
-struct Guarded {
+pub(super) struct Guarded {
     attached: Attached,
-    link: OwnedFd,
+    pub(super) link: OwnedFd,
     pin: PathBuf,
     _lock: FileLock,
 }

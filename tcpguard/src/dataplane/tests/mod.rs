@@ -1,12 +1,17 @@
 //! Tests against the kernel: each in a network namespace of its own that ends with its thread. They need root, and fail
 //! without it.
 
+mod attach;
+mod maps;
 mod socket;
 
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::bpf;
+use super::{DataplaneError, LoadOptions};
 
 /// Runs `test` in a fresh network namespace with a veth pair `tgd-a`, `tgd-b` of `queues` queues each.
 fn with_veth(queues: u32, mtu: u32, test: impl FnOnce() + Send + 'static) {
@@ -32,6 +37,35 @@ fn with_veth(queues: u32, mtu: u32, test: impl FnOnce() + Send + 'static) {
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Pins and locks of one test, gone afterwards.
+struct Sandbox {
+    options: LoadOptions,
+}
+
+impl Sandbox {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tcpguard-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let options = LoadOptions {
+            pin_dir: PathBuf::from("/sys/fs/bpf").join(&name),
+            lock_dir: std::env::temp_dir().join(&name),
+            max_flows: 1024,
+        };
+        Self { options }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for dir in [&self.options.pin_dir, &self.options.lock_dir] {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let _ = std::fs::remove_file(entry.path());
+            }
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
 }
 
 /// `union bpf_attr` for `BPF_MAP_CREATE`.
@@ -117,6 +151,22 @@ fn redirect_program(sockets: &bpf::Map<u32, u32>) -> OwnedFd {
     ])
 }
 
+/// Passes every frame.
+fn pass_program() -> OwnedFd {
+    program(&[insn(0xb7, 0, 0, 0, 2), insn(0x95, 0, 0, 0, 0)])
+}
+
 fn ifindex(name: &str) -> u32 {
     super::InterfaceFacts::query(name).unwrap().ifindex
+}
+
+/// The message a user would read, causes included.
+fn chain(error: &DataplaneError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
 }

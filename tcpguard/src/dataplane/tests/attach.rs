@@ -1,0 +1,290 @@
+use std::os::fd::AsFd as _;
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::{ABI_VERSION, EpochSlot, Flow, Interface, Settings};
+
+use super::{Sandbox, bpf, chain, ifindex, ip, pass_program, with_veth};
+use crate::dataplane::pins::PinDir;
+use crate::dataplane::{
+    AttachMode, Attached, Dataplane, DataplaneError, InterfaceSpec, LoadOptions, SocketConfig, SocketError,
+    XskSocket,
+};
+
+fn native(name: &str) -> InterfaceSpec {
+    InterfaceSpec { name: name.to_owned(), mode: AttachMode::Native, queues: None }
+}
+
+fn generic(name: &str) -> InterfaceSpec {
+    InterfaceSpec { mode: AttachMode::Generic, ..native(name) }
+}
+
+/// Loads and attaches to the near end.
+fn guard(options: &LoadOptions) -> (Dataplane, Attached) {
+    let mut dataplane = Dataplane::load(options).unwrap_or_else(|error| panic!("load: {}", chain(&error)));
+    let attached =
+        dataplane.attach(&native("tgd-a")).unwrap_or_else(|error| panic!("attach: {}", chain(&error)));
+    (dataplane, attached)
+}
+
+/// How XDP runs on an interface, as `ip` shows it: `xdp`, `xdpgeneric`, or nothing.
+fn xdp_of(name: &str) -> String {
+    let output = std::process::Command::new("ip").args(["link", "show", name]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().find(|word| word.starts_with("xdp")).unwrap_or_default().to_owned()
+}
+
+fn refused(dataplane: &mut Dataplane, spec: &InterfaceSpec) -> DataplaneError {
+    match dataplane.attach(spec) {
+        Ok(attached) => panic!("attached: {attached:?}"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn an_attached_interface_is_known_but_not_armed_and_detaching_leaves_nothing() {
+    with_veth(2, 1500, || {
+        let sandbox = Sandbox::new();
+        let (dataplane, attached) = guard(&sandbox.options);
+        assert_eq!((attached.slot, attached.queues, attached.mtu), (0, 2, 1500));
+        assert_eq!(attached.ifindex, ifindex("tgd-a"));
+        assert!(!attached.taken_over && dataplane.previous().is_none());
+        let expected = Interface { mac: attached.mac, armed: 0, queues: 2, ifindex: attached.ifindex };
+        assert_eq!(dataplane.maps.read_interface(0).unwrap(), expected);
+        dataplane.arm(0, true).unwrap();
+        assert_eq!(dataplane.maps.read_interface(0).unwrap(), Interface { armed: 1, ..expected });
+        assert_eq!(xdp_of("tgd-a"), "xdp");
+        dataplane.detach().unwrap();
+        assert_eq!(xdp_of("tgd-a"), "");
+        assert!(!sandbox.options.pin_dir.exists());
+        assert_eq!(std::fs::read_dir(&sandbox.options.lock_dir).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_new_daemon_takes_over_link_flows_keys_and_counters_from_one_that_was_killed() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (old, attached) = guard(&sandbox.options);
+        let settings = Settings { abi: ABI_VERSION, generation: 4, epoch: 9, ..Settings::default() };
+        let mut epochs = old.epochs().unwrap();
+        epochs[1] = EpochSlot { key: [3, 4], epoch: 9, valid: 1, window: 1, ..EpochSlot::default() };
+        let key = AnyFlowKey::new("10.0.0.2:1234".parse().unwrap(), "10.0.0.1:80".parse().unwrap()).unwrap();
+        let flow = Flow { generation: 4, ..Flow::default() };
+        old.write_epochs(&epochs).unwrap();
+        old.write_settings(&settings).unwrap();
+        old.flows().insert(&key, &flow).unwrap();
+        old.arm(0, true).unwrap();
+        let link = bpf::link_info(old.guarded[0].link.as_fd()).unwrap();
+        old.leave();
+        assert_eq!(xdp_of("tgd-a"), "xdp", "protection stays on");
+
+        let (new, again) = guard(&LoadOptions { max_flows: 4096, ..sandbox.options.clone() });
+        let previous = new.previous().unwrap();
+        assert_eq!((previous.settings, previous.epochs), (settings, epochs));
+        assert_eq!(again, Attached { taken_over: true, ..attached });
+        assert_eq!(new.flows().lookup(&key).unwrap(), Some(flow));
+        assert_eq!(new.flows().capacity(), 1024, "a map in use keeps its size");
+        assert_eq!(new.maps.read_interface(0).unwrap().armed, 1, "armed throughout");
+        let now = bpf::link_info(new.guarded[0].link.as_fd()).unwrap();
+        assert_eq!(now.id, link.id, "the same link");
+        assert_ne!(now.prog_id, link.prog_id, "with the new program");
+        new.detach().unwrap();
+    });
+}
+
+#[test]
+fn pins_of_another_version_are_replaced_and_the_link_is_kept() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (old, _) = guard(&sandbox.options);
+        old.write_settings(&Settings { abi: ABI_VERSION + 1, ..Settings::default() }).unwrap();
+        let link = bpf::link_info(old.guarded[0].link.as_fd()).unwrap();
+        old.leave();
+        let (new, attached) = guard(&LoadOptions { max_flows: 4096, ..sandbox.options.clone() });
+        assert!(new.previous().is_none() && attached.taken_over);
+        assert_eq!(new.settings().unwrap(), Settings::default());
+        assert_eq!(new.flows().capacity(), 4096);
+        assert_eq!(bpf::link_info(new.guarded[0].link.as_fd()).unwrap().id, link.id);
+        new.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_second_daemon_is_refused_on_the_same_interface_and_on_the_same_pins() {
+    with_veth(1, 1500, || {
+        let (sandbox, other) = (Sandbox::new(), Sandbox::new());
+        let (mut first, _) = guard(&sandbox.options);
+        assert!(matches!(Dataplane::load(&sandbox.options), Err(DataplaneError::PinDirInUse { .. })));
+        assert!(matches!(refused(&mut first, &native("tgd-a")), DataplaneError::AttachedTwice { .. }));
+        let elsewhere = LoadOptions { lock_dir: sandbox.options.lock_dir.clone(), ..other.options.clone() };
+        let mut second = Dataplane::load(&elsewhere).unwrap();
+        match refused(&mut second, &native("tgd-a")) {
+            DataplaneError::AlreadyGuarded { name, pid } => {
+                assert_eq!((name.as_str(), pid), ("tgd-a", Some(std::process::id())));
+            }
+            error => panic!("{error}"),
+        }
+        second.attach(&native("tgd-b")).unwrap();
+        second.detach().unwrap();
+        assert_eq!(xdp_of("tgd-a"), "xdp");
+        first.detach().unwrap();
+    });
+}
+
+#[test]
+fn two_interfaces_share_their_maps_and_one_that_is_no_longer_wanted_is_released() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (mut old, near) = guard(&sandbox.options);
+        let far = old.attach(&native("tgd-b")).unwrap();
+        assert_eq!((near.slot, far.slot), (0, 1));
+        assert_eq!(old.attached().count(), 2);
+        old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        old.leave();
+
+        let mut new = Dataplane::load(&sandbox.options).unwrap();
+        assert_eq!(new.attach(&native("tgd-b")).unwrap().slot, 1, "slots are kept, whatever the order");
+        assert_eq!(new.release_unclaimed().unwrap(), 1);
+        assert_eq!(xdp_of("tgd-a"), "");
+        assert_eq!(new.maps.read_interface(0).unwrap(), Interface::default());
+        assert_eq!(xdp_of("tgd-b"), "xdp");
+        new.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_link_whose_interface_was_removed_is_forgotten() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (old, _) = guard(&sandbox.options);
+        old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        let index = ifindex("tgd-a");
+        old.leave();
+        ip("link del tgd-a");
+        ip(&format!("link add tgd-a index {index} type veth peer name tgd-b"));
+        let (mut new, attached) = guard(&sandbox.options);
+        assert!(!attached.taken_over && attached.ifindex == index);
+        assert_eq!(xdp_of("tgd-a"), "xdp");
+        assert_eq!(new.release_unclaimed().unwrap(), 0);
+        new.detach().unwrap();
+    });
+}
+
+#[test]
+fn another_program_on_the_interface_is_named_and_left_alone() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let other = bpf::link_create(pass_program().as_fd(), ifindex("tgd-a"), 1 << 2).unwrap();
+        let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
+        for spec in [native("tgd-a"), generic("tgd-a")] {
+            let error = refused(&mut dataplane, &spec);
+            assert!(matches!(error, DataplaneError::OtherProgram { .. }), "{error}");
+            assert_eq!(dataplane.maps.read_interface(0).unwrap(), Interface::default());
+        }
+        assert!(bpf::link_info(other.as_fd()).unwrap().ifindex != 0);
+        drop(other);
+        dataplane.attach(&native("tgd-a")).unwrap();
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn generic_mode_is_used_only_when_asked_for_and_a_change_of_mode_replaces_the_link() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        ip("link add tgd-br type bridge");
+        let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
+        match refused(&mut dataplane, &native("tgd-br")) {
+            DataplaneError::NativeUnsupported { name, driver, .. } => {
+                assert_eq!((name.as_str(), driver.as_str()), ("tgd-br", "bridge"));
+            }
+            error => panic!("{error}"),
+        }
+        dataplane.attach(&generic("tgd-br")).unwrap();
+        assert_eq!(xdp_of("tgd-br"), "xdpgeneric");
+        dataplane.attach(&native("tgd-a")).unwrap();
+        dataplane.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        dataplane.leave();
+        let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
+        assert!(!dataplane.attach(&generic("tgd-a")).unwrap().taken_over);
+        assert_eq!(xdp_of("tgd-a"), "xdpgeneric");
+        assert_eq!(dataplane.pins.with_prefix("xdp_").unwrap().len(), 2);
+        dataplane.detach().unwrap();
+        assert_eq!(xdp_of("tgd-br") + &xdp_of("tgd-a"), "");
+    });
+}
+
+#[test]
+fn an_mtu_too_large_for_frames_or_for_the_driver_is_named_with_what_would_fit() {
+    with_veth(1, 9000, || {
+        let sandbox = Sandbox::new();
+        let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
+        let mut limit_at = |mtu: u32| match refused(&mut dataplane, &native("tgd-a")) {
+            DataplaneError::MtuTooLarge { mtu: found, limit, .. } => {
+                assert_eq!(found, mtu);
+                limit
+            }
+            error => panic!("{}", chain(&error)),
+        };
+        assert_eq!(limit_at(9000), 3818);
+        for end in ["tgd-a", "tgd-b"] {
+            ip(&format!("link set dev {end} mtu 3600"));
+        }
+        let limit = limit_at(3600);
+        for end in ["tgd-a", "tgd-b"] {
+            ip(&format!("link set dev {end} mtu {limit}"));
+        }
+        dataplane.attach(&native("tgd-a")).unwrap();
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn queues_that_are_not_there_or_could_not_send_are_refused() {
+    with_veth(4, 1500, || {
+        let sandbox = Sandbox::new();
+        let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
+        let with = |queues| InterfaceSpec { queues: Some(queues), ..native("tgd-a") };
+        for queues in [0, 5, 65] {
+            let error = refused(&mut dataplane, &with(queues));
+            assert!(matches!(error, DataplaneError::QueueCount { limit: 4, .. }), "{error}");
+        }
+        assert_eq!(dataplane.attach(&with(2)).unwrap().queues, 2);
+        ip("link add tgd-c numrxqueues 4 numtxqueues 2 type veth peer name tgd-d");
+        let error = refused(&mut dataplane, &native("tgd-c"));
+        assert!(matches!(error, DataplaneError::UnequalQueues { rx: 4, tx: 2, .. }), "{error}");
+        let error = refused(&mut dataplane, &native("tgd-none"));
+        assert!(matches!(error, DataplaneError::UnknownInterface { .. }), "{error}");
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn without_privilege_every_step_says_so() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        // Mounts the file system if need be, while it may.
+        drop(PinDir::open(&sandbox.options.pin_dir).unwrap());
+        let options = sandbox.options.clone();
+        let unprivileged = std::thread::spawn(move || {
+            let nobody = 65534;
+            // SAFETY: no pointers. The bare system call changes this thread alone.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) }, 0);
+            let error = Dataplane::load(&options).unwrap_err();
+            assert!(matches!(error, DataplaneError::NotPrivileged { .. }), "{error}");
+            let error = XskSocket::open(ifindex("tgd-a"), 0, &SocketConfig::for_mtu(1500)).unwrap_err();
+            assert!(matches!(error, SocketError::NotPrivileged(_)), "{error}");
+        });
+        unprivileged.join().unwrap();
+    });
+}
+
+#[test]
+fn a_pin_directory_whose_name_the_file_system_refuses_is_named() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let options = LoadOptions { pin_dir: "/sys/fs/bpf/tcpguard.test".into(), ..sandbox.options.clone() };
+        let error = Dataplane::load(&options).unwrap_err();
+        assert!(matches!(error, DataplaneError::Pin { action: "create", .. }), "{error}");
+    });
+}

@@ -1,0 +1,215 @@
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
+
+use tcpguard_common::flow::{AnyFlowKey, V4, V6};
+use tcpguard_common::map::{
+    EpochSlot, Flow, MAX_SERVICES, MODE_COOKIE, MODE_OFF, PORT_WORDS, ServiceKey, XSK_ENTRIES, name,
+    xsk_index,
+};
+use tcpguard_common::reason::Reason;
+
+use super::{Sandbox, bpf, with_veth};
+use crate::dataplane::{Dataplane, DataplaneError, FlowScan, ServiceEntry, SocketConfig, XskSocket};
+
+fn with_dataplane(test: impl FnOnce(Dataplane, &Sandbox) + Send + 'static) {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        test(Dataplane::load(&sandbox.options).unwrap(), &sandbox);
+    });
+}
+
+fn entry(addr: &str, port: u16, id: u32) -> ServiceEntry {
+    ServiceEntry { addr: addr.parse().unwrap(), port, id, mode: MODE_COOKIE }
+}
+
+fn flow_key(number: u32, v6: bool) -> AnyFlowKey {
+    let ip =
+        |low: u32| -> IpAddr { if v6 { IpAddr::V6(u128::from(low).into()) } else { IpAddr::V4(low.into()) } };
+    let peer = SocketAddr::new(ip(0x0a00_0000 | number), 1000);
+    AnyFlowKey::new(peer, SocketAddr::new(ip(0x0a80_0001), 80)).unwrap()
+}
+
+fn flow(number: u32) -> Flow {
+    Flow { seq: number, owner: 3, ..Flow::default() }
+}
+
+/// Every flow a whole walk shows.
+fn walk(scan: &mut FlowScan) -> Vec<(AnyFlowKey, u32)> {
+    let mut seen = Vec::new();
+    while scan.next_slice(|key, flow| seen.push((key, flow.seq))).unwrap() {}
+    seen
+}
+
+#[test]
+fn the_service_maps_and_the_port_bitmap_become_equal_to_the_list() {
+    with_dataplane(|dataplane, _sandbox| {
+        let ports = |dataplane: &Dataplane| -> HashSet<u32> {
+            let bits = |word: u32| dataplane.maps.ports.lookup(&word).unwrap().unwrap();
+            (0..PORT_WORDS * 64).filter(|port| bits(port / 64) >> (port % 64) & 1 == 1).collect()
+        };
+        let first = [entry("0.0.0.0", 80, 0), entry("10.0.0.1", 443, 1), entry("::", 80, 2)];
+        dataplane.set_services(&first).unwrap();
+        assert_eq!(ports(&dataplane), HashSet::from([80, 443]));
+        let any = ServiceKey::new(V4([0; 4]), 80u16.to_be_bytes());
+        assert_eq!(dataplane.maps.services_v4.lookup(&any).unwrap().unwrap().id, 0);
+        let any_v6 = ServiceKey::new(V6([0; 16]), 80u16.to_be_bytes());
+        assert_eq!(dataplane.maps.services_v6.lookup(&any_v6).unwrap().unwrap().id, 2);
+
+        let off = ServiceEntry { mode: MODE_OFF, ..entry("0.0.0.0", 80, 5) };
+        dataplane.set_services(&[off, entry("fe80::1", 65535, 6)]).unwrap();
+        assert_eq!(ports(&dataplane), HashSet::from([80, 65535]));
+        let held = dataplane.maps.services_v4.lookup(&any).unwrap().unwrap();
+        assert_eq!((held.id, held.mode), (5, MODE_OFF));
+        assert_eq!(dataplane.maps.services_v4.keys().unwrap(), [any]);
+        assert_eq!(dataplane.maps.services_v6.lookup(&any_v6).unwrap(), None);
+        dataplane.set_services(&[]).unwrap();
+        assert!(ports(&dataplane).is_empty());
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_full_list_can_be_exchanged_whole_and_one_too_many_changes_nothing() {
+    with_dataplane(|dataplane, _sandbox| {
+        let list = |first: u16, count: u32| -> Vec<_> {
+            (0..count).map(|index| entry("0.0.0.0", first + index as u16, index)).collect()
+        };
+        dataplane.set_services(&list(1, MAX_SERVICES)).unwrap();
+        dataplane.set_services(&list(5000, MAX_SERVICES)).unwrap();
+        let before: HashSet<_> = dataplane.maps.services_v4.keys().unwrap().into_iter().collect();
+        assert_eq!(before.len(), MAX_SERVICES as usize);
+        let error = dataplane.set_services(&list(1, MAX_SERVICES + 1)).unwrap_err();
+        assert!(matches!(error, DataplaneError::TooManyServices { count: 1025, .. }), "{error}");
+        let after: HashSet<_> = dataplane.maps.services_v4.keys().unwrap().into_iter().collect();
+        assert_eq!(before, after);
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn flows_of_both_families_are_found_walked_and_removed_in_batches() {
+    with_dataplane(|dataplane, _sandbox| {
+        let table = dataplane.flows();
+        let keys: Vec<_> = (0..700).flat_map(|number| [false, true].map(|v6| flow_key(number, v6))).collect();
+        for (number, key) in (0..).zip(&keys) {
+            table.insert(key, &flow(number)).unwrap();
+        }
+        assert_eq!(table.lookup(&keys[5]).unwrap(), Some(flow(5)));
+        assert_eq!(table.lookup(&flow_key(700, false)).unwrap(), None);
+        assert!(!table.insert_new(&keys[5], &flow(99)).unwrap());
+        assert_eq!(table.lookup(&keys[5]).unwrap(), Some(flow(5)));
+
+        let mut scan = table.scan();
+        for _ in 0..2 {
+            let seen = walk(&mut scan);
+            assert_eq!(seen.len(), keys.len());
+            let expected: HashSet<_> = keys.iter().copied().zip(0..).collect();
+            assert_eq!(seen.into_iter().collect::<HashSet<_>>(), expected);
+        }
+
+        // Every third key, of either family, is missing already: the batch must step over it.
+        for key in keys.iter().step_by(3) {
+            assert!(table.remove(key).unwrap());
+        }
+        assert!(!table.remove(&keys[0]).unwrap());
+        assert_eq!(table.remove_batch(&keys).unwrap(), keys.len() - keys.len().div_ceil(3));
+        assert!(walk(&mut scan).is_empty());
+        assert_eq!(table.remove_batch(&[]).unwrap(), 0);
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_full_flow_table_says_so_and_takes_flows_again_once_some_went() {
+    with_dataplane(|dataplane, sandbox| {
+        let (table, capacity) = (dataplane.flows(), sandbox.options.max_flows);
+        assert_eq!(table.capacity(), capacity);
+        let mut inserted = Vec::new();
+        let error = (0..capacity * 2).find_map(|number| {
+            let key = flow_key(number, false);
+            match table.insert(&key, &flow(number)) {
+                Ok(()) => {
+                    inserted.push(key);
+                    None
+                }
+                Err(error) => Some(error),
+            }
+        });
+        assert_eq!(error.unwrap().raw_os_error(), Some(libc::E2BIG));
+        assert_eq!(inserted.len(), capacity as usize);
+        assert_eq!(table.remove_batch(&inserted[..10]).unwrap(), 10);
+        table.insert(&flow_key(capacity * 2, false), &flow(1)).unwrap();
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn heartbeats_and_fingerprints_are_the_words_that_xdp_reads() {
+    with_dataplane(|dataplane, _sandbox| {
+        // SAFETY: the sizes that `SHARED` checked.
+        let beats = unsafe {
+            bpf::Map::<u32, u64>::from_fd(bpf::get(&dataplane.pins.join(name::HEARTBEATS)).unwrap())
+        };
+        let last = XSK_ENTRIES - 1;
+        assert!(dataplane.heartbeat(XSK_ENTRIES).is_none());
+        dataplane.heartbeat(last).unwrap().beat(42);
+        dataplane.heartbeat(xsk_index(1, 2)).unwrap().beat(7);
+        assert_eq!(beats.lookup(&last).unwrap(), Some(42));
+        assert_eq!(beats.lookup(&xsk_index(1, 2)).unwrap(), Some(7));
+        assert_eq!(dataplane.heartbeat(last).unwrap().last(), 42);
+
+        // SAFETY: as above.
+        let words = unsafe {
+            bpf::Map::<u32, [u32; 4]>::from_fd(bpf::get(&dataplane.pins.join(name::TIME_WAIT)).unwrap())
+        };
+        let fingerprints = dataplane.fingerprints();
+        assert!((1..=4).all(|word| !fingerprints.set(1000, word)));
+        assert!(!fingerprints.set(1000, 3), "it is there already");
+        assert_eq!(words.lookup(&1000).unwrap(), Some([1, 2, 3, 4]));
+        assert!(fingerprints.set(1000, 5), "the first makes way");
+        fingerprints.clear(1000, 3);
+        fingerprints.clear(1000, 99);
+        assert_eq!(words.lookup(&1000).unwrap(), Some([5, 2, 0, 4]));
+        assert!(fingerprints.contains(1000, 4) && !fingerprints.contains(1000, 3));
+        assert_eq!(words.lookup(&1001).unwrap(), Some([0; 4]));
+        fingerprints.clear_all();
+        assert_eq!(words.lookup(&1000).unwrap(), Some([0; 4]));
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn counters_start_at_zero_on_every_cpu_and_epochs_read_back_as_written() {
+    with_dataplane(|dataplane, _sandbox| {
+        let counters = dataplane.counters().unwrap();
+        for &reason in Reason::ALL {
+            assert_eq!(counters.total(reason), 0);
+            assert_eq!(counters.per_cpu(reason).len(), aya::util::nr_cpus().unwrap());
+        }
+        let mut slots = dataplane.epochs().unwrap();
+        slots[2] = EpochSlot { epoch: 6, valid: 1, window: 100, ..EpochSlot::default() };
+        dataplane.write_epochs(&slots).unwrap();
+        assert_eq!(dataplane.epochs().unwrap(), slots);
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn only_an_af_xdp_socket_can_be_registered_and_only_in_its_place() {
+    with_dataplane(|mut dataplane, _sandbox| {
+        let spec = crate::dataplane::InterfaceSpec {
+            name: "tgd-a".to_owned(),
+            mode: crate::dataplane::AttachMode::Native,
+            queues: None,
+        };
+        let attached = dataplane.attach(&spec).unwrap();
+        let config = SocketConfig { rx_frames: 64, tx_frames: 64, ..SocketConfig::for_mtu(attached.mtu) };
+        let socket = XskSocket::open(attached.ifindex, 0, &config).unwrap();
+        dataplane.register_socket(attached.slot, 0, socket.as_fd()).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(dataplane.register_socket(attached.slot, 0, file.as_fd()).is_err());
+        assert!(dataplane.register_socket(16, 0, socket.as_fd()).is_err());
+        dataplane.detach().unwrap();
+    });
+}
