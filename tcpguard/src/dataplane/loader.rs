@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::programs::Xdp;
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use tcpguard_common::map::{
     ABI_VERSION, DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, Interface, MAX_INTERFACES, MAX_QUEUES, Settings,
     name,
@@ -493,6 +493,8 @@ fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<E
     let mut loader = EbpfLoader::new();
     // The program touches no kernel type, so that the kernel's own type information would only cost time.
     loader.btf(None);
+    // Rejected programs are verified again for the log: the reason is enough, every instruction would take minutes.
+    loader.verifier_log_level(VerifierLogLevel::STATS);
     for map in shared_names() {
         loader.map_pin_path(map, pins.join(map));
     }
