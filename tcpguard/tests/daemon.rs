@@ -71,7 +71,7 @@ impl Setup {
 
     /// Starts the daemon from a file: the guarded interface and service, and `more`, which begins with further keys
     /// of that interface.
-    fn from_file(&self, more: &str) -> Result<Process> {
+    fn daemon_from_file(&self, more: &str) -> Result<Process> {
         let path = self.lab.dir().join("tcpguard.toml");
         let (pins, control) = (self.lab.pin_dir(), self.control());
         let text = format!(
@@ -456,6 +456,32 @@ fn after_sigkill_protection_stays_and_a_fresh_run_takes_over() -> Result<()> {
 }
 
 #[test]
+fn a_dead_daemons_ports_are_silent_for_the_grace_and_then_left_to_the_host_or_dropped() -> Result<()> {
+    let setup = Setup::new()?;
+    let knock = || -> Result<std::io::Result<TcpStream>> {
+        let connect = || TcpStream::connect_timeout(&SERVICE.into(), Duration::from_millis(300));
+        setup.lab.client().enter(connect)
+    };
+    let kind = |knocked: std::io::Result<TcpStream>| knocked.err().map(|error| error.kind());
+    // A tuned grace counts, not only a configured one.
+    let daemon = setup.daemon(&["--set", "exit-grace=1m"])?;
+    setup.text(&["tune", "exit-grace", "2s"])?;
+    daemon.kill()?;
+    assert_eq!(kind(knock()?), Some(std::io::ErrorKind::TimedOut));
+    eventually("the host refuses", || Ok(kind(knock()?) == Some(std::io::ErrorKind::ConnectionRefused)))?;
+
+    let daemon = setup.daemon(&["--set", "exit-grace=0s", "--on-daemon-exit", "drop"])?;
+    setup.fetch()?;
+    let dropped = setup.reason("exit-drop")?;
+    daemon.kill()?;
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(kind(knock()?), Some(std::io::ErrorKind::TimedOut));
+    let _daemon = setup.daemon(&[])?;
+    assert!(setup.reason("exit-drop")? > dropped, "{}", setup.text(&["stats"])?);
+    Ok(())
+}
+
+#[test]
 fn detach_removes_what_a_killed_daemon_left_and_refuses_while_one_runs() -> Result<()> {
     let setup = Setup::new()?;
     let before = setup.link()?;
@@ -480,7 +506,7 @@ fn detach_removes_what_a_killed_daemon_left_and_refuses_while_one_runs() -> Resu
 #[test]
 fn a_configuration_file_says_the_same_as_arguments() -> Result<()> {
     let setup = Setup::new()?;
-    let daemon = setup.from_file("queues = 2\n[tunables]\ntime-wait = \"7s\"\n")?;
+    let daemon = setup.daemon_from_file("queues = 2\n[tunables]\ntime-wait = \"7s\"\n")?;
     setup.fetch()?;
     assert_eq!(setup.json(&["tune", "time-wait"])?["tunables"][0]["value"], 7_000);
     assert_eq!(daemon.stop(SOON)?.code(), Some(0));
@@ -497,7 +523,7 @@ fn one_daemon_guards_several_interfaces_each_in_its_own_mode() -> Result<()> {
     client.output("ethtool", &["-K", "client1", "tx", "off"])?;
 
     let second = SocketAddrV4::new([10, 78, 0, 1].into(), 80);
-    let daemon = setup.from_file(&format!(
+    let daemon = setup.daemon_from_file(&format!(
         "[[interface]]\nname = \"guard1\"\nmode = \"generic\"\n\
          [[service]]\nlisten = \"{second}\"\nbackend = \"127.0.0.1:{BACKEND_PORT}\"\n"
     ))?;
