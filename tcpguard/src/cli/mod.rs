@@ -1,5 +1,6 @@
 //! The command line, one file per verb. The only room that prints: results to standard output, one line to standard
 //! error when something failed. Exit codes: 0 done, 1 failed, 2 bad input (nothing was changed).
+#![forbid(unsafe_code)]
 
 mod detach;
 mod flows;

@@ -1,5 +1,6 @@
 //! The configuration file and the table of tunables. A leaf: it reads and judges, and applies nothing. What needs
 //! the running system (does the interface exist, who owns the lock) is asked by `control`.
+#![forbid(unsafe_code)]
 
 pub mod duration;
 pub mod file;

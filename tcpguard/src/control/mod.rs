@@ -1,4 +1,5 @@
 //! The daemon and its control socket, server and client. Printing is for `cli`.
+#![forbid(unsafe_code)]
 
 mod answers;
 pub mod client;

@@ -1,3 +1,4 @@
 //! Events and metrics. A leaf that any room may use.
+#![forbid(unsafe_code)]
 
 pub mod log;
