@@ -43,12 +43,13 @@ pub(super) fn of(purpose: Purpose, sources: Option<CoreSources>) -> Vec<Need> {
     needs
 }
 
-const LAB_TOOLS: [(&str, &str, &str); 7] = [
+const LAB_TOOLS: [(&str, &str, &str); 8] = [
     ("ip", "iproute2", "the lab is made of network namespaces"),
     ("nft", "nftables", "the lab's router loses packets, and tests count them"),
     ("ethtool", "ethtool", "the lab switches checksum offload off, as on a real wire"),
     ("nginx", "nginx-light", "the web server the lab protects"),
     ("curl", "curl", "the HTTP client of the integration tests"),
+    ("ping", "iputils-ping", "tests prove that what is not protected still works"),
     ("nsenter", "util-linux", "processes of the lab start inside its namespaces"),
     ("setpriv", "util-linux", "processes of the lab end with it"),
 ];
