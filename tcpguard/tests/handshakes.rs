@@ -1,0 +1,155 @@
+//! What forgers, replayers and slow clients send, frame by frame.
+
+mod support;
+
+use std::time::Duration;
+
+use support::raw::{Outgoing, RawPort, linux_options};
+use support::{Guarded, PORT, wait_for};
+use tcpguard_common::packet::{Flags, Options};
+use tcpguard_common::seq::Seq;
+use xtask::lab::FloodSpec;
+
+const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
+const CLIENT: [u8; 4] = [10, 77, 0, 99];
+const SHORT: Duration = Duration::from_millis(500);
+
+fn guarded_with_hello() -> (Guarded, RawPort) {
+    let guarded = Guarded::simple();
+    guarded.backend.file("hello", 5).expect("a file");
+    let raw = RawPort::open(&guarded.lab, CLIENT.into());
+    (guarded, raw)
+}
+
+/// Runs one whole request over `port` and closes it from our side after the server's FIN.
+fn whole_request(raw: &RawPort, port: u16, options: Options) -> (Vec<u8>, Vec<u8>) {
+    let handshake = raw.syn(port, PORT, 1000, options).expect("a SYN-ACK");
+    let bare = raw.frame(port, PORT, &handshake.ack(b""));
+    let first_data = raw.frame(port, PORT, &handshake.ack(REQUEST));
+    raw.send(&bare);
+    raw.send(&first_data);
+    let mut next = handshake.syn_ack.tcp.seq + 1;
+    let mut fin_acked = false;
+    while !fin_acked {
+        let (segment, _) = raw.receive(PORT, port, Duration::from_secs(3)).expect("the server's answer");
+        assert!(!segment.tcp.flags.contains(Flags::RST), "reset in mid-flight");
+        if segment.tcp.seq != next {
+            continue;
+        }
+        next += segment.payload.len() as u32;
+        let fin = segment.tcp.flags.contains(Flags::FIN);
+        if fin {
+            next += 1;
+        }
+        if !segment.payload.is_empty() || fin {
+            let flags = if fin { Flags(Flags::ACK.0 | Flags::FIN.0) } else { Flags::ACK };
+            let seq = handshake.next + REQUEST.len() as u32;
+            let options = handshake.options();
+            raw.send(&raw.frame(port, PORT, &Outgoing { seq, ack: next, flags, options, data: b"" }));
+        }
+        fin_acked = fin;
+    }
+    (bare, first_data)
+}
+
+#[test]
+fn a_forged_ack_is_dropped_and_counted() {
+    let (guarded, raw) = guarded_with_hello();
+    let before = guarded.reason("ack-invalid");
+    for guess in 0..1000_u32 {
+        for timestamps in [None, Some((7, guess.rotate_left(13)))] {
+            let options = Options { timestamps, ..Options::default() };
+            let forged = Outgoing {
+                seq: Seq(guess),
+                ack: Seq(guess.wrapping_mul(2_654_435_761)),
+                flags: Flags::ACK,
+                options,
+                data: REQUEST,
+            };
+            raw.send(&raw.frame(50_000, PORT, &forged));
+        }
+    }
+    wait_for("2000 refusals", Duration::from_secs(5), || guarded.reason("ack-invalid") == before + 2000);
+    assert!(raw.receive(PORT, 50_000, SHORT).is_none(), "a forged ACK was answered");
+    assert_eq!(guarded.flows(None).len(), 0);
+}
+
+#[test]
+fn an_ack_or_first_data_segment_replayed_after_the_close_does_not_reopen_the_flow() {
+    for options in [linux_options(), Options { timestamps: None, ..linux_options() }] {
+        let (guarded, raw) = guarded_with_hello();
+        let (bare, first_data) = whole_request(&raw, 50_001, options);
+        wait_for("the flow to end", Duration::from_secs(5), || guarded.flows(Some("ESTABLISHED")).is_empty());
+        // Both while the flow is remembered as closed, and after TIME_WAIT (if any) is over.
+        guarded.tune("time-wait", "1s");
+        for _ in 0..2 {
+            for frame in [&bare, &first_data] {
+                raw.send(frame);
+                while let Some((answer, _)) = raw.receive(PORT, 50_001, SHORT) {
+                    assert!(answer.payload.is_empty(), "the request was repeated");
+                }
+            }
+            let open: Vec<_> =
+                guarded.flows(None).into_iter().filter(|flow| flow["state"] != "TIME_WAIT").collect();
+            assert!(open.is_empty(), "reopened: {open:?}");
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+    }
+}
+
+#[test]
+fn a_cookie_two_periods_old_is_refused_and_one_period_old_is_not() {
+    let (guarded, raw) = guarded_with_hello();
+    guarded.tune("cookie-period", "2s");
+    // The change takes effect with the next epoch; the old period's slots must be gone.
+    std::thread::sleep(Duration::from_secs(5));
+    for options in [linux_options(), Options { timestamps: None, ..linux_options() }] {
+        let young = raw.syn(50_002, PORT, 5, options).expect("a SYN-ACK");
+        std::thread::sleep(Duration::from_millis(2000));
+        raw.send(&raw.frame(50_002, PORT, &young.ack(REQUEST)));
+        assert!(
+            raw.receive(PORT, 50_002, Duration::from_secs(2)).is_some(),
+            "a cookie of the previous epoch was refused: a rotation broke a handshake in flight"
+        );
+        let old = raw.syn(50_003, PORT, 5, options).expect("a SYN-ACK");
+        std::thread::sleep(Duration::from_millis(6100));
+        let before = guarded.reason("ack-invalid");
+        raw.send(&raw.frame(50_003, PORT, &old.ack(REQUEST)));
+        assert!(raw.receive(PORT, 50_003, SHORT).is_none(), "an expired cookie was accepted");
+        assert_eq!(guarded.reason("ack-invalid"), before + 1);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+#[test]
+fn syn_acks_seen_equal_cookies_counted_and_every_segment_has_one_reason() {
+    let (mut guarded, raw) = guarded_with_hello();
+    let before: u64 = guarded.reasons().values().sum();
+    let cookies_before = guarded.reason("cookie-sent");
+    let arrivals_before = guarded.lab.verifier().arrivals().expect("the receiver's counters");
+    const FRAMES: u64 = 400_000;
+    let spec = FloodSpec { rate: 100_000, total: Some(FRAMES), ..FloodSpec::default() };
+    let flood = guarded.lab.flood(PORT, spec).expect("a flood").finish().expect("the flood ends by itself");
+    // Our own frames: one of each kind that the decision tells apart.
+    let mut sent = 0;
+    for flags in 0..=255_u8 {
+        let segment = Outgoing { seq: Seq(9), ack: Seq(9), flags: Flags(flags), ..Outgoing::default() };
+        raw.send(&raw.frame(50_010, PORT, &segment));
+        sent += 1;
+    }
+    // A port that is not protected is counted nowhere.
+    raw.send(&raw.frame(50_011, 9, &Outgoing { flags: Flags::SYN, ..Outgoing::default() }));
+    let expected = flood.delivered() + sent;
+    let counted = || guarded.reasons().values().sum::<u64>() - before;
+    wait_for("every frame to be counted", Duration::from_secs(10), || counted() >= expected);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(counted(), expected, "a frame without a reason, or with two");
+
+    let cookies = guarded.reason("cookie-sent") - cookies_before;
+    let arrivals = guarded.lab.verifier().arrivals().expect("the receiver's counters");
+    let seen = arrivals.syn_acks() - arrivals_before.syn_acks();
+    assert_eq!(arrivals.wrong(), 0, "a SYN-ACK with a wrong checksum, number or option");
+    let lost = guarded.transmit_drops();
+    assert_eq!(seen, cookies - lost, "{cookies} cookies sent, {lost} dropped by the driver");
+    assert!(cookies >= flood.delivered());
+}

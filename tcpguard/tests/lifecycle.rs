@@ -1,0 +1,181 @@
+//! How connections end, and what happens to them when the daemon does.
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
+use support::{Guarded, PORT, lab_object, wait_for};
+use xtask::lab::{GUARD_ADDRESS, LabConfig};
+
+const SOON: Duration = Duration::from_secs(5);
+const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\n\r\n";
+const LAST_REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
+
+fn guarded_with_hello() -> Guarded {
+    let guarded = Guarded::simple();
+    guarded.backend.file("hello", 5).expect("a file");
+    guarded
+}
+
+fn connect(guarded: &Guarded, port: u16) -> TcpStream {
+    let stream = guarded
+        .lab
+        .client()
+        .enter(|| TcpStream::connect((GUARD_ADDRESS, port)))
+        .expect("the client's namespace")
+        .expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a read timeout");
+    stream
+}
+
+/// A connection that the server closes first.
+fn closed_by_server(guarded: &Guarded) {
+    let mut stream = connect(guarded, PORT);
+    stream.write_all(LAST_REQUEST).expect("sending a request");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer and the server's FIN");
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[test]
+fn a_server_side_close_leaves_time_wait_for_2msl_and_a_tuned_value_applies_at_once() {
+    let guarded = guarded_with_hello();
+    guarded.tune("time-wait", "60s");
+    for _ in 0..3 {
+        closed_by_server(&guarded);
+    }
+    wait_for("three TIME_WAITs", SOON, || guarded.flows(Some("TIME_WAIT")).len() == 3);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(guarded.flows(Some("TIME_WAIT")).len(), 3, "ended before 2MSL");
+    guarded.tune("time-wait", "1s");
+    wait_for("the tuned 2MSL to end them", SOON, || guarded.flows(None).is_empty());
+    closed_by_server(&guarded);
+    wait_for("a short TIME_WAIT to end", SOON, || guarded.flows(None).is_empty());
+}
+
+#[test]
+fn a_client_that_closes_first_leaves_nothing_behind() {
+    let guarded = guarded_with_hello();
+    for _ in 0..3 {
+        let mut stream = connect(&guarded, PORT);
+        stream.write_all(REQUEST).expect("sending a request");
+        let mut answer = [0; 64];
+        let len = stream.read(&mut answer).expect("an answer");
+        assert!(answer[..len].starts_with(b"HTTP/1.1 200"));
+        assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1);
+        drop(stream);
+        wait_for("the flow to be gone", SOON, || guarded.flows(None).is_empty());
+    }
+}
+
+#[test]
+fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
+    let other = format!("{GUARD_ADDRESS}:81=127.0.0.1:8181");
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &other]);
+    let listener = guarded
+        .lab
+        .guard()
+        .enter(|| TcpListener::bind("127.0.0.1:8181"))
+        .expect("the guard's namespace")
+        .expect("a listener");
+    // The client ends its direction first; the server answers two seconds later.
+    let mut client = connect(&guarded, 81);
+    client.write_all(b"question").expect("sending");
+    client.shutdown(Shutdown::Write).expect("half-closing");
+    let (mut server, _) = listener.accept().expect("the relayed connection");
+    let mut question = String::new();
+    server.read_to_string(&mut question).expect("the question and the client's FIN");
+    assert_eq!(question, "question");
+    std::thread::sleep(Duration::from_secs(2));
+    server.write_all(b"answer").expect("answering");
+    drop(server);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("the answer and the server's FIN");
+    assert_eq!(answer, "answer");
+    // The server ends its direction first; the client goes on.
+    let mut client = connect(&guarded, 81);
+    client.write_all(b"a").expect("sending");
+    let (mut server, _) = listener.accept().expect("the relayed connection");
+    server.shutdown(Shutdown::Write).expect("half-closing");
+    assert_eq!(client.read(&mut [0; 8]).expect("a read"), 0, "the server's FIN");
+    std::thread::sleep(Duration::from_secs(2));
+    client.write_all(b"bc").expect("sending after the server's FIN");
+    drop(client);
+    let mut rest = String::new();
+    server.read_to_string(&mut rest).expect("the rest and the client's FIN");
+    assert_eq!(rest, "abc");
+}
+
+#[test]
+fn a_backend_that_does_not_read_stops_the_client_and_loses_nothing() {
+    let other = format!("{GUARD_ADDRESS}:81=127.0.0.1:8181");
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &other]);
+    let listener = guarded
+        .lab
+        .guard()
+        .enter(|| TcpListener::bind("127.0.0.1:8181"))
+        .expect("the guard's namespace")
+        .expect("a listener");
+    let mut client = connect(&guarded, 81);
+    let (mut server, _) = listener.accept().expect("the relayed connection");
+    client.set_write_timeout(Some(Duration::from_secs(3))).expect("a write timeout");
+    let block = vec![0x5a_u8; 1 << 20];
+    let mut sent = 0;
+    let stalled = loop {
+        match client.write(&block) {
+            Ok(len) => sent += len,
+            Err(error) => break error.kind(),
+        }
+        assert!(sent < 256 << 20, "no back-pressure: {sent} bytes went nowhere");
+    };
+    assert_eq!(stalled, std::io::ErrorKind::WouldBlock);
+    let reader = std::thread::spawn(move || std::io::copy(&mut server, &mut std::io::sink()));
+    drop(client);
+    let received = reader.join().expect("the reader").expect("reading to the end");
+    assert_eq!(received, sent as u64);
+}
+
+#[test]
+fn a_refused_backend_answers_the_client_with_a_reset() {
+    let other = format!("{GUARD_ADDRESS}:81=127.0.0.1:9");
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &other]);
+    let mut client = connect(&guarded, 81);
+    let error = client.read(&mut [0; 8]).expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    wait_for("the flow to be gone", SOON, || guarded.flows(None).is_empty());
+}
+
+#[test]
+fn sigkill_leaves_the_machine_reachable_and_a_fresh_daemon_takes_over() {
+    let mut guarded = guarded_with_hello();
+    let mut survivor = connect(&guarded, PORT);
+    survivor.write_all(REQUEST).expect("sending a request");
+    assert!(survivor.read(&mut [0; 512]).expect("an answer") > 0);
+    guarded.take_daemon().kill().expect("killing the daemon");
+    let ping = || guarded.lab.client().output("ping", &["-c", "1", "-W", "1", "10.77.0.1"]);
+    ping().expect("the machine answers a ping after the daemon's death");
+    guarded.start_daemon();
+    closed_by_server(&guarded);
+    // A connection of the dead daemon's is not left hanging.
+    survivor.set_read_timeout(Some(Duration::from_secs(20))).expect("a read timeout");
+    let _ = survivor.write_all(REQUEST);
+    let end = survivor.read(&mut [0; 512]);
+    assert_eq!(end.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
+    wait_for("only what the fresh daemon knows", SOON, || guarded.flows(Some("ESTABLISHED")).is_empty());
+}
+
+#[test]
+fn sigterm_detaches_and_leaves_no_trace() {
+    let mut guarded = guarded_with_hello();
+    closed_by_server(&guarded);
+    let status = guarded.take_daemon().stop(Duration::from_secs(20)).expect("the daemon ends");
+    assert!(status.success(), "{status}");
+    let link = guarded.lab.guard().output("ip", &["link", "show", "dev", "guard0"]).expect("ip link");
+    assert!(!link.contains("xdp"), "still attached: {link}");
+    let pins = std::fs::read_dir(guarded.lab.pin_dir()).map_or(0, Iterator::count);
+    assert_eq!(pins, 0, "pins were left behind");
+    guarded.start_daemon();
+    closed_by_server(&guarded);
+}

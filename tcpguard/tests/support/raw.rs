@@ -1,0 +1,173 @@
+//! A TCP peer made of single frames: for what no well-behaved kernel would send. It keeps no state but what one
+//! handshake leaves behind, and its address belongs to no kernel, so nobody else answers for it.
+
+use std::io::{Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use tcpguard_common::flow::V4;
+use tcpguard_common::packet::build::{Headers, Link};
+use tcpguard_common::packet::{self, AnySegment, Buffer, Flags, Options, Segment, checksum};
+use tcpguard_common::seq::Seq;
+use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, Lab};
+
+/// A port on the client's link for whole frames.
+pub struct RawPort {
+    socket: Socket,
+    link: Link,
+    addr: Ipv4Addr,
+}
+
+impl RawPort {
+    /// Opens the client's end of the lab's link, as the host `addr`, which no kernel may have.
+    pub fn open(lab: &Lab, addr: Ipv4Addr) -> Self {
+        let link = Link {
+            dst: mac(lab.guard(), xtask::lab::GUARD_INTERFACE),
+            src: mac(lab.client(), CLIENT_INTERFACE),
+            ..Link::default()
+        };
+        let socket = lab.client().enter(open_packet_socket).expect("entering the client's namespace");
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("setting a timeout");
+        Self { socket, link, addr }
+    }
+
+    /// Sends a frame as it is.
+    pub fn send(&self, frame: &[u8]) {
+        (&self.socket).write_all(frame).expect("sending a frame");
+    }
+
+    /// The next segment from `src_port` of the guarded host to `dst_port` of ours, and its frame.
+    pub fn receive(&self, src_port: u16, dst_port: u16, limit: Duration) -> Option<(Segment<V4>, Vec<u8>)> {
+        let deadline = Instant::now() + limit;
+        let mut buffer = vec![0; 65536];
+        while Instant::now() < deadline {
+            let Ok(len) = (&self.socket).read(&mut buffer) else { continue };
+            let frame = &buffer[..len];
+            let Ok(AnySegment::V4(segment)) = packet::parse(frame) else { continue };
+            if segment.ip.src == V4(GUARD_ADDRESS.octets())
+                && segment.ip.dst == V4(self.addr.octets())
+                && segment.tcp.src_port == src_port.to_be_bytes()
+                && segment.tcp.dst_port == dst_port.to_be_bytes()
+            {
+                assert!(segment.checksum_ok(frame), "a segment with a wrong checksum: {segment:?}");
+                return Some((segment, frame.to_vec()));
+            }
+        }
+        None
+    }
+
+    /// A frame from `port` of ours to `to_port` of the guarded host.
+    pub fn frame(&self, port: u16, to_port: u16, segment: &Outgoing<'_>) -> Vec<u8> {
+        let headers = Headers {
+            link: self.link,
+            src: V4(self.addr.octets()),
+            dst: V4(GUARD_ADDRESS.octets()),
+            ecn: 0,
+            src_port: port.to_be_bytes(),
+            dst_port: to_port.to_be_bytes(),
+            seq: segment.seq,
+            ack: segment.ack,
+            flags: segment.flags,
+            window: 64240,
+            options: segment.options,
+        };
+        let mut frame = vec![0; headers.len() + segment.data.len()];
+        let len = frame.len();
+        frame[headers.len()..].copy_from_slice(segment.data);
+        headers
+            .write(&mut Buffer::new(&mut frame, len), segment.data.len(), checksum::sum(segment.data))
+            .expect("headers that fit");
+        frame
+    }
+
+    /// Sends a SYN with `options` and returns the SYN-ACK's half of a handshake.
+    pub fn syn(&self, port: u16, to_port: u16, isn: u32, options: Options) -> Option<Handshake> {
+        let syn = Outgoing { seq: Seq(isn), flags: Flags::SYN, options, ..Outgoing::default() };
+        self.send(&self.frame(port, to_port, &syn));
+        let (syn_ack, _) = self.receive(to_port, port, Duration::from_secs(2))?;
+        assert_eq!(syn_ack.tcp.flags.0, Flags::SYN.0 | Flags::ACK.0, "the answer to a SYN");
+        assert_eq!(syn_ack.tcp.ack, Seq(isn) + 1);
+        Some(Handshake { port, to_port, next: Seq(isn) + 1, syn_ack })
+    }
+}
+
+/// The parts of a segment that tests choose.
+#[derive(Default)]
+pub struct Outgoing<'a> {
+    pub seq: Seq,
+    pub ack: Seq,
+    pub flags: Flags,
+    pub options: Options,
+    pub data: &'a [u8],
+}
+
+/// A handshake of which only the final ACK is missing.
+pub struct Handshake {
+    pub port: u16,
+    pub to_port: u16,
+    /// The sequence number of our first byte of data.
+    pub next: Seq,
+    pub syn_ack: Segment<V4>,
+}
+
+impl Handshake {
+    /// A segment that acknowledges the SYN-ACK and carries `data` as the first bytes.
+    pub fn ack<'a>(&self, data: &'a [u8]) -> Outgoing<'a> {
+        let flags = if data.is_empty() { Flags::ACK } else { Flags(Flags::ACK.0 | Flags::PSH.0) };
+        Outgoing { seq: self.next, ack: self.syn_ack.tcp.seq + 1, flags, options: self.options(), data }
+    }
+
+    /// The options of every segment after the handshake: timestamps when they were agreed on.
+    pub fn options(&self) -> Options {
+        let timestamps = self.syn_ack.options.timestamps.map(|(tsval, _)| (0x0100_0000, tsval));
+        Options { timestamps, ..Options::default() }
+    }
+}
+
+/// What a Linux client offers.
+pub fn linux_options() -> Options {
+    Options {
+        mss: Some(1460),
+        window_scale: Some(7),
+        sack_permitted: true,
+        timestamps: Some((0x00ff_0000, 0)),
+        ..Options::default()
+    }
+}
+
+fn open_packet_socket() -> Socket {
+    const ETH_P_ALL: u16 = 0x0003;
+    let protocol = i32::from(ETH_P_ALL.to_be());
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol.into())).expect("a packet socket");
+    let name = std::ffi::CString::new(CLIENT_INTERFACE).expect("a name without NUL");
+    // SAFETY: `name` is a NUL-terminated string.
+    let ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    assert_ne!(ifindex, 0, "no {CLIENT_INTERFACE} in this namespace");
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: ETH_P_ALL.to_be(),
+        sll_ifindex: ifindex as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: a `sockaddr_storage` may hold any address, a `sockaddr_ll` included.
+    *unsafe { storage.view_as::<libc::sockaddr_ll>() } = address;
+    // SAFETY: the storage holds an initialised `sockaddr_ll` of exactly that length.
+    let address = unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
+    socket.bind(&address).expect("binding the packet socket");
+    socket
+}
+
+fn mac(namespace: &xtask::lab::Namespace, interface: &str) -> [u8; 6] {
+    let said = namespace.output("ip", &["-o", "link", "show", "dev", interface]).expect("ip link show");
+    let text = said.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next()).expect("a MAC");
+    let mut mac = [0; 6];
+    for (byte, text) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(text, 16).expect("two hex digits");
+    }
+    mac
+}
