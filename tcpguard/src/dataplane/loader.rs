@@ -151,7 +151,7 @@ pub struct Dataplane {
 pub(super) struct Guarded {
     attached: Attached,
     pub(super) link: OwnedFd,
-    pin: PathBuf,
+    pub(super) pin: PathBuf,
     _lock: FileLock,
 }
 
@@ -211,15 +211,15 @@ impl Dataplane {
         let queues = usable_queues(&facts, spec.queues)?;
         check_mtu(&facts)?;
         let lock = self.lock(&facts)?;
-        let (slot, armed) = self.choose_slot(facts.ifindex)?;
+        let (slot, before) = self.choose_slot(facts.ifindex)?;
         let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
         let program = load_program(&mut ebpf, &facts.name)?;
-        let interface = Interface { mac: facts.mac, armed, queues, ifindex: facts.ifindex };
+        let interface = Interface { mac: facts.mac, armed: before.armed, queues, ifindex: facts.ifindex };
         self.maps.write_interface(slot, &interface)?;
         let (link, pin, taken_over) = match self.link(program, &facts, spec.mode) {
             Ok(linked) => linked,
             Err(error) => {
-                self.maps.write_interface(slot, &Interface::default())?;
+                self.maps.write_interface(slot, &before)?;
                 return Err(error);
             }
         };
@@ -405,8 +405,8 @@ impl Dataplane {
         })
     }
 
-    /// The slot that a previous daemon gave this interface, and whether it was armed; the first free one otherwise.
-    fn choose_slot(&self, ifindex: u32) -> Result<(u32, u16), DataplaneError> {
+    /// The slot that a previous daemon gave this interface, the first free one otherwise; and what it holds.
+    fn choose_slot(&self, ifindex: u32) -> Result<(u32, Interface), DataplaneError> {
         let mut free = None;
         for slot in 0..MAX_INTERFACES {
             if self.attached().any(|attached| attached.slot == slot) {
@@ -414,13 +414,13 @@ impl Dataplane {
             }
             let held = self.maps.read_interface(slot)?;
             if held.ifindex == ifindex {
-                return Ok((slot, held.armed));
+                return Ok((slot, held));
             }
             if held.ifindex == 0 && free.is_none() {
-                free = Some(slot);
+                free = Some((slot, held));
             }
         }
-        free.map(|slot| (slot, 0)).ok_or(DataplaneError::TooManyInterfaces { limit: MAX_INTERFACES })
+        free.ok_or(DataplaneError::TooManyInterfaces { limit: MAX_INTERFACES })
     }
 
     /// Links the program to the interface: its link, the link's pin, and whether the link was there before.

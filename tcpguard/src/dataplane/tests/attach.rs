@@ -189,6 +189,26 @@ fn another_program_on_the_interface_is_named_and_left_alone() {
 }
 
 #[test]
+fn a_refused_take_over_leaves_the_previous_daemons_entry_as_it_was() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (old, _) = guard(&sandbox.options);
+        old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        old.arm(0, true).unwrap();
+        let (entry, pin) = (old.maps.read_interface(0).unwrap(), old.guarded[0].pin.clone());
+        old.leave();
+        // Removing the pin alone would detach it some time later.
+        bpf::link_detach(bpf::get(&pin).unwrap().as_fd()).unwrap();
+        std::fs::remove_file(pin).unwrap();
+        let _other = bpf::link_create(pass_program().as_fd(), ifindex("tgd-a"), 1 << 2).unwrap();
+        let mut new = Dataplane::load(&sandbox.options).unwrap();
+        assert!(matches!(refused(&mut new, &native("tgd-a")), DataplaneError::OtherProgram { .. }));
+        assert_eq!((entry.armed, new.maps.read_interface(0).unwrap()), (1, entry));
+        new.detach().unwrap();
+    });
+}
+
+#[test]
 fn generic_mode_is_used_only_when_asked_for_and_a_change_of_mode_replaces_the_link() {
     with_veth(1, 1500, || {
         let sandbox = Sandbox::new();
