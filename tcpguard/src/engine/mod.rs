@@ -12,6 +12,8 @@ mod port;
 mod probe;
 mod stats;
 mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::any::Any;
 use std::io;

@@ -4,6 +4,8 @@
 mod counters;
 mod proxy;
 mod relay;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

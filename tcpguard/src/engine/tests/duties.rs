@@ -1,0 +1,282 @@
+//! What an engine owes the rest of the system: the flow table kept true, lost first segments made good, an earlier
+//! daemon's peers told, frames of other engines passed on, and an end in order.
+
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::reason::Reason;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::spawn_local;
+
+use super::world::{PORT, SERVICE, World, eventually};
+use super::{echo, on_one_thread, pair, pair_with, pattern, read_all};
+use crate::config::Tunables;
+use crate::engine::Exchange;
+use crate::stack::State;
+
+fn key(port: u16) -> AnyFlowKey {
+    let peer = format!("10.0.0.2:{port}").parse().unwrap();
+    AnyFlowKey::new(peer, format!("10.0.0.1:{PORT}").parse().unwrap()).unwrap()
+}
+
+#[test]
+fn time_wait_trades_the_flow_entry_for_a_fingerprint_until_it_expires() {
+    on_one_thread(async {
+        let tunables = Tunables { time_wait: Duration::from_millis(400), ..Tunables::default() };
+        let (world, guard, client) = pair_with(tunables);
+        let listener = guard.listen();
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        assert!(world.flows.borrow().contains_key(&key(5000)));
+        accepted.shutdown().await.unwrap();
+        assert!(read_all(&mut stream).await.unwrap().is_empty());
+        stream.shutdown().await.unwrap();
+        assert!(read_all(&mut accepted).await.unwrap().is_empty());
+        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        assert_eq!(world.fingerprints.borrow().len(), 1);
+        let flows = guard.handle.flows(|_| true, 10).await.unwrap();
+        assert_eq!(flows.len(), 1);
+        assert_eq!((flows[0].key, flows[0].state), (key(5000), State::TimeWait));
+        assert_eq!(guard.handle.stats().await.unwrap().time_wait, 1);
+        eventually("fingerprint cleared", || world.fingerprints.borrow().is_empty()).await;
+        assert!(guard.handle.flows(|_| true, 10).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_client_that_closes_first_leaves_nothing_behind() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        let mut stream = client.connect().await;
+        let (accepted, _) = listener.accept().await;
+        stream.shutdown().await.unwrap();
+        echo(accepted).await.unwrap();
+        assert!(read_all(&mut stream).await.unwrap().is_empty());
+        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        assert!(world.fingerprints.borrow().is_empty());
+        assert!(guard.handle.flows(|_| true, 10).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_tuple_that_comes_back_out_of_time_wait_is_known_to_xdp_again() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        accepted.shutdown().await.unwrap();
+        assert!(read_all(&mut stream).await.unwrap().is_empty());
+        drop(stream);
+        assert!(read_all(&mut accepted).await.unwrap().is_empty());
+        drop(accepted);
+        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (accepted, _) = listener.accept().await;
+        spawn_local(async move { echo(accepted).await.unwrap() });
+        for round in 0..3 {
+            stream.write_all(&[round]).await.unwrap();
+            assert_eq!(stream.read_u8().await.unwrap(), round);
+        }
+        assert!(world.flows.borrow().contains_key(&key(5000)));
+        assert!(world.fingerprints.borrow().is_empty());
+        assert_eq!(guard.handle.stats().await.unwrap().flows.reinserted, 1);
+    });
+}
+
+#[test]
+fn a_server_that_speaks_first_speaks_even_if_the_clients_ack_is_lost() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        spawn_local(async move {
+            loop {
+                let (mut accepted, _) = listener.accept().await;
+                accepted.write_all(b"220 ready").await.unwrap();
+                accepted.shutdown().await.unwrap();
+            }
+        });
+        world.lose.set(1);
+        let mut stream = client.connect().await;
+        assert_eq!(read_all(&mut stream).await.unwrap(), b"220 ready");
+        assert_eq!(guard.handle.stats().await.unwrap().flows.swept, 1);
+    });
+}
+
+#[test]
+fn a_new_daemon_resets_the_old_ones_clients_whether_they_speak_or_not() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        let mut talker = client.connect().await;
+        let (mut first, _) = listener.accept().await;
+        let mut silent = client.connect().await;
+        let (mut second, _) = listener.accept().await;
+        second.write_all(b"220").await.unwrap();
+        silent.read_exact(&mut [0; 3]).await.unwrap();
+        talker.write_all(b"hello").await.unwrap();
+        first.read_exact(&mut [0; 5]).await.unwrap();
+        // As a SIGKILL does: nobody is told anything.
+        guard.task.abort();
+        std::mem::forget((first, second, listener));
+        world.next_generation();
+        let guard = world.guard(0, Exchange::new(1), Tunables::default());
+        talker.write_all(b"still there?").await.unwrap();
+        assert_eq!(talker.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(silent.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        eventually("entries removed", || world.flows.borrow().is_empty()).await;
+        assert_eq!(guard.handle.stats().await.unwrap().flows.old_generation, 2);
+        // And it serves.
+        let listener = guard.listen();
+        let mut stream = client.connect().await;
+        let (accepted, _) = listener.accept().await;
+        spawn_local(async move { echo(accepted).await.unwrap() });
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+    });
+}
+
+#[test]
+fn frames_that_arrive_at_another_engine_reach_their_owner() {
+    on_one_thread(async {
+        let world = World::new(3);
+        let exchange = Exchange::new(3);
+        let guards: Vec<_> =
+            (0..3).map(|queue| world.guard(queue, exchange.clone(), Tunables::default())).collect();
+        let client = world.client();
+        for guard in &guards {
+            let listener = guard.listen();
+            spawn_local(async move {
+                loop {
+                    let (accepted, _) = listener.accept().await;
+                    spawn_local(async move { echo(accepted).await.unwrap() });
+                }
+            });
+        }
+        let mut streams = Vec::new();
+        for queue in 0..3 {
+            world.steer.set(queue);
+            streams.push(client.connect().await);
+            eventually("adopted", || world.flows.borrow().len() == streams.len()).await;
+        }
+        // Every flow changes its queue with every round.
+        let sent = pattern(20_000);
+        for round in 0..6_u32 {
+            for (index, stream) in streams.iter_mut().enumerate() {
+                world.steer.set((round + index as u32) % 3);
+                stream.write_all(&sent).await.unwrap();
+                let mut received = vec![0; sent.len()];
+                stream.read_exact(&mut received).await.unwrap();
+                assert!(received == sent);
+            }
+        }
+        for (index, stream) in streams.iter_mut().enumerate() {
+            world.steer.set((index as u32 + 1) % 3);
+            stream.shutdown().await.unwrap();
+            assert!(read_all(stream).await.unwrap().is_empty());
+        }
+        eventually("entries deleted", || world.flows.borrow().is_empty()).await;
+        let (mut out, mut taken) = (0, 0);
+        for guard in &guards {
+            let stats = guard.handle.stats().await.unwrap();
+            assert_eq!(stats.net.accepted, 1, "each flow has one owner");
+            assert_eq!(stats.frames.forward_lost, 0);
+            out += stats.frames.forwarded_out;
+            taken += stats.frames.forwarded_in;
+        }
+        assert!(out > 0 && out == taken, "{out} out, {taken} in");
+    });
+}
+
+#[test]
+fn the_first_data_segment_at_another_queue_is_not_adopted_twice() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let exchange = Exchange::new(2);
+        let first = world.guard(0, exchange.clone(), Tunables::default());
+        let second = world.guard(1, exchange, Tunables::default());
+        let client = world.client();
+        let (listener, _other) = (first.listen(), second.listen());
+        let mut stream = client.connect().await;
+        let (mut accepted, _) = listener.accept().await;
+        // It still carries the cookie: only the flow table says whose it is.
+        world.steer.set(1);
+        stream.write_all(b"first").await.unwrap();
+        let mut read = [0; 5];
+        accepted.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"first");
+        assert_eq!(second.handle.stats().await.unwrap().connections, 0);
+    });
+}
+
+#[test]
+fn a_drain_waits_for_what_ends_and_resets_what_does_not() {
+    on_one_thread(async {
+        let (_world, guard, client) = pair();
+        let listener = guard.listen();
+        let mut brief = client.connect().await;
+        let (accepted, _) = listener.accept().await;
+        spawn_local(async move { echo(accepted).await.unwrap() });
+        let mut endless = client.connect().await;
+        let (_held, _) = listener.accept().await;
+        let handle = guard.handle.clone();
+        let drain = spawn_local(async move { handle.drain(Duration::from_millis(300)).await.unwrap() });
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        // Nobody is admitted any more.
+        let mut late = client.connect().await;
+        assert_eq!(late.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        brief.write_all(b"x").await.unwrap();
+        assert_eq!(brief.read_u8().await.unwrap(), b'x');
+        brief.shutdown().await.unwrap();
+        assert!(read_all(&mut brief).await.unwrap().is_empty());
+        let report = drain.await.unwrap();
+        assert_eq!((report.finished, report.reset), (1, 1));
+        assert_eq!(endless.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(guard.handle.stats().await.unwrap().connections, 0);
+    });
+}
+
+#[test]
+fn numbers_agree_with_what_happened() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        let client = Rc::new(client);
+        let mut streams = Vec::new();
+        let mut accepted = Vec::new();
+        for _ in 0..50 {
+            let mut stream = client.connect().await;
+            let (mut other, _) = listener.accept().await;
+            stream.write_all(&pattern(1000)).await.unwrap();
+            other.read_exact(&mut [0; 1000]).await.unwrap();
+            other.write_all(&pattern(3000)).await.unwrap();
+            stream.read_exact(&mut [0; 3000]).await.unwrap();
+            streams.push(stream);
+            accepted.push(other);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let flows = guard.handle.flows(|_| true, usize::MAX).await.unwrap();
+        assert_eq!(flows.len(), 50);
+        for flow in &flows {
+            assert_eq!((flow.state, flow.service), (State::Established, Some(SERVICE)));
+            assert_eq!((flow.bytes_in, flow.bytes_out), (1000, 3000));
+        }
+        assert_eq!(guard.handle.flows(|_| true, 7).await.unwrap().len(), 7);
+        let one = guard.handle.flows(|flow| flow.key == key(40_010), 7).await.unwrap();
+        assert_eq!(one.len(), 1);
+        let states = guard.handle.states().await.unwrap();
+        let established = states.iter().find(|(state, _)| *state == State::Established).unwrap();
+        assert_eq!(established.1, 50);
+        let stats = guard.handle.stats().await.unwrap();
+        assert_eq!((stats.connections, stats.net.accepted), (50, 50));
+        let redirected: u64 =
+            [Reason::AckValid, Reason::FlowKnown].into_iter().map(|reason| world.count(reason)).sum();
+        assert_eq!(stats.frames.received, redirected);
+        assert_eq!((world.count(Reason::CookieSent), world.count(Reason::AckValid)), (50, 50));
+        assert!(stats.gaps.max > 0);
+    });
+}

@@ -1,0 +1,451 @@
+//! A network in memory for engine tests: one client host, and a guarded host whose XDP is the real decision over maps in
+//! memory. Frames can be lost and steered to any of the guarded host's engines.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tcpguard_common::cookie::{Advertised, Clock, Epochs};
+use tcpguard_common::decision::{Env, Tables, Verdict, decide};
+use tcpguard_common::fingerprint::{WAYS, fingerprint};
+use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
+use tcpguard_common::map::{
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, Service, ServiceKey, Settings,
+};
+use tcpguard_common::packet::Buffer;
+use tcpguard_common::reason::Reason;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, spawn_local};
+
+use super::super::handle::COMMANDS;
+use super::super::{
+    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, SharedTables, TcpListener, TcpStream,
+    assemble,
+};
+use crate::config::Tunables;
+use crate::dataplane::{coarse_clock_ns, monotonic_ns};
+use crate::stack::Link;
+
+const GUARD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The protected port and its service.
+pub(crate) const PORT: u16 = 80;
+pub(crate) const SERVICE: u32 = 7;
+/// Frames a queue holds; what comes beyond is lost.
+const QUEUE: usize = 1024;
+const FRAME: usize = 2048;
+
+#[derive(Default)]
+struct Queue {
+    frames: RefCell<VecDeque<Vec<u8>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Queue {
+    fn push(&self, frame: Vec<u8>) {
+        if self.frames.borrow().len() < QUEUE {
+            self.frames.borrow_mut().push_back(frame);
+        }
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// The guarded host's kernel side, and the wire.
+pub(crate) struct World {
+    settings: Cell<&'static Settings>,
+    epochs: [EpochSlot; EPOCH_SLOTS as usize],
+    interface: Interface,
+    pub(crate) flows: RefCell<HashMap<AnyFlowKey, Flow>>,
+    pub(crate) fingerprints: RefCell<HashMap<u32, [u32; WAYS as usize]>>,
+    heartbeats: RefCell<HashMap<u32, u64>>,
+    pub(crate) counts: RefCell<HashMap<Reason, u64>>,
+    queues: Vec<Queue>,
+    client: Queue,
+    /// Which queue the next frames arrive at.
+    pub(crate) steer: Cell<u32>,
+    /// Frames XDP redirects that are lost before an engine sees them.
+    pub(crate) lose: Cell<u32>,
+}
+
+const HASH_KEY: [u64; 2] = [11, 12];
+
+fn clock() -> Clock {
+    Clock { epoch: 100, second_half: false, extra: 0 }
+}
+
+fn settings(generation: u32) -> &'static Settings {
+    Box::leak(Box::new(Settings {
+        abi: ABI_VERSION,
+        generation,
+        epoch: clock().epoch,
+        stale_after: 1_000_000_000,
+        exit_grace: 3_000_000_000,
+        hash_key: HASH_KEY,
+        ..Settings::default()
+    }))
+}
+
+impl World {
+    /// A guarded host with so many engines.
+    pub(crate) fn new(engines: u32) -> Rc<Self> {
+        let advertised = Advertised { mss_v4: 1460, mss_v6: 1440, window: 65535, window_scale: 7 };
+        let mut epochs = [EpochSlot::default(); EPOCH_SLOTS as usize];
+        for epoch in 99..=101 {
+            epochs[(epoch % EPOCH_SLOTS) as usize] = EpochSlot::derive([1, 2], epoch, &advertised).unwrap();
+        }
+        Rc::new(Self {
+            settings: Cell::new(settings(1)),
+            epochs,
+            interface: Interface { mac: GUARD_MAC, armed: 1, queues: engines, ifindex: 1 },
+            flows: RefCell::default(),
+            fingerprints: RefCell::default(),
+            heartbeats: RefCell::default(),
+            counts: RefCell::default(),
+            queues: (0..engines).map(|_| Queue::default()).collect(),
+            client: Queue::default(),
+            steer: Cell::new(0),
+            lose: Cell::new(0),
+        })
+    }
+
+    /// A new daemon run begins: flows inserted from now on are its own.
+    pub(crate) fn next_generation(&self) {
+        self.settings.set(settings(self.settings.get().generation + 1));
+    }
+
+    pub(crate) fn count(&self, reason: Reason) -> u64 {
+        self.counts.borrow().get(&reason).copied().unwrap_or(0)
+    }
+
+    /// A frame from the client reaches the guarded host's interface.
+    fn arrive(self: &Rc<Self>, mut frame: Vec<u8>) {
+        let len = frame.len();
+        frame.resize(len + 64, 0);
+        let mut buffer = Buffer::new(&mut frame, len);
+        let queue = Queued { world: self, queue: self.steer.get() };
+        match decide(&mut buffer, &queue) {
+            Verdict::Pass => panic!("a frame passed to the host"),
+            Verdict::Drop => {}
+            Verdict::Transmit => self.client.push(buffer.frame().to_vec()),
+            Verdict::Redirect(_) if self.lose.get() > 0 => self.lose.set(self.lose.get() - 1),
+            Verdict::Redirect(engine) => self.queues[engine as usize].push(buffer.frame().to_vec()),
+        }
+    }
+
+    /// An engine on one of the guarded host's queues.
+    pub(crate) fn guard(self: &Rc<Self>, queue: u32, exchange: Exchange, tunables: Tunables) -> Host {
+        let port = MemoryPort { world: Rc::clone(self), place: Place::Guard(queue) };
+        let listen = vec![Listen { addr: None, port: PORT, service: SERVICE }];
+        self.host(
+            queue,
+            port,
+            MemoryTables { world: Rc::clone(self), scanned: false },
+            listen,
+            exchange,
+            tunables,
+        )
+    }
+
+    /// The client's host, which is no guarded one.
+    pub(crate) fn client(self: &Rc<Self>) -> Host {
+        let port = MemoryPort { world: Rc::clone(self), place: Place::Client };
+        self.host(0, port, NoTables, Vec::new(), Exchange::new(1), Tunables::default())
+    }
+
+    fn host<P: FramePort + 'static, T: SharedTables + 'static>(
+        &self,
+        engine: u32,
+        port: P,
+        tables: T,
+        listen: Vec<Listen>,
+        exchange: Exchange,
+        tunables: Tunables,
+    ) -> Host {
+        let config = EngineConfig {
+            name: "test".to_owned(),
+            engine,
+            generation: self.settings.get().generation,
+            local_mac: GUARD_MAC,
+            mtu: 1500,
+            listen,
+            tunables: Arc::new(tunables),
+            epochs: self.epochs,
+            clock: clock(),
+            seed: monotonic_ns(),
+            exchange,
+        };
+        let (commands, orders) = mpsc::channel(COMMANDS);
+        let (_, end) = watch::channel(None);
+        let (net, driver) = assemble(&config, port, tables, orders, Arc::new(AtomicU64::new(0)));
+        let task = spawn_local(async move { driver.run().await.unwrap() });
+        let handle = EngineHandle { engine, commands, end, thread: Arc::default() };
+        Host { net, handle, task, next_port: Cell::new(40_000) }
+    }
+}
+
+/// One engine of either host.
+pub(crate) struct Host {
+    pub(crate) net: Net,
+    pub(crate) handle: EngineHandle,
+    pub(crate) task: JoinHandle<()>,
+    next_port: Cell<u16>,
+}
+
+impl Host {
+    pub(crate) fn listen(&self) -> TcpListener {
+        self.net.listen(SERVICE).unwrap()
+    }
+
+    /// Connects to the protected port from a port of its own.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        let port = self.next_port.get();
+        self.next_port.set(port + 1);
+        self.connect_from(port).await.unwrap()
+    }
+
+    pub(crate) async fn connect_from(&self, port: u16) -> io::Result<TcpStream> {
+        let local = SocketAddr::from(([10, 0, 0, 2], port));
+        let link = Link { dst: GUARD_MAC, src: CLIENT_MAC, ..Link::default() };
+        self.net.connect(local, SocketAddr::from(([10, 0, 0, 1], PORT)), link).await
+    }
+}
+
+enum Place {
+    Client,
+    Guard(u32),
+}
+
+struct MemoryPort {
+    world: Rc<World>,
+    place: Place,
+}
+
+impl MemoryPort {
+    fn queue(&self) -> &Queue {
+        match self.place {
+            Place::Client => &self.world.client,
+            Place::Guard(queue) => &self.world.queues[queue as usize],
+        }
+    }
+}
+
+impl FramePort for MemoryPort {
+    fn receive(&mut self, budget: usize, mut each: impl FnMut(&[u8])) -> usize {
+        let mut received = 0;
+        while received < budget {
+            let Some(frame) = self.queue().frames.borrow_mut().pop_front() else { break };
+            each(&frame);
+            received += 1;
+        }
+        received
+    }
+
+    fn transmit(&mut self, mut fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
+        let mut sent = 0;
+        let mut buffer = [0; FRAME];
+        while let Some(len) = fill(&mut buffer) {
+            sent += 1;
+            let frame = buffer[..len].to_vec();
+            match self.place {
+                Place::Client => self.world.arrive(frame),
+                Place::Guard(_) => self.world.client.push(frame),
+            }
+        }
+        sent
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn rows(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.queue().frames.borrow().is_empty() {
+            self.queue().waker.replace(Some(cx.waker().clone()));
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct MemoryTables {
+    world: Rc<World>,
+    scanned: bool,
+}
+
+fn place(key: &AnyFlowKey) -> (u32, u32) {
+    match key {
+        AnyFlowKey::V4(key) => fingerprint(HASH_KEY, key),
+        AnyFlowKey::V6(key) => fingerprint(HASH_KEY, key),
+    }
+}
+
+impl SharedTables for MemoryTables {
+    fn lookup(&self, key: &AnyFlowKey) -> Option<Flow> {
+        self.world.flows.borrow().get(key).copied()
+    }
+
+    fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> bool {
+        self.world.flows.borrow_mut().insert(*key, *flow);
+        true
+    }
+
+    fn remove_batch(&self, keys: &[AnyFlowKey]) {
+        let mut flows = self.world.flows.borrow_mut();
+        keys.iter().for_each(|key| {
+            flows.remove(key);
+        });
+    }
+
+    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
+        found.extend(self.world.flows.borrow().iter().map(|(key, flow)| (*key, *flow)));
+        self.scanned = true;
+        false
+    }
+
+    fn set_fingerprint(&self, key: &AnyFlowKey) {
+        let (bucket, word) = place(key);
+        self.world.fingerprints.borrow_mut().entry(bucket).or_default()[0] = word;
+    }
+
+    fn clear_fingerprint(&self, key: &AnyFlowKey) {
+        self.world.fingerprints.borrow_mut().remove(&place(key).0);
+    }
+
+    fn has_fingerprint(&self, key: &AnyFlowKey) -> bool {
+        let (bucket, word) = place(key);
+        self.world.fingerprints.borrow().get(&bucket).is_some_and(|words| words.contains(&word))
+    }
+
+    fn beat(&self, now: u64) {
+        // One daemon's engines all beat here; the index is not known, and no test needs it.
+        for queue in 0..self.world.queues.len() as u32 {
+            self.world.heartbeats.borrow_mut().insert(queue, now);
+        }
+    }
+}
+
+/// A host without XDP.
+struct NoTables;
+
+impl SharedTables for NoTables {
+    fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {
+        None
+    }
+
+    fn insert(&self, _: &AnyFlowKey, _: &Flow) -> bool {
+        true
+    }
+
+    fn remove_batch(&self, _: &[AnyFlowKey]) {}
+
+    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
+        false
+    }
+
+    fn set_fingerprint(&self, _: &AnyFlowKey) {}
+
+    fn clear_fingerprint(&self, _: &AnyFlowKey) {}
+
+    fn has_fingerprint(&self, _: &AnyFlowKey) -> bool {
+        false
+    }
+
+    fn beat(&self, _: u64) {}
+}
+
+/// XDP on one receive queue.
+struct Queued<'a> {
+    world: &'a World,
+    queue: u32,
+}
+
+impl Epochs for Queued<'_> {
+    fn slot(&self, epoch: u32) -> Option<&EpochSlot> {
+        self.world.epochs.slot(epoch)
+    }
+}
+
+macro_rules! tables {
+    ($address:ty) => {
+        impl Tables<$address> for Queued<'_> {
+            fn service(&self, _: &ServiceKey<$address>) -> Option<Service> {
+                Some(Service { id: SERVICE, mode: MODE_COOKIE })
+            }
+
+            fn knows_flow(&self, key: &FlowKey<$address>) -> bool {
+                self.world.flows.borrow().contains_key(&<$address>::any_key(*key))
+            }
+
+            fn insert_flow(&self, key: &FlowKey<$address>, flow: &Flow) -> bool {
+                self.world.flows.borrow_mut().insert(<$address>::any_key(*key), *flow);
+                true
+            }
+        }
+    };
+}
+tables!(V4);
+tables!(V6);
+
+impl Env for Queued<'_> {
+    fn settings(&self) -> Option<&Settings> {
+        Some(self.world.settings.get())
+    }
+
+    fn interface(&self) -> Option<&Interface> {
+        Some(&self.world.interface)
+    }
+
+    fn ports(&self, _: u32) -> u64 {
+        u64::MAX
+    }
+
+    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
+        self.world.fingerprints.borrow().get(&bucket).copied().unwrap_or_default()
+    }
+
+    fn engine(&self) -> u32 {
+        self.queue
+    }
+
+    fn heartbeat(&self, engine: u32) -> u64 {
+        self.world.heartbeats.borrow().get(&engine).copied().unwrap_or(0)
+    }
+
+    fn has_socket(&self, _: u32) -> bool {
+        true
+    }
+
+    fn now(&self) -> u64 {
+        coarse_clock_ns()
+    }
+
+    fn count(&self, reason: Reason) {
+        *self.world.counts.borrow_mut().entry(reason).or_default() += 1;
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// After ten seconds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}

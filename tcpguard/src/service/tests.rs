@@ -1,0 +1,304 @@
+//! The proxy between a client on a stack in memory and a backend on a real kernel socket.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use super::{ServiceSpec, ServiceStats, Services};
+use crate::engine::tests::world::{Host, PORT, SERVICE, World, eventually};
+use crate::engine::tests::{on_one_thread, pair, pattern, read_all};
+
+struct Lab {
+    _world: Rc<World>,
+    guard: Host,
+    client: Host,
+    services: Services,
+}
+
+impl Lab {
+    /// A proxy to `backend`.
+    fn new(backend: SocketAddr) -> Self {
+        let (_world, guard, client) = pair();
+        let listen = SocketAddr::from(([10, 0, 0, 1], PORT));
+        let services = Services::new([ServiceSpec { id: SERVICE, listen, backend }]);
+        services.start(&guard.net).unwrap();
+        Self { _world, guard, client, services }
+    }
+
+    fn stats(&self) -> ServiceStats {
+        self.services.stats().next().unwrap().1
+    }
+}
+
+async fn backend() -> (BackendListener, SocketAddr) {
+    let listener = BackendListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// Accepts for ever, and hands every connection to `serve`.
+fn serve<F: Future<Output = ()> + 'static>(
+    listener: BackendListener,
+    serve: impl Fn(BackendStream) -> F + 'static,
+) {
+    spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            spawn_local(serve(stream));
+        }
+    });
+}
+
+async fn echo(mut stream: BackendStream) {
+    let (mut reader, mut writer) = stream.split();
+    tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+    writer.shutdown().await.unwrap();
+}
+
+/// An address where nobody listens.
+async fn nowhere() -> SocketAddr {
+    backend().await.1
+}
+
+#[test]
+fn megabytes_pass_through_the_proxy_and_back_unchanged() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        serve(listener, echo);
+        let lab = Lab::new(addr);
+        let sent = pattern(8 << 20);
+        let (mut reader, mut writer) = tokio::io::split(lab.client.connect().await);
+        let to_send = sent.clone();
+        spawn_local(async move {
+            writer.write_all(&to_send).await.unwrap();
+            writer.shutdown().await.unwrap();
+        });
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).await.unwrap();
+        assert!(received == sent, "{} of {} bytes, or wrong ones", received.len(), sent.len());
+        eventually("finished", || lab.stats().finished == 1).await;
+        let stats = lab.stats();
+        assert_eq!((stats.accepted, stats.connected), (1, 1));
+        assert_eq!((stats.bytes_to_backend, stats.bytes_to_client), (8 << 20, 8 << 20));
+    });
+}
+
+#[test]
+fn half_closes_pass_through_in_both_directions() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        // The client ends first.
+        let mut client = lab.client.connect().await;
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let mut question = Vec::new();
+        server.read_to_end(&mut question).await.unwrap();
+        assert_eq!(question, b"question");
+        server.write_all(&pattern(2 << 20)).await.unwrap();
+        drop(server);
+        assert!(read_all(&mut client).await.unwrap() == pattern(2 << 20));
+        // The server ends first.
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.write_all(b"greeting").await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await.unwrap(), b"greeting");
+        client.write_all(&pattern(2 << 20)).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).await.unwrap();
+        assert!(received == pattern(2 << 20));
+        eventually("finished", || lab.stats().finished == 2).await;
+    });
+}
+
+#[test]
+fn a_backend_that_refuses_is_a_reset_and_a_cause() {
+    on_one_thread(async {
+        let lab = Lab::new(nowhere().await);
+        for _ in 0..3 {
+            let mut client = lab.client.connect().await;
+            assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        assert_eq!((lab.stats().accepted, lab.stats().backend_refused), (3, 3));
+        assert_eq!(lab.guard.handle.stats().await.unwrap().connections, 0);
+    });
+}
+
+#[test]
+fn a_backend_that_does_not_read_stops_the_client_and_nothing_piles_up() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (server, _) = listener.accept().await.unwrap();
+        let chunk = pattern(256 << 10);
+        let mut sent = 0;
+        while let Ok(written) = timeout(Duration::from_secs(1), client.write(&chunk)).await {
+            sent += written.unwrap();
+            // The kernel's socket buffers hold a few megabytes of it.
+            assert!(sent < 64 << 20, "nothing stops the client");
+        }
+        // It starts to read: everything arrives.
+        let reader = spawn_local(async move {
+            let (mut server, mut received) = (server, Vec::new());
+            server.read_to_end(&mut received).await.unwrap();
+            received.len()
+        });
+        client.shutdown().await.unwrap();
+        assert_eq!(reader.await.unwrap(), sent);
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_the_backend() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        let chunk = pattern(256 << 10);
+        let mut sent = 0;
+        while let Ok(written) = timeout(Duration::from_secs(1), server.write(&chunk)).await {
+            sent += written.unwrap();
+            assert!(sent < 64 << 20, "nothing stops the backend");
+        }
+        drop(server);
+        assert_eq!(read_all(&mut client).await.unwrap().len(), sent);
+    });
+}
+
+#[test]
+fn a_reset_on_either_side_is_a_reset_on_the_other() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'x');
+        client.abort();
+        assert_eq!(server.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        eventually("counted", || lab.stats().client_failed == 1).await;
+
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'x');
+        server.set_zero_linger().unwrap();
+        drop(server);
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        eventually("counted", || lab.stats().backend_failed == 1).await;
+    });
+}
+
+#[test]
+fn a_client_that_resets_while_the_backend_takes_nothing_is_noticed() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (_server, _) = listener.accept().await.unwrap();
+        let chunk = pattern(256 << 10);
+        while timeout(Duration::from_millis(500), client.write(&chunk)).await.is_ok() {}
+        client.abort();
+        eventually("noticed", || lab.stats().client_failed == 1).await;
+    });
+}
+
+#[test]
+fn an_answer_that_comes_before_the_question_is_read_still_arrives() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let (mut reader, mut writer) = tokio::io::split(lab.client.connect().await);
+        let (mut server, _) = listener.accept().await.unwrap();
+        let upload = spawn_local(async move {
+            let chunk = pattern(64 << 10);
+            while writer.write_all(&chunk).await.is_ok() {}
+        });
+        server.read_exact(&mut [0; 1000]).await.unwrap();
+        server.write_all(b"413 too large").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut answer = [0; 13];
+        reader.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"413 too large");
+        drop(server);
+        upload.await.unwrap();
+        eventually("counted", || lab.stats().backend_failed == 1).await;
+    });
+}
+
+#[test]
+fn many_connections_pass_at_once() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        serve(listener, echo);
+        let lab = Rc::new(Lab::new(addr));
+        let tasks: Vec<_> = (0..200_usize)
+            .map(|index| {
+                let lab = Rc::clone(&lab);
+                spawn_local(async move {
+                    let mut stream = lab.client.connect().await;
+                    let sent = pattern(500 * index + 1);
+                    let (mut reader, mut writer) = tokio::io::split(&mut stream);
+                    let write = async {
+                        writer.write_all(&sent).await.unwrap();
+                        writer.shutdown().await.unwrap();
+                    };
+                    let mut received = Vec::new();
+                    let read = reader.read_to_end(&mut received);
+                    let (_, read) = tokio::join!(write, read);
+                    read.unwrap();
+                    assert!(received == sent);
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        eventually("finished", || lab.stats().finished == 200).await;
+        let stats = lab.guard.handle.stats().await.unwrap();
+        assert_eq!((stats.connections, stats.net.backlog_full), (0, 0));
+    });
+}
+
+/// Set in the process that has few descriptors.
+const STARVED: &str = "TCPGUARD_TEST_STARVED";
+
+/// The limit is the process's: the test runs itself in one of its own.
+#[test]
+fn running_out_of_descriptors_resets_single_clients_and_ends_by_itself() {
+    if std::env::var_os(STARVED).is_none() {
+        let name = "service::tests::running_out_of_descriptors_resets_single_clients_and_ends_by_itself";
+        let mut child = Command::new("prlimit");
+        child.arg("--nofile=64:64").arg(std::env::current_exe().unwrap()).args(["--exact", name]);
+        let output = child.env(STARVED, "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let hoard: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+        assert!(!hoard.is_empty());
+        for _ in 0..5 {
+            let mut client = lab.client.connect().await;
+            assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        assert_eq!(lab.stats().exhausted, 5);
+        drop(hoard);
+        serve(listener, echo);
+        let mut client = lab.client.connect().await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'x');
+    });
+}
