@@ -6,6 +6,9 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+// The decision's truth table is compiled here and in `tcpguard`'s tests, under one name.
+#[cfg(test)]
+extern crate self as tcpguard_common;
 #[cfg(test)]
 extern crate std;
 

@@ -351,3 +351,8 @@ impl<A: Family> Arrival<'_, A> {
         })
     }
 }
+
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! Maps and a clock that a test can set: the decision's surroundings on the host.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::vec;
+use std::vec::Vec;
+
+use tcpguard_common::cookie::{Advertised, Epochs};
+use tcpguard_common::decision::{Env, Tables};
+use tcpguard_common::fingerprint::{WAYS, fingerprint};
+use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::map::{
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP, PORT_WORDS,
+    Service, ServiceKey, Settings, xsk_index,
+};
+use tcpguard_common::packet::Family;
+use tcpguard_common::reason::Reason;
+
+pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// Which interface the frames arrive on.
+pub(crate) const SLOT: u32 = 3;
+pub(crate) const EPOCH: u32 = 1_000_000;
+pub(crate) const MASTER: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+pub(crate) const ADVERTISED: Advertised =
+    Advertised { mss_v4: 1460, mss_v6: 1440, window: 64240, window_scale: 9 };
+
+/// A port protected on one address, one protected on any, one whose service is off.
+pub(crate) const PORT: u16 = 80;
+pub(crate) const PORT_ANYWHERE: u16 = 443;
+pub(crate) const PORT_OFF: u16 = 8080;
+
+/// What a test needs of an address family.
+pub(crate) trait Place: Family {
+    const GUARDED: Self;
+    const ELSEWHERE: Self;
+    const CLIENT: Self;
+    fn services(world: &World) -> &HashMap<ServiceKey<Self>, Service>;
+    fn flows(world: &World) -> &RefCell<HashMap<FlowKey<Self>, Flow>>;
+}
+
+impl Place for V4 {
+    const GUARDED: Self = Self([198, 51, 100, 1]);
+    const ELSEWHERE: Self = Self([198, 51, 100, 2]);
+    const CLIENT: Self = Self([192, 0, 2, 7]);
+
+    fn services(world: &World) -> &HashMap<ServiceKey<Self>, Service> {
+        &world.services_v4
+    }
+
+    fn flows(world: &World) -> &RefCell<HashMap<FlowKey<Self>, Flow>> {
+        &world.flows_v4
+    }
+}
+
+impl Place for V6 {
+    const GUARDED: Self = Self([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    const ELSEWHERE: Self = Self([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    const CLIENT: Self = Self([0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+
+    fn services(world: &World) -> &HashMap<ServiceKey<Self>, Service> {
+        &world.services_v6
+    }
+
+    fn flows(world: &World) -> &RefCell<HashMap<FlowKey<Self>, Flow>> {
+        &world.flows_v6
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) settings: Settings,
+    pub(crate) interface: Interface,
+    pub(crate) epochs: [EpochSlot; EPOCH_SLOTS as usize],
+    pub(crate) ports: Vec<u64>,
+    pub(crate) services_v4: HashMap<ServiceKey<V4>, Service>,
+    pub(crate) services_v6: HashMap<ServiceKey<V6>, Service>,
+    pub(crate) flows_v4: RefCell<HashMap<FlowKey<V4>, Flow>>,
+    pub(crate) flows_v6: RefCell<HashMap<FlowKey<V6>, Flow>>,
+    pub(crate) max_flows: usize,
+    pub(crate) fingerprints: HashMap<u32, [u32; WAYS as usize]>,
+    pub(crate) engine: u32,
+    /// Whether the engine turned just now, or never.
+    pub(crate) beating: bool,
+    pub(crate) socket: bool,
+    pub(crate) now: u64,
+    pub(crate) counted: RefCell<Vec<Reason>>,
+}
+
+impl World {
+    /// A guard in good order.
+    pub(crate) fn new() -> Self {
+        let mut epochs = [EpochSlot::default(); EPOCH_SLOTS as usize];
+        for epoch in EPOCH - 1..=EPOCH + 1 {
+            epochs[(epoch % EPOCH_SLOTS) as usize] =
+                EpochSlot::derive(MASTER, epoch, &ADVERTISED).expect("a secret and a window");
+        }
+        let settings = Settings {
+            abi: ABI_VERSION,
+            generation: 7,
+            epoch: EPOCH,
+            epoch_second_half: 0,
+            stale_after: 3_600_000_000_000,
+            exit_grace: 3_000_000_000,
+            on_exit: ON_EXIT_DROP,
+            reserved: 0,
+            hash_key: [3, 4],
+        };
+        let mut world = Self {
+            settings,
+            interface: Interface { mac: MAC, armed: 1, queues: 1, ifindex: 1 },
+            epochs,
+            ports: vec![0; PORT_WORDS as usize],
+            services_v4: HashMap::new(),
+            services_v6: HashMap::new(),
+            flows_v4: RefCell::default(),
+            flows_v6: RefCell::default(),
+            max_flows: 2,
+            fingerprints: HashMap::new(),
+            engine: xsk_index(SLOT, 0),
+            beating: true,
+            socket: true,
+            now: 1 << 40,
+            counted: RefCell::default(),
+        };
+        for (port, mode) in [(PORT, MODE_COOKIE), (PORT_ANYWHERE, MODE_COOKIE), (PORT_OFF, MODE_OFF)] {
+            world.ports[usize::from(port) / 64] |= 1 << (port % 64);
+            let (id, anywhere) = (u32::from(port), port == PORT_ANYWHERE);
+            let v4 = if anywhere { V4([0; 4]) } else { V4::GUARDED };
+            let v6 = if anywhere { V6([0; 16]) } else { V6::GUARDED };
+            world.services_v4.insert(ServiceKey::new(v4, port.to_be_bytes()), Service { id, mode });
+            world.services_v6.insert(ServiceKey::new(v6, port.to_be_bytes()), Service { id, mode });
+        }
+        world
+    }
+
+    pub(crate) fn know<A: Place>(&mut self, flow: FlowKey<A>) {
+        A::flows(self).borrow_mut().insert(flow, Flow::default());
+    }
+
+    /// Puts the flow into TIME_WAIT, in the last place of its bucket.
+    pub(crate) fn remember<A: Family>(&mut self, flow: &FlowKey<A>) {
+        let (bucket, word) = fingerprint(self.settings.hash_key, flow);
+        self.fingerprints.entry(bucket).or_default()[3] = word;
+    }
+}
+
+impl Epochs for World {
+    fn slot(&self, epoch: u32) -> Option<&EpochSlot> {
+        self.epochs.slot(epoch)
+    }
+}
+
+impl<A: Place> Tables<A> for World {
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
+        A::services(self).get(key).copied()
+    }
+
+    fn knows_flow(&self, key: &FlowKey<A>) -> bool {
+        A::flows(self).borrow().contains_key(key)
+    }
+
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> bool {
+        let mut flows = A::flows(self).borrow_mut();
+        let room = flows.contains_key(key) || flows.len() < self.max_flows;
+        if room {
+            flows.entry(*key).or_insert(*flow);
+        }
+        room
+    }
+}
+
+impl Env for World {
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn interface(&self) -> Option<&Interface> {
+        Some(&self.interface)
+    }
+
+    fn ports(&self, word: u32) -> u64 {
+        self.ports[word as usize]
+    }
+
+    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
+        self.fingerprints.get(&bucket).copied().unwrap_or_default()
+    }
+
+    fn engine(&self) -> u32 {
+        self.engine
+    }
+
+    fn heartbeat(&self, engine: u32) -> u64 {
+        assert_eq!(engine, self.engine);
+        if self.beating { self.now } else { 0 }
+    }
+
+    fn has_socket(&self, engine: u32) -> bool {
+        assert_eq!(engine, self.engine);
+        self.socket
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn count(&self, reason: Reason) {
+        self.counted.borrow_mut().push(reason);
+    }
+}

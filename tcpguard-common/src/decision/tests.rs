@@ -1,0 +1,133 @@
+//! The truth table on the host, and what a table cannot say.
+
+use super::table::cases::{self, check, valid_ack};
+use super::table::frames::{LINUX, Spec};
+use super::table::world::{EPOCH, Place, ROUTER, World};
+use super::{Env as _, Verdict, decide};
+use crate::flow::{V4, V6};
+use crate::map::{FLOW_TIMESTAMPS, Flow};
+use crate::packet::Buffer;
+use crate::reason::Reason;
+use proptest::prelude::*;
+use std::vec;
+use std::vec::Vec;
+
+/// Decides as the driver would have it: with room to grow behind the frame.
+fn run(world: &World, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    let mut bytes = [frame, &[0xdd; 64]].concat();
+    let mut buffer = Buffer::new(&mut bytes, frame.len());
+    let verdict = decide(&mut buffer, world);
+    (verdict, buffer.frame().to_vec())
+}
+
+#[test]
+fn every_row_of_the_table_holds() {
+    let cases = cases::all();
+    assert!(cases.len() > 1000, "the table shrank to {} rows", cases.len());
+    let mut failures = vec![];
+    for case in &cases {
+        let world = case.world.clone();
+        let (verdict, out) = run(&world, &case.frame);
+        let flows = world.flows_v4.borrow().len() + world.flows_v6.borrow().len();
+        failures.extend(check(case, verdict, &out, flows).err());
+        let counted = world.counted.borrow().clone();
+        if counted != Vec::from_iter(case.reason) {
+            failures.push(std::format!("{}: counted {counted:?} for {:?}", case.name, case.reason));
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {}:\n{}",
+        failures.len(),
+        cases.len(),
+        failures[..failures.len().min(5)].join("\n")
+    );
+}
+
+#[test]
+fn every_reason_but_the_unreachable_one_is_in_the_table() {
+    let cases = cases::all();
+    for &reason in Reason::ALL {
+        // A reset is never longer than what it answers, so there is always room for it.
+        let unreachable = reason == Reason::FlowMapFullSilent;
+        assert_eq!(cases.iter().any(|case| case.reason == Some(reason)), !unreachable, "{}", reason.name());
+    }
+}
+
+fn remembers<A: Place>() {
+    for stamped in [true, false] {
+        let world = World::new();
+        let tags = vec![[0x88, 0xa8, 0, 7], [0x81, 0, 0, 9]];
+        let spec = Spec { tags, ..valid_ack::<A>(EPOCH, stamped) };
+        assert_eq!(run(&world, &spec.frame()).0, Verdict::Redirect(world.engine));
+        let flow = A::flows(&world).borrow()[&spec.flow()];
+        let echo = spec.options.get(8..12).map_or(0, |echo| u32::from_be_bytes(echo.try_into().unwrap()));
+        let expected = Flow {
+            created: world.now(),
+            generation: 7,
+            owner: world.engine,
+            seq: spec.seq,
+            ack: spec.ack,
+            tsval: if stamped { 100 } else { 0 },
+            tsecr: echo,
+            window: 0xfaf0,
+            flags: if stamped { FLOW_TIMESTAMPS } else { 0 },
+            peer_mac: ROUTER,
+            vlan_count: 2,
+            pad: 0,
+            vlan: [[0x88, 0xa8, 0, 7], [0x81, 0, 0, 9]],
+        };
+        assert_eq!(flow, expected);
+    }
+}
+
+#[test]
+fn a_remembered_flow_holds_all_that_adopting_it_takes() {
+    remembers::<V4>();
+    remembers::<V6>();
+}
+
+#[test]
+fn a_syn_ack_that_does_not_fit_behind_the_frame_is_dropped_and_counted() {
+    let world = World::new();
+    let mut bytes = Spec::<V4>::syn(&[3, 3, 7, 4, 2, 0, 0, 0]).frame();
+    let len = bytes.len();
+    assert_eq!(decide(&mut Buffer::new(&mut bytes, len), &world), Verdict::Drop);
+    assert_eq!(*world.counted.borrow(), [Reason::SynUnanswerable]);
+}
+
+#[test]
+fn answering_a_syn_ack_of_ours_is_not_a_loop() {
+    let world = World::new();
+    let (verdict, answer) = run(&world, &Spec::<V4>::syn(LINUX).frame());
+    assert_eq!(verdict, Verdict::Transmit);
+    assert_eq!(run(&world, &answer).0, Verdict::Pass);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_get_a_verdict_and_at_most_one_reason(
+        base in 0..8usize,
+        edits in prop::collection::vec((0..200usize, any::<u8>()), 0..6),
+        cut in 0..200usize,
+        noise in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut frame = match base {
+            0 => noise,
+            1 => Spec::<V6>::syn(LINUX).frame(),
+            2 => valid_ack::<V4>(EPOCH, true).frame(),
+            3 => valid_ack::<V6>(EPOCH, false).frame(),
+            _ => Spec::<V4>::syn(LINUX).frame(),
+        };
+        for (at, value) in edits {
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = value;
+            }
+        }
+        frame.truncate(cut.max(1));
+        let world = World::new();
+        let (verdict, out) = run(&world, &frame);
+        prop_assert!(world.counted.borrow().len() <= 1);
+        prop_assert!(verdict == Verdict::Transmit || out == frame);
+    }
+}

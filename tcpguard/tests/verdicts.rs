@@ -1,0 +1,347 @@
+//! The program in the kernel against the decision on the host: the truth table, and mutated frames, through
+//! BPF_PROG_RUN. Verdict, frame, counters and remembered flows must agree. Needs root.
+
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, XskMap};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use tcpguard_common::decision::{Verdict, decide};
+use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::map::{EpochSlot, Flow, Interface, Service, ServiceKey, Settings, name};
+use tcpguard_common::packet::{AnySegment, Buffer, Family, parse};
+use tcpguard_common::reason::Reason;
+
+use table::cases::{self, valid_ack};
+use table::frames::{LINUX, MACOS, Spec, WINDOWS};
+use table::world::{EPOCH, Place, SLOT, World};
+
+#[path = "../../tcpguard-common/src/decision/table/mod.rs"]
+mod table;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
+/// What the verifier follows on its way through; the kernel stops at a million.
+const MOST_VERIFIED: u32 = 500_000;
+/// Frames in the differential test; with `--long` twenty times as many.
+const MUTANTS: u32 = 50_000;
+
+/// The program and its maps, on no interface.
+struct Kernel {
+    ebpf: Ebpf,
+    socket: OwnedFd,
+    out: Vec<u8>,
+}
+
+/// What became of one frame.
+struct Outcome {
+    verdict: Verdict,
+    frame: Vec<u8>,
+}
+
+impl Kernel {
+    fn load(max_flows: usize) -> Self {
+        let max_flows = u32::try_from(max_flows).unwrap();
+        let mut ebpf = EbpfLoader::new()
+            .override_global("SLOT", &SLOT, true)
+            .map_max_entries(name::FLOWS_V4, max_flows)
+            .map_max_entries(name::FLOWS_V6, max_flows)
+            .load(OBJECT)
+            .unwrap();
+        let program: &mut Xdp = ebpf.program_mut("tcpguard").unwrap().try_into().unwrap();
+        program.load().unwrap();
+        // SAFETY: no pointers; the descriptor it returns is nobody else's.
+        let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: as above.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        Self { ebpf, socket, out: vec![0; 4096] }
+    }
+
+    fn map<'a, M: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> M {
+        M::try_from(self.ebpf.map_mut(name).unwrap()).unwrap_or_else(|_| panic!("{name} is of another type"))
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    /// Makes the maps what the world says.
+    fn become_like(&mut self, world: &World) {
+        self.array::<Settings>(name::SETTINGS).set(0, world.settings, 0).unwrap();
+        self.array::<Interface>(name::INTERFACES).set(SLOT, world.interface, 0).unwrap();
+        for (index, slot) in (0..).zip(world.epochs) {
+            self.array::<EpochSlot>(name::EPOCHS).set(index, slot, 0).unwrap();
+        }
+        for (index, &word) in (0..).zip(&world.ports).filter(|(_, word)| **word != 0) {
+            self.array::<u64>(name::PORTS).set(index, word, 0).unwrap();
+        }
+        let beat = if world.beating { tcpguard::dataplane::monotonic_ns() } else { 0 };
+        self.array::<u64>(name::HEARTBEATS).set(world.engine, beat, 0).unwrap();
+        for (&bucket, words) in &world.fingerprints {
+            self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, words, 0).unwrap();
+        }
+        let socket = self.socket.as_raw_fd();
+        let mut sockets: XskMap<&mut MapData> = self.map(name::SOCKETS);
+        if world.socket {
+            sockets.set(world.engine, socket, 0).unwrap();
+        } else {
+            let _absent = sockets.unset(world.engine);
+        }
+        self.tables::<V4>(world, name::SERVICES_V4, name::FLOWS_V4);
+        self.tables::<V6>(world, name::SERVICES_V6, name::FLOWS_V6);
+    }
+
+    fn tables<A: Place>(&mut self, world: &World, services: &str, flows: &str)
+    where
+        ServiceKey<A>: Pod,
+        FlowKey<A>: Pod,
+    {
+        for (key, service) in A::services(world) {
+            self.hash::<ServiceKey<A>, Service>(services).insert(key, service, 0).unwrap();
+        }
+        let mut map = self.hash::<FlowKey<A>, Flow>(flows);
+        let stale: Vec<FlowKey<A>> = map.keys().map(Result::unwrap).collect();
+        stale.iter().for_each(|key| map.remove(key).unwrap());
+        for (key, flow) in A::flows(world).borrow().iter() {
+            map.insert(key, flow, 0).unwrap();
+        }
+    }
+
+    /// Undoes what `become_like` does not overwrite the next time.
+    fn forget(&mut self, world: &World) {
+        for &bucket in world.fingerprints.keys() {
+            self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, [0; 4], 0).unwrap();
+        }
+    }
+
+    fn run(&mut self, frame: &[u8], engine: u32) -> Outcome {
+        let program: &Xdp = self.ebpf.program("tcpguard").unwrap().try_into().unwrap();
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut self.out), ..TestRunOptions::new() };
+        let result = program.test_run(options).unwrap();
+        let verdict = match result.return_value {
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            3 => Verdict::Transmit,
+            4 => Verdict::Redirect(engine),
+            other => panic!("verdict {other}"),
+        };
+        Outcome { verdict, frame: self.out[..result.data_size_out as usize].to_vec() }
+    }
+
+    fn counters(&mut self) -> Vec<u64> {
+        let counters: PerCpuArray<&mut MapData, u64> = self.map(name::COUNTERS);
+        counters.iter().map(|cpus| cpus.unwrap().iter().sum()).collect()
+    }
+
+    fn flows<A: Place>(&mut self, name: &str) -> std::collections::HashMap<FlowKey<A>, Flow>
+    where
+        FlowKey<A>: Pod,
+    {
+        self.hash::<FlowKey<A>, Flow>(name).iter().map(Result::unwrap).collect()
+    }
+}
+
+/// Decides the same on the host, at the time the kernel did: that is in the SYN-ACK, if there is one.
+fn on_host(world: &mut World, frame: &[u8], kernel: &Outcome) -> Outcome {
+    if let (Verdict::Transmit, Ok(segment)) = (kernel.verdict, parse(&kernel.frame[..])) {
+        let options = match segment {
+            AnySegment::V4(segment) => segment.options,
+            AnySegment::V6(segment) => segment.options,
+        };
+        let (tsval, _) = options.timestamps.unwrap_or_default();
+        world.now = 1 << 40 | u64::from(tsval >> 14 & 0xffff) << 22;
+    }
+    let mut bytes = [frame, &[0; 256]].concat();
+    let mut buffer = Buffer::new(&mut bytes, frame.len());
+    let verdict = decide(&mut buffer, world);
+    Outcome { verdict, frame: buffer.frame().to_vec() }
+}
+
+/// Everything but when they were made.
+fn same_flows<A: Family>(
+    kernel: std::collections::HashMap<FlowKey<A>, Flow>,
+    host: &std::collections::HashMap<FlowKey<A>, Flow>,
+) -> bool {
+    let timeless = |(&key, &flow): (&FlowKey<A>, &Flow)| (key, Flow { created: 0, ..flow });
+    let kernel: std::collections::HashMap<_, _> = kernel.iter().map(timeless).collect();
+    kernel == host.iter().map(timeless).collect()
+}
+
+#[test]
+fn the_kernel_decides_every_row_of_the_table_as_the_host_does() {
+    let mut kernel = Kernel::load(World::new().max_flows);
+    let mut failures = Vec::new();
+    let cases = cases::all();
+    // BPF_PROG_RUN takes no frame shorter than an Ethernet header.
+    for case in cases.iter().filter(|case| case.frame.len() >= 14) {
+        let mut world = case.world.clone();
+        kernel.become_like(&world);
+        let before = kernel.counters();
+        let outcome = kernel.run(&case.frame, world.engine);
+        let counted: Vec<u64> =
+            kernel.counters().iter().zip(before).map(|(after, before)| after - before).collect();
+        let (v4, v6) = (kernel.flows::<V4>(name::FLOWS_V4), kernel.flows::<V6>(name::FLOWS_V6));
+        failures.extend(cases::check(case, outcome.verdict, &outcome.frame, v4.len() + v6.len()).err());
+        for &reason in Reason::ALL {
+            if counted[reason as usize] != u64::from(case.reason == Some(reason)) {
+                failures.push(format!(
+                    "{}: {} counted {}",
+                    case.name,
+                    reason.name(),
+                    counted[reason as usize]
+                ));
+            }
+        }
+        let host = on_host(&mut world, &case.frame, &outcome);
+        if (host.verdict, &host.frame) != (outcome.verdict, &outcome.frame) {
+            failures.push(format!("{}: the host says {:02x?}", case.name, host.frame));
+        }
+        if !same_flows(v4, &world.flows_v4.borrow()) || !same_flows(v6, &world.flows_v6.borrow()) {
+            failures.push(format!("{}: the flow tables differ", case.name));
+        }
+        kernel.forget(&world);
+    }
+    let total = failures.len();
+    failures.truncate(5);
+    assert!(failures.is_empty(), "{total} failures in {} rows:\n{}", cases.len(), failures.join("\n"));
+}
+
+#[test]
+fn mutated_frames_meet_the_same_verdict_in_the_kernel_and_on_the_host() {
+    let mut world = World { max_flows: 64, ..World::new() };
+    world.know(Spec::<V4> { src_port: 1, ..Spec::ack(1, &[]) }.flow());
+    world.know(Spec::<V6> { src_port: 1, ..Spec::ack(1, &[]) }.flow());
+    world.remember(&Spec::<V4> { src_port: 2, ..Spec::ack(1, &[]) }.flow());
+    let mut kernel = Kernel::load(world.max_flows);
+    kernel.become_like(&world);
+    let base = [bases::<V4>(), bases::<V6>()].concat();
+    let seed = tcpguard::dataplane::monotonic_ns();
+    let mut random = Random(seed | 1);
+    let mut expected = kernel.counters();
+    let total = if std::env::var_os(xtask::test::LONG).is_some() { 20 * MUTANTS } else { MUTANTS };
+    let mut verdicts = [0u32; 4];
+    let until = Instant::now() + Duration::from_secs(600);
+    for index in 0..total {
+        let frame = mutant(&mut random, &base);
+        let outcome = kernel.run(&frame, world.engine);
+        let before = (world.flows_v4.borrow().len(), world.flows_v6.borrow().len());
+        let host = on_host(&mut world, &frame, &outcome);
+        assert!(
+            (host.verdict, &host.frame) == (outcome.verdict, &outcome.frame),
+            "seed {seed}, frame {index}: {frame:02x?}\nkernel: {:?} {:02x?}\n  host: {:?} {:02x?}",
+            outcome.verdict,
+            outcome.frame,
+            host.verdict,
+            host.frame,
+        );
+        for reason in world.counted.take() {
+            expected[reason as usize] += 1;
+        }
+        verdicts[match host.verdict {
+            Verdict::Pass => 0,
+            Verdict::Drop => 1,
+            Verdict::Transmit => 2,
+            Verdict::Redirect(_) => 3,
+        }] += 1;
+        if before != (world.flows_v4.borrow().len(), world.flows_v6.borrow().len()) {
+            forget_flows(&mut kernel, &mut world);
+        }
+        if index % 512 == 0 || index + 1 == total {
+            assert_eq!(kernel.counters(), expected, "seed {seed}, up to frame {index}");
+        }
+        assert!(Instant::now() < until, "only {index} frames in ten minutes");
+    }
+    assert!(verdicts.iter().all(|&count| count > total / 100), "too one-sided: {verdicts:?}");
+}
+
+/// Compares the tables after an insertion, then leaves only what was there at first.
+fn forget_flows(kernel: &mut Kernel, world: &mut World) {
+    assert!(same_flows(kernel.flows::<V4>(name::FLOWS_V4), &world.flows_v4.borrow()));
+    assert!(same_flows(kernel.flows::<V6>(name::FLOWS_V6), &world.flows_v6.borrow()));
+    world.flows_v4.borrow_mut().retain(|key, _| key.peer_port == [0, 1]);
+    world.flows_v6.borrow_mut().retain(|key, _| key.peer_port == [0, 1]);
+    kernel.become_like(world);
+}
+
+/// Frames and where their datagram starts.
+fn bases<A: Place>() -> Vec<Base> {
+    let tagged = vec![[0x88, 0xa8, 0, 7], [0x81, 0, 0, 9]];
+    let mut specs = vec![
+        Spec { src_port: 1, ..Spec::<A>::ack(5, &[]) },
+        Spec { src_port: 2, ..Spec::ack(5, &[]) },
+        Spec { tags: tagged.clone(), ..Spec::syn(MACOS) },
+        Spec { data: vec![7; 300], ..Spec::syn(LINUX) },
+        Spec { tags: tagged, ..valid_ack(EPOCH, true) },
+        valid_ack(EPOCH, false),
+        valid_ack(EPOCH - 1, true),
+    ];
+    specs.extend([&[], LINUX, WINDOWS, MACOS, &[1; 40]].map(Spec::syn));
+    let refix = |spec: Spec<A>| Base {
+        frame: spec.frame(),
+        fix: Box::leak(Box::new(move |f: &mut [u8]| spec.fix(f))),
+    };
+    specs.into_iter().map(refix).collect()
+}
+
+#[derive(Clone)]
+struct Base {
+    frame: Vec<u8>,
+    /// Makes the checksums right again.
+    fix: &'static dyn Fn(&mut [u8]),
+}
+
+/// A frame with a few bytes changed, half of the time with its checksums put right, now and then cut or longer.
+fn mutant(random: &mut Random, bases: &[Base]) -> Vec<u8> {
+    let base = &bases[random.below(bases.len())];
+    let mut frame = base.frame.clone();
+    for _ in 0..random.below(4) {
+        // Headers are where it matters.
+        let at = random.below(frame.len().min(110));
+        frame[at] = match random.below(4) {
+            0 => frame[at] ^ 1 << random.below(8),
+            1 => [0, 1, 2, 3, 4, 5, 8, 10, 40, 255][random.below(10)],
+            2 => frame[at].wrapping_add(1),
+            _ => random.next() as u8,
+        };
+    }
+    if random.below(2) == 0 {
+        (base.fix)(&mut frame);
+    }
+    match random.below(16) {
+        0 => frame.truncate(14 + random.below(frame.len() - 14)),
+        1 => frame.resize(frame.len() + random.below(64), 0xee),
+        _ => {}
+    }
+    frame
+}
+
+/// xorshift64: enough to be different every time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 11
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.next() as usize % limit
+    }
+}
+
+#[test]
+fn the_verifier_has_room_left() {
+    let kernel = Kernel::load(2);
+    let program: &Xdp = kernel.ebpf.program("tcpguard").unwrap().try_into().unwrap();
+    let info = program.info().unwrap();
+    let verified = info.verified_instruction_count().unwrap();
+    assert!(verified < MOST_VERIFIED, "{verified} instructions verified");
+}
