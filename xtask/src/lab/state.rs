@@ -1,8 +1,11 @@
 //! What a lab leaves on the machine besides its namespaces: one directory under /run, held by a file lock that the
-//! kernel releases whatever ends the process, so that a dead lab is told from a living one and swept away.
+//! kernel releases whatever ends the process, so that a dead lab is told from a living one; and a small process that
+//! outlives us just long enough to remove the lab should we be killed.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,8 +22,21 @@ const KEPT: &str = "kept";
 pub(super) struct State {
     id: String,
     keep: bool,
+    heir: Child,
     _lock: File,
 }
+
+/// What the heir does: waits until our end of its standard input closes, which the kernel sees to, then removes all
+/// that carries the lab's name. Signals for our process group do not concern it.
+const HEIR: &str = "trap '' INT TERM HUP
+cat >/dev/null
+for path in /run/netns/\"$1\"-*; do
+  [ -e \"$path\" ] || continue
+  name=${path##*/}
+  ip netns pids \"$name\" | xargs -r kill -KILL
+  ip netns del \"$name\"
+done
+rm -rf \"/sys/fs/bpf/$1\" \"/run/tcpguard-lab/$1\"";
 
 impl State {
     /// Sweeps away dead labs, then claims a new name.
@@ -33,7 +49,11 @@ impl State {
         fs::create_dir_all(&dir)?;
         let lock = File::create(dir.join("lock"))?;
         lock.try_lock().with_context(|| format!("locking {}", dir.display()))?;
-        Ok(Self { id, keep: false, _lock: lock })
+        let mut heir = Command::new("sh");
+        heir.args(["-c", HEIR, "tcpguard-lab", &id]).process_group(0);
+        heir.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let heir = heir.spawn().context("starting the lab's heir")?;
+        Ok(Self { id, keep: false, heir, _lock: lock })
     }
 
     pub(super) fn id(&self) -> &str {
@@ -58,6 +78,9 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
+        // Killed before its input closes, it removes nothing.
+        let _ = self.heir.kill();
+        let _ = self.heir.wait();
         if !self.keep {
             remove(&self.id);
         }
