@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::Flow;
+use tcpguard_common::packet::{AnySegment, parse};
+use tcpguard_common::seq::Seq;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
@@ -23,7 +25,7 @@ use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::{EngineConfig, EngineError, stack_config};
-use crate::stack::{Event, Instant, Link, Received, State as TcpState};
+use crate::stack::{Config, Event, Instant, Link, Received, State as TcpState};
 
 /// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
 const BURST: usize = 64;
@@ -375,19 +377,24 @@ impl<T: SharedTables> Desk<T> {
             Received::Consumed | Received::Dropped(_) => {}
             Received::Adoptable(key) => match self.flows.claim(&key) {
                 Claim::Mine(_) => self.adopt(now, state, frame),
-                Claim::Foreign(_) | Claim::OldGeneration | Claim::Missing => self.counters.orphans += 1,
+                Claim::Foreign(_) | Claim::OldGeneration(_) | Claim::Missing => self.counters.orphans += 1,
             },
             Received::Unknown(_) => self.counters.orphans += 1,
         }
     }
 
-    /// A valid cookie of a flow that is new to this stack: only its owner may adopt it.
+    /// A valid cookie of a flow that is new to this stack: only its owner may adopt it, and nobody may whose
+    /// connection died with an earlier daemon, which may have relayed what the segment says.
     fn settle_adoption(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
         match self.flows.claim(&key) {
             Claim::Foreign(owner) if self.forward(owner, frame) => {}
-            Claim::Foreign(_) | Claim::Mine(_) | Claim::OldGeneration | Claim::Missing => {
+            Claim::OldGeneration(flow) if is_cookie_of(frame, &flow) => self.dismiss(now, state, key, frame),
+            Claim::OldGeneration(flow) => {
+                // A new incarnation, which XDP did not need to insert.
+                self.flows.insert(now, key, &flow);
                 self.adopt(now, state, frame);
             }
+            Claim::Foreign(_) | Claim::Mine(_) | Claim::Missing => self.adopt(now, state, frame),
         }
     }
 
@@ -419,7 +426,7 @@ impl<T: SharedTables> Desk<T> {
                     state.stack.handle_frame(now, frame);
                 }
             }
-            Claim::OldGeneration => self.dismiss(now, state, key, frame),
+            Claim::OldGeneration(_) => self.dismiss(now, state, key, frame),
             // Redirected for a fingerprint's sake: another engine may have the flow in TIME_WAIT.
             Claim::Missing => {
                 let elsewhere = self.flows.has_fingerprint(&key);
@@ -454,10 +461,8 @@ impl<T: SharedTables> Desk<T> {
         let is_stray = |owner| !exchange.contains(owner) && exchange.is_first(*engine);
         flows.sweep(now, is_stray, |what, key, flow| match what {
             Offer::Adopt => adopt_entry(now, state, key, flow, *local_mac),
-            Offer::Look { .. } if state.stack.flow_state(now, &key).is_some() => Swept::Known,
-            Offer::Look { probe } => {
-                if probe
-                    && probes.len() < PROBES
+            Offer::Probe => {
+                if probes.len() < PROBES
                     && let Some(probe) = Probe::new(&key, flow, *local_mac)
                 {
                     probes.push_back(probe);
@@ -466,6 +471,16 @@ impl<T: SharedTables> Desk<T> {
                 Swept::Refused
             }
         });
+        self.settle_caution(now, state);
+    }
+
+    /// Asking the flow table before every adoption costs a system call each: not without a reason.
+    fn settle_caution(&self, now: Instant, state: &mut State) {
+        let at_once = self.exchange.is_alone() && !self.flows.old_generation_possible();
+        if state.stack.config().adopt_at_once != at_once {
+            let config = Config { adopt_at_once: at_once, ..state.stack.config().clone() };
+            state.stack.set_config(now, config);
+        }
     }
 
     /// What follows from what the stack did, for the applications and for the flow table.
@@ -497,6 +512,16 @@ impl<T: SharedTables> Desk<T> {
         self.probes.pop_front();
         Some(len)
     }
+}
+
+/// Whether a segment carries the cookie that opened the flow of an entry.
+fn is_cookie_of(frame: &[u8], flow: &Flow) -> bool {
+    let tcp = match parse(frame) {
+        Ok(AnySegment::V4(segment)) => segment.tcp,
+        Ok(AnySegment::V6(segment)) => segment.tcp,
+        Err(_) => return false,
+    };
+    (tcp.seq, tcp.ack) == (Seq(flow.seq), Seq(flow.ack))
 }
 
 /// Makes sure that the stack has the connection of an entry of ours.

@@ -90,7 +90,7 @@ pub(crate) enum Claim {
     /// Another engine's, by XSKMAP index.
     Foreign(u32),
     /// An earlier daemon's: nobody has its connection.
-    OldGeneration,
+    OldGeneration(Flow),
     /// There is no entry.
     Missing,
 }
@@ -112,6 +112,9 @@ pub(crate) struct Ownership<T: SharedTables> {
     /// Sweeps finished, and whether the present one probes the peers of flows that an earlier daemon had.
     sweeps: u64,
     probing: bool,
+    /// Whether the present sweep met an earlier daemon's entries, and whether there may be any.
+    met_old: bool,
+    old_possible: bool,
     found: Vec<(AnyFlowKey, Flow)>,
     pub(crate) counters: FlowCounters,
 }
@@ -131,6 +134,8 @@ impl<T: SharedTables> Ownership<T> {
             next_slice: now + SWEEP_PAUSE,
             sweeps: 0,
             probing: true,
+            met_old: false,
+            old_possible: true,
             found: Vec::new(),
             counters: FlowCounters::default(),
         }
@@ -144,6 +149,11 @@ impl<T: SharedTables> Ownership<T> {
     /// Whether XDP hands segments of `key` over without an entry.
     pub(crate) fn has_fingerprint(&self, key: &AnyFlowKey) -> bool {
         self.tables.has_fingerprint(key)
+    }
+
+    /// Whether an earlier daemon's entries may still be in the table. New ones never come.
+    pub(crate) fn old_generation_possible(&self) -> bool {
+        self.old_possible
     }
 
     /// The connection is gone for good: its entry goes with the next batch.
@@ -203,7 +213,7 @@ impl<T: SharedTables> Ownership<T> {
 
     fn classify(&self, flow: Flow) -> Claim {
         if flow.generation != self.generation {
-            Claim::OldGeneration
+            Claim::OldGeneration(flow)
         } else if flow.owner != self.engine {
             Claim::Foreign(flow.owner)
         } else {
@@ -260,25 +270,19 @@ impl<T: SharedTables> Ownership<T> {
         }
         let mut found = std::mem::take(&mut self.found);
         let more = self.tables.scan(&mut found);
-        self.next_slice = now + if more { SLICE_PAUSE } else { SWEEP_PAUSE };
-        if !more {
-            self.sweeps += 1;
-            // Twice as long after each: a peer that does not answer will hardly do so the next second.
-            self.probing = self.sweeps.is_power_of_two();
-        }
         for (key, flow) in found.drain(..) {
             if self.closing.contains(&key) || !(flow.owner == self.engine || is_stray(flow.owner)) {
                 continue;
             }
             match self.classify(flow) {
                 Claim::Missing | Claim::Foreign(_) => {}
-                Claim::OldGeneration => match offer(Offer::Look { probe: self.probing }, key, &flow) {
-                    // A cookie of the last daemon's that this one's stack adopted.
-                    Swept::Known => self.insert(now, key, &flow),
-                    Swept::Adopted => {}
-                    Swept::Refused if now >= self.started + KEEP_OLD_GENERATION => self.old(now, key),
-                    Swept::Refused => {}
-                },
+                Claim::OldGeneration(_) if now >= self.started + KEEP_OLD_GENERATION => self.old(now, key),
+                Claim::OldGeneration(flow) => {
+                    self.met_old = true;
+                    if self.probing {
+                        offer(Offer::Probe, key, &flow);
+                    }
+                }
                 Claim::Mine(flow) if Instant(flow.created) + UNADOPTED_AFTER <= now => {
                     let swept = offer(Offer::Adopt, key, &flow);
                     self.account(now, key, swept);
@@ -287,6 +291,13 @@ impl<T: SharedTables> Ownership<T> {
             }
         }
         self.found = found;
+        self.next_slice = now + if more { SLICE_PAUSE } else { SWEEP_PAUSE };
+        if !more {
+            self.sweeps += 1;
+            self.old_possible = std::mem::take(&mut self.met_old);
+            // Twice as long after each: a peer that does not answer will hardly do so the next second.
+            self.probing = self.sweeps.is_power_of_two();
+        }
     }
 
     /// An entry of an earlier daemon is of no more use.
@@ -311,11 +322,8 @@ impl<T: SharedTables> Ownership<T> {
 /// What the sweep wants of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {
-    /// Only say whether it has the connection. If not, and when asked to, make the peer speak.
-    Look {
-        /// Whether asked to.
-        probe: bool,
-    },
+    /// Nothing: an earlier daemon had the connection. Make the peer speak, so that it meets a reset.
+    Probe,
     /// Adopt the connection from the entry if it has not.
     Adopt,
 }

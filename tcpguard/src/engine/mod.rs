@@ -194,7 +194,8 @@ fn assemble<P: FramePort, T: SharedTables>(
 }
 
 fn stack(config: &EngineConfig) -> Stack {
-    let base = Config { mtu: config.mtu, adopt_at_once: config.exchange.is_alone(), ..Config::default() };
+    // The driver decides when it may stop asking the flow table first.
+    let base = Config { mtu: config.mtu, adopt_at_once: false, ..Config::default() };
     let mut stack = Stack::new(net::now(), stack_config(base, &config.tunables), config.seed);
     stack.set_epochs(&config.epochs, config.clock);
     for listen in &config.listen {

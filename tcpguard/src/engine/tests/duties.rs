@@ -114,24 +114,29 @@ fn a_new_daemon_resets_the_old_ones_clients_whether_they_speak_or_not() {
         let listener = guard.listen();
         let mut talker = client.connect().await;
         let (mut first, _) = listener.accept().await;
-        let mut silent = client.connect().await;
+        let mut listening = client.connect().await;
         let (mut second, _) = listener.accept().await;
         second.write_all(b"220").await.unwrap();
-        silent.read_exact(&mut [0; 3]).await.unwrap();
+        listening.read_exact(&mut [0; 3]).await.unwrap();
+        let mut silent = client.connect().await;
+        let (third, _) = listener.accept().await;
         talker.write_all(b"hello").await.unwrap();
         first.read_exact(&mut [0; 5]).await.unwrap();
         // As a SIGKILL does: nobody is told anything.
         guard.task.abort();
-        std::mem::forget((first, second, listener));
+        std::mem::forget((first, second, third, listener));
         world.next_generation();
         let guard = world.guard(0, Exchange::new(1), Tunables::default());
-        talker.write_all(b"still there?").await.unwrap();
-        assert_eq!(talker.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert_eq!(silent.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-        eventually("entries removed", || world.flows.borrow().is_empty()).await;
-        assert_eq!(guard.handle.stats().await.unwrap().flows.old_generation, 2);
-        // And it serves.
         let listener = guard.listen();
+        talker.write_all(b"still there?").await.unwrap();
+        for stream in [&mut talker, &mut listening, &mut silent] {
+            assert_eq!(stream.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        eventually("entries removed", || world.flows.borrow().is_empty()).await;
+        let stats = guard.handle.stats().await.unwrap();
+        assert_eq!((stats.flows.old_generation, stats.frames.old_generation_resets), (3, 3));
+        assert_eq!(stats.net.accepted, 0, "a cookie does not bring back what an earlier daemon had");
+        // And it serves.
         let mut stream = client.connect().await;
         let (accepted, _) = listener.accept().await;
         spawn_local(async move { echo(accepted).await.unwrap() });
