@@ -1,0 +1,210 @@
+//! Connections through the engine and the proxy as they really are: kernel TCP at both ends, XDP and AF_XDP on a veth link
+//! in between. Needs root.
+
+mod support;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{Guarded, lab_object, wait_for};
+use xtask::lab::{GUARD_ADDRESS, LabConfig};
+
+/// Protected beside the web server, with a backend of this test's own.
+const SERVICE: SocketAddrV4 = SocketAddrV4::new(GUARD_ADDRESS, 81);
+const BACKEND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9000);
+const SOON: Duration = Duration::from_secs(30);
+
+struct Setup {
+    guarded: Guarded,
+    backend: TcpListener,
+}
+
+impl Setup {
+    fn new(queues: u32, loss: Option<f64>) -> Self {
+        let mut config = LabConfig::new(lab_object());
+        (config.queues, config.loss) = (queues, loss);
+        let guarded = Guarded::up(config, &["--protect", &format!("{SERVICE}={BACKEND}")]);
+        let backend = guarded.lab.guard().enter(|| TcpListener::bind(BACKEND));
+        Self { backend: backend.expect("entering the guard's namespace").expect("a free port"), guarded }
+    }
+
+    /// A new connection to the service.
+    fn connect(&self) -> TcpStream {
+        let connect = || TcpStream::connect_timeout(&SERVICE.into(), SOON);
+        let stream = self.guarded.lab.client().enter(connect).expect("entering the client's namespace");
+        patient(stream.expect("connecting"))
+    }
+
+    /// Both ends of a new connection.
+    fn pair(&self) -> (TcpStream, TcpStream) {
+        let mut client = self.connect();
+        client.write_all(b"!").expect("writing");
+        let mut server = patient(self.backend.accept().expect("accepting").0);
+        server.read_exact(&mut [0]).expect("reading");
+        (client, server)
+    }
+
+    /// Sends back to each of so many connections what it sends.
+    fn echo(&self, connections: usize) {
+        for _ in 0..connections {
+            let (mut reader, _) = self.backend.accept().expect("accepting");
+            let mut writer = reader.try_clone().expect("a descriptor");
+            thread::spawn(move || {
+                // What goes wrong here, the client notices.
+                let _ = std::io::copy(&mut reader, &mut writer);
+                let _ = writer.shutdown(Shutdown::Write);
+            });
+        }
+    }
+
+    fn stats(&self) -> Value {
+        self.guarded.json(&["stats"])
+    }
+
+    fn count(&self, group: &str, name: &str) -> u64 {
+        self.stats()["totals"][group][name].as_u64().unwrap_or_else(|| panic!("no counter {group} {name}"))
+    }
+
+    /// Once nothing moves any more, every frame is ours again: the kernel keeps none.
+    fn check_frames(&self) {
+        wait_for("every frame accounted for", SOON, || {
+            let stats = self.stats();
+            let rings = &stats["totals"]["ring"];
+            let frames = |name: &str| rings[name].as_u64().unwrap_or_else(|| panic!("no counter {name}"));
+            let held: u64 = ["free", "fill", "rx", "tx", "completion"].into_iter().map(frames).sum();
+            held == frames("frames") && frames("rx-invalid") == 0 && frames("tx-invalid") == 0
+        });
+    }
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(SOON)).expect("a timeout");
+    stream.set_write_timeout(Some(SOON)).expect("a timeout");
+    stream
+}
+
+/// Bytes that show where they belong.
+fn pattern(seed: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i ^ i >> 8 ^ i >> 16) as u8 ^ seed as u8).collect()
+}
+
+/// Sends and receives at once until the peer closes; what came back.
+fn exchange(stream: &TcpStream, bytes: &[u8]) -> Vec<u8> {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut half = stream;
+            half.write_all(bytes).expect("writing");
+            stream.shutdown(Shutdown::Write).expect("closing");
+        });
+        let mut received = Vec::new();
+        let mut half = stream;
+        half.read_to_end(&mut received).expect("reading");
+        received
+    })
+}
+
+fn echo_many(setup: &Setup, connections: usize, len: usize) {
+    thread::scope(|scope| {
+        for seed in 0..connections {
+            scope.spawn(move || {
+                let sent = pattern(seed, len);
+                let received = exchange(&setup.connect(), &sent);
+                assert!(received == sent, "{} of {len} bytes, or wrong ones", received.len());
+            });
+        }
+        setup.echo(connections);
+    });
+    let connections = connections as u64;
+    wait_for("all finished", SOON, || setup.count("service", "finished") == connections);
+    assert_eq!(setup.count("service", "bytes-to-backend"), connections * len as u64);
+    assert_eq!(setup.count("service", "bytes-to-client"), connections * len as u64);
+}
+
+#[test]
+fn megabytes_pass_both_ways_over_every_queue_and_no_frame_is_lost_track_of() {
+    let setup = Setup::new(2, None);
+    echo_many(&setup, 24, 2 << 20);
+    let stats = setup.stats();
+    let engines = stats["engines"].as_array().expect("a list of engines");
+    assert_eq!(engines.len(), 2);
+    for engine in engines {
+        assert!(engine["counters"]["engine"]["received"].as_u64() > Some(0), "an idle queue");
+    }
+    setup.check_frames();
+}
+
+#[test]
+fn bytes_survive_losses_in_both_directions() {
+    let setup = Setup::new(2, Some(0.02));
+    echo_many(&setup, 8, 512 << 10);
+    assert!(setup.count("stack", "retransmitted") > 0);
+    setup.check_frames();
+}
+
+/// A kernel socket closed with data unread sends a reset.
+#[test]
+fn a_reset_passes_through_in_both_directions() {
+    let setup = Setup::new(1, None);
+    let (client, mut server) = setup.pair();
+    server.write_all(b"never read").expect("writing");
+    thread::sleep(Duration::from_millis(200));
+    drop(client);
+    assert_eq!(server.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+
+    let (mut client, server) = setup.pair();
+    client.write_all(b"never read").expect("writing");
+    thread::sleep(Duration::from_millis(200));
+    drop(server);
+    assert_eq!(client.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    wait_for("no connection left", SOON, || setup.count("engine", "connections") == 0);
+}
+
+#[test]
+fn whoever_does_not_read_stops_whoever_writes() {
+    let setup = Setup::new(1, None);
+    for client_writes in [true, false] {
+        let (client, server) = setup.pair();
+        let (mut writer, mut reader) = if client_writes { (client, server) } else { (server, client) };
+        writer.set_write_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+        let chunk = pattern(0, 256 << 10);
+        let mut sent = 0;
+        let stopped = loop {
+            match writer.write(&chunk) {
+                Ok(written) => sent += written,
+                Err(error) => break error,
+            }
+            // The kernels at both ends hold some megabytes, the guard in between no more than its windows.
+            assert!(sent < 256 << 20, "nothing stops the writer");
+        };
+        assert_eq!(stopped.kind(), ErrorKind::WouldBlock, "{stopped}");
+        assert_eq!(setup.count("stack", "no-buffer"), 0);
+        writer.shutdown(Shutdown::Write).expect("closing");
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).expect("reading");
+        assert_eq!(received.len(), sent);
+    }
+}
+
+/// One was answered and speaks again, one only listens, one has never said anything: its cookie is still good, but nobody
+/// can tell any more what the dead daemon did with what it said.
+#[test]
+fn the_clients_of_a_killed_daemon_are_reset_by_the_next_one() {
+    let mut setup = Setup::new(1, None);
+    let (mut talker, _first) = setup.pair();
+    let (listener, _second) = setup.pair();
+    let (silent, _third) = (setup.connect(), setup.backend.accept().expect("accepting"));
+    setup.guarded.take_daemon().kill().expect("killing the daemon");
+    setup.guarded.start_daemon();
+    // The reset may come before the words.
+    let told = talker.write_all(b"still there?").and_then(|()| talker.read(&mut [0]));
+    assert_eq!(told.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    for mut client in [listener, silent] {
+        assert_eq!(client.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    }
+    let (mut client, mut server) = setup.pair();
+    server.write_all(b"!").expect("writing");
+    client.read_exact(&mut [0]).expect("reading");
+}
