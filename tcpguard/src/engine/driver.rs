@@ -16,6 +16,7 @@ use tcpguard_common::packet::{AnySegment, parse};
 use tcpguard_common::seq::Seq;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
+use tracing::warn;
 
 use super::exchange::{Exchange, Forwarded, Handover};
 use super::flows::{Claim, Offer, Ownership, SharedTables, Swept};
@@ -26,6 +27,7 @@ use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::{EngineConfig, EngineError, stack_config};
 use crate::stack::{Config, Event, Instant, Link, Received, State as TcpState};
+use crate::telemetry::throttle::Throttle;
 
 /// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
 const BURST: usize = 64;
@@ -37,6 +39,8 @@ const MISSES: usize = 16;
 const PROBES: usize = 512;
 /// The engine turns at least this often, so that its heartbeat never looks stale.
 const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How often errors of the socket are complained about.
+const COMPLAIN: Duration = Duration::from_secs(10);
 /// How long to wait when the transmit ring has no room and nothing else happens.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -55,6 +59,7 @@ pub(crate) struct Driver<P, T: SharedTables> {
     turned: Instant,
     unparked: Arc<AtomicU64>,
     gaps: Gaps,
+    complaints: Throttle,
 }
 
 /// What judges frames of flows that the stack does not know.
@@ -139,6 +144,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             turned: started,
             unparked,
             gaps: Gaps::default(),
+            complaints: Throttle::new(COMPLAIN),
         }
     }
 
@@ -214,7 +220,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
     }
 
     fn transmit(&mut self, now: Instant, state: &mut State) -> Next {
-        let Self { port, desk, .. } = self;
+        let Self { port, desk, complaints, .. } = self;
         let mut sent = 0;
         let mut done = false;
         port.transmit(|buffer| {
@@ -231,8 +237,11 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         desk.kick_again = kicked.is_err();
         match kicked {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::Retry,
-            Err(_) => {
+            Err(error) => {
                 desk.counters.kick_errors += 1;
+                if let Some(times) = complaints.event(std::time::Instant::now()) {
+                    warn!(times, %error, "the kernel does not send");
+                }
                 Next::Retry
             }
             Ok(()) if done => Next::Sleep,

@@ -1,24 +1,30 @@
 //! The proxy: accepts a service's connections, connects each to the backend, and hands both to the relay. A backend
 //! that cannot be reached is the client's to know at once: it gets a reset, and the cause is counted.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream as BackendStream;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::counters::{ServiceCounters, add};
 use super::relay::{End, Relay, Scratch};
 use crate::engine::{TcpListener, TcpStream};
+use crate::telemetry::throttle::Throttle;
 
 /// How long a backend may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a backend that cannot be had is complained about.
+const COMPLAIN: Duration = Duration::from_secs(10);
 
 /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
 /// connections and never this loop.
@@ -28,23 +34,40 @@ pub(super) async fn serve(
     counters: Arc<ServiceCounters>,
     scratch: Scratch,
 ) {
+    let backend = Rc::new(Backend { addr: backend, complaints: RefCell::new(Throttle::new(COMPLAIN)) });
     loop {
         let (client, _) = listener.accept().await;
         add(&counters.accepted, 1);
-        spawn_local(connection(client, backend, Arc::clone(&counters), scratch.clone()));
+        spawn_local(connection(client, Rc::clone(&backend), Arc::clone(&counters), scratch.clone()));
+    }
+}
+
+/// Where a service's connections go.
+struct Backend {
+    addr: SocketAddr,
+    complaints: RefCell<Throttle>,
+}
+
+impl Backend {
+    /// Says why it cannot be had, but not for every client.
+    fn complain(&self, error: &io::Error) {
+        if let Some(clients) = self.complaints.borrow_mut().event(Instant::now()) {
+            warn!(backend = %self.addr, clients, %error, "no connection to the backend, clients were reset");
+        }
     }
 }
 
 async fn connection(
     client: TcpStream,
-    backend: SocketAddr,
+    backend: Rc<Backend>,
     counters: Arc<ServiceCounters>,
     scratch: Scratch,
 ) {
-    let backend = match connect(&client, backend).await {
+    let backend = match connect(&client, backend.addr).await {
         Ok(backend) => backend,
         Err(Refusal::Client) => return add(&counters.client_failed, 1),
         Err(Refusal::Backend(error)) => {
+            backend.complain(&error);
             add(cause(&counters, &error), 1);
             return client.abort();
         }
