@@ -3,6 +3,7 @@
 
 mod duties;
 mod streams;
+mod thread;
 pub(crate) mod world;
 
 use std::rc::Rc;

@@ -144,14 +144,7 @@ impl World {
     pub(crate) fn guard(self: &Rc<Self>, queue: u32, exchange: Exchange, tunables: Tunables) -> Host {
         let port = MemoryPort { world: Rc::clone(self), place: Place::Guard(queue) };
         let listen = vec![Listen { addr: None, port: PORT, service: SERVICE }];
-        self.host(
-            queue,
-            port,
-            MemoryTables { world: Rc::clone(self), scanned: false },
-            listen,
-            exchange,
-            tunables,
-        )
+        self.host(queue, port, MemoryTables { world: Rc::clone(self) }, listen, exchange, tunables)
     }
 
     /// The client's host, which is no guarded one.
@@ -281,7 +274,6 @@ impl FramePort for MemoryPort {
 
 struct MemoryTables {
     world: Rc<World>,
-    scanned: bool,
 }
 
 fn place(key: &AnyFlowKey) -> (u32, u32) {
@@ -310,7 +302,6 @@ impl SharedTables for MemoryTables {
 
     fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
         found.extend(self.world.flows.borrow().iter().map(|(key, flow)| (*key, *flow)));
-        self.scanned = true;
         false
     }
 
@@ -337,7 +328,7 @@ impl SharedTables for MemoryTables {
 }
 
 /// A host without XDP.
-struct NoTables;
+pub(crate) struct NoTables;
 
 impl SharedTables for NoTables {
     fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {

@@ -1,0 +1,119 @@
+//! An engine on its thread: how it starts, ends, and how its end is noticed.
+
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tcpguard_common::cookie::Clock;
+use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
+use tokio::task::spawn_local;
+
+use super::on_one_thread;
+use super::world::NoTables;
+use crate::config::Tunables;
+use crate::engine::{End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, spawn};
+
+/// A port where nothing ever arrives, or where looking is fatal.
+struct Silent {
+    fatal: bool,
+}
+
+impl FramePort for Silent {
+    fn receive(&mut self, _: usize, _: impl FnMut(&[u8])) -> usize {
+        assert!(!self.fatal, "the port broke");
+        0
+    }
+
+    fn transmit(&mut self, mut fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
+        let mut sent = 0;
+        while fill(&mut [0; 2048]).is_some() {
+            sent += 1;
+        }
+        sent
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn rows(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    fn poll_readable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+fn start(
+    open: impl FnOnce() -> io::Result<Silent> + Send + 'static,
+    application: impl FnOnce(&Net) -> io::Result<()> + Send + 'static,
+) -> Result<EngineHandle, EngineError> {
+    let config = EngineConfig {
+        name: "test".to_owned(),
+        engine: 3,
+        generation: 1,
+        local_mac: [2; 6],
+        mtu: 1500,
+        listen: Vec::new(),
+        tunables: Arc::new(Tunables::default()),
+        epochs: [EpochSlot::default(); EPOCH_SLOTS as usize],
+        clock: Clock::default(),
+        seed: 1,
+        exchange: Exchange::new(1),
+    };
+    spawn(config, NoTables, open, application)
+}
+
+#[test]
+fn an_engine_answers_until_it_is_stopped() {
+    on_one_thread(async {
+        let handle = start(|| Ok(Silent { fatal: false }), |_| Ok(())).unwrap();
+        let stats = handle.stats().await.unwrap();
+        assert_eq!((stats.engine, stats.connections), (3, 0));
+        assert!(handle.flows(|_| true, 1).await.unwrap().is_empty());
+        assert_eq!(handle.end(), None);
+        let other = handle.clone();
+        assert_eq!(handle.stop().await, End::Stopped);
+        assert_eq!((other.ended().await, other.end()), (End::Stopped, Some(End::Stopped)));
+        assert!(matches!(other.stats().await, Err(EngineError::Gone)));
+        assert_eq!(other.stop().await, End::Stopped);
+    });
+}
+
+#[test]
+fn a_panic_on_the_engines_thread_is_its_end_and_not_a_secret() {
+    on_one_thread(async {
+        let handle = start(|| Ok(Silent { fatal: true }), |_| Ok(())).unwrap();
+        assert_eq!(handle.ended().await, End::Failed("the engine panicked: the port broke".to_owned()));
+    });
+}
+
+#[test]
+fn a_task_that_panics_inside_the_stack_takes_the_engine_with_it_and_another_does_not() {
+    on_one_thread(async {
+        let harmless = |_: &Net| {
+            spawn_local(async { panic!("a service's own affair") });
+            Ok(())
+        };
+        let handle = start(|| Ok(Silent { fatal: false }), harmless).unwrap();
+        handle.stats().await.unwrap();
+        assert_eq!(handle.stop().await, End::Stopped);
+
+        let harmful = |net: &Net| {
+            let net = net.clone();
+            spawn_local(async move { net.with(|_| panic!("halfway")) });
+            Ok(())
+        };
+        let handle = start(|| Ok(Silent { fatal: false }), harmful).unwrap();
+        assert_eq!(handle.ended().await, End::Failed(EngineError::Poisoned.to_string()));
+    });
+}
+
+#[test]
+fn what_keeps_an_engine_from_starting_is_told_to_who_starts_it() {
+    let refused = || Err(io::ErrorKind::PermissionDenied.into());
+    assert!(matches!(start(refused, |_| Ok(())), Err(EngineError::Port(_))));
+    let taken = |net: &Net| net.listen(1).map(|_kept| ()).and_then(|()| Err(io::ErrorKind::AddrInUse.into()));
+    assert!(matches!(start(|| Ok(Silent { fatal: false }), taken), Err(EngineError::Application(_))));
+}
