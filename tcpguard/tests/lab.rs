@@ -1,6 +1,6 @@
 //! The lab itself: it comes up and goes away, and its flood is what it says it is. Needs root.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddrV4, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -40,7 +40,7 @@ fn a_killed_lab_goes_away_by_itself() -> Result<()> {
     if std::env::var_os(VICTIM).is_some() {
         let lab = Lab::up(config())?;
         let _backend = lab.backend(PORT)?;
-        println!("up {}", lab.id());
+        writeln!(std::io::stdout(), "up {}", lab.id())?;
         thread::sleep(Duration::from_secs(60));
         return Ok(());
     }

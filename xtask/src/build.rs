@@ -1,7 +1,7 @@
 //! Builds tcpguard in release mode and says where cargo put the daemon and the lab's eBPF object.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -36,7 +36,7 @@ pub fn release(purpose: Purpose) -> Result<Artifacts> {
 
 /// The root of the workspace this was compiled from.
 pub fn workspace() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Reads cargo's messages: the binary, and the output directory of the build script of the same package.
