@@ -122,6 +122,11 @@ impl TcpStream {
         })
     }
 
+    /// Bytes sent that the peer has not acknowledged yet.
+    pub(crate) fn unacknowledged(&self) -> u32 {
+        self.net.with(|state| state.stack.info(now(), self.conn).map_or(0, |flow| flow.send_queued))
+    }
+
     /// An active open: ready when it succeeded or failed.
     pub(crate) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.net.with(|state| {

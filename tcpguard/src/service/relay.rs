@@ -8,9 +8,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream as BackendStream;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::counters::{ServiceCounters, add};
 use crate::engine::{LendError, TcpStream};
@@ -19,6 +21,10 @@ use crate::engine::{LendError, TcpStream};
 const SCRATCH: usize = 64 << 10;
 /// Bytes one connection may move before the others, and the packets, get their turn.
 const SLICE: usize = 256 << 10;
+/// How long a client may take to acknowledge the last words of a backend that failed.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+/// The shortest and the longest pause between two looks at whether it has.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
 
 /// The buffer through which all relays of an engine read, one at a time.
 #[derive(Clone)]
@@ -36,6 +42,8 @@ pub(super) struct Relay {
     backend: BackendStream,
     up: Direction,
     down: Direction,
+    /// There while the client is waited for and must not take for ever.
+    patience: Option<Patience>,
     counters: Arc<ServiceCounters>,
     scratch: Scratch,
 }
@@ -51,6 +59,8 @@ enum Direction {
     Closed,
     /// The sink takes no more although the source goes on.
     Broken,
+    /// The source has failed; what it said before is on its way to the sink.
+    Draining,
 }
 
 /// How a relayed connection ended.
@@ -77,11 +87,22 @@ impl Relay {
         counters: Arc<ServiceCounters>,
         scratch: Scratch,
     ) -> Self {
-        Self { client, backend, up: Direction::Open, down: Direction::Open, counters, scratch }
+        Self {
+            client,
+            backend,
+            up: Direction::Open,
+            down: Direction::Open,
+            patience: None,
+            counters,
+            scratch,
+        }
     }
 
     /// Moves what can be moved; ready at the end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.down == Direction::Draining {
+            return self.poll_drained(cx);
+        }
         match self.poll_up(cx) {
             Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
             // It may still have something to say: a server may answer and close before it has read everything.
@@ -90,7 +111,12 @@ impl Relay {
         }
         match self.poll_down(cx) {
             Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
-            Poll::Ready(Err(Fault::Backend)) => return Poll::Ready(End::BackendFailed),
+            // A reset makes the stack drop what it has not delivered. It often follows an answer that is complete: the
+            // kernel resets when a server closes without having read everything (RFC 2525 §2.17).
+            Poll::Ready(Err(Fault::Backend)) => {
+                self.down = Direction::Draining;
+                return self.poll_drained(cx);
+            }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         match (self.up, self.down) {
@@ -110,6 +136,20 @@ impl Relay {
     /// Drops the client's connection with a reset.
     pub(super) fn reset_client(self) {
         self.client.abort();
+    }
+
+    /// Ready when the client has everything that a backend said before it failed, or takes too long.
+    fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.client.poll_failed(cx).is_ready() {
+            return Poll::Ready(End::ClientFailed);
+        }
+        if self.client.unacknowledged() == 0 {
+            return Poll::Ready(End::BackendFailed);
+        }
+        // The stack tells of room in its buffer, not of the last acknowledgement.
+        let patience = self.patience.get_or_insert_with(Patience::new);
+        let pause = (patience.since.elapsed() / 4).clamp(LOOK.0, LOOK.1);
+        patience.poll(cx, LAST_WORDS, pause).map(|()| End::BackendFailed)
     }
 
     /// Client to backend.
@@ -168,5 +208,30 @@ impl Relay {
             *down = Direction::Closed;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// How long a wait has lasted, and a timer to look again.
+struct Patience {
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Patience {
+    fn new() -> Self {
+        let since = Instant::now();
+        Self { since, timer: Box::pin(sleep_until(since)) }
+    }
+
+    /// Ready once the wait has lasted for `limit`; until then wakes the task after `pause` at the latest.
+    fn poll(&mut self, cx: &mut Context<'_>, limit: Duration, pause: Duration) -> Poll<()> {
+        loop {
+            let left = limit.saturating_sub(self.since.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(Instant::now() + left.min(pause));
+            ready!(self.timer.as_mut().poll(cx));
+        }
     }
 }

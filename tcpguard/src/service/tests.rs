@@ -238,6 +238,27 @@ fn an_answer_that_comes_before_the_question_is_read_still_arrives() {
 }
 
 #[test]
+fn an_answer_sent_before_a_backends_reset_still_arrives() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        client.write_all(&pattern(1000)).await.unwrap();
+        server.read_exact(&mut [0; 10]).await.unwrap();
+        // More than the stack sends at once; the rest of the question is unread, so the kernel resets.
+        let answer = pattern(32 << 10);
+        server.write_all(&answer).await.unwrap();
+        drop(server);
+        let mut received = vec![0; answer.len()];
+        client.read_exact(&mut received).await.unwrap();
+        assert!(received == answer);
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        eventually("counted", || lab.stats().backend_failed == 1).await;
+    });
+}
+
+#[test]
 fn many_connections_pass_at_once() {
     on_one_thread(async {
         let (listener, addr) = backend().await;
