@@ -42,6 +42,9 @@ pub(super) struct Relay {
     backend: BackendStream,
     up: Direction,
     down: Direction,
+    /// The backend failed while it was written to. The kernel reports that once, and to a read it then looks like an
+    /// end in order.
+    backend_lost: bool,
     /// There while the client is waited for and must not take for ever.
     patience: Option<Patience>,
     counters: Arc<ServiceCounters>,
@@ -77,7 +80,7 @@ pub(super) enum End {
 /// What stops a direction.
 enum Fault {
     Client,
-    Backend,
+    Backend(io::Error),
 }
 
 impl Relay {
@@ -92,6 +95,7 @@ impl Relay {
             backend,
             up: Direction::Open,
             down: Direction::Open,
+            backend_lost: false,
             patience: None,
             counters,
             scratch,
@@ -106,14 +110,18 @@ impl Relay {
         match self.poll_up(cx) {
             Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
             // It may still have something to say: a server may answer and close before it has read everything.
-            Poll::Ready(Err(Fault::Backend)) => self.up = Direction::Broken,
+            Poll::Ready(Err(Fault::Backend(error))) => {
+                self.up = Direction::Broken;
+                // To a reset after the backend's FIN the kernel says EPIPE: then the answer is complete.
+                self.backend_lost = error.kind() != io::ErrorKind::BrokenPipe;
+            }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         match self.poll_down(cx) {
             Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
             // A reset makes the stack drop what it has not delivered. It often follows an answer that is complete: the
             // kernel resets when a server closes without having read everything (RFC 2525 §2.17).
-            Poll::Ready(Err(Fault::Backend)) => {
+            Poll::Ready(Err(Fault::Backend(_))) => {
                 self.down = Direction::Draining;
                 return self.poll_drained(cx);
             }
@@ -171,11 +179,11 @@ impl Relay {
                     add(&counters.bytes_to_backend, taken as u64);
                 }
                 Err(LendError::Source(_)) => return Poll::Ready(Err(Fault::Client)),
-                Err(LendError::Sink(_)) => return Poll::Ready(Err(Fault::Backend)),
+                Err(LendError::Sink(error)) => return Poll::Ready(Err(Fault::Backend(error))),
             }
         }
         if *up == Direction::Closing {
-            ready!(Pin::new(backend).poll_shutdown(cx)).map_err(|_| Fault::Backend)?;
+            ready!(Pin::new(backend).poll_shutdown(cx)).map_err(Fault::Backend)?;
             *up = Direction::Closed;
         }
         Poll::Ready(Ok(()))
@@ -183,7 +191,7 @@ impl Relay {
 
     /// Backend to client.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, down, counters, scratch, .. } = self;
+        let Self { client, backend, down, backend_lost, counters, scratch, .. } = self;
         let mut moved = 0;
         while *down == Direction::Open {
             if moved >= SLICE {
@@ -194,8 +202,11 @@ impl Relay {
             let mut scratch = scratch.0.borrow_mut();
             let room = room.min(scratch.len());
             let mut bytes = ReadBuf::new(&mut scratch[..room]);
-            ready!(Pin::new(&mut *backend).poll_read(cx, &mut bytes)).map_err(|_| Fault::Backend)?;
+            ready!(Pin::new(&mut *backend).poll_read(cx, &mut bytes)).map_err(Fault::Backend)?;
             if bytes.filled().is_empty() {
+                if *backend_lost {
+                    return Poll::Ready(Err(Fault::Backend(io::ErrorKind::ConnectionReset.into())));
+                }
                 *down = Direction::Closing;
                 break;
             }

@@ -259,6 +259,26 @@ fn an_answer_sent_before_a_backends_reset_still_arrives() {
 }
 
 #[test]
+fn a_backends_reset_never_looks_like_a_clean_end() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        // The backend takes no more, so the next thing the relay tries is a write: that is what meets the reset.
+        let chunk = pattern(256 << 10);
+        while timeout(Duration::from_millis(500), client.write(&chunk)).await.is_ok() {}
+        server.write_all(b"half an ans").await.unwrap();
+        drop(server);
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received).await;
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(received, b"half an ans");
+        eventually("counted", || lab.stats().backend_failed == 1).await;
+    });
+}
+
+#[test]
 fn many_connections_pass_at_once() {
     on_one_thread(async {
         let (listener, addr) = backend().await;
