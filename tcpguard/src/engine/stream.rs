@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -125,6 +126,11 @@ impl TcpStream {
     /// Bytes sent that the peer has not acknowledged yet.
     pub(crate) fn unacknowledged(&self) -> u32 {
         self.net.with(|state| state.stack.info(now(), self.conn).map_or(0, |flow| flow.send_queued))
+    }
+
+    /// The tunable in force.
+    pub(crate) fn fin_wait_2(&self) -> Duration {
+        self.net.with(|state| state.stack.config().fin_wait_2)
     }
 
     /// An active open: ready when it succeeded or failed.

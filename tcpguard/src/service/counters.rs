@@ -39,6 +39,8 @@ counters! {
     client_failed = "client-failed";
     /// Connections that the backend reset, or stopped reading from.
     backend_failed = "backend-failed";
+    /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's end.
+    client_silent = "client-silent";
     /// Clients reset because the backend refused the connection.
     backend_refused = "backend-refused";
     /// Clients reset because the backend could not be reached.

@@ -84,6 +84,10 @@ async fn connection(
             add(&counters.backend_failed, 1);
             relay.reset_client();
         }
+        End::ClientSilent => {
+            add(&counters.client_silent, 1);
+            relay.reset();
+        }
     }
 }
 

@@ -26,6 +26,9 @@ const LAST_WORDS: Duration = Duration::from_secs(60);
 /// The shortest and the longest pause between two looks at whether it has.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
 
+/// How soon a change of `fin-wait-2` reaches clients that are silent already.
+const RETUNE: Duration = Duration::from_secs(1);
+
 /// The buffer through which all relays of an engine read, one at a time.
 #[derive(Clone)]
 pub(super) struct Scratch(Rc<RefCell<Box<[u8]>>>);
@@ -75,6 +78,8 @@ pub(super) enum End {
     ClientFailed,
     /// The backend reset, or takes no more of what the client sends.
     BackendFailed,
+    /// The backend closed, and the client then said nothing for `fin-wait-2`, not even goodbye.
+    ClientSilent,
 }
 
 /// What stops a direction.
@@ -130,6 +135,9 @@ impl Relay {
         match (self.up, self.down) {
             (Direction::Closed, Direction::Closed) => Poll::Ready(End::Finished),
             (Direction::Broken, Direction::Closed) => Poll::Ready(End::BackendFailed),
+            (Direction::Open, Direction::Closed) if self.poll_silence(cx).is_ready() => {
+                Poll::Ready(End::ClientSilent)
+            }
             // While the backend takes nothing, nobody reads from the client: its end would go unnoticed.
             _ => self.client.poll_failed(cx).map(|_| End::ClientFailed),
         }
@@ -139,6 +147,12 @@ impl Relay {
     pub(super) fn reset_backend(self) {
         // Nothing else to do if the kernel refuses: the connection is then closed.
         let _ = self.backend.set_zero_linger();
+    }
+
+    /// Drops both connections with a reset.
+    pub(super) fn reset(self) {
+        let _ = self.backend.set_zero_linger();
+        self.client.abort();
     }
 
     /// Drops the client's connection with a reset.
@@ -160,9 +174,17 @@ impl Relay {
         patience.poll(cx, LAST_WORDS, pause).map(|()| End::BackendFailed)
     }
 
+    /// Ready when the client has been silent for too long after the backend's end. The kernel limits FIN_WAIT_2 only
+    /// once the application is gone; here it may be, and a backend that has closed for good looks like one that is
+    /// still reading.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.client.fin_wait_2();
+        self.patience.get_or_insert_with(Patience::new).poll(cx, limit, RETUNE)
+    }
+
     /// Client to backend.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, up, counters, .. } = self;
+        let Self { client, backend, up, patience, counters, .. } = self;
         let mut moved = 0;
         while *up == Direction::Open {
             if moved >= SLICE {
@@ -170,6 +192,10 @@ impl Relay {
                 return Poll::Pending;
             }
             let sink = |cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]| {
+                // It has spoken. If the backend takes nothing, the wait is not the client's fault.
+                if let Some(patience) = patience {
+                    patience.since = Instant::now();
+                }
                 Pin::new(&mut *backend).poll_write_vectored(cx, bytes)
             };
             match ready!(client.poll_lend(cx, sink)) {

@@ -4,16 +4,19 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{ServiceSpec, ServiceStats, Services};
+use crate::config::Tunables;
 use crate::engine::tests::world::{Host, PORT, SERVICE, World, eventually};
-use crate::engine::tests::{on_one_thread, pair, pattern, read_all};
+use crate::engine::tests::{on_one_thread, pair_with, pattern, read_all};
 
 struct Lab {
     _world: Rc<World>,
@@ -25,7 +28,11 @@ struct Lab {
 impl Lab {
     /// A proxy to `backend`.
     fn new(backend: SocketAddr) -> Self {
-        let (_world, guard, client) = pair();
+        Self::tuned(backend, Tunables::default())
+    }
+
+    fn tuned(backend: SocketAddr, tunables: Tunables) -> Self {
+        let (_world, guard, client) = pair_with(tunables);
         let listen = SocketAddr::from(([10, 0, 0, 1], PORT));
         let services = Services::new([ServiceSpec { id: SERVICE, listen, backend }]);
         services.start(&guard.net).unwrap();
@@ -275,6 +282,50 @@ fn a_backends_reset_never_looks_like_a_clean_end() {
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!(received, b"half an ans");
         eventually("counted", || lab.stats().backend_failed == 1).await;
+    });
+}
+
+#[test]
+fn a_client_that_never_closes_after_the_servers_fin_is_let_go_after_fin_wait_2() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let fin_wait_2 = Duration::from_secs(1);
+        let lab = Lab::tuned(addr, Tunables { fin_wait_2, ..Tunables::default() });
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.write_all(b"bye").await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await.unwrap(), b"bye");
+        // As long as it sends it may: in all for longer than the tunable.
+        for byte in 0..5 {
+            sleep(Duration::from_millis(300)).await;
+            client.write_u8(byte).await.unwrap();
+            assert_eq!(server.read_u8().await.unwrap(), byte);
+        }
+        let silent = Instant::now();
+        assert_eq!(server.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(silent.elapsed() >= fin_wait_2 - Duration::from_millis(50), "{:?}", silent.elapsed());
+        assert_eq!((lab.stats().client_silent, lab.stats().finished), (1, 0));
+        eventually("reset", || lab.guard.net.with(|state| state.stack.connection_count()) == 0).await;
+        eventually("told", || client.poll_failed(&mut Context::from_waker(Waker::noop())).is_ready()).await;
+    });
+}
+
+#[test]
+fn a_tuned_fin_wait_2_reaches_clients_that_are_silent_already() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await.unwrap(), b"");
+        assert!(timeout(Duration::from_millis(500), server.read_u8()).await.is_err(), "let go too soon");
+        let tunables = Tunables { fin_wait_2: Duration::from_millis(100), ..Tunables::default() };
+        lab.guard.handle.set_tunables(Arc::new(tunables)).await.unwrap();
+        let end = timeout(Duration::from_secs(5), server.read_u8()).await.expect("the tunable is ignored");
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(lab.stats().client_silent, 1);
     });
 }
 
