@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, PerCpuArray};
-use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use tcpguard_common::lab::{FloodConfig, TEMPLATE_LEN, TEMPLATES, Template, name};
 
 use super::template::{Kind, Macs, templates};
@@ -19,8 +19,11 @@ use super::{Namespace, link_errors};
 
 /// Frames the kernel makes before it hands them to the driver: its default, and a quarter of a veth ring.
 const BATCH: u32 = 64;
-/// Frames in one system call, at most: short enough to stop within a few milliseconds.
-const CALL: u64 = 8192;
+/// Frames in one system call, at most, of a flood with a rate: half of a veth ring, which is emptied when the call
+/// ends.
+const CALL: u64 = 128;
+/// The same of a flood without: the call's own cost spread thin.
+const LONG_CALL: u64 = 4096;
 
 /// What to send.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +110,9 @@ impl Aim<'_> {
 
 impl Flood {
     pub(super) fn start(aim: &Aim<'_>, spec: FloodSpec) -> Result<Self> {
-        let generator = Generator::load(&aim.object, &aim.config(&spec))?;
+        let mut generator = Generator::load(&aim.object, &aim.config(&spec))?;
+        let parked = super::index(aim.from, super::PARKING)?;
+        aim.from.enter(|| generator.park(parked))??;
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let (namespace, interface) = (aim.from.alias(), aim.interface);
@@ -212,6 +217,14 @@ impl Generator {
         let program: &mut Xdp = ebpf.program_mut(name::FLOOD).context("no program flood")?.try_into()?;
         program.load().context("loading the flood program")?;
         Ok(Self { ebpf })
+    }
+
+    /// Attaches the program where no packet ever comes. A program that is attached nowhere is patched into the
+    /// kernel's XDP dispatcher, and out again, by every run, which takes two RCU grace periods: milliseconds.
+    fn park(&mut self, ifindex: u32) -> Result<()> {
+        let program: &mut Xdp = self.ebpf.program_mut(name::FLOOD).context("no program flood")?.try_into()?;
+        program.attach_to_if_index(ifindex, XdpMode::Driver).context("parking the flood program")?;
+        Ok(())
     }
 
     /// Sends up to `frames` frames and returns how many it made: a signal cuts a run short.

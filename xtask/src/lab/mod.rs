@@ -48,6 +48,8 @@ const NORTH_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 1];
 const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 2];
 const SOUTH_INTERFACE: &str = "south0";
 const NORTH_INTERFACE: &str = "north0";
+/// One end of a link that leads nowhere, beside the attacker's.
+const PARKING: &str = "parking0";
 
 /// How to build a lab.
 #[derive(Clone, Debug)]
@@ -286,6 +288,8 @@ fn wire(config: &LabConfig, guard: &Namespace, client: &Namespace, router: Optio
             lose(router, config.loss.unwrap_or(0.0))?;
         }
     }
+    let far = router.unwrap_or(client);
+    far.ip(&format!("link add {PARKING} type veth peer name parking1"))?;
     guard.ip("route add default via 10.77.0.2")?;
     let ports = ("net/ipv4/ip_local_port_range", "1024 65535");
     client.sysctl(&[ports, ("net/ipv4/tcp_tw_reuse", "1")])?;

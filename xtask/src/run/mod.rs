@@ -49,7 +49,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "RPS", default_value_t = 2_000)]
     requests: u32,
     /// Receive queues of the guarded interface
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     queues: u32,
     /// Lines of text, even on a terminal
     #[arg(long)]
