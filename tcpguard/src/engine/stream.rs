@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop;
 
 use super::net::{Net, Side, io_error, now};
-use crate::stack::{ConnId, Error};
+use crate::stack::{ConnId, Error, State};
 
 /// Buffers lent at once: 64 KB in the stack's chunks.
 const LEND_SLICES: usize = 16;
@@ -210,6 +210,10 @@ impl AsyncWrite for TcpStream {
             }
             if let Some(error) = state.error(self.conn) {
                 return Poll::Ready(Err(io_error(error)));
+            }
+            // However it ended: nobody will acknowledge our FIN any more.
+            if state.stack.info(now(), self.conn).is_none_or(|info| info.state == State::Closed) {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
             state.wait(self.conn, Side::Writer, cx);
             Poll::Pending

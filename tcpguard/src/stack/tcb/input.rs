@@ -197,10 +197,6 @@ impl Tcb {
         if segment.seq == self.rcv_nxt {
             shared.counters.resets_in += 1;
             match self.state {
-                State::Closing | State::LastAck => {
-                    self.state = State::Closed;
-                    self.void(shared);
-                }
                 State::SynReceived => self.fail(Error::Refused, false, shared),
                 _ => self.fail(Error::Reset, false, shared),
             }

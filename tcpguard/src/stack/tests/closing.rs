@@ -279,6 +279,27 @@ fn a_reset_at_rcv_nxt_ends_the_connection_and_what_arrived_can_be_read() {
 }
 
 #[test]
+fn a_reset_before_our_fin_is_acknowledged_is_told_to_the_application() {
+    for state in [State::LastAck, State::Closing] {
+        let mut t = Script::established(modern());
+        let id = t.conn();
+        if state == State::Closing {
+            t.stack.shutdown(t.now, id).unwrap();
+        }
+        t.sends("F. 1:1(0) ack 1");
+        t.stack.shutdown(t.now, id).unwrap();
+        while t.next_sent().is_some() {}
+        t.state(state);
+        t.sends("R. 2:2(0) ack 1");
+        t.gone();
+        assert!(!t.stack.fin_acked(id));
+        assert!(t.events.contains(&Event::Closed { conn: id, error: Some(Error::Reset) }));
+        t.stack.close(t.now, id);
+        assert_eq!(t.stack.connection_count(), 0);
+    }
+}
+
+#[test]
 fn a_reset_elsewhere_in_the_window_is_challenged_and_outside_ignored() {
     let mut t = Script::established(modern());
     t.sends("R 2:2(0)");
