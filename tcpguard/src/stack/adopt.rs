@@ -40,7 +40,9 @@ impl Stack {
             self.shared.events.push_back(Event::FlowReleased { key });
             return Received::Unknown(key);
         };
-        let adoption = Adoption { accepted, seq, ack, window: flow.window, timestamps };
+        let arrived = Some(Instant(flow.created));
+        let window = flow.window;
+        let adoption = Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived };
         if let Some((remains, _)) = self.time_wait_entry(&key, now) {
             if !self.may_follow(&key, &adoption, &Earlier::from(&remains)) {
                 self.shared.events.push_back(Event::FlowReleased { key });
@@ -136,7 +138,8 @@ impl Stack {
         }
         let Incoming { seq, ack, window, options: Options { timestamps, .. }, .. } = *segment;
         let accepted = self.judge(&segment.key, seq, ack, timestamps)?;
-        Some(Adoption { accepted, seq, ack, window, timestamps })
+        let has_data = !segment.data.is_empty();
+        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived: None })
     }
 
     fn judge(

@@ -124,6 +124,11 @@ pub(crate) struct Adoption {
     pub(crate) window: u16,
     /// TSval and TSecr.
     pub(crate) timestamps: Option<(u32, u32)>,
+    /// Whether that segment carried data: then it may be a repetition, or have waited for its data, and its
+    /// arrival tells no round trip.
+    pub(crate) has_data: bool,
+    /// When it arrived, if that was not just now.
+    pub(crate) arrived: Option<Instant>,
 }
 
 /// The transmission control block.
@@ -239,7 +244,7 @@ impl Tcb {
         now: Instant,
         config: &Config,
     ) -> Self {
-        let Adoption { accepted, seq, ack, window, timestamps } = adoption;
+        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived } = adoption;
         let mss = accepted.mss.min(segment_limit(&key, config));
         let mut tcb = Self::new(key, link, now, (*ack - 1, *seq - 1), mss);
         tcb.service = Some(service);
@@ -259,7 +264,8 @@ impl Tcb {
             // The flow's clock goes on from the cookie the peer last saw as our timestamp.
             tcb.ts_offset = echo.wrapping_sub(now.millis() as u32);
         }
-        if let Some(rtt) = accepted.sent.and_then(|sent| rtt_sample(sent, now.0)) {
+        let sent = accepted.sent.filter(|_| !has_data);
+        if let Some(rtt) = sent.and_then(|sent| rtt_sample(sent, arrived.unwrap_or(now).0)) {
             tcb.rtt.sample(core::time::Duration::from_nanos(rtt));
         }
         tcb

@@ -138,6 +138,23 @@ fn the_handshake_round_trip_gives_the_first_timeout() {
 }
 
 #[test]
+fn the_round_trip_of_a_swept_flow_ends_when_its_segment_arrived() {
+    let mut t = Script::syn(modern());
+    let flow = t.flow(1, 1);
+    t.wait(Duration::from_secs(2));
+    assert_eq!(t.stack.adopt_swept(t.now, t.key(), &flow, super::SERVER_MAC), Received::Consumed);
+    let rtt = t.stack.flows(t.now).next().unwrap().rtt.unwrap();
+    assert!((15..25).contains(&rtt.as_millis()), "{rtt:?}");
+}
+
+#[test]
+fn a_first_segment_with_data_tells_no_round_trip() {
+    let mut t = Script::syn(modern());
+    t.sends("P. 1:101(100) ack 1");
+    assert_eq!(t.stack.info(t.now, t.conn()).unwrap().rtt, None);
+}
+
+#[test]
 fn a_flow_whose_frame_was_lost_is_adopted_from_the_table() {
     for offer in [modern(), plain()] {
         let mut t = Script::syn(offer);

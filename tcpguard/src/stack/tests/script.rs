@@ -274,6 +274,7 @@ impl Script {
     /// XDP's flow entry for a segment of the client.
     pub(super) fn flow(&self, seq: u32, ack: u32) -> Flow {
         Flow {
+            created: self.now.0,
             seq: (Seq(self.offer.isn) + seq).0,
             ack: (Seq(self.cookie.isn) + ack).0,
             tsval: self.tsval,
