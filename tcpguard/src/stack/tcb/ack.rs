@@ -3,8 +3,15 @@
 use super::{Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
 
 impl Tcb {
-    /// RFC 9293 §3.10.7.4, fifth check, for an acceptable SEG.ACK.
-    pub(super) fn handle_ack(&mut self, segment: &Incoming<'_>, now: Instant, shared: &mut Shared) {
+    /// RFC 9293 §3.10.7.4, fifth check, for an acceptable SEG.ACK. `is_bare`: the segment had no length, before it
+    /// was cut to the window.
+    pub(super) fn handle_ack(
+        &mut self,
+        segment: &Incoming<'_>,
+        is_bare: bool,
+        now: Instant,
+        shared: &mut Shared,
+    ) {
         let flight = self.flight();
         let window_before = self.snd_wnd;
         if segment.ack.at_or_after(self.snd_una) && self.window_is_newer(segment) {
@@ -18,7 +25,7 @@ impl Tcb {
         let duplicate = !advanced
             && segment.ack == self.snd_una
             && flight > 0
-            && segment.len() == 0
+            && is_bare
             && self.snd_wnd == window_before;
         let sacked = self.sack_permitted && !segment.options.sack.as_slice().is_empty();
         if advanced || duplicate || sacked {

@@ -93,11 +93,16 @@ impl Tcb {
         if !self.ack_acceptable(segment.ack) {
             return Verdict::Unacceptable;
         }
+        let is_bare = segment.len() == 0;
         self.trim(&mut segment);
         self.take_timestamp(&segment, now);
-        self.handle_ack(&segment, now, shared);
+        self.handle_ack(&segment, is_bare, now, shared);
         if matches!(self.state, State::TimeWait | State::Closed) {
             return Verdict::Done;
+        }
+        if !is_bare && segment.len() == 0 {
+            // Nothing of it fits: a probe of our closed window must be answered with it (RFC 9293 §3.8.6.1).
+            self.owe_ack_now();
         }
         self.handle_data(&segment, now, shared);
         Verdict::Done

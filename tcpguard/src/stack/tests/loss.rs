@@ -240,6 +240,29 @@ fn reading_opens_a_window_that_was_shut() {
 }
 
 #[test]
+fn a_probe_with_data_of_a_closed_window_is_answered_and_no_duplicate_ack() {
+    let mut t = Script::established_with(plain(), Config { recv_buffer: 60_000, ..Config::default() });
+    for from in (1..60_001).step_by(1000) {
+        t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+        while t.next_sent().is_some() {}
+    }
+    assert_eq!(t.last.unwrap().2, 0, "shut");
+    t.server_sends(1, 14_600);
+    while t.next_sent().is_some() {}
+    for _ in 0..4 {
+        t.sends("P. 60001:60002(1) ack 1");
+        t.expect(". 14601:14601(0) ack 60001");
+        assert_eq!(t.last.unwrap().2, 0);
+        t.silent();
+    }
+    assert_eq!(t.stack.counters().fast_recoveries, 0);
+    t.server_reads(1, 60_000);
+    t.expect(". 14601:14601(0) ack 60001");
+    t.sends("P. 60001:60002(1) ack 14601");
+    t.server_reads(60_001, 1);
+}
+
+#[test]
 fn small_data_is_acknowledged_late_and_every_second_segment_at_once() {
     let mut t = Script::established(modern());
     for from in (1..20_001).step_by(1000) {
