@@ -11,14 +11,15 @@ pub(crate) struct Rtt {
     /// Smoothed; 0 before the first sample.
     srtt: u32,
     rttvar: u32,
-    /// How often the timeout fired without an acknowledgement since.
+    /// How often the timeout fired without a sample since.
     pub(crate) backoff: u8,
 }
 
 impl Rtt {
-    /// RFC 6298 §2.2 and §2.3, with its gains of 1/8 and 1/4.
+    /// RFC 6298 §2.2 and §2.3, with its gains of 1/8 and 1/4. Ends the back-off.
     pub(crate) fn sample(&mut self, rtt: Duration) {
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX / 8).clamp(1, u32::MAX / 8);
+        self.backoff = 0;
         if self.srtt == 0 {
             (self.srtt, self.rttvar) = (rtt, rtt / 2);
             return;

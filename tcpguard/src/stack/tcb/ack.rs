@@ -1,5 +1,7 @@
 //! What an acknowledgement means: bytes that arrived, the peer's window, losses and their repair, our FIN.
 
+use core::time::Duration;
+
 use super::{Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
 
 impl Tcb {
@@ -73,12 +75,24 @@ impl Tcb {
         transfer.send.advance(acked as usize, &mut shared.send_pool);
         self.bytes_out += u64::from(acked);
         self.snd_una = ack;
+        if ack.after(una) {
+            rtt = rtt.or_else(|| self.echoed_round_trip(segment, now));
+        }
         if let Some(rtt) = rtt {
             self.rtt.sample(rtt);
         }
         if self.recovery != Recovery::Fast && acked > 0 {
             self.congestion.on_ack(acked, self.mss.into(), flight);
         }
+    }
+
+    /// RFC 7323 §4.1: the echo tells which copy arrived, so that even repeated data gives a sample.
+    fn echoed_round_trip(&self, segment: &Incoming<'_>, now: Instant) -> Option<Duration> {
+        const LONGEST: u32 = 120_000;
+        let (_, echo) = segment.options.timestamps.filter(|(_, echo)| self.timestamps && *echo != 0)?;
+        let elapsed = self.ts_now(now).wrapping_sub(echo);
+        // An echo from the future is nothing that we sent.
+        (elapsed <= LONGEST).then(|| Duration::from_millis(elapsed.max(1).into()))
     }
 
     /// Judges losses and enters or leaves recovery.
@@ -136,9 +150,10 @@ impl Tcb {
         }
     }
 
-    /// SND.UNA moved on.
+    /// SND.UNA moved on. A backed-off timeout stays until a round trip was measured (RFC 6298 §5.7, Karn): else a
+    /// path slower than the timeout would have everything sent twice for ever.
     fn after_progress(&mut self, now: Instant, shared: &mut Shared) {
-        (self.retries, self.rtt.backoff, self.rto_base) = (0, 0, now);
+        (self.retries, self.rto_base) = (0, now);
         self.wake_writer(shared);
         if self.fin != Fin::Acked {
             return;
