@@ -24,17 +24,14 @@ impl Tcb {
             self.retries = if flight == 0 { 0 } else { self.retries };
         }
         let advanced = segment.ack.after(self.snd_una);
-        let duplicate = !advanced
-            && segment.ack == self.snd_una
-            && flight > 0
-            && is_bare
-            && self.snd_wnd == window_before;
+        let repeated = !advanced && segment.ack == self.snd_una && is_bare && self.snd_wnd == window_before;
+        let duplicate = repeated && flight > 0;
         let sacked = self.sack_permitted && !segment.options.sack.as_slice().is_empty();
         if advanced || duplicate || sacked {
             self.account(segment, flight, now, shared);
             self.repair(advanced, duplicate, flight, now, shared);
-            self.end_probe(segment, flight);
         }
+        self.end_probe(segment, repeated, flight);
         if advanced {
             self.after_progress(now, shared);
         }
@@ -134,17 +131,19 @@ impl Tcb {
         shared.counters.fast_recoveries += 1;
     }
 
-    /// RFC 8985 §7.4: a tail loss probe that repaired a loss hid it from everything else; one that was reported
-    /// as a duplicate (RFC 2883) repaired nothing.
-    fn end_probe(&mut self, segment: &Incoming<'_>, flight: u32) {
-        let Some(probed) = self.probed else { return };
-        let first_block = segment.options.sack.as_slice().first();
-        let needless = first_block.is_some_and(|(_, right)| right.at_or_before(segment.ack));
+    /// RFC 8985 §7.4.2: a tail loss probe that repaired a loss hid it from everything else; one that was reported
+    /// as a duplicate (RFC 2883, or a bare repetition) repaired nothing. The acknowledgement of just what was
+    /// probed may be the original's: only the next one tells.
+    fn end_probe(&mut self, segment: &Incoming<'_>, repeated: bool, flight: u32) {
+        let Some(probed) = self.probed.filter(|&probed| segment.ack.at_or_after(probed)) else { return };
+        let blocks = segment.options.sack.as_slice();
+        let reported = blocks.first().is_some_and(|(_, right)| right.at_or_before(segment.ack));
+        let needless = !self.probe_repeated || reported || (repeated && blocks.is_empty());
         if needless {
             self.probed = None;
-        } else if segment.ack.at_or_after(probed) {
+        } else if segment.ack.after(probed) {
             self.probed = None;
-            if self.probe_repeated && self.recovery == Recovery::None {
+            if self.recovery == Recovery::None {
                 self.congestion.on_loss(flight, self.mss.into());
             }
         }

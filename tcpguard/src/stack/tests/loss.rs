@@ -71,6 +71,30 @@ fn a_timestamp_echo_ends_the_back_off_even_for_repeated_data() {
 }
 
 #[test]
+fn a_probe_lowers_the_window_only_when_an_ack_beyond_it_shows_that_it_was_needed() {
+    for needed in [false, true] {
+        let mut t = Script::established(modern());
+        t.server_sends(1, 100);
+        t.expect("P. 1:101(100) ack 1");
+        t.wait_for_output("P. 1:101(100) ack 1");
+        assert_eq!(t.stack.counters().tail_loss_probes, 1);
+        // The original's acknowledgement, as far as anybody can tell.
+        t.sends(". 1:1(0) ack 101");
+        if !needed {
+            t.sends(". 1:1(0) ack 101 sack 1:101");
+        }
+        t.server_sends(101, 100_000);
+        let mut sent = 0;
+        while t.next_sent().is_some() {
+            sent += 1;
+        }
+        assert!(sent >= 10, "{sent}");
+        t.sends(". 1:1(0) ack 1549");
+        assert_eq!(t.next_sent().is_some(), !needed);
+    }
+}
+
+#[test]
 fn the_initial_timeout_is_tunable_while_connections_exist() {
     let mut t = Script::established(plain());
     t.stack.set_config(t.now, Config { initial_rto: 3 * SECOND, ..Config::default() });
