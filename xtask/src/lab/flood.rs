@@ -189,9 +189,11 @@ fn pace(
             }
         }
         let left = total.map_or(u64::MAX, |total| total - generated);
-        let due =
-            if spec.rate == 0 { CALL } else { due(spec.rate, start.elapsed()).saturating_sub(generated) };
-        match due.min(left).min(CALL) {
+        let due = match spec.rate {
+            0 => LONG_CALL,
+            rate => due(rate, start.elapsed()).saturating_sub(generated).min(CALL),
+        };
+        match due.min(left) {
             0 => std::thread::sleep(Duration::from_micros(200)),
             frames => generated += generator.send(frames)?,
         }
