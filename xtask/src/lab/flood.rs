@@ -19,11 +19,9 @@ use super::{Namespace, link_errors};
 
 /// Frames the kernel makes before it hands them to the driver: its default, and a quarter of a veth ring.
 const BATCH: u32 = 64;
-/// Frames in one system call, at most, of a flood with a rate: half of a veth ring, which is emptied when the call
-/// ends.
+/// Frames in one system call, at most: half of a veth ring, which is emptied when the call ends. Longer calls make
+/// more frames and deliver fewer.
 const CALL: u64 = 128;
-/// The same of a flood without: the call's own cost spread thin.
-const LONG_CALL: u64 = 4096;
 
 /// What to send.
 #[derive(Clone, Copy, Debug)]
@@ -190,10 +188,10 @@ fn pace(
         }
         let left = total.map_or(u64::MAX, |total| total - generated);
         let due = match spec.rate {
-            0 => LONG_CALL,
-            rate => due(rate, start.elapsed()).saturating_sub(generated).min(CALL),
+            0 => u64::MAX,
+            rate => due(rate, start.elapsed()).saturating_sub(generated),
         };
-        match due.min(left) {
+        match due.min(left).min(CALL) {
             0 => std::thread::sleep(Duration::from_micros(200)),
             frames => generated += generator.send(frames)?,
         }
