@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// How XDP attaches to the interfaces given with -i: native, generic
     #[arg(long, default_value_t)]
     mode: AttachMode,
-    /// Receive queues to guard on the interfaces given with -i [default: all]
+    /// Receive queues that the interfaces given with -i must have [default: as many as they have]
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
     /// An address and port to protect, and where to relay its connections (or `off`); may be repeated

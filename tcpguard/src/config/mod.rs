@@ -53,7 +53,7 @@ pub struct Interface {
     pub name: String,
     /// How XDP attaches; never changed silently.
     pub mode: AttachMode,
-    /// Receive queues that get an engine; `None` for all there are.
+    /// Receive queues the interface must have; `None` for as many as it has. Each gets an engine.
     pub queues: Option<u32>,
 }
 

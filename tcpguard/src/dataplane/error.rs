@@ -110,17 +110,18 @@ pub enum DataplaneError {
         /// Transmit queues.
         tx: u32,
     },
-    /// More queues than maps have room for, or than the interface has.
+    /// Every receive queue needs an engine, and maps have room for so many.
     #[error(
-        "{queues} queues on {name}: it must be 1 to {limit}; `ethtool -L {name} combined N` sets their number"
+        "{queues} queues on {name}, which has {present}: each needs an engine, and {most} can have one; \
+         `ethtool -L {name} combined N` sets their number", most = tcpguard_common::map::MAX_QUEUES
     )]
     QueueCount {
         /// The interface.
         name: String,
         /// How many were asked for, or are there.
         queues: u32,
-        /// The largest number that works.
-        limit: u32,
+        /// How many the interface has.
+        present: u32,
     },
     /// The interface is guarded already.
     #[error(

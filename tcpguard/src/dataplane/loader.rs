@@ -549,9 +549,9 @@ fn release_link(pin: &std::path::Path) -> Result<(), DataplaneError> {
 fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, DataplaneError> {
     let name = || facts.name.clone();
     let queues = wanted.unwrap_or(facts.rx_queues);
-    let limit = facts.rx_queues.min(MAX_QUEUES);
-    if queues == 0 || queues > limit {
-        return Err(DataplaneError::QueueCount { name: name(), queues, limit });
+    // A queue without an engine has nobody to take its connections, and its SYNs would go unanswered.
+    if queues != facts.rx_queues || !(1..=MAX_QUEUES).contains(&queues) {
+        return Err(DataplaneError::QueueCount { name: name(), queues, present: facts.rx_queues });
     }
     // AF_XDP in copy mode sends nothing, and says nothing, on a queue that the device has no transmit side for.
     if queues > facts.tx_queues {

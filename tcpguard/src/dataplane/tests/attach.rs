@@ -260,16 +260,16 @@ fn an_mtu_too_large_for_frames_or_for_the_driver_is_named_with_what_would_fit() 
 }
 
 #[test]
-fn queues_that_are_not_there_or_could_not_send_are_refused() {
+fn queues_that_are_not_there_have_no_engine_or_could_not_send_are_refused() {
     with_veth(4, 1500, || {
         let sandbox = Sandbox::new();
         let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
         let with = |queues| InterfaceSpec { queues: Some(queues), ..native("tgd-a") };
-        for queues in [0, 5, 65] {
+        for queues in [0, 2, 5, 65] {
             let error = refused(&mut dataplane, &with(queues));
-            assert!(matches!(error, DataplaneError::QueueCount { limit: 4, .. }), "{error}");
+            assert!(matches!(error, DataplaneError::QueueCount { present: 4, .. }), "{error}");
         }
-        assert_eq!(dataplane.attach(&with(2)).unwrap().queues, 2);
+        assert_eq!(dataplane.attach(&with(4)).unwrap().queues, 4);
         ip("link add tgd-c numrxqueues 4 numtxqueues 2 type veth peer name tgd-d");
         let error = refused(&mut dataplane, &native("tgd-c"));
         assert!(matches!(error, DataplaneError::UnequalQueues { rx: 4, tx: 2, .. }), "{error}");
