@@ -270,15 +270,20 @@ fn a_backends_reset_never_looks_like_a_clean_end() {
     on_one_thread(async {
         let (listener, addr) = backend().await;
         let lab = Lab::new(addr);
-        let mut client = lab.client.connect().await;
+        let (mut reader, mut writer) = tokio::io::split(lab.client.connect().await);
         let (mut server, _) = listener.accept().await.unwrap();
+        // A task of its own, so that it sees a FIN before anything that may follow.
+        let reading = spawn_local(async move {
+            let mut received = Vec::new();
+            let end = reader.read_to_end(&mut received).await;
+            (received, end)
+        });
         // The backend takes no more, so the next thing the relay tries is a write: that is what meets the reset.
         let chunk = pattern(256 << 10);
-        while timeout(Duration::from_millis(500), client.write(&chunk)).await.is_ok() {}
+        while timeout(Duration::from_millis(500), writer.write(&chunk)).await.is_ok() {}
         server.write_all(b"half an ans").await.unwrap();
         drop(server);
-        let mut received = Vec::new();
-        let end = client.read_to_end(&mut received).await;
+        let (received, end) = reading.await.unwrap();
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!(received, b"half an ans");
         eventually("counted", || lab.stats().backend_failed == 1).await;
