@@ -100,6 +100,7 @@ impl DaemonError {
             }
             Self::Control(_) => true,
             Self::Keys(_) | Self::Secret(_) => true,
+            Self::Socket { source: SocketError::NotPrivileged(_), .. } => true,
             Self::Socket { .. } | Self::Engine { .. } | Self::EngineEnded { .. } | Self::Runtime(_) => false,
         }
     }
