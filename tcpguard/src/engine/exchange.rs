@@ -2,9 +2,12 @@
 //! change theirs on retransmission. Bounded, and a full queue loses the frame as a full ring would.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, RwLock};
 
 use tokio::sync::mpsc;
+
+use crate::stack::ClosedFlows;
 
 /// Frames that may wait for one engine. A receive ring holds thousands; this is the exception's exception.
 const DEPTH: usize = 1024;
@@ -17,6 +20,7 @@ pub(crate) type Forwarded = Box<[u8]>;
 pub struct Exchange {
     engines: Arc<RwLock<HashMap<u32, mpsc::Sender<Forwarded>>>>,
     expected: usize,
+    closed_flows: ClosedFlows,
 }
 
 /// What became of a frame offered to another engine.
@@ -34,7 +38,17 @@ impl Exchange {
     /// An exchange that `engines` engines will join, one for each queue of each interface. With more than one, an
     /// engine asks the flow table before it adopts a connection.
     pub fn new(engines: usize) -> Self {
-        Self { engines: Arc::default(), expected: engines }
+        let random = || RandomState::new().hash_one(());
+        Self {
+            engines: Arc::default(),
+            expected: engines,
+            closed_flows: ClosedFlows::new([random(), random()]),
+        }
+    }
+
+    /// The memory of closed flows that all of them share.
+    pub(crate) fn closed_flows(&self) -> ClosedFlows {
+        self.closed_flows.clone()
     }
 
     /// Whether no other engine can own a flow.

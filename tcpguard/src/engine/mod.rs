@@ -74,7 +74,7 @@ pub struct EngineConfig {
 /// An address and port whose connections belong to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// The address; `None` for any.
+    /// The address; the unspecified one for any of its family, `None` for any of both.
     pub addr: Option<IpAddr>,
     /// The port.
     pub port: u16,
@@ -197,6 +197,7 @@ fn stack(config: &EngineConfig) -> Stack {
     // The driver decides when it may stop asking the flow table first.
     let base = Config { mtu: config.mtu, adopt_at_once: false, ..Config::default() };
     let mut stack = Stack::new(net::now(), stack_config(base, &config.tunables), config.seed);
+    stack.share_closed_flows(config.exchange.closed_flows());
     stack.set_epochs(&config.epochs, config.clock);
     for listen in &config.listen {
         stack.listen(listen.addr, listen.port, listen.service);

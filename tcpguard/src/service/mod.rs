@@ -8,7 +8,7 @@ mod relay;
 mod tests;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::task::spawn_local;
@@ -42,9 +42,10 @@ impl Services {
 
     /// What the engine has to admit for them.
     pub fn listen(&self) -> Vec<Listen> {
-        let listen = |spec: &ServiceSpec| {
-            let addr = Some(spec.listen.ip()).filter(|ip: &IpAddr| !ip.is_unspecified());
-            Listen { addr, port: spec.listen.port(), service: spec.id }
+        let listen = |spec: &ServiceSpec| Listen {
+            addr: Some(spec.listen.ip()),
+            port: spec.listen.port(),
+            service: spec.id,
         };
         self.services.iter().map(|(spec, _)| listen(spec)).collect()
     }

@@ -10,7 +10,7 @@ use tcpguard_common::seq::Seq;
 
 use super::tcb::{Adoption, Tcb};
 use super::time_wait::Remains;
-use super::wire::{Incoming, Outgoing, hash_with};
+use super::wire::{Incoming, Outgoing};
 use super::{ConnId, Event, Instant, Received, Reply, Stack, StackDrop};
 
 /// The last known facts of an earlier incarnation.
@@ -72,6 +72,13 @@ impl Stack {
             return Received::Unknown(segment.key);
         };
         if !at_once {
+            // Before the engine asks whose flow it is: what can be replayed at will costs no system call.
+            let epoch = adoption.accepted.slot.epoch;
+            if self.closed_flows.contains(epoch, &segment.key, adoption.ack, adoption.seq) {
+                self.shared.counters.replays_refused += 1;
+                self.refuse(&adoption, segment.key, segment.link, StackDrop::Replay);
+                return Received::Dropped(StackDrop::Replay);
+            }
             return Received::Adoptable(segment.key);
         }
         match self.begin(segment, &adoption, now) {
@@ -162,7 +169,7 @@ impl Stack {
     fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier) -> bool {
         let counters = &mut self.shared.counters;
         let epoch = adoption.accepted.slot.epoch;
-        if self.closed_flows.contains(epoch, incarnation(self.hash_key, key, adoption.ack, adoption.seq)) {
+        if self.closed_flows.contains(epoch, key, adoption.ack, adoption.seq) {
             counters.replays_refused += 1;
             return false;
         }
@@ -204,7 +211,7 @@ impl Stack {
     ) -> Result<ConnId, StackDrop> {
         let counters = &mut self.shared.counters;
         let epoch = adoption.accepted.slot.epoch;
-        if self.closed_flows.contains(epoch, incarnation(self.hash_key, &key, adoption.ack, adoption.seq)) {
+        if self.closed_flows.contains(epoch, &key, adoption.ack, adoption.seq) {
             counters.replays_refused += 1;
             return Err(StackDrop::Replay);
         }
@@ -256,11 +263,6 @@ impl Stack {
         };
         self.reply(Reply { key: segment.key, link: segment.link, segment: reply });
     }
-}
-
-/// The fingerprint of one incarnation, from the segment with its cookie.
-pub(super) fn incarnation(hash_key: [u64; 2], key: &AnyFlowKey, ack: Seq, seq: Seq) -> u64 {
-    hash_with(hash_key, key, (ack - 1).0, (seq - 1).0)
 }
 
 impl From<&Remains> for Earlier {

@@ -2,6 +2,13 @@
 //! segment does not open them again. Fingerprints of 32 bits beside a keyed place: a chance collision refuses
 //! one adoption in about a thousand million.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::seq::Seq;
+
+use super::wire::hash_with;
+
 /// Fingerprints per bucket: one cache line.
 const WAYS: usize = 16;
 /// Buckets looked at before a table counts as full.
@@ -50,22 +57,63 @@ fn word_of(hash: u64) -> u32 {
     (hash as u32).max(1)
 }
 
+/// The closed flows that a daemon remembers. Clones are the same memory: a replay may arrive at another engine than
+/// the one that had the flow. Taken once when a connection begins and once when it ends, never for each segment.
+#[derive(Clone, Debug)]
+pub struct ClosedFlows {
+    hash_key: [u64; 2],
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl ClosedFlows {
+    /// An empty memory; `hash_key` should be random.
+    pub fn new(hash_key: [u64; 2]) -> Self {
+        Self { hash_key, memory: Arc::default() }
+    }
+
+    /// Whether the incarnation that began with this segment has closed.
+    pub(crate) fn contains(&self, epoch: u32, key: &AnyFlowKey, ack: Seq, seq: Seq) -> bool {
+        self.lock().contains(epoch, self.fingerprint(key, ack, seq))
+    }
+
+    /// Remembers an incarnation by the segment it began with; `false` when `limit` is reached.
+    pub(crate) fn insert(&self, epoch: u32, key: &AnyFlowKey, ack: Seq, seq: Seq, limit: u32) -> bool {
+        self.lock().insert(epoch, self.fingerprint(key, ack, seq), limit)
+    }
+
+    /// Whether no more flows can be remembered.
+    pub(crate) fn is_full(&self, limit: u32) -> bool {
+        self.lock().is_full(limit)
+    }
+
+    /// Forgets every epoch that `alive` refuses.
+    pub(crate) fn retain(&self, alive: impl Fn(u32) -> bool) {
+        self.lock().retain(alive);
+    }
+
+    fn fingerprint(&self, key: &AnyFlowKey, ack: Seq, seq: Seq) -> u64 {
+        hash_with(self.hash_key, key, (ack - 1).0, (seq - 1).0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The fingerprints of every epoch whose cookies can still be valid.
 #[derive(Debug, Default)]
-pub(crate) struct ClosedFlows {
+struct Memory {
     epochs: Vec<(u32, Vec<Table>)>,
     len: usize,
 }
 
-impl ClosedFlows {
-    /// Whether the flow with this keyed hash closed.
-    pub(crate) fn contains(&self, epoch: u32, hash: u64) -> bool {
+impl Memory {
+    fn contains(&self, epoch: u32, hash: u64) -> bool {
         let tables = self.epochs.iter().find(|(number, _)| *number == epoch);
         tables.is_some_and(|(_, tables)| tables.iter().rev().any(|table| table.contains(hash)))
     }
 
-    /// Remembers a flow; `false` when `limit` is reached.
-    pub(crate) fn insert(&mut self, epoch: u32, hash: u64, limit: u32) -> bool {
+    fn insert(&mut self, epoch: u32, hash: u64, limit: u32) -> bool {
         if self.is_full(limit) {
             return false;
         }
@@ -86,13 +134,11 @@ impl ClosedFlows {
         true
     }
 
-    /// Whether no more flows can be remembered.
-    pub(crate) fn is_full(&self, limit: u32) -> bool {
+    fn is_full(&self, limit: u32) -> bool {
         self.len >= limit as usize
     }
 
-    /// Forgets every epoch that `alive` refuses.
-    pub(crate) fn retain(&mut self, alive: impl Fn(u32) -> bool) {
+    fn retain(&mut self, alive: impl Fn(u32) -> bool) {
         self.epochs.retain(|(epoch, _)| alive(*epoch));
         self.len = self.epochs.iter().flat_map(|(_, tables)| tables).map(|table| table.len).sum();
     }
@@ -100,7 +146,7 @@ impl ClosedFlows {
 
 #[cfg(test)]
 mod tests {
-    use super::ClosedFlows;
+    use super::Memory;
 
     /// Spreads like a keyed hash does.
     fn hash(flow: u64) -> u64 {
@@ -110,7 +156,7 @@ mod tests {
 
     #[test]
     fn every_closed_flow_is_known_until_its_epoch_ends() {
-        let mut closed = ClosedFlows::default();
+        let mut closed = Memory::default();
         for flow in 0..100_000 {
             assert!(closed.insert((flow % 2) as u32, hash(flow), u32::MAX));
         }
@@ -124,7 +170,7 @@ mod tests {
 
     #[test]
     fn the_limit_holds_and_the_same_flow_counts_once() {
-        let mut closed = ClosedFlows::default();
+        let mut closed = Memory::default();
         assert!(closed.insert(0, 1 << 40, 1 << 20) && closed.insert(0, 1 << 40, 1 << 20));
         assert_eq!(closed.len, 1);
         assert!(!closed.insert(0, 2 << 40, 1));

@@ -1,14 +1,13 @@
 //! What every change to a connection may bring about: entry into the ready queue, timers, TIME_WAIT, the end. Also
 //! the answers that belong to no connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::{Flags, Options};
 use tcpguard_common::seq::Seq;
 
-use super::adopt::incarnation;
 use super::tcb::Tcb;
 use super::time_wait::Remains;
 use super::wire::{Incoming, Outgoing, hash};
@@ -25,10 +24,14 @@ impl Stack {
         self.time_waits.get(key, now, self.shared.config.time_wait)
     }
 
-    /// The service that listens on an address; an exact one before any-address.
+    /// The service that listens on an address: an exact one, then any-address of its family, then of both.
     pub(super) fn service(&self, local: SocketAddr) -> Option<u32> {
-        let exact = self.listeners.get(&(Some(local.ip()), local.port()));
-        exact.or_else(|| self.listeners.get(&(None, local.port()))).copied()
+        let any = match local {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let listeners = [Some(local.ip()), Some(any), None];
+        listeners.iter().find_map(|&addr| self.listeners.get(&(addr, local.port()))).copied()
     }
 
     /// Gives a connection its place; `None` when the table is full.
@@ -160,13 +163,12 @@ impl Stack {
         let Some(tcb) = self.connections.get_mut(id) else { return };
         tcb.attached = false;
         let key = tcb.key;
-        let cookie =
-            tcb.cookie_epoch.map(|epoch| (epoch, incarnation(self.hash_key, &key, tcb.iss + 1, tcb.irs + 1)));
+        let cookie = tcb.cookie_epoch.map(|epoch| (epoch, tcb.iss + 1, tcb.irs + 1));
         self.index.remove(hash(self.hash_key, &key), id.index);
         self.wheel.disarm(id.index);
-        if let Some((epoch, fingerprint)) = cookie {
+        if let Some((epoch, ack, seq)) = cookie {
             let limit = self.shared.config.max_closed_flows;
-            if !self.closed_flows.insert(epoch, fingerprint, limit) {
+            if !self.closed_flows.insert(epoch, &key, ack, seq, limit) {
                 self.shared.counters.replay_not_remembered += 1;
             }
         }

@@ -28,6 +28,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use closed_flows::ClosedFlows;
 pub use config::Config;
 pub use counters::StackCounters;
 pub use event::{ConnId, Error, Event, FlowInfo, Received, StackDrop, State};
@@ -46,7 +47,6 @@ use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
-use closed_flows::ClosedFlows;
 use table::{Arena, Index};
 use tcb::{Shared, Tcb, Verdict};
 use time_wait::TimeWaits;
@@ -103,7 +103,7 @@ impl Stack {
             index: Index::new(),
             wheel: Wheel::new(now),
             time_waits: TimeWaits::new(config.max_time_wait, hash_key),
-            closed_flows: ClosedFlows::default(),
+            closed_flows: ClosedFlows::new(hash_key),
             ready: VecDeque::new(),
             reclaim_hand: 0,
             turn: TURN,
@@ -115,6 +115,11 @@ impl Stack {
             isn_key: [word(3), word(4)],
             shared: Shared::new(config),
         }
+    }
+
+    /// Shares the memory of closed flows with other stacks; to be called before the first frame.
+    pub fn share_closed_flows(&mut self, closed_flows: ClosedFlows) {
+        self.closed_flows = closed_flows;
     }
 
     /// Replaces the tunables; they apply to what exists already. `max_connections` and `max_time_wait` stay
@@ -147,7 +152,8 @@ impl Stack {
         self.closed_flows.retain(|epoch| slots.slot(epoch).is_some());
     }
 
-    /// Adopts connections to this port from now on; `None` stands for any address. An exact address wins.
+    /// Adopts connections to this port from now on. The unspecified address stands for any of its family, `None` for
+    /// any of both. The narrower one wins.
     pub fn listen(&mut self, addr: Option<IpAddr>, port: u16, service: u32) {
         self.listeners.insert((addr, port), service);
     }
