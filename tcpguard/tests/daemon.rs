@@ -531,7 +531,16 @@ fn one_daemon_guards_several_interfaces_each_in_its_own_mode() -> Result<()> {
         setup.fetch()?;
         setup.fetch_from(second)?;
     }
-    let flows = setup.json(&["flows"])?;
+    // A listing is no snapshot: a flow that moves on between two of its slices is in both.
+    let deadline = Instant::now() + SOON;
+    let flows = loop {
+        let flows = setup.json(&["flows"])?;
+        if flows["states"]["TIME_WAIT"] == 6 && flows["total"] == 6 {
+            break flows;
+        }
+        ensure!(Instant::now() < deadline, "not six flows in TIME_WAIT: {flows}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
     let from = |name: &str, service: SocketAddrV4| {
         let flows = flows["flows"].as_array().into_iter().flatten();
         flows.filter(|flow| flow["interface"] == name && flow["service"] == service.to_string()).count()

@@ -103,19 +103,21 @@ fn a_cookie_two_periods_old_is_refused_and_one_period_old_is_not() {
     guarded.tune("cookie-period", "2s");
     // The change takes effect with the next epoch; the old period's slots must be gone.
     std::thread::sleep(Duration::from_secs(5));
-    for options in [linux_options(), Options { timestamps: None, ..linux_options() }] {
-        let young = raw.syn(50_002, PORT, 5, options).expect("a SYN-ACK");
+    // Ports of their own: a flow that is never acknowledged goes on retransmitting.
+    let bare = Options { timestamps: None, ..linux_options() };
+    for (young_port, old_port, options) in [(50_002, 50_003, linux_options()), (50_004, 50_005, bare)] {
+        let young = raw.syn(young_port, PORT, 5, options).expect("a SYN-ACK");
         std::thread::sleep(Duration::from_millis(2000));
-        raw.send(&raw.frame(50_002, PORT, &young.ack(REQUEST)));
+        raw.send(&raw.frame(young_port, PORT, &young.ack(REQUEST)));
         assert!(
-            raw.receive(PORT, 50_002, Duration::from_secs(2)).is_some(),
+            raw.receive(PORT, young_port, Duration::from_secs(2)).is_some(),
             "a cookie of the previous epoch was refused: a rotation broke a handshake in flight"
         );
-        let old = raw.syn(50_003, PORT, 5, options).expect("a SYN-ACK");
+        let old = raw.syn(old_port, PORT, 5, options).expect("a SYN-ACK");
         std::thread::sleep(Duration::from_millis(6100));
         let before = guarded.reason("ack-invalid");
-        raw.send(&raw.frame(50_003, PORT, &old.ack(REQUEST)));
-        assert!(raw.receive(PORT, 50_003, SHORT).is_none(), "an expired cookie was accepted");
+        raw.send(&raw.frame(old_port, PORT, &old.ack(REQUEST)));
+        assert!(raw.receive(PORT, old_port, SHORT).is_none(), "an expired cookie was accepted");
         assert_eq!(guarded.reason("ack-invalid"), before + 1);
         std::thread::sleep(Duration::from_millis(500));
     }
