@@ -1,5 +1,5 @@
-//! The fingerprint of a flow that XDP no longer knows but the stack still cares about: in TIME_WAIT, or closed
-//! with its cookie still alive. Not the table: the engine writes that and XDP reads it.
+//! The fingerprint of a flow that XDP no longer knows but the stack still cares about, because it is in TIME_WAIT.
+//! Not the table: the engine writes that and XDP reads it.
 
 use crate::flow::FlowKey;
 use crate::map::FINGERPRINTS;

@@ -46,8 +46,8 @@ pub mod name {
     /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, `CLOCK_MONOTONIC`
     /// nanoseconds.
     pub const HEARTBEATS: &str = "HEARTBEATS";
-    /// Mmapable `Array<[u32; 4]>` of [`super::FINGERPRINTS`] TIME_WAIT (and closed flow) fingerprints in buckets
-    /// of [`crate::fingerprint::WAYS`]; engines write, XDP reads. 0 is an empty place.
+    /// Mmapable `Array<[u32; 4]>` of [`super::FINGERPRINTS`] TIME_WAIT fingerprints in buckets of
+    /// [`crate::fingerprint::WAYS`]; engines write, XDP reads. 0 is an empty place.
     pub const TIME_WAIT: &str = "TIME_WAIT";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";

@@ -91,12 +91,16 @@ reasons! {
     BadPort = "bad-port", Dropped;
     /// The service is off: counted and passed to the host.
     ServiceOff = "service-off", Passed;
-    /// The engine's heartbeat is stale and its grace still runs: dropped, so that clients retry.
+    /// The engine's heartbeat is stale, or its socket gone, and exit-grace still runs: dropped, so that clients
+    /// retry.
     Grace = "grace", Dropped;
-    /// The engine is gone, its grace is over and `on_daemon_exit` is `pass`.
+    /// The engine's heartbeat has been stale (daemon killed, stopped or stuck) for longer than exit-grace, and
+    /// `on_daemon_exit` is `pass`: left to the host.
     ExitPass = "exit-pass", Passed;
-    /// The engine is gone, its grace is over and `on_daemon_exit` is `drop`.
+    /// As exit-pass, but `on_daemon_exit` is `drop`.
     ExitDrop = "exit-drop", Dropped;
+    /// Arrived on a receive queue that came up after the daemon and has no engine: a restart gives it one.
+    NoEngine = "no-engine", Dropped;
 }
 
 /// Two bits for each reason, so that finding its outcome is a shift and no load from memory.

@@ -58,7 +58,7 @@ fn tcpguard(ctx: XdpContext) -> u32 {
     // SAFETY: an aligned load from a global that lives as long as the program. Volatile, because the loader
     // replaces its value after the compiler has seen it.
     let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
-    let env = Maps { engine: xsk_index(slot, ctx.rx_queue_index()), slot };
+    let env = Maps { slot, queue: ctx.rx_queue_index() };
     match decision::decide(&mut Packet::new(&ctx), &env) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -72,7 +72,7 @@ fn tcpguard(ctx: XdpContext) -> u32 {
 
 struct Maps {
     slot: u32,
-    engine: u32,
+    queue: u32,
 }
 
 impl Epochs for Maps {
@@ -104,8 +104,13 @@ impl Env for Maps {
     }
 
     #[inline(always)]
-    fn engine(&self) -> u32 {
-        self.engine
+    fn queue(&self) -> u32 {
+        self.queue
+    }
+
+    #[inline(always)]
+    fn engine(&self, queue: u32) -> u32 {
+        xsk_index(self.slot, queue)
     }
 
     #[inline(always)]

@@ -46,8 +46,10 @@ pub trait Env: Epochs + Tables<V4> + Tables<V6> {
     fn ports(&self, word: u32) -> u64;
     /// One bucket of TIME_WAIT fingerprints.
     fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize];
-    /// The [index](crate::map::xsk_index) of the engine that owns this receive queue.
-    fn engine(&self) -> u32;
+    /// The receive queue that the frame arrived on.
+    fn queue(&self) -> u32;
+    /// The [index](crate::map::xsk_index) of the engine that a receive queue of this interface has, or would have.
+    fn engine(&self, queue: u32) -> u32;
     /// When that engine last turned, monotonic nanoseconds; 0 for never.
     fn heartbeat(&self, engine: u32) -> u64;
     /// Whether that engine has a socket to redirect to.
@@ -68,7 +70,7 @@ pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> 
         Outcome::Passed => Verdict::Pass,
         Outcome::Dropped => Verdict::Drop,
         Outcome::Answered => Verdict::Transmit,
-        Outcome::Redirected => Verdict::Redirect(env.engine()),
+        Outcome::Redirected => Verdict::Redirect(env.engine(env.queue())),
     }
 }
 
@@ -85,8 +87,8 @@ fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Optio
     let l3 = frame.opaque_offset(ethernet.l3);
     frame.forget();
     match ethernet.ether_type {
-        <V4 as Family>::ETHER_TYPE => judge_ip::<V4, _, _>(frame, env, l3),
-        <V6 as Family>::ETHER_TYPE => judge_ip::<V6, _, _>(frame, env, l3),
+        <V4 as Family>::ETHER_TYPE => judge_ip::<V4, _, _>(frame, env, l3, interface.queues),
+        <V6 as Family>::ETHER_TYPE => judge_ip::<V6, _, _>(frame, env, l3, interface.queues),
         _ => None,
     }
 }
@@ -94,7 +96,7 @@ fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Optio
 /// A function of its own: BPF gives both families together 512 bytes of stack, too few for one function to hold
 /// both.
 #[inline(never)]
-fn judge_ip<A, F, E>(frame: &mut F, env: &E, l3: usize) -> Option<Reason>
+fn judge_ip<A, F, E>(frame: &mut F, env: &E, l3: usize, queues: u32) -> Option<Reason>
 where
     A: Family,
     F: FrameMut + ?Sized,
@@ -107,7 +109,7 @@ where
     if settings.abi != ABI_VERSION {
         return None;
     }
-    let arrival = Arrival { ip, settings, now: env.now() };
+    let arrival = Arrival { ip, settings, queues, now: env.now() };
     let (Ok(reason) | Err(reason)) = arrival.judge(frame, env, service);
     Some(reason)
 }
@@ -128,6 +130,8 @@ fn protected<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, addr: A, port: [u8
 struct Arrival<'a, A> {
     ip: Ip<A>,
     settings: &'a Settings,
+    /// How many receive queues of the interface have an engine.
+    queues: u32,
     now: u64,
 }
 
@@ -168,13 +172,19 @@ impl<A: Family> Arrival<'_, A> {
     }
 
     /// Segments are only dealt with while somebody is there to take them. An engine that stopped turning, or lost
-    /// its socket, may be back in a moment: until the grace is over clients are left to retry.
+    /// its socket, may be back in a moment: until the grace is over clients are left to retry. A queue that came up
+    /// after the daemon has no engine; whether the daemon lives is then the first engine's to say.
     #[inline(always)]
     fn check_alive<E: Env + ?Sized>(&self, env: &E) -> Result<(), Reason> {
-        let engine = env.engine();
+        let queue = env.queue();
+        let served = queue < self.queues;
+        let engine = env.engine(if served { queue } else { 0 });
         // The coarse clock may lie behind the one the engine read.
         let age = self.now.saturating_sub(env.heartbeat(engine));
         if age <= self.settings.stale_after {
+            if !served {
+                return Err(Reason::NoEngine);
+            }
             return if env.has_socket(engine) { Ok(()) } else { Err(Reason::Grace) };
         }
         if age - self.settings.stale_after <= self.settings.exit_grace {
@@ -302,7 +312,7 @@ impl<A: Family> Arrival<'_, A> {
             return Err(Reason::IpBadChecksum);
         }
         let ethernet = Ethernet::parse(frame).ok_or(Reason::Truncated)?;
-        if env.insert_flow(flow, &self.flow(env.engine(), &ethernet, tcp, &options)) {
+        if env.insert_flow(flow, &self.flow(env.engine(env.queue()), &ethernet, tcp, &options)) {
             return Ok(Reason::AckValid);
         }
         // The source is proven: an answer tells it, silence would leave it hanging (RFC 9293 §3.5.2).

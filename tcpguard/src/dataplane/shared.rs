@@ -92,7 +92,7 @@ impl Heartbeat {
     }
 }
 
-/// The TIME_WAIT (and closed flow) fingerprints that XDP reads. Shared by all engines: different flows may meet in a
+/// The TIME_WAIT fingerprints that XDP reads. Shared by all engines: different flows may meet in a
 /// bucket, so places are exchanged, not blindly stored into. `bucket` and `word` come from
 /// [`fingerprint`](tcpguard_common::fingerprint::fingerprint).
 #[derive(Clone, Debug)]

@@ -388,6 +388,11 @@ impl Table {
             let row = |what: &str| format!("IPv{} {kind} {what}", A::VERSION);
             let socketless = World { socket: false, ..World::new() };
             self.row(row("without a socket"), &socketless, frame.clone(), Reason::Grace);
+            let mut unserved = World::new();
+            unserved.interface.queues = 0;
+            self.row(row("on a queue without an engine"), &unserved, frame.clone(), Reason::NoEngine);
+            let deserted = World { interface: unserved.interface, ..stopped(1, ON_EXIT_PASS) };
+            self.row(row("there after the grace"), &deserted, frame.clone(), Reason::ExitPass);
             let forever = u64::MAX / 2;
             self.row(row("within the grace"), &stopped(forever, ON_EXIT_PASS), frame.clone(), Reason::Grace);
             self.row(

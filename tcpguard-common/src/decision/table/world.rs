@@ -187,7 +187,12 @@ impl Env for World {
         self.fingerprints.get(&bucket).copied().unwrap_or_default()
     }
 
-    fn engine(&self) -> u32 {
+    fn queue(&self) -> u32 {
+        0
+    }
+
+    fn engine(&self, queue: u32) -> u32 {
+        assert_eq!(queue, 0);
         self.engine
     }
 

@@ -406,8 +406,12 @@ impl Env for Queued<'_> {
         self.world.fingerprints.borrow().get(&bucket).copied().unwrap_or_default()
     }
 
-    fn engine(&self) -> u32 {
+    fn queue(&self) -> u32 {
         self.queue
+    }
+
+    fn engine(&self, queue: u32) -> u32 {
+        queue
     }
 
     fn heartbeat(&self, engine: u32) -> u64 {
