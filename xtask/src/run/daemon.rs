@@ -24,6 +24,7 @@ pub(super) struct Daemon {
 pub(super) struct Numbers {
     pub(super) syns: u64,
     pub(super) cookies: u64,
+    /// Connections that began: adopted by the stack, whichever way their ACK reached it.
     pub(super) acks_accepted: u64,
     pub(super) acks_refused: u64,
     /// Flows by TCP state, without the states that have none.
@@ -90,12 +91,13 @@ fn numbers(stats: &Value) -> Result<Numbers> {
         let counted = reasons.iter().filter(|reason| reason["name"].as_str().is_some_and(matches));
         counted.filter_map(|reason| reason["total"].as_u64()).sum()
     };
+    let adopted = stats["totals"]["stack"]["adopted"].as_u64();
     let states = stats["states"].as_object().into_iter().flatten();
     let states = states.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)));
     Ok(Numbers {
         syns: sum(&|name| name == "cookie-sent" || name.starts_with("syn-")),
         cookies: sum(&|name| name == "cookie-sent"),
-        acks_accepted: sum(&|name| name == "ack-valid"),
+        acks_accepted: adopted.context("no adopted connections in the daemon's answer")?,
         acks_refused: sum(&|name| name == "ack-invalid"),
         states: states.filter(|(_, count)| *count > 0).collect(),
     })
@@ -110,9 +112,10 @@ mod tests {
         let stats = serde_json::json!({
             "reasons": [
                 {"name": "cookie-sent", "total": 90}, {"name": "syn-bad-checksum", "total": 10},
-                {"name": "ack-valid", "total": 7}, {"name": "ack-invalid", "total": 3},
+                {"name": "ack-valid", "total": 5}, {"name": "ack-invalid", "total": 3},
                 {"name": "flow-known", "total": 1000}
             ],
+            "totals": {"stack": {"adopted": 7, "unknown": 2}},
             "states": {"ESTABLISHED": 5, "CLOSING": 0, "TIME_WAIT": 2}
         });
         let numbers = numbers(&stats).unwrap();
