@@ -363,6 +363,8 @@ impl<A: Family> Arrival<'_, A> {
 }
 
 #[cfg(test)]
-mod table;
+pub(crate) mod reference;
+#[cfg(test)]
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;

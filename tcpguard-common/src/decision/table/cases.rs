@@ -5,7 +5,8 @@ use std::string::{String, ToString as _};
 use std::vec;
 use std::vec::Vec;
 
-use super::frames::{ACK, CLIENT_ISN, FIN, LINUX, MACOS, PSH, RST, SYN, Spec, WINDOWS};
+use super::frames::{ACK, CLIENT_ISN, FIN, LINUX, PSH, RST, SYN, Spec};
+use super::systems::SYSTEMS;
 use super::world::{ADVERTISED, EPOCH, MASTER, PORT_ANYWHERE, PORT_OFF, Place, World};
 use tcpguard_common::cookie::{self, Clock, Cookie, SynOptions};
 use tcpguard_common::decision::Verdict;
@@ -20,6 +21,8 @@ pub(crate) struct Case {
     pub(crate) frame: Vec<u8>,
     pub(crate) verdict: Verdict,
     pub(crate) reason: Option<Reason>,
+    /// The options that must be in the answer, where a [`System`](super::systems::System) says.
+    pub(crate) answer: Option<&'static [u8]>,
 }
 
 /// Every row of the table.
@@ -29,16 +32,17 @@ pub(crate) fn all() -> Vec<Case> {
     table.both_families::<V6>();
     table.ipv4();
     table.ipv6();
+    table.hostile();
     table.cases
 }
 
 #[derive(Default)]
-struct Table {
+pub(super) struct Table {
     cases: Vec<Case>,
 }
 
 impl Table {
-    fn row(
+    pub(super) fn row(
         &mut self,
         name: impl Into<String>,
         world: &World,
@@ -53,10 +57,18 @@ impl Table {
             Some(Redirected) => Verdict::Redirect(world.engine),
             Some(Dropped) => Verdict::Drop,
         };
-        self.cases.push(Case { name: name.into(), world: world.clone(), frame, verdict, reason });
+        self.cases.push(Case {
+            name: name.into(),
+            world: world.clone(),
+            frame,
+            verdict,
+            reason,
+            answer: None,
+        });
     }
 
     fn both_families<A: Place>(&mut self) {
+        self.systems::<A>();
         self.syns::<A>();
         self.hostile_options::<A>();
         self.acks::<A>();
@@ -67,14 +79,25 @@ impl Table {
         self.not_ours::<A>();
     }
 
+    fn systems<A: Place>(&mut self) {
+        let tags = vec![[0x81, 0, 0x20, 5]];
+        for system in SYSTEMS {
+            let spec = Spec::<A>::syn(system.offer);
+            for spec in [spec.clone(), Spec { tags: tags.clone(), ..spec }] {
+                let name = format!("IPv{} SYN of {} with {} tags", A::VERSION, system.name, spec.tags.len());
+                self.row(name, &World::new(), spec.frame(), Reason::CookieSent);
+                if let Some(case) = self.cases.last_mut() {
+                    case.answer = Some(system.answer);
+                }
+            }
+        }
+    }
+
     fn syns<A: Place>(&mut self) {
         let world = World::new();
         let on = |what: &str| format!("IPv{} SYN {what}", A::VERSION);
         let plain: &[(&str, &[u8])] = &[
             ("without options", &[]),
-            ("of Linux", LINUX),
-            ("of Windows", WINDOWS),
-            ("of macOS", MACOS),
             ("with MSS alone", &[2, 4, 5, 100]),
             ("with window scale alone", &[3, 3, 14, 0]),
             ("with SACK alone", &[4, 2, 0, 0]),
@@ -435,6 +458,10 @@ impl Table {
         self.row(row("with settings of another version"), &strange, spec.frame(), None);
         let three = Spec { tags: vec![[0x81, 0, 0, 1]; 3], ..spec.clone() };
         self.row(row("with three tags"), &world, three.frame(), None);
+        for tags in [vec![[0x91, 0, 0, 1]], vec![[0x88, 0xa8, 0, 1], [0x91, 0, 0, 1]]] {
+            let unknown = Spec { tags, ..spec.clone() };
+            self.row(row("with a tag of another protocol"), &world, unknown.frame(), None);
+        }
         let mut arp = spec.frame();
         arp[12..14].copy_from_slice(&[8, 6]);
         self.row(row("as ARP"), &world, arp, None);
@@ -457,6 +484,7 @@ impl Table {
             ("first fragment", [0x20, 0], Some(Reason::Fragment)),
             ("first fragment with DF", [0x60, 0], Some(Reason::Fragment)),
             ("later fragment", [0x20, 1], None),
+            ("fragment from far behind", [0x21, 0], None),
             ("last fragment", [0x1f, 0xff], None),
             ("DF clear", [0, 0], Some(Reason::CookieSent)),
             ("reserved bit set", [0x80, 0], Some(Reason::CookieSent)),
@@ -649,10 +677,15 @@ fn check_answer<A: Family>(
         )?;
         return require(answer.options == Options::default() && answer.tcp.window == 0, "a bare reset");
     }
-    check_syn_ack(case, to, answer)
+    check_syn_ack(case, to, answer, out)
 }
 
-fn check_syn_ack<A: Family>(case: &Case, to: &Segment<A>, answer: &Segment<A>) -> Result<(), String> {
+fn check_syn_ack<A: Family>(
+    case: &Case,
+    to: &Segment<A>,
+    answer: &Segment<A>,
+    out: &[u8],
+) -> Result<(), String> {
     let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
     require(answer.tcp.flags == Flags::SYN | Flags::ACK, "SYN and ACK and nothing else")?;
     require(answer.tcp.ack == to.tcp.seq + 1, "acknowledges the SYN, not its data")?;
@@ -666,6 +699,15 @@ fn check_syn_ack<A: Family>(case: &Case, to: &Segment<A>, answer: &Segment<A>) -
         ..to.options
     };
     require(answer.options == offer, "exactly the options that were offered")?;
+    if let Some(expected) = case.answer {
+        let mut expected = expected.to_vec();
+        expected[2..4].copy_from_slice(&mss.to_be_bytes());
+        if let Some(tsval) = tsval {
+            expected[8..12].copy_from_slice(&tsval.to_be_bytes());
+        }
+        let options = &out[answer.ip.l4 + 20..];
+        require(options == expected, &format!("options {options:02x?} instead of {expected:02x?}"))?;
+    }
     let clock = Clock { epoch: EPOCH, ..Clock::default() };
     let accepted = cookie::validate(&case.world, &clock, &to.key(), to.tcp.seq.0, answer.tcp.seq.0, tsval);
     let Some(accepted) = accepted else { return Err("a cookie that validates".to_string()) };

@@ -110,12 +110,17 @@ impl<A: Place> Spec<A> {
         frame.extend(octets(self.dst));
     }
 
+    /// What the checksum of the IPv4 header should be.
+    pub(crate) fn header_checksum(&self, frame: &[u8]) -> [u8; 2] {
+        let (l3, l4) = (self.l3(), self.l4());
+        checksum(&[&frame[l3..l3 + 10], &frame[l3 + 12..l4]])
+    }
+
     /// Makes both checksums right again.
     pub(crate) fn fix(&self, frame: &mut [u8]) {
         let (l3, l4) = (self.l3(), self.l4());
         if A::VERSION == 4 {
-            frame[l3 + 10..l3 + 12].fill(0);
-            let sum = checksum(&[&frame[l3..l4]]);
+            let sum = self.header_checksum(frame);
             frame[l3 + 10..l3 + 12].copy_from_slice(&sum);
         }
         frame[l4 + 16..l4 + 18].fill(0);

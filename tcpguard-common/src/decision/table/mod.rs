@@ -3,4 +3,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod frames;
+pub(crate) mod generator;
+mod hostile;
+pub(crate) mod systems;
 pub(crate) mod world;

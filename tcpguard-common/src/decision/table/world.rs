@@ -91,7 +91,7 @@ impl World {
     /// A guard in good order.
     pub(crate) fn new() -> Self {
         let mut epochs = [EpochSlot::default(); EPOCH_SLOTS as usize];
-        for epoch in EPOCH - 1..=EPOCH + 1 {
+        for epoch in EPOCH - 2..=EPOCH + 1 {
             epochs[(epoch % EPOCH_SLOTS) as usize] =
                 EpochSlot::derive(MASTER, epoch, &ADVERTISED).expect("a secret and a window");
         }

@@ -1,0 +1,322 @@
+//! The decision once more: slow, plain, written from the rules rather than from the code, over the packet crate
+//! `etherparse`. Both families take the same path, everything is a whole value, nothing is done in place. With the code
+//! under test it shares what maps contain, the names of the reasons, and where a fingerprint lies; no parser, checksum,
+//! option walk, cookie or builder. Of several things wrong with a segment the one nearest to the wire counts.
+
+mod cookie;
+mod wire;
+
+use core::net::IpAddr;
+use core::net::SocketAddr;
+use std::format;
+use std::string::String;
+use std::vec::Vec;
+
+use super::table::world::{Place, World};
+use tcpguard_common::decision::{Verdict, decide};
+use tcpguard_common::fingerprint::fingerprint;
+use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
+use tcpguard_common::map::{
+    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey,
+};
+use tcpguard_common::packet::Buffer;
+use tcpguard_common::reason::{Outcome, Reason};
+
+pub(crate) use cookie::{Offer, holds, issue};
+use wire::{Answer, Arrival, Segment};
+
+/// What must become of one frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    /// `None` for a frame that is nothing to us.
+    pub(crate) reason: Option<Reason>,
+    /// The frame as it goes on: the answer, or as it came.
+    pub(crate) frame: Vec<u8>,
+    /// The flow that is remembered from now on.
+    pub(crate) opened: Option<(AnyFlowKey, Flow)>,
+}
+
+/// Lets the decision and this reference judge the same frame in the same world, with `room` bytes behind the frame to grow
+/// into, and says how they differ. The world stays as it was.
+pub(crate) fn compare(world: &World, frame: &[u8], room: usize) -> Result<Option<Reason>, String> {
+    let expected = judge(world, frame, room);
+    let flows = || world.flows_v4.borrow().len() + world.flows_v6.borrow().len();
+    let known = flows();
+    let mut bytes = frame.to_vec();
+    bytes.resize(frame.len() + room, 0xdd);
+    let mut buffer = Buffer::new(&mut bytes, frame.len());
+    let verdict = decide(&mut buffer, world);
+    let counted = world.counted.take();
+    let opened = opened(world, expected.opened.map(|(key, _)| key));
+    let actual = Judgement { reason: counted.first().copied(), frame: buffer.frame().to_vec(), opened };
+    let said_once = counted.len() <= 1 && verdict == verdict_of(world, expected.reason);
+    if actual == expected && said_once && flows() == known {
+        return Ok(expected.reason);
+    }
+    Err(format!(
+        "frame {}\ndecision: {verdict:?}, counted {counted:?}, {:?}, frame {}\nreference: {:?}, {:?}, frame {}",
+        hex(frame),
+        actual.opened,
+        hex(&actual.frame),
+        expected.reason,
+        expected.opened,
+        hex(&expected.frame),
+    ))
+}
+
+/// Takes what the decision remembered out of the world again.
+fn opened(world: &World, expected: Option<AnyFlowKey>) -> Option<(AnyFlowKey, Flow)> {
+    let taken = expected.and_then(|key| match key {
+        AnyFlowKey::V4(flow) => world.flows_v4.borrow_mut().remove(&flow),
+        AnyFlowKey::V6(flow) => world.flows_v6.borrow_mut().remove(&flow),
+    });
+    expected.zip(taken)
+}
+
+fn verdict_of(world: &World, reason: Option<Reason>) -> Verdict {
+    match reason.map(Reason::outcome) {
+        None | Some(Outcome::Passed) => Verdict::Pass,
+        Some(Outcome::Dropped) => Verdict::Drop,
+        Some(Outcome::Answered) => Verdict::Transmit,
+        Some(Outcome::Redirected) => Verdict::Redirect(world.engine),
+    }
+}
+
+/// The bytes as one word, to be pasted elsewhere.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The judgement on one frame, with `room` bytes behind it.
+pub(crate) fn judge(world: &World, frame: &[u8], room: usize) -> Judgement {
+    let fate = fate(world, frame);
+    let (reason, answer, opened) = match fate {
+        None => (None, None, None),
+        Some(Fate::Done(reason)) => (Some(reason), None, None),
+        Some(Fate::Answer { reason, answer, if_no_room }) => match answer.bytes() {
+            bytes if bytes.len() <= frame.len() + room => (Some(reason), Some(bytes), None),
+            _ => (Some(if_no_room), None, None),
+        },
+        Some(Fate::Open(key, flow)) => (Some(Reason::AckValid), None, Some((key, flow))),
+    };
+    Judgement { reason, frame: answer.unwrap_or_else(|| frame.to_vec()), opened }
+}
+
+enum Fate {
+    Done(Reason),
+    Answer { reason: Reason, answer: Answer, if_no_room: Reason },
+    Open(AnyFlowKey, Flow),
+}
+
+fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
+    let arrival = Arrival::read(frame)?;
+    if world.interface.armed == 0
+        || arrival.link_destination != world.interface.mac
+        || world.settings.abi != ABI_VERSION
+    {
+        return None;
+    }
+    let service = service(world, arrival.local())?;
+    if service.mode == MODE_OFF {
+        return Some(Fate::Done(Reason::ServiceOff));
+    }
+    Some(
+        liveness(world)
+            .or_else(|| impossible(&arrival))
+            .map_or_else(|| accepted(world, &arrival), Fate::Done),
+    )
+}
+
+/// The service at a local end: exact address first, then any.
+fn service(world: &World, local: SocketAddr) -> Option<Service> {
+    let port = local.port();
+    if world.ports[usize::from(port / 64)] & 1 << (port % 64) == 0 {
+        return None;
+    }
+    let port = port.to_be_bytes();
+    match local.ip() {
+        IpAddr::V4(ip) => find(&world.services_v4, V4(ip.octets()), V4([0; 4]), port),
+        IpAddr::V6(ip) => find(&world.services_v6, V6(ip.octets()), V6([0; 16]), port),
+    }
+}
+
+fn find<A: Place>(
+    services: &std::collections::HashMap<ServiceKey<A>, Service>,
+    exact: A,
+    any: A,
+    port: [u8; 2],
+) -> Option<Service> {
+    [exact, any].into_iter().find_map(|addr| services.get(&ServiceKey::new(addr, port)).copied())
+}
+
+/// Why nothing is answered or redirected now, if so.
+fn liveness(world: &World) -> Option<Reason> {
+    let beat = if world.beating { world.now } else { 0 };
+    let stale = world.now.saturating_sub(beat).checked_sub(world.settings.stale_after + 1);
+    match stale {
+        // The world's frames arrive on queue 0.
+        None if world.interface.queues == 0 => Some(Reason::NoEngine),
+        None if world.socket => None,
+        None => Some(Reason::Grace),
+        Some(by) if by < world.settings.exit_grace => Some(Reason::Grace),
+        Some(_) if world.settings.on_exit == ON_EXIT_PASS => Some(Reason::ExitPass),
+        Some(_) => Some(Reason::ExitDrop),
+    }
+}
+
+/// What makes a segment one that no TCP would send.
+fn impossible(arrival: &Arrival) -> Option<Reason> {
+    let segment = match &arrival.segment {
+        Err(fault) => return Some(*fault),
+        Ok(segment) => segment,
+    };
+    let header = &segment.header;
+    if header.source_port == 0 || header.destination_port == 0 {
+        return Some(Reason::BadPort);
+    }
+    let from_group = arrival.link_source[0] & 1 == 1;
+    if from_group || arrival.source == arrival.destination || !has_one_owner(arrival.source) {
+        return Some(Reason::BadSource);
+    }
+    if !has_one_owner(arrival.destination) {
+        return Some(Reason::BadDestination);
+    }
+    let any = header.fin || header.syn || header.rst || header.psh || header.ack || header.urg;
+    (!any || header.syn && (header.fin || header.rst)).then_some(Reason::BadFlags)
+}
+
+fn has_one_owner(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => {
+            ip.octets()[0] != 0 && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast(),
+    }
+}
+
+fn accepted(world: &World, arrival: &Arrival) -> Fate {
+    let Ok(segment) = &arrival.segment else { unreachable!("faults were dealt with") };
+    let header = &segment.header;
+    if header.syn && !header.ack {
+        return syn(world, arrival, segment).unwrap_or_else(Fate::Done);
+    }
+    let flow = arrival.flow();
+    let known = match flow {
+        AnyFlowKey::V4(key) => world.flows_v4.borrow().contains_key(&key),
+        AnyFlowKey::V6(key) => world.flows_v6.borrow().contains_key(&key),
+    };
+    if known {
+        Fate::Done(Reason::FlowKnown)
+    } else if header.rst {
+        Fate::Done(Reason::NoFlowRst)
+    } else if header.syn || !header.ack {
+        Fate::Done(Reason::NoFlow)
+    } else if in_time_wait(world, flow) {
+        Fate::Done(Reason::TimeWait)
+    } else {
+        ack(world, arrival, segment).unwrap_or_else(Fate::Done)
+    }
+}
+
+fn in_time_wait(world: &World, flow: AnyFlowKey) -> bool {
+    let (bucket, word) = match flow {
+        AnyFlowKey::V4(key) => fingerprint(world.settings.hash_key, &key),
+        AnyFlowKey::V6(key) => fingerprint(world.settings.hash_key, &key),
+    };
+    world.fingerprints.get(&bucket).is_some_and(|words| words.contains(&word))
+}
+
+/// The longest datagram payload whose checksum is worth its time: that of a frame without multi-buffer support.
+const LONGEST_SUMMED: usize = 4096;
+
+fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reason> {
+    check(arrival.header_sum_holds, Reason::IpBadChecksum)?;
+    check(segment.bytes.len() <= LONGEST_SUMMED, Reason::SynUnanswerable)?;
+    check(arrival.sum_holds(segment), Reason::SynBadChecksum)?;
+    let options = segment.options().ok_or(Reason::BadOptions)?;
+    let slot = cookie::slot(&world.epochs, world.settings.epoch).ok_or(Reason::SynUnanswerable)?;
+    let (mss, smallest) = match arrival.source {
+        IpAddr::V4(_) => (slot.mss_v4, 536),
+        IpAddr::V6(_) => (slot.mss_v6, 1220),
+    };
+    let stamps = options.stamps;
+    let offer =
+        Offer { mss: options.mss, shift: options.shift, sack: options.sack, stamped: stamps.is_some() };
+    let (isn, tsval) = issue(slot, &arrival.flow(), segment.header.sequence_number, &offer, world.now);
+    let mut answer = arrival.answer(segment);
+    answer.header.syn = true;
+    answer.header.ack = true;
+    answer.header.sequence_number = isn;
+    answer.header.acknowledgment_number = segment.header.sequence_number.wrapping_add(1);
+    answer.header.window_size = slot.window;
+    let shift = options.shift.map(|_| slot.window_scale);
+    answer.options(mss, tsval.zip(stamps.map(|(value, _)| value)), options.sack, shift);
+    let small = options.mss.is_some_and(|mss| mss < smallest);
+    let reason = if small { Reason::CookieSentSmallMss } else { Reason::CookieSent };
+    Ok(Fate::Answer { reason, answer, if_no_room: Reason::SynUnanswerable })
+}
+
+fn ack(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reason> {
+    let (header, flow) = (&segment.header, arrival.flow());
+    let options = segment.options().ok_or(Reason::BadOptions)?;
+    let valid = holds(
+        &world.epochs,
+        (world.settings.epoch, world.settings.epoch_second_half != 0),
+        &flow,
+        header.sequence_number.wrapping_sub(1),
+        header.acknowledgment_number.wrapping_sub(1),
+        options.stamps.map(|(_, echo)| echo),
+    );
+    check(valid, Reason::AckInvalid)?;
+    check(arrival.header_sum_holds, Reason::IpBadChecksum)?;
+    let flows = match flow {
+        AnyFlowKey::V4(_) => world.flows_v4.borrow().len(),
+        AnyFlowKey::V6(_) => world.flows_v6.borrow().len(),
+    };
+    if flows < world.max_flows {
+        return Ok(Fate::Open(flow, remembered(world, arrival, segment, options.stamps)));
+    }
+    let mut answer = arrival.answer(segment);
+    answer.header.rst = true;
+    answer.header.sequence_number = header.acknowledgment_number;
+    Ok(Fate::Answer { reason: Reason::FlowMapFull, answer, if_no_room: Reason::FlowMapFullSilent })
+}
+
+fn check(holds: bool, otherwise: Reason) -> Result<(), Reason> {
+    if holds { Ok(()) } else { Err(otherwise) }
+}
+
+fn remembered(world: &World, arrival: &Arrival, segment: &Segment, stamps: Option<(u32, u32)>) -> Flow {
+    let mut vlan = [[0; 4]; 2];
+    vlan[..arrival.tags.len()].copy_from_slice(&arrival.tags);
+    Flow {
+        created: world.now,
+        generation: world.settings.generation,
+        owner: world.engine,
+        seq: segment.header.sequence_number,
+        ack: segment.header.acknowledgment_number,
+        tsval: stamps.map_or(0, |(value, _)| value),
+        tsecr: stamps.map_or(0, |(_, echo)| echo),
+        window: segment.header.window_size,
+        flags: if stamps.is_some() { FLOW_TIMESTAMPS } else { 0 },
+        peer_mac: arrival.link_source,
+        vlan_count: arrival.tags.len() as u8,
+        pad: 0,
+        vlan,
+    }
+}
+
+/// The bytes of a key as they stand on the wire: peer, local, peer's port, ours.
+fn key_bytes(flow: &AnyFlowKey) -> (u8, Vec<u8>) {
+    match flow {
+        AnyFlowKey::V4(FlowKey { peer, local, peer_port, local_port }) => {
+            (4, [&peer.0[..], &local.0, peer_port, local_port].concat())
+        }
+        AnyFlowKey::V6(FlowKey { peer, local, peer_port, local_port }) => {
+            (6, [&peer.0[..], &local.0, peer_port, local_port].concat())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

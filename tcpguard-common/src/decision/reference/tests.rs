@@ -1,0 +1,61 @@
+//! The decision against the reference, over the truth table and a million frames of every kind.
+
+use super::super::table::cases;
+use super::super::table::generator::{Generator, worlds};
+use super::compare;
+use std::thread;
+use std::vec::Vec;
+use tcpguard_common::reason::Reason;
+
+/// Frames judged by both.
+const FRAMES: usize = 1_000_000;
+/// What the frames follow from.
+const SEED: u64 = 0x7463_7067_7561_7264;
+/// Bytes behind each frame, so that answers may grow.
+const ROOM: usize = 64;
+
+#[test]
+fn every_row_of_the_table_agrees_with_the_reference() {
+    for case in cases::all() {
+        let agreed = compare(&case.world, &case.frame, ROOM);
+        assert_eq!(agreed, Ok(case.reason), "{}", case.name);
+    }
+}
+
+#[test]
+fn a_million_frames_are_judged_and_answered_as_the_reference_says() {
+    let lanes = thread::available_parallelism().map_or(1, usize::from).min(4);
+    let counts: Vec<[usize; Reason::COUNT + 1]> = thread::scope(|scope| {
+        let lanes: Vec<_> =
+            (0..lanes as u64).map(|lane| scope.spawn(move || run(SEED + lane, FRAMES / lanes + 1))).collect();
+        lanes
+            .into_iter()
+            .map(|lane| lane.join().unwrap_or_else(|said| std::panic::resume_unwind(said)))
+            .collect()
+    });
+    let total = |index: usize| counts.iter().map(|counts| counts[index]).sum::<usize>();
+    for &reason in Reason::ALL {
+        // Every answer to a full table fits in place of what it answers, see the decision's own tests.
+        let reachable = reason != Reason::FlowMapFullSilent;
+        assert_eq!(total(reason as usize) > FRAMES / 20_000, reachable, "{}", reason.name());
+    }
+    assert!(total(Reason::COUNT) > FRAMES / 100, "frames that are nothing to us");
+}
+
+/// How often each reason was given for one lane's frames, and at the end how often none.
+fn run(seed: u64, frames: usize) -> [usize; Reason::COUNT + 1] {
+    let mut counts = [0; Reason::COUNT + 1];
+    let mut generator = Generator::new(seed, 0..=9000);
+    for (share, world) in worlds() {
+        for index in 0..frames * share / 100 {
+            let frame = generator.frame();
+            // Now and then there is no room to grow.
+            let room = if index % 64 == 0 { index / 64 % 5 } else { ROOM };
+            match compare(&world, &frame, room) {
+                Ok(reason) => counts[reason.map_or(Reason::COUNT, |reason| reason as usize)] += 1,
+                Err(difference) => panic!("seed {seed:#x}, room {room}: {difference}"),
+            }
+        }
+    }
+    counts
+}

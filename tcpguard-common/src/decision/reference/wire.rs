@@ -1,0 +1,312 @@
+//! Reading and writing frames with `etherparse`. What that crate is stricter or laxer about than the rules is done here
+//! by hand: the walk over extension headers, and options of lengths that are not theirs.
+
+use core::net::{IpAddr, SocketAddr};
+use std::vec;
+use std::vec::Vec;
+
+use etherparse::checksum::Sum16BitWords;
+use etherparse::{
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel,
+    Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeader, TcpHeader,
+    TcpOptionElement, TcpOptionsIterator,
+};
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::reason::Reason;
+
+/// How many extension headers may stand before TCP.
+const LONGEST_CHAIN: usize = 6;
+
+/// A frame that carries TCP to some port.
+pub(super) struct Arrival {
+    pub(super) link_source: [u8; 6],
+    pub(super) link_destination: [u8; 6],
+    /// TPID and TCI of each VLAN tag.
+    pub(super) tags: Vec<[u8; 4]>,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) header_sum_holds: bool,
+    /// The ports where TCP would have them, whether or not the rest is there.
+    ports: [u16; 2],
+    /// The segment, or what is wrong with its headers.
+    pub(super) segment: Result<Segment, Reason>,
+}
+
+pub(super) struct Segment {
+    pub(super) header: TcpHeader,
+    /// Header and data.
+    pub(super) bytes: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    pub(super) mss: Option<u16>,
+    pub(super) shift: Option<u8>,
+    pub(super) sack: bool,
+    pub(super) stamps: Option<(u32, u32)>,
+}
+
+/// A network header that leads to TCP.
+struct Network {
+    source: IpAddr,
+    destination: IpAddr,
+    header_sum_holds: bool,
+    header_len: usize,
+    /// What the length field says, header included.
+    total: usize,
+    more_fragments: bool,
+}
+
+impl Arrival {
+    /// `None` for everything but TCP with a destination port in sight.
+    pub(super) fn read(frame: &[u8]) -> Option<Self> {
+        let (ethernet, mut rest) = Ethernet2Header::from_slice(frame).ok()?;
+        let (mut ether_type, mut tags) = (ethernet.ether_type, vec![]);
+        while tags.len() < 2
+            && matches!(ether_type, EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING)
+        {
+            let (_, after) = SingleVlanHeader::from_slice(rest).ok()?;
+            tags.push([&ether_type.0.to_be_bytes()[..], &rest[..2]].concat().try_into().ok()?);
+            ether_type = EtherType(u16::from_be_bytes([rest[2], rest[3]]));
+            rest = after;
+        }
+        let network = match ether_type {
+            EtherType::IPV4 => Network::read_v4(rest),
+            EtherType::IPV6 => Network::read_v6(rest),
+            _ => None,
+        }?;
+        let transport = rest.get(network.header_len..)?;
+        let (&ports, _) = transport.split_first_chunk::<4>()?;
+        Some(Self {
+            link_source: ethernet.source,
+            link_destination: ethernet.destination,
+            tags,
+            source: network.source,
+            destination: network.destination,
+            header_sum_holds: network.header_sum_holds,
+            ports: [u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]])],
+            segment: network.segment(rest),
+        })
+    }
+
+    pub(super) fn local(&self) -> SocketAddr {
+        SocketAddr::new(self.destination, self.ports[1])
+    }
+
+    pub(super) fn flow(&self) -> AnyFlowKey {
+        let peer = SocketAddr::new(self.source, self.ports[0]);
+        AnyFlowKey::new(peer, self.local()).expect("one family")
+    }
+
+    /// Whether the segment's checksum holds, the way a receiver finds out (RFC 1071 §1).
+    pub(super) fn sum_holds(&self, segment: &Segment) -> bool {
+        let length = (segment.bytes.len() as u32).to_be_bytes();
+        let pseudo = Sum16BitWords::new()
+            .add_slice(&octets(self.source))
+            .add_slice(&octets(self.destination))
+            .add_slice(&[0, IpNumber::TCP.0])
+            .add_slice(&length);
+        pseudo.add_slice(&segment.bytes).ones_complement() == 0
+    }
+
+    /// An empty segment from the other end, along the same link.
+    pub(super) fn answer(&self, segment: &Segment) -> Answer {
+        Answer {
+            link_source: self.link_destination,
+            link_destination: self.link_source,
+            tags: self.tags.clone(),
+            source: self.destination,
+            destination: self.source,
+            header: TcpHeader::new(segment.header.destination_port, segment.header.source_port, 0, 0),
+        }
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+impl Network {
+    fn read_v4(bytes: &[u8]) -> Option<Self> {
+        let header = Ipv4HeaderSlice::from_slice(bytes).ok()?;
+        let is_whole_or_first = header.fragments_offset().value() == 0;
+        (header.protocol() == IpNumber::TCP && is_whole_or_first).then(|| Self {
+            source: header.source_addr().into(),
+            destination: header.destination_addr().into(),
+            header_sum_holds: Sum16BitWords::new().add_slice(header.slice()).ones_complement() == 0,
+            header_len: header.slice().len(),
+            total: usize::from(header.total_len()),
+            more_fragments: header.more_fragments(),
+        })
+    }
+
+    fn read_v6(bytes: &[u8]) -> Option<Self> {
+        let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
+        let (mut next, mut at, mut more_fragments) = (header.next_header(), Ipv6Header::LEN, false);
+        for _ in 0..LONGEST_CHAIN {
+            let rest = bytes.get(at..)?;
+            match next {
+                IpNumber::TCP => break,
+                IpNumber::IPV6_HEADER_HOP_BY_HOP
+                | IpNumber::IPV6_ROUTE_HEADER
+                | IpNumber::IPV6_DESTINATION_OPTIONS => {
+                    let extension = Ipv6RawExtHeaderSlice::from_slice(rest).ok()?;
+                    next = extension.next_header();
+                    at += extension.slice().len();
+                }
+                IpNumber::IPV6_FRAGMENTATION_HEADER => {
+                    let extension = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
+                    if extension.fragment_offset().value() != 0 {
+                        return None;
+                    }
+                    more_fragments |= extension.more_fragments();
+                    next = extension.next_header();
+                    at += extension.slice().len();
+                }
+                // By hand: the crate insists on the twelve bytes that RFC 4302 has, hosts do not.
+                IpNumber::AUTHENTICATION_HEADER => {
+                    let (&[following, words, _, _], _) = rest.split_first_chunk()?;
+                    next = IpNumber(following);
+                    at += 4 * (usize::from(words) + 2);
+                }
+                _ => return None,
+            }
+        }
+        (next == IpNumber::TCP).then(|| Self {
+            source: header.source_addr().into(),
+            destination: header.destination_addr().into(),
+            header_sum_holds: true,
+            header_len: at,
+            total: Ipv6Header::LEN + usize::from(header.payload_length()),
+            more_fragments,
+        })
+    }
+
+    fn segment(&self, bytes: &[u8]) -> Result<Segment, Reason> {
+        if self.total < self.header_len + TcpHeader::MIN_LEN {
+            return Err(Reason::BadLength);
+        }
+        let datagram = bytes.get(..self.total).ok_or(Reason::Truncated)?;
+        if self.more_fragments {
+            return Err(Reason::Fragment);
+        }
+        let bytes = datagram[self.header_len..].to_vec();
+        let (header, _) = TcpHeader::from_slice(&bytes).map_err(|_| Reason::BadDataOffset)?;
+        Ok(Segment { header, bytes })
+    }
+}
+
+impl Segment {
+    /// `None` when an option's length lies.
+    pub(super) fn options(&self) -> Option<Options> {
+        let options = walk(self.header.options.as_slice());
+        let easy: Result<Vec<_>, _> =
+            TcpOptionsIterator::from_slice(self.header.options.as_slice()).collect();
+        if let Ok(elements) = easy {
+            assert_eq!(options, Some(collect(elements)), "{:02x?}", self.header.options.as_slice());
+        }
+        options
+    }
+}
+
+/// The last of each kind counts; one of a length that is not its kind's is none.
+fn walk(mut rest: &[u8]) -> Option<Options> {
+    let mut options = Options::default();
+    loop {
+        match *rest {
+            [] | [0, ..] => return Some(options),
+            [1, ..] => rest = &rest[1..],
+            [_, length, ..] if length >= 2 && usize::from(length) <= rest.len() => {
+                let (option, after) = rest.split_at(usize::from(length));
+                match *option {
+                    [2, 4, a, b] => options.mss = Some(u16::from_be_bytes([a, b])),
+                    [3, 3, shift] => options.shift = Some(shift.min(14)),
+                    [4, 2] => options.sack = true,
+                    [8, 10, a, b, c, d, e, f, g, h] => {
+                        let word = u32::from_be_bytes;
+                        options.stamps = Some((word([a, b, c, d]), word([e, f, g, h])));
+                    }
+                    _ => {}
+                }
+                rest = after;
+            }
+            _ => return None,
+        }
+    }
+}
+
+fn collect(elements: Vec<TcpOptionElement>) -> Options {
+    let mut options = Options::default();
+    for element in elements {
+        match element {
+            TcpOptionElement::Noop | TcpOptionElement::SelectiveAcknowledgement(..) => {}
+            TcpOptionElement::MaximumSegmentSize(mss) => options.mss = Some(mss),
+            TcpOptionElement::WindowScale(shift) => options.shift = Some(shift.min(14)),
+            TcpOptionElement::SelectiveAcknowledgementPermitted => options.sack = true,
+            TcpOptionElement::Timestamp(value, echo) => options.stamps = Some((value, echo)),
+        }
+    }
+    options
+}
+
+/// A segment without data, to be sent.
+pub(super) struct Answer {
+    link_source: [u8; 6],
+    link_destination: [u8; 6],
+    tags: Vec<[u8; 4]>,
+    source: IpAddr,
+    destination: IpAddr,
+    pub(super) header: TcpHeader,
+}
+
+impl Answer {
+    /// In the order and with the padding that Linux has.
+    pub(super) fn options(&mut self, mss: u16, stamps: Option<(u32, u32)>, sack: bool, shift: Option<u8>) {
+        let mut options = [&[2, 4][..], &mss.to_be_bytes()].concat();
+        match (stamps, sack) {
+            (Some((value, echo)), _) => {
+                options.extend(if sack { [4, 2] } else { [1, 1] });
+                options.extend([8, 10]);
+                options.extend(value.to_be_bytes());
+                options.extend(echo.to_be_bytes());
+            }
+            (None, true) => options.extend([1, 1, 4, 2]),
+            (None, false) => {}
+        }
+        options.extend(shift.map(|shift| [1, 3, 3, shift]).into_iter().flatten());
+        self.header.set_options_raw(&options).expect("they fit");
+    }
+
+    pub(super) fn bytes(mut self) -> Vec<u8> {
+        let len = self.header.header_len_u16();
+        let (ether_type, network) = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let (source, destination) = (source.octets(), destination.octets());
+                let header = Ipv4Header::new(len, 64, IpNumber::TCP, source, destination).expect("short");
+                self.header.checksum = self.header.calc_checksum_ipv4(&header, &[]).expect("short");
+                let mut bytes = vec![];
+                header.write(&mut bytes).expect("memory");
+                (EtherType::IPV4, bytes)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    traffic_class: 0,
+                    flow_label: Ipv6FlowLabel::ZERO,
+                    payload_length: len,
+                    next_header: IpNumber::TCP,
+                    hop_limit: 64,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                };
+                self.header.checksum = self.header.calc_checksum_ipv6(&header, &[]).expect("short");
+                (EtherType::IPV6, header.to_bytes().to_vec())
+            }
+            _ => unreachable!("one family"),
+        };
+        let link = [&self.link_destination[..], &self.link_source, &self.tags.concat()].concat();
+        [link, ether_type.0.to_be_bytes().to_vec(), network, self.header.to_bytes().to_vec()].concat()
+    }
+}
