@@ -1,4 +1,4 @@
-//! The demo as a newcomer runs it, with every way in which it can end. Needs root.
+//! The demo as a newcomer runs it, with every way in which it can end, and the lab that stays up. Needs root.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use xtask::lab::Process;
 use xtask::tool;
 
 /// `cargo xtask` itself, built as a newcomer's first command builds it.
@@ -24,11 +25,17 @@ fn xtask() -> &'static Path {
 /// Longer than any test waits for a demo that it means to end itself.
 const LONG: &str = "60";
 
-/// A demo of the daemon under test, gentle enough for an unoptimised one.
-fn command(seconds: &str) -> Command {
+/// A verb of xtask that uses the daemon under test.
+fn verb(name: &str) -> Command {
     let object = concat!(env!("OUT_DIR"), "/tcpguard-lab");
     let mut command = Command::new(xtask());
-    command.args(["run", "--artifacts", env!("CARGO_BIN_EXE_tcpguard"), object]);
+    command.args([name, "--artifacts", env!("CARGO_BIN_EXE_tcpguard"), object]);
+    command
+}
+
+/// A demo, gentle enough for an unoptimised daemon.
+fn command(seconds: &str) -> Command {
+    let mut command = verb("run");
     command.args(["--flood-pps", "20000", "--requests", "200", "--seconds", seconds]);
     command
 }
@@ -216,4 +223,26 @@ fn a_demo_whose_daemon_dies_fails_with_the_daemons_last_words() {
     assert_eq!(status.code(), Some(1), "{errors}");
     assert!(errors.contains("the daemon ended by itself (signal: 9"), "{errors}");
     assert_gone(&lab);
+}
+
+/// What the lab prints are commands for a shell; each does what it says.
+#[test]
+fn a_lab_that_stays_up_works_as_its_directions_say() {
+    let shell = |line: &str| tool::output("sh", ["-c", line]);
+    let said = shell(&tool::line(&verb("lab"))).expect("a lab comes up");
+    let lab = said.split_whitespace().find(|word| word.starts_with("tcpguard-")).expect("it has a name");
+    let direction = |name: &str| {
+        let line = said.lines().find_map(|line| line.trim().strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no `{name}` in\n{said}")).trim().to_owned()
+    };
+    let mut protect = Command::new("sh");
+    protect.args(["-c", &format!("exec {}", direction("protect"))]).stderr(Stdio::null());
+    let mut daemon = Process::spawn(&mut protect).expect("the daemon starts");
+    let status = direction("watch").replace("stats --watch", "status");
+    daemon.wait_until(Duration::from_secs(20), || shell(&status).is_ok()).expect("it guards");
+    assert_eq!(shell(&direction("request")).expect("curl runs").trim(), "200");
+    assert!(daemon.stop(Duration::from_secs(10)).expect("it stops").success());
+    let down = tool::output(&xtask().display().to_string(), ["lab", "--down"]).expect("it goes down");
+    assert!(down.contains(lab), "{down}");
+    assert_gone(lab);
 }

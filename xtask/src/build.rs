@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
 use serde_json::Value;
 
 use crate::setup::{self, Purpose};
@@ -16,6 +17,24 @@ pub struct Artifacts {
     pub daemon: PathBuf,
     /// The lab's eBPF object.
     pub lab_object: PathBuf,
+}
+
+/// The option by which tests show what they were built with.
+#[derive(Args, Clone, Debug)]
+pub struct Built {
+    /// This daemon and this lab object, instead of building them: for tests
+    #[arg(long, hide = true, num_args = 2, value_names = ["DAEMON", "LAB_OBJECT"])]
+    artifacts: Option<Vec<PathBuf>>,
+}
+
+impl Built {
+    /// What was given, or else what [`release`] builds.
+    pub fn or_release(&self, purpose: Purpose) -> Result<Artifacts> {
+        match self.artifacts.as_deref() {
+            Some([daemon, object]) => Ok(Artifacts { daemon: daemon.clone(), lab_object: object.clone() }),
+            _ => release(purpose),
+        }
+    }
 }
 
 /// Meets what `purpose` needs, then builds; cargo's own progress goes to standard error.

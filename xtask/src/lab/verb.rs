@@ -14,6 +14,8 @@ use crate::setup::Purpose;
 /// Ports the printed commands use.
 const PORT: u16 = 80;
 const BACKEND_PORT: u16 = 8080;
+/// Bytes of the page that nginx serves.
+const PAGE: usize = 1024;
 
 /// Bring up a lab and leave it: a guarded host with nginx, and a client with an attacker behind the same link
 #[derive(Args, Clone, Debug)]
@@ -33,6 +35,8 @@ pub struct LabArgs {
     /// Receive queues of the guarded interface
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     queues: u32,
+    #[command(flatten)]
+    built: build::Built,
 }
 
 /// The verb.
@@ -51,14 +55,17 @@ pub fn run(args: &LabArgs) -> Result<()> {
     if !crate::tool::is_root() {
         bail!("the lab needs root: it makes network namespaces and loads XDP programs; try sudo");
     }
-    let built = build::release(Purpose::Lab)?;
+    let built = args.built.or_release(Purpose::Lab)?;
     if let Some(rate) = args.flood {
         return flood(&built.lab_object, rate, Duration::from_secs(args.seconds));
     }
     down()?;
     let config = LabConfig { queues: args.queues, loss: args.loss, ..LabConfig::new(&built.lab_object) };
     let lab = Lab::up(config)?;
-    lab.backend(BACKEND_PORT)?.leave()?;
+    let backend = lab.backend(BACKEND_PORT)?;
+    // Else a request for / would be refused.
+    backend.file("index.html", PAGE)?;
+    backend.leave()?;
     print!("{}", directions(&lab, &built.daemon));
     lab.keep()
 }

@@ -11,7 +11,6 @@ mod view;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,9 +54,8 @@ pub struct RunArgs {
     /// Lines of text, even on a terminal
     #[arg(long)]
     plain: bool,
-    /// Show this daemon with this lab object instead of building them: for tests
-    #[arg(long, hide = true, num_args = 2, value_names = ["DAEMON", "LAB_OBJECT"])]
-    artifacts: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    built: build::Built,
     /// Arguments for `tcpguard run`, instead of the demo: -i eth0 --protect 192.0.2.1:80=127.0.0.1:8080
     #[arg(last = true)]
     daemon: Vec<OsString>,
@@ -73,10 +71,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     if !crate::tool::is_root() {
         bail!("the demo needs root: it makes network namespaces and loads XDP programs; try sudo");
     }
-    let built = match args.artifacts.as_deref() {
-        Some([daemon, object]) => build::Artifacts { daemon: daemon.clone(), lab_object: object.clone() },
-        _ => build::release(Purpose::Lab)?,
-    };
+    let built = args.built.or_release(Purpose::Lab)?;
     let stop = stop_on_signals()?;
     let mut stage = Stage::set(args, &built)?;
     let outcome = stage.play(args, &stop);
