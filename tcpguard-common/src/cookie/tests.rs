@@ -5,6 +5,8 @@ use crate::flow::{V4, V6};
 use proptest::prelude::*;
 use std::vec::Vec;
 
+pub(super) mod forgery;
+
 const MASTER: [u64; 2] = [0x0011_2233_4455_6677, 0x8899_aabb_ccdd_eeff];
 const ADVERTISED: Advertised = Advertised { mss_v4: 1460, mss_v6: 1440, window: 64240, window_scale: 7 };
 const ISN: u32 = 0xdead_beef;
@@ -100,25 +102,43 @@ fn stamped_and_bare() -> [SynOptions; 2] {
     [SynOptions { timestamps: Some(1), ..bare }, bare]
 }
 
-#[test]
-fn every_flipped_bit_of_cookie_and_options_is_refused_except_the_time() {
+fn refuses_flipped_bits<A: Family>(flow: FlowKey<A>) {
     let slots = slots(8);
-    for second_half in [false, true] {
-        let clock = xdp(8, second_half);
-        for syn in stamped_and_bare() {
-            let cookie = encode(slots.slot(8).unwrap(), &FLOW_V4, ISN, &syn, 0);
-            assert!(validate(&slots, &clock, &FLOW_V4, ISN, cookie.isn, cookie.tsval).is_some());
-            for bit in 0..32 {
-                let flip = 1 << bit;
-                assert!(validate(&slots, &clock, &FLOW_V4, ISN ^ flip, cookie.isn, cookie.tsval).is_none());
-                assert!(validate(&slots, &clock, &FLOW_V4, ISN, cookie.isn ^ flip, cookie.tsval).is_none());
-                if let Some(tsval) = cookie.tsval {
-                    let accepted = validate(&slots, &clock, &FLOW_V4, ISN, cookie.isn, Some(tsval ^ flip));
-                    assert_eq!(accepted.is_some(), stamped::TIME.mask() & flip != 0, "bit {bit}");
-                }
+    let clocks = [(0, false), (0, true), (1, false), (1, true)]
+        .map(|(extra, second_half)| Clock { extra, ..xdp(8, second_half) });
+    for (clock, syn) in clocks.iter().flat_map(|clock| stamped_and_bare().map(|syn| (clock, syn))) {
+        let cookie = encode(slots.slot(8).unwrap(), &flow, ISN, &syn, 0);
+        assert!(validate(&slots, clock, &flow, ISN, cookie.isn, cookie.tsval).is_some());
+        for bit in 0..32 {
+            let flip = 1 << bit;
+            assert!(validate(&slots, clock, &flow, ISN ^ flip, cookie.isn, cookie.tsval).is_none());
+            assert!(validate(&slots, clock, &flow, ISN, cookie.isn ^ flip, cookie.tsval).is_none());
+            if let Some(tsval) = cookie.tsval {
+                let accepted = validate(&slots, clock, &flow, ISN, cookie.isn, Some(tsval ^ flip));
+                assert_eq!(accepted.is_some(), stamped::TIME.mask() & flip != 0, "bit {bit}");
             }
         }
     }
+}
+
+#[test]
+fn every_flipped_bit_of_cookie_and_options_is_refused_except_the_time() {
+    refuses_flipped_bits(FLOW_V4);
+    refuses_flipped_bits(FLOW_V6);
+}
+
+/// A cookie that differs in nothing but its layout, or the version of it, has another MAC; so has one of another family.
+#[test]
+fn the_mac_covers_layout_version_and_family() {
+    let slot = slots(8)[0];
+    let bits = 0;
+    let whole = mac(&slot, &FLOW_V4, ISN, bits, Layout::Stamped);
+    assert_ne!(whole, mac(&slot, &FLOW_V4, ISN, bits, Layout::Bare));
+    assert_ne!(whole, mac(&EpochSlot { layout: LAYOUT + 1, ..slot }, &FLOW_V4, ISN, bits, Layout::Stamped));
+    // The same bytes of key, as far as IPv4 has them.
+    let mapped = FlowKey { peer: V6([0; 16]), local: V6([0; 16]), peer_port: [0; 2], local_port: [0; 2] };
+    let zero = FlowKey { peer: V4([0; 4]), local: V4([0; 4]), peer_port: [0; 2], local_port: [0; 2] };
+    assert_ne!(mac(&slot, &mapped, 0, bits, Layout::Bare), mac(&slot, &zero, 0, bits, Layout::Bare));
 }
 
 #[test]

@@ -4,11 +4,12 @@ use super::table::cases::{self, check, valid_ack};
 use super::table::frames::{LINUX, Spec};
 use super::table::world::{EPOCH, Place, ROUTER, World};
 use super::{Env as _, Verdict, decide};
-use crate::flow::{V4, V6};
+use crate::flow::{FlowKey, V4, V6};
 use crate::map::{FLOW_TIMESTAMPS, Flow};
-use crate::packet::Buffer;
+use crate::packet::{Buffer, Frame, FrameMut};
 use crate::reason::Reason;
 use proptest::prelude::*;
+use std::collections::HashSet;
 use std::vec;
 use std::vec::Vec;
 
@@ -48,7 +49,7 @@ fn every_row_of_the_table_holds() {
 fn every_reason_but_the_unreachable_one_is_in_the_table() {
     let cases = cases::all();
     for &reason in Reason::ALL {
-        // A reset is never longer than what it answers, so there is always room for it.
+        // A test of its own below.
         let unreachable = reason == Reason::FlowMapFullSilent;
         assert_eq!(cases.iter().any(|case| case.reason == Some(reason)), !unreachable, "{}", reason.name());
     }
@@ -94,6 +95,83 @@ fn a_syn_ack_that_does_not_fit_behind_the_frame_is_dropped_and_counted() {
     let len = bytes.len();
     assert_eq!(decide(&mut Buffer::new(&mut bytes, len), &world), Verdict::Drop);
     assert_eq!(*world.counted.borrow(), [Reason::SynUnanswerable]);
+}
+
+/// A frame whose driver has no room for another length.
+struct Stiff<'a>(Buffer<'a>);
+
+impl Frame for Stiff<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.load(offset)
+    }
+}
+
+impl FrameMut for Stiff<'_> {
+    fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        self.0.store(offset, bytes)
+    }
+
+    fn resize(&mut self, _len: usize) -> Option<()> {
+        None
+    }
+}
+
+/// No driver is known to refuse to shorten a frame, and a reset is never longer than what it answers: the truth table, which
+/// the kernel runs too, cannot have this reason.
+#[test]
+fn a_reset_that_cannot_be_written_is_dropped_and_counted() {
+    let world = World::new();
+    let spec = valid_ack::<V4>(EPOCH, true);
+    for port in 1..=world.max_flows as u16 {
+        let flow = FlowKey { peer_port: port.to_be_bytes(), ..spec.flow() };
+        world.flows_v4.borrow_mut().insert(flow, Flow::default());
+    }
+    let mut bytes = spec.frame();
+    let len = bytes.len();
+    assert_eq!(decide(&mut Stiff(Buffer::new(&mut bytes, len)), &world), Verdict::Drop);
+    assert_eq!(*world.counted.borrow(), [Reason::FlowMapFullSilent]);
+    assert_eq!(bytes, spec.frame());
+}
+
+/// Bits of a frame from byte `at`, `len` bytes.
+fn bits(at: usize, len: usize) -> impl Iterator<Item = usize> {
+    8 * at..8 * (at + len)
+}
+
+fn opens_with_a_bit_flipped<A: Place>(stamped: bool) {
+    let spec = valid_ack::<A>(EPOCH, stamped);
+    let whole = spec.frame();
+    let (l3, l4) = (spec.l3(), spec.l4());
+    let network = if A::VERSION == 4 { bits(l3, 20) } else { bits(l3 + 8, 32) };
+    // TSecr but for its 16 bits of time; the option's kind and length.
+    let epoch_options_and_mac = (0..32).filter(|bit| !(2..18).contains(bit)).map(|bit| 8 * (l4 + 28) + bit);
+    let option = bits(l4 + 22, 2).chain(epoch_options_and_mac).filter(|_| stamped);
+    // Ports, sequence and acknowledgment numbers.
+    let covered: HashSet<usize> = network.chain(bits(l4, 12)).chain(option).collect();
+    for bit in 0..8 * whole.len() {
+        let mut frame = whole.clone();
+        // From the left, as diagrams count.
+        frame[bit / 8] ^= 0x80 >> (bit % 8);
+        let world = World::new();
+        run(&world, &frame);
+        let opened = *world.counted.borrow() == [Reason::AckValid];
+        assert_eq!(opened, A::flows(&world).borrow().len() == 1);
+        assert!(!(opened && covered.contains(&bit)), "IPv{} bit {bit} of {frame:02x?}", A::VERSION);
+        let is_time = stamped && (8 * (l4 + 28) + 2..8 * (l4 + 28) + 18).contains(&bit);
+        assert!(opened || !is_time, "IPv{} bit {bit}: the time is not covered", A::VERSION);
+    }
+}
+
+#[test]
+fn no_bit_that_a_cookie_covers_can_be_flipped_on_the_wire() {
+    for stamped in [true, false] {
+        opens_with_a_bit_flipped::<V4>(stamped);
+        opens_with_a_bit_flipped::<V6>(stamped);
+    }
 }
 
 #[test]

@@ -97,6 +97,101 @@ fn machines_with_one_secret_accept_each_others_cookies_across_a_skewed_boundary(
     assert!(!accepts(&ours, &issue(&stranger, true)));
 }
 
+const TICK: Duration = Duration::from_nanos(1);
+/// The stack accepts one epoch more than XDP.
+const STACK: u32 = 1;
+
+/// A machine with one secret whose wall clock reads `wall`.
+fn machine(byte: u8, wall: Duration) -> KeySchedule {
+    let now = Now { wall, monotonic: Duration::from_secs(1000) };
+    KeySchedule::new(secret(byte), MINUTE, ADVERTISED, now).unwrap()
+}
+
+/// Whether cookies of both layouts hold for XDP and for the stack: (stamped, bare) each.
+fn held(schedule: &KeySchedule, [stamped, bare]: &[Cookie; 2]) -> [(bool, bool); 2] {
+    [0, STACK].map(|extra| {
+        let clock = Clock { extra, ..schedule.clock() };
+        (accepts_with(schedule, stamped, clock), accepts_with(schedule, bare, clock))
+    })
+}
+
+/// One schedule, polled one tick before every edge, at it and one tick after it. Cookies made in the first and in the last
+/// tick of an epoch live and die alike: what counts is the epoch.
+#[test]
+fn cookies_live_and_die_to_the_tick_on_the_machine_that_made_them() {
+    let mut clocks = Clocks::start();
+    let mut schedule = schedule(clocks);
+    let made = |schedule: &KeySchedule| [true, false].map(|timestamps| issue(schedule, timestamps));
+    let mut cookies = vec![made(&schedule)];
+    schedule.poll(clocks.pass(MINUTE - TICK));
+    cookies.push(made(&schedule));
+    assert_eq!(cookies[0], cookies[1]);
+    // Half epochs after the first: whether the cookies still hold before it and from it on, for XDP and for the stack.
+    let edges = [
+        (2, [(true, true), (true, true)], [(true, true), (true, true)]),
+        (3, [(true, true), (true, true)], [(true, false), (true, true)]),
+        (4, [(true, false), (true, true)], [(false, false), (true, true)]),
+        (6, [(false, false), (true, true)], [(false, false), (false, false)]),
+    ];
+    let mut now = MINUTE - TICK;
+    for (halves, before, from) in edges {
+        let edge = MINUTE / 2 * halves;
+        for (at, expected) in [(edge - TICK, before), (edge, from), (edge + TICK, from)] {
+            // Polled every second at least, as the daemon does it.
+            while now < at {
+                let step = (at - now).min(Duration::from_secs(1));
+                schedule.poll(clocks.pass(step));
+                now += step;
+            }
+            for cookies in &cookies {
+                assert_eq!(held(&schedule, cookies), expected, "{at:?} after the epoch began");
+            }
+        }
+    }
+}
+
+/// The same edges for a machine that was started at that moment, on both sides: one that lags accepts what is yet to come.
+#[test]
+fn cookies_live_and_die_to_the_tick_on_other_machines_of_a_fleet() {
+    let start = Duration::from_secs(START);
+    let cookies = [true, false].map(|timestamps| issue(&machine(7, start), timestamps));
+    for (halves, before, from) in [
+        (-2, (false, false), (true, false)),
+        (-1, (true, false), (true, true)),
+        (0, (true, true), (true, true)),
+        (2, (true, true), (true, true)),
+        (3, (true, true), (true, false)),
+        (4, (true, false), (false, false)),
+    ] {
+        let edge = start.as_nanos().checked_add_signed(30_000_000_000 * halves).unwrap();
+        let edge = Duration::from_nanos(edge as u64);
+        for (at, expected) in [(edge - TICK, before), (edge, from), (edge + TICK, from)] {
+            assert_eq!(held(&machine(7, at), &cookies)[0], expected, "{halves} halves, at {at:?}");
+            assert_eq!(held(&machine(8, at), &cookies), [(false, false); 2], "another secret, at {at:?}");
+        }
+    }
+}
+
+/// Half a period of skew is what a fleet without timestamps can bear; with other secrets nothing is ever accepted.
+#[test]
+fn a_fleet_accepts_each_others_cookies_up_to_half_a_period_of_skew_and_strangers_never() {
+    for at in (0..60_000).step_by(777) {
+        let ours = machine(7, Duration::from_secs(START) + Duration::from_millis(at));
+        for skew in (-30_000..=30_000).step_by(1500) {
+            let millis = (START * 1000 + at).checked_add_signed(skew).unwrap();
+            let (theirs, stranger) = (Duration::from_millis(millis), Duration::from_millis(millis));
+            let (theirs, stranger) = (machine(7, theirs), machine(8, stranger));
+            for timestamps in [true, false] {
+                let cookies = [&ours, &theirs, &stranger].map(|machine| issue(machine, timestamps));
+                assert!(accepts(&theirs, &cookies[0]), "{at} ms, skew {skew} ms");
+                assert!(accepts(&ours, &cookies[1]), "{at} ms, skew {skew} ms");
+                assert!(!accepts(&stranger, &cookies[0]) && !accepts(&stranger, &cookies[1]));
+                assert!(!accepts(&ours, &cookies[2]) && !accepts(&theirs, &cookies[2]));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_change_of_what_is_advertised_waits_for_the_next_epoch() {
     let mut clocks = Clocks::start();
