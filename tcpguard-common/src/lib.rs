@@ -12,6 +12,7 @@ extern crate self as tcpguard_common;
 #[cfg(test)]
 extern crate std;
 
+pub mod bench;
 pub mod cookie;
 pub mod decision;
 pub mod fingerprint;

@@ -37,6 +37,13 @@ impl Built {
     }
 }
 
+impl Artifacts {
+    /// The eBPF object called `name`: cargo puts all of them into one directory.
+    pub fn object(&self, name: &str) -> PathBuf {
+        self.lab_object.with_file_name(name)
+    }
+}
+
 /// Meets what `purpose` needs, then builds; cargo's own progress goes to standard error.
 pub fn release(purpose: Purpose) -> Result<Artifacts> {
     setup::ensure(purpose)?;
@@ -97,6 +104,7 @@ mod tests {
         let expected =
             Artifacts { daemon: "/t/tcpguard".into(), lab_object: "/t/tcpguard/out/tcpguard-lab".into() };
         assert_eq!(artifacts(messages.into_iter()).unwrap(), expected);
+        assert_eq!(expected.object("tcpguard-xdp"), Path::new("/t/tcpguard/out/tcpguard-xdp"));
         assert!(artifacts(messages[..2].iter().copied()).is_err());
     }
 }

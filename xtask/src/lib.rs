@@ -3,6 +3,8 @@
 pub mod lab;
 pub mod tool;
 
+#[expect(clippy::print_stdout, reason = "the developer's commands talk to a person")]
+pub mod bench;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod build;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]

@@ -73,6 +73,8 @@ pub struct Tcp {
 impl Tcp {
     /// Length of the header without options, bytes.
     pub const LEN: usize = 20;
+    /// Offset of the checksum.
+    pub const CHECKSUM: usize = 16;
 
     /// The header that follows `ip`, which must be without fault.
     #[inline(always)]

@@ -13,7 +13,7 @@ mod flood;
 mod namespace;
 mod process;
 mod state;
-mod template;
+pub(crate) mod template;
 #[expect(clippy::print_stdout, reason = "a developer's command talks to a person")]
 pub mod verb;
 mod verifier;

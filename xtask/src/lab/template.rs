@@ -30,11 +30,11 @@ const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 
 /// Option layouts of SYNs: MSS 1460, window scale, SACK permitted, timestamps. A TSval of zero is filled in later.
-const LINUX: &[u8] = &[2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7];
-const WINDOWS: &[u8] = &[2, 4, 5, 180, 1, 3, 3, 8, 1, 1, 4, 2];
+pub(crate) const LINUX: &[u8] = &[2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7];
+pub(crate) const WINDOWS: &[u8] = &[2, 4, 5, 180, 1, 3, 3, 8, 1, 1, 4, 2];
 const MACOS: &[u8] = &[2, 4, 5, 180, 1, 3, 3, 6, 1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 4, 2, 0, 0];
 /// Where the TSval stands within each.
-const LINUX_TSVAL: usize = 8;
+pub(crate) const LINUX_TSVAL: usize = 8;
 const MACOS_TSVAL: usize = 12;
 
 /// The templates of one kind of flood against `target`.

@@ -1,0 +1,58 @@
+//! The benchmark measures what its rows say: it fails by itself when a packet meets another verdict or reason than
+//! its row's. Needs root.
+
+use std::path::Path;
+
+use xtask::bench::program::{Effort, Objects, Peer, measure};
+
+fn objects() -> Objects<'static> {
+    Objects {
+        guard: Path::new(concat!(env!("OUT_DIR"), "/tcpguard-xdp")),
+        bench: Path::new(concat!(env!("OUT_DIR"), "/tcpguard-bench")),
+    }
+}
+
+#[test]
+fn every_row_of_the_program_benchmark_runs_the_path_it_names() {
+    let report = measure(objects(), &[], Effort::QUICK).expect("every packet meets the reason of its row");
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!((&json["suite"], &json["version"]), (&"program".into(), &1.into()));
+    let rows = json["rows"].as_array().expect("rows");
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().expect("a name")).collect();
+    assert_eq!(
+        names,
+        [
+            "null",
+            "null_redirect",
+            "pass_unprotected",
+            "syn_v4_ts",
+            "syn_v4_nots",
+            "syn_v6_ts",
+            "ack_valid_new",
+            "ack_invalid_v4",
+            "ack_invalid_v4_nots",
+            "ack_invalid_v6",
+            "flow_hit_v4",
+            "flow_hit_v6",
+            "ack_valid_new_cold",
+            "ack_invalid_v4_cold",
+            "ack_invalid_v6_cold",
+            "flow_hit_v4_cold",
+            "flow_hit_v6_cold",
+        ]
+    );
+    for row in rows {
+        assert_eq!(row["unit"], "ns");
+        for figure in ["median", "min", "max", "over_null"] {
+            assert!(row[figure].is_number(), "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
+    // The lab's first program passes everything or sends it back: no guard in either case.
+    let peer = Peer { name: "lab".to_owned(), object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into() };
+    let error = measure(objects(), &[peer], Effort::QUICK).expect_err("not a guard");
+    assert!(format!("{error:#}").contains("row lab/"), "{error:#}");
+}

@@ -1,0 +1,194 @@
+//! Runs one row at a time, and what it is compared with right after it.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, ProgramArray, XskMap};
+use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, Pod};
+use socket2::{Domain, Socket, Type};
+use tcpguard_common::bench::{Rewrite, name};
+use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::map::EpochSlot;
+
+use super::frames::{Kind, Sources, rewrite};
+use super::guard::{self, Guard, Tables, check};
+use super::rows::{Contestant, DROP, FEW, KNOWN, Spec, Version};
+use super::{Effort, Objects, Peer, Run};
+
+/// `AF_XDP`.
+const AF_XDP: i32 = 44;
+/// Flows that a row may add to a table before they are removed again.
+const MOST_NEW: u32 = 16_384;
+
+/// Everything loaded and filled.
+pub(super) struct Contest {
+    bench: Ebpf,
+    hot: Guard,
+    cold: Guard,
+    peers: Vec<Loaded>,
+    effort: Effort,
+    slot: EpochSlot,
+    /// Keeps its places in the maps taken.
+    _socket: Socket,
+}
+
+impl Contest {
+    pub(super) fn new(objects: Objects<'_>, peers: &[Peer], effort: Effort) -> Result<Self> {
+        // Never bound: all that the programs ask is whether there is one.
+        let socket = Socket::new(Domain::from(AF_XDP), Type::RAW, None).context("an AF_XDP socket")?;
+        let slot = guard::epoch()?;
+        let mut hot = Guard::load(objects.guard, &socket)?;
+        fill(&mut hot, slot, FEW)?;
+        let mut cold = Guard::load(objects.guard, &socket)?;
+        fill(&mut cold, slot, effort.flows.into())?;
+        let peers = peers.iter().map(Loaded::open).collect::<Result<_>>()?;
+        let bench = load(objects.bench, &socket)?;
+        Ok(Self { bench, hot, cold, peers, effort, slot, _socket: socket })
+    }
+
+    /// One run of a row and one of its null.
+    pub(super) fn time(&mut self, row: &Spec) -> Result<Run> {
+        match row.version {
+            Version::V4 => self.time_family::<V4>(row),
+            Version::V6 => self.time_family::<V6>(row),
+        }
+    }
+
+    fn time_family<A: Tables>(&mut self, row: &Spec) -> Result<Run>
+    where
+        FlowKey<A>: Pod,
+    {
+        let count = row.sources.count.min(self.known_to(row));
+        let rewrite = rewrite::<A>(row.kind, Sources { count, ..row.sources }, self.slot);
+        let packets = match row.kind {
+            Kind::AckOfCookie => self.effort.packets.min(MOST_NEW),
+            _ => self.effort.packets,
+        };
+        Array::<_, Rewrite>::try_from(self.bench.map_mut(name::CONFIG).context(name::CONFIG)?)?
+            .set(0, rewrite, 0)?;
+        let first = self.position()?;
+        let before = self.counters(row.contestant)?;
+        let (verdict, time) = self.run(row.contestant, packets)?;
+        if verdict != row.verdict {
+            bail!("verdict {verdict}, expected {}", row.verdict);
+        }
+        let after = self.counters(row.contestant)?;
+        check(&before, &after, row.reason, packets)?;
+        if row.kind == Kind::AckOfCookie {
+            let numbers = first..first + u64::from(packets);
+            let guard = if row.contestant == Contestant::Cold { &mut self.cold } else { &mut self.hot };
+            guard.forget::<A>(&rewrite, numbers)?;
+        }
+        let (verdict, null) = self.run(Contestant::Null, packets)?;
+        if verdict != DROP {
+            bail!("the frame could not be made");
+        }
+        Ok(Run { row: time, null })
+    }
+
+    /// How many flows there are in the table of a row.
+    fn known_to(&self, row: &Spec) -> u64 {
+        if row.contestant == Contestant::Cold && row.sources.network == KNOWN {
+            self.effort.flows.into()
+        } else {
+            u64::MAX
+        }
+    }
+
+    fn position(&self) -> Result<u64> {
+        let map = Array::<_, u64>::try_from(self.bench.map(name::POSITION).context(name::POSITION)?)?;
+        Ok(map.get(&0, 0)?)
+    }
+
+    /// The counters of the guard in question; none of other programs.
+    fn counters(&self, contestant: Contestant) -> Result<Vec<u64>> {
+        match contestant {
+            Contestant::Hot => self.hot.counters(),
+            Contestant::Cold => self.cold.counters(),
+            Contestant::Null | Contestant::Redirect | Contestant::Peer(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Runs a program on `packets` frames: the verdict on the last, and nanoseconds per packet.
+    fn run(&mut self, contestant: Contestant, packets: u32) -> Result<(u32, f64)> {
+        let next = match contestant {
+            Contestant::Null => program(&self.bench, name::NULL)?.fd()?.try_clone()?,
+            Contestant::Redirect => program(&self.bench, name::REDIRECT)?.fd()?.try_clone()?,
+            Contestant::Hot => self.hot.program()?,
+            Contestant::Cold => self.cold.program()?,
+            Contestant::Peer(index) => self.peers.get(index).context("no such peer")?.program()?,
+        };
+        ProgramArray::try_from(self.bench.map_mut(name::NEXT).context(name::NEXT)?)?
+            .set(0, &next, 0)
+            .context("putting the program behind the one that makes frames")?;
+        let frame = [0; tcpguard_common::bench::TEMPLATE_LEN];
+        let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
+        let outcome = program(&self.bench, name::REWRITE)?.test_run(options).context("BPF_PROG_RUN")?;
+        Ok((outcome.return_value, outcome.duration.as_nanos() as f64))
+    }
+}
+
+/// Makes a guard know `count` flows of each family.
+fn fill(guard: &mut Guard, slot: EpochSlot, count: u64) -> Result<()> {
+    let sources = Sources { network: KNOWN, count };
+    guard.know::<V4>(&rewrite::<V4>(Kind::Ack, sources, slot), count)?;
+    guard.know::<V6>(&rewrite::<V6>(Kind::Ack, sources, slot), count)
+}
+
+fn load(object: &Path, socket: &Socket) -> Result<Ebpf> {
+    let failed = || format!("loading {}", object.display());
+    let mut ebpf = Ebpf::load_file(object).with_context(failed)?;
+    for name in [name::REWRITE, name::NULL, name::REDIRECT] {
+        let program: &mut Xdp = ebpf.program_mut(name).with_context(failed)?.try_into()?;
+        program.load().with_context(failed)?;
+    }
+    let mut target = XskMap::try_from(ebpf.map_mut(name::TARGET).context(name::TARGET)?)?;
+    target.set(0, socket.as_raw_fd(), 0)?;
+    Ok(ebpf)
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
+    Ok(ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
+
+/// Another program, ready to run.
+enum Loaded {
+    Object(Box<Ebpf>, String),
+    Pinned(ProgramFd),
+}
+
+impl Loaded {
+    fn open(peer: &Peer) -> Result<Self> {
+        let failed = || format!("peer {}: {}", peer.name, peer.object.display());
+        if !is_elf(&peer.object) {
+            let pinned = ProgramInfo::from_pin(&peer.object).with_context(failed)?;
+            return Ok(Self::Pinned(pinned.fd().with_context(failed)?));
+        }
+        let mut ebpf = Ebpf::load_file(&peer.object).with_context(failed)?;
+        let first = ebpf.programs_mut().find_map(|(name, program)| {
+            let name = name.to_owned();
+            <&mut Xdp>::try_from(program).ok().map(|program| (name, program))
+        });
+        let (name, program) = first.context("no XDP program in it").with_context(failed)?;
+        program.load().with_context(failed)?;
+        Ok(Self::Object(Box::new(ebpf), name))
+    }
+
+    fn program(&self) -> Result<ProgramFd> {
+        let fd = match self {
+            Self::Object(ebpf, name) => program(ebpf, name)?.fd()?,
+            Self::Pinned(fd) => fd,
+        };
+        Ok(fd.try_clone()?)
+    }
+}
+
+/// A pinned program cannot be opened as a file.
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}

@@ -1,0 +1,176 @@
+//! One instance of the guard's program on no interface, with its maps filled as a daemon would fill them.
+
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, XskMap};
+use aya::programs::{ProgramFd, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use socket2::Socket;
+use tcpguard_common::bench::{Ends, PORT, Rewrite};
+use tcpguard_common::cookie::Advertised;
+use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::map::{
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, ON_EXIT_PASS, Service, ServiceKey,
+    Settings, name, xsk_index,
+};
+use tcpguard_common::reason::Reason;
+
+use super::frames::MAC;
+
+/// The epoch it is.
+const EPOCH: u32 = 1_000_001;
+/// What cookies are keyed with.
+const MASTER: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+const ADVERTISED: Advertised = Advertised { mss_v4: 1460, mss_v6: 1440, window: 64240, window_scale: 9 };
+
+/// The epoch that cookies are made in.
+pub(super) fn epoch() -> Result<EpochSlot> {
+    slot(EPOCH)
+}
+
+fn slot(epoch: u32) -> Result<EpochSlot> {
+    EpochSlot::derive(MASTER, epoch, &ADVERTISED).context("an epoch's key")
+}
+
+/// A family's tables.
+pub(super) trait Tables: Ends {
+    const SERVICES: &'static str;
+    const FLOWS: &'static str;
+}
+
+impl Tables for V4 {
+    const SERVICES: &'static str = name::SERVICES_V4;
+    const FLOWS: &'static str = name::FLOWS_V4;
+}
+
+impl Tables for V6 {
+    const SERVICES: &'static str = name::SERVICES_V6;
+    const FLOWS: &'static str = name::FLOWS_V6;
+}
+
+/// The program and its maps.
+pub(super) struct Guard {
+    ebpf: Ebpf,
+}
+
+impl Guard {
+    /// Loads it and makes it guard [`Ends::GUARDED`], as alive as a daemon with that socket would.
+    pub(super) fn load(object: &Path, socket: &Socket) -> Result<Self> {
+        let failed = || format!("loading {}", object.display());
+        let mut ebpf = EbpfLoader::new().load_file(object).with_context(failed)?;
+        let program: &mut Xdp = ebpf.program_mut("tcpguard").with_context(failed)?.try_into()?;
+        program.load().with_context(failed)?;
+        let mut guard = Self { ebpf };
+        let engine = xsk_index(0, 0);
+        guard.set(name::INTERFACES, 0, Interface { mac: MAC, armed: 1, queues: 1, ifindex: 1 })?;
+        for epoch in EPOCH - 1..=EPOCH + 1 {
+            guard.set(name::EPOCHS, epoch % EPOCH_SLOTS, slot(epoch)?)?;
+        }
+        guard.set(name::PORTS, u32::from(PORT / 64), 1u64 << (PORT % 64))?;
+        guard.serve::<V4>()?;
+        guard.serve::<V6>()?;
+        // Nobody writes heartbeats here: the first one stays fresh.
+        guard.set(name::HEARTBEATS, engine, 1u64)?;
+        let mut sockets = XskMap::try_from(guard.ebpf.map_mut(name::SOCKETS).context(name::SOCKETS)?)?;
+        sockets.set(engine, socket.as_raw_fd(), 0)?;
+        guard.set(
+            name::SETTINGS,
+            0,
+            Settings {
+                abi: ABI_VERSION,
+                generation: 1,
+                epoch: EPOCH,
+                epoch_second_half: 0,
+                stale_after: u64::MAX / 2,
+                exit_grace: 0,
+                on_exit: ON_EXIT_PASS,
+                reserved: 0,
+                hash_key: [0x1f2e_3d4c_5b6a_7988, 0x8796_a5b4_c3d2_e1f0],
+            },
+        )?;
+        Ok(guard)
+    }
+
+    pub(super) fn program(&self) -> Result<ProgramFd> {
+        let program: &Xdp = self.ebpf.program("tcpguard").context("no program tcpguard")?.try_into()?;
+        Ok(program.fd()?.try_clone()?)
+    }
+
+    fn set<V: Pod>(&mut self, map: &str, index: u32, value: V) -> Result<()> {
+        Array::<_, V>::try_from(self.ebpf.map_mut(map).with_context(|| map.to_owned())?)?
+            .set(index, value, 0)?;
+        Ok(())
+    }
+
+    fn serve<A: Tables>(&mut self) -> Result<()>
+    where
+        ServiceKey<A>: Pod,
+    {
+        let map = self.ebpf.map_mut(A::SERVICES).context(A::SERVICES)?;
+        let key = ServiceKey::new(A::GUARDED, PORT.to_be_bytes());
+        HashMap::try_from(map)?.insert(key, Service { id: 0, mode: MODE_COOKIE }, 0)?;
+        Ok(())
+    }
+
+    fn flows<A: Tables>(&mut self) -> Result<HashMap<&mut MapData, FlowKey<A>, Flow>>
+    where
+        FlowKey<A>: Pod,
+    {
+        Ok(HashMap::try_from(self.ebpf.map_mut(A::FLOWS).context(A::FLOWS)?)?)
+    }
+
+    /// Enters the flows of the first `count` frames that `rewrite` makes.
+    pub(super) fn know<A: Tables>(&mut self, rewrite: &Rewrite, count: u64) -> Result<()>
+    where
+        FlowKey<A>: Pod,
+    {
+        let mut flows = self.flows::<A>()?;
+        (0..count).try_for_each(|number| Ok(flows.insert(rewrite.flow::<A>(number), Flow::default(), 0)?))
+    }
+
+    /// Removes those flows, every one of which must be there.
+    pub(super) fn forget<A: Tables>(&mut self, rewrite: &Rewrite, numbers: std::ops::Range<u64>) -> Result<()>
+    where
+        FlowKey<A>: Pod,
+    {
+        let mut flows = self.flows::<A>()?;
+        numbers.into_iter().try_for_each(|number| Ok(flows.remove(&rewrite.flow::<A>(number))?))
+    }
+
+    /// Every reason's count.
+    pub(super) fn counters(&self) -> Result<Vec<u64>> {
+        let map = PerCpuArray::<_, u64>::try_from(self.ebpf.map(name::COUNTERS).context(name::COUNTERS)?)?;
+        (0..Reason::COUNT as u32).map(|index| Ok(map.get(&index, 0)?.iter().sum())).collect()
+    }
+}
+
+/// Whether exactly `packets` more segments were counted, all under `reason`; with `None`, no segment at all.
+pub(super) fn check(before: &[u64], after: &[u64], reason: Option<Reason>, packets: u32) -> Result<()> {
+    for ((before, after), &counted) in before.iter().zip(after).zip(Reason::ALL) {
+        let expected = if reason == Some(counted) { u64::from(packets) } else { 0 };
+        if after - before != expected {
+            let name = counted.name();
+            bail!("{} of {packets} packets were counted under {name}, expected {expected}", after - before);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_counts_only_when_every_packet_met_the_reason_of_its_row() {
+        let before = vec![5; Reason::COUNT];
+        let mut after = before.clone();
+        assert!(check(&before, &after, None, 10).is_ok());
+        assert!(check(&before, &after, Some(Reason::AckInvalid), 10).is_err());
+        after[Reason::AckInvalid as usize] += 10;
+        assert!(check(&before, &after, Some(Reason::AckInvalid), 10).is_ok());
+        after[Reason::AckValid as usize] += 1;
+        assert!(check(&before, &after, Some(Reason::AckInvalid), 10).is_err());
+    }
+}

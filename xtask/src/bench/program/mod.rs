@@ -1,0 +1,205 @@
+//! `cargo xtask bench program`: nanoseconds per packet of the XDP program. `BPF_PROG_RUN` repeats a program that
+//! rewrites the whole frame and then runs the unmodified XDP program on it; the same frame rewritten for a program
+//! that does nothing is what each row is compared with. Not how many packets a machine can take: no driver is in it.
+
+mod contest;
+mod frames;
+mod guard;
+mod rows;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde::Serialize;
+
+use crate::build;
+use crate::setup::Purpose;
+use contest::Contest;
+
+/// What the XDP program costs per packet, in nanoseconds
+#[derive(Args, Clone, Debug)]
+pub struct ProgramArgs {
+    /// Also write the rows to FILE, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A few short rounds and small tables: whether it works, not what it costs
+    #[arg(long)]
+    quick: bool,
+    /// Another XDP program to measure: the first one of an object file, or a pinned program with its maps filled.
+    /// It has to answer SYNs to 198.51.100.1:80 and to drop ACKs without a connection
+    #[arg(long, value_name = "NAME=OBJ")]
+    peer: Vec<Peer>,
+}
+
+/// Another program to measure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// What its rows are called.
+    pub name: String,
+    /// Its object file or pin.
+    pub object: PathBuf,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, object)) if !name.is_empty() && !object.is_empty() => {
+                Ok(Self { name: name.to_owned(), object: object.into() })
+            }
+            _ => Err("expected NAME=OBJ".to_owned()),
+        }
+    }
+}
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Runs of each row, one of every row in turn.
+    pub rounds: usize,
+    /// Packets in one run.
+    pub packets: u32,
+    /// Flows of each family in the full table.
+    pub flows: u32,
+}
+
+impl Effort {
+    /// Enough for figures.
+    pub const FULL: Self = Self { rounds: 25, packets: 100_000, flows: 1_000_000 };
+    /// Enough to see that every row works.
+    pub const QUICK: Self = Self { rounds: 3, packets: 2_000, flows: 10_000 };
+}
+
+/// The object files of the programs in question.
+#[derive(Clone, Copy, Debug)]
+pub struct Objects<'a> {
+    /// The guard's.
+    pub guard: &'a Path,
+    /// The benchmark's.
+    pub bench: &'a Path,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// `program`.
+    pub suite: &'static str,
+    /// Of this layout.
+    pub version: u32,
+    /// In the order of the table.
+    pub rows: Vec<Row>,
+}
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// What kind of packet, see the README.
+    pub name: String,
+    /// `ns`: all the figures are nanoseconds per packet.
+    pub unit: &'static str,
+    /// Median of all runs.
+    pub median: f64,
+    /// The fastest run.
+    pub min: f64,
+    /// The slowest run.
+    pub max: f64,
+    /// Median of the differences to the program that does nothing, on the same frames a moment later.
+    pub over_null: f64,
+}
+
+/// The verb.
+pub fn run(args: &ProgramArgs) -> Result<()> {
+    if !crate::tool::is_root() {
+        bail!("loading XDP programs needs root");
+    }
+    let built = build::release(Purpose::Build)?;
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let (guard, bench) = (built.object("tcpguard-xdp"), built.object("tcpguard-bench"));
+    let report = measure(Objects { guard: &guard, bench: &bench }, &args.peer, effort)?;
+    println!("{:24} {:>8} {:>8} {:>8} {:>10}", "ns per packet", "median", "min", "max", "over null");
+    for Row { name, median, min, max, over_null, unit: _ } in &report.rows {
+        println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1}");
+    }
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Measures every row. Fails when a run does not end as its row says: with that verdict, and counted under that
+/// reason.
+pub fn measure(objects: Objects<'_>, peers: &[Peer], effort: Effort) -> Result<Report> {
+    let mut contest = Contest::new(objects, peers, effort)?;
+    let rows = rows::all(peers);
+    let mut runs = vec![Vec::new(); rows.len()];
+    for _ in 0..effort.rounds {
+        for (row, runs) in rows.iter().zip(&mut runs) {
+            runs.push(contest.time(row).with_context(|| format!("row {}", row.name))?);
+        }
+    }
+    let rows = rows.into_iter().zip(&runs).map(|(row, runs)| summary(row.name, runs)).collect();
+    Ok(Report { suite: "program", version: 1, rows })
+}
+
+/// What one run of a row and one of its null took, nanoseconds per packet.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    row: f64,
+    null: f64,
+}
+
+fn summary(name: String, runs: &[Run]) -> Row {
+    let times = sorted(runs.iter().map(|run| run.row));
+    let over = sorted(runs.iter().map(|run| run.row - run.null));
+    let edge = |at: Option<&f64>| at.copied().unwrap_or(f64::NAN);
+    Row {
+        name,
+        unit: "ns",
+        median: median(&times),
+        min: edge(times.first()),
+        max: edge(times.last()),
+        over_null: median(&over),
+    }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Of sorted values.
+fn median(values: &[f64]) -> f64 {
+    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
+    let half = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        (middle(half.wrapping_sub(1)) + middle(half)) / 2.0
+    } else {
+        middle(half)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_the_median_of_its_runs_and_of_the_differences_inside_each_round() {
+        let runs = [(30.0, 10.0), (20.0, 11.0), (90.0, 12.0)].map(|(row, null)| Run { row, null });
+        let row = summary("x".to_owned(), &runs);
+        assert_eq!((row.median, row.min, row.max, row.over_null), (30.0, 20.0, 90.0, 20.0));
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_peer_is_a_name_and_an_object() {
+        let peer = "synproxy=/tmp/x.o".parse::<Peer>().unwrap();
+        assert_eq!((peer.name.as_str(), peer.object), ("synproxy", PathBuf::from("/tmp/x.o")));
+        assert!("=/tmp/x.o".parse::<Peer>().is_err() && "synproxy".parse::<Peer>().is_err());
+    }
+}
