@@ -35,6 +35,8 @@ const BURST: usize = 64;
 const TRANSMIT_BURST: usize = 256;
 /// Unknown flows looked up in one turn: each costs a system call, and a peer can cause them.
 const MISSES: usize = 16;
+/// Replayed first segments looked up in one turn, likewise; apart, because anybody can replay a connection of its own.
+const REPLAYS: usize = 4;
 /// Probes that may wait for the transmit ring: a slice of the sweep.
 const PROBES: usize = 512;
 /// The engine turns at least this often, so that its heartbeat never looks stale.
@@ -71,6 +73,7 @@ struct Desk<T: SharedTables> {
     /// Probes that wait for the transmit ring.
     probes: VecDeque<Probe>,
     misses: usize,
+    replays: usize,
     /// The last kick left frames in the ring.
     kick_again: bool,
     counters: FrameCounters,
@@ -133,6 +136,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 exchange,
                 probes: VecDeque::new(),
                 misses: 0,
+                replays: 0,
                 kick_again: false,
                 counters: FrameCounters::default(),
             },
@@ -187,7 +191,10 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             self.progress_drain(now, state);
             self.desk.settle(now, state);
         });
-        let more_to_send = net.with(|state| self.transmit(now, state));
+        let more_to_send = net.with(|state| {
+            let next = self.transmit(now, state);
+            self.conclude_drain(state, next)
+        });
         self.turned = super::net::now();
         Ok(match more_to_send {
             Next::Sleep if received >= BURST => Next::Again,
@@ -205,7 +212,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
     /// Takes a burst from the ring and from the other engines. Returns the larger of the two counts.
     fn receive(&mut self, now: Instant) -> usize {
         let Self { port, net, desk, inbox, .. } = self;
-        desk.misses = 0;
+        (desk.misses, desk.replays) = (0, 0);
         let received = net.with(|state| port.receive(BURST, |frame| desk.handle(now, state, frame)));
         desk.counters.received += received as u64;
         let mut forwarded = 0;
@@ -328,25 +335,31 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         }
     }
 
-    /// Resets what is left when the time of a drain is over, and reports once the resets are on their way.
+    /// Resets what is left when the time of a drain is over, a slice in each turn.
     fn progress_drain(&mut self, now: Instant, state: &mut State) {
         let Some(drain) = &mut self.drain else { return };
         let left = state.stack.connection_count();
-        match drain.report {
-            None if left == 0 || now >= drain.until => {
-                state.stack.abort_all(now);
-                let finished = drain.before.saturating_sub(left) as u64;
-                drain.report = Some(DrainReport { finished, reset: left as u64 });
-                state.wake_driver();
-            }
-            None => {}
-            Some(report) => {
-                if let Some(reply) = drain.reply.take() {
-                    let _ = reply.send(report);
-                }
-                self.drain = None;
-            }
+        if drain.report.is_none() && (left == 0 || now >= drain.until) {
+            let finished = drain.before.saturating_sub(left) as u64;
+            drain.report = Some(DrainReport { finished, reset: left as u64 });
         }
+        if drain.report.is_some() {
+            state.stack.abort_some(now, SURVEY);
+        }
+    }
+
+    /// Reports a drain once the last reset has left: a reset in a ring that is about to be closed is a client that hangs.
+    fn conclude_drain(&mut self, state: &State, next: Next) -> Next {
+        let Some(drain) = &mut self.drain else { return next };
+        let Some(report) = drain.report else { return next };
+        if state.stack.connection_count() > 0 || state.stack.has_replies() || self.desk.kick_again {
+            return if next == Next::Sleep { Next::Again } else { next };
+        }
+        if let Some(reply) = drain.reply.take() {
+            let _ = reply.send(report);
+        }
+        self.drain = None;
+        next
     }
 
     fn stats(&self) -> EngineStats {
@@ -376,6 +389,7 @@ impl<T: SharedTables> Desk<T> {
         match state.stack.handle_frame(now, frame) {
             Received::Consumed | Received::Dropped(_) => {}
             Received::Adoptable(key) => self.settle_adoption(now, state, key, frame),
+            Received::Replayed(key) => self.settle_replay(now, key, frame),
             Received::Unknown(key) => self.miss(now, state, key, frame),
         }
     }
@@ -388,7 +402,21 @@ impl<T: SharedTables> Desk<T> {
                 Claim::Mine(_) => self.adopt(now, state, frame),
                 Claim::Foreign(_) | Claim::OldGeneration(_) | Claim::Missing => self.counters.orphans += 1,
             },
-            Received::Unknown(_) => self.counters.orphans += 1,
+            Received::Replayed(_) | Received::Unknown(_) => self.counters.orphans += 1,
+        }
+    }
+
+    /// The first segment of a flow that has closed, once more: its owner may have reset it a moment ago.
+    fn settle_replay(&mut self, now: Instant, key: AnyFlowKey, frame: &[u8]) {
+        self.replays += 1;
+        if self.replays > REPLAYS {
+            // The sweep removes the entry that XDP made for it.
+            return;
+        }
+        match self.flows.claim(&key) {
+            Claim::Foreign(owner) if self.forward(owner, frame) => {}
+            Claim::Foreign(_) | Claim::Mine(_) => self.flows.released(now, key),
+            Claim::OldGeneration(_) | Claim::Missing => {}
         }
     }
 
@@ -408,7 +436,9 @@ impl<T: SharedTables> Desk<T> {
     }
 
     fn adopt(&mut self, now: Instant, state: &mut State, frame: &[u8]) {
-        if let Received::Unknown(_) | Received::Adoptable(_) = state.stack.adopt(now, frame) {
+        if let Received::Unknown(_) | Received::Adoptable(_) | Received::Replayed(_) =
+            state.stack.adopt(now, frame)
+        {
             self.counters.orphans += 1;
         }
     }
@@ -536,12 +566,14 @@ fn is_cookie_of(frame: &[u8], flow: &Flow) -> bool {
 /// Makes sure that the stack has the connection of an entry of ours.
 fn adopt_entry(now: Instant, state: &mut State, key: AnyFlowKey, flow: &Flow, local_mac: [u8; 6]) -> Swept {
     let known = matches!(state.stack.flow_state(now, &key), Some(flow) if flow != TcpState::TimeWait);
-    if known {
+    if known || state.stack.remembers_reset(&key) {
         return Swept::Known;
     }
     match state.stack.adopt_swept(now, key, flow, local_mac) {
         Received::Consumed => Swept::Adopted,
-        Received::Adoptable(_) | Received::Unknown(_) | Received::Dropped(_) => Swept::Refused,
+        Received::Adoptable(_) | Received::Replayed(_) | Received::Unknown(_) | Received::Dropped(_) => {
+            Swept::Refused
+        }
     }
 }
 

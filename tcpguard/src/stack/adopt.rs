@@ -22,7 +22,7 @@ struct Earlier {
 
 impl Stack {
     /// Adopts a flow from XDP's entry, for when the frame that created it was lost on the way. Harmless when the
-    /// flow is ours already.
+    /// flow is ours already, or was reset a moment ago.
     pub fn adopt_swept(
         &mut self,
         now: Instant,
@@ -30,7 +30,7 @@ impl Stack {
         flow: &Flow,
         local_mac: [u8; 6],
     ) -> Received {
-        if self.find(&key).is_some() {
+        if self.find(&key).is_some() || self.resets.contains(&key) {
             return Received::Consumed;
         }
         let timestamps = (flow.flags & FLOW_TIMESTAMPS != 0).then_some((flow.tsval, flow.tsecr));
@@ -67,17 +67,22 @@ impl Stack {
 
     /// A segment of a flow that we do not have.
     pub(super) fn handle_unknown(&mut self, segment: &Incoming<'_>, at_once: bool, now: Instant) -> Received {
-        let Some(adoption) = self.adoption(segment) else {
+        let adoption = self.adoption(segment);
+        if self.resets.contains(&segment.key)
+            && adoption.is_none_or(|adoption| self.is_closed(&segment.key, &adoption))
+            && self.reset_again(segment, now)
+        {
+            return Received::Consumed;
+        }
+        let Some(adoption) = adoption else {
             self.shared.counters.unknown += 1;
             return Received::Unknown(segment.key);
         };
         if !at_once {
-            // Before the engine asks whose flow it is: what can be replayed at will costs no system call.
-            let epoch = adoption.accepted.slot.epoch;
-            if self.closed_flows.contains(epoch, &segment.key, adoption.ack, adoption.seq) {
+            // Before the engine asks whose flow it is: what can be replayed at will costs few system calls.
+            if self.is_closed(&segment.key, &adoption) {
                 self.shared.counters.replays_refused += 1;
-                self.refuse(&adoption, segment.key, segment.link, StackDrop::Replay);
-                return Received::Dropped(StackDrop::Replay);
+                return Received::Replayed(segment.key);
             }
             return Received::Adoptable(segment.key);
         }
@@ -164,13 +169,16 @@ impl Stack {
         }
     }
 
+    /// Whether the connection that this cookie opens was here and has closed.
+    fn is_closed(&self, key: &AnyFlowKey, adoption: &Adoption) -> bool {
+        self.closed_flows.contains(adoption.accepted.slot.epoch, key, adoption.ack, adoption.seq)
+    }
+
     /// Whether a valid cookie may follow an earlier incarnation: its flow has not closed before, and RFC 6191 §2
     /// holds: a later timestamp, or without one a later sequence number.
     fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier) -> bool {
-        let counters = &mut self.shared.counters;
-        let epoch = adoption.accepted.slot.epoch;
-        if self.closed_flows.contains(epoch, key, adoption.ack, adoption.seq) {
-            counters.replays_refused += 1;
+        if self.is_closed(key, adoption) {
+            self.shared.counters.replays_refused += 1;
             return false;
         }
         let later_sequence = (adoption.seq - 1).after(earlier.rcv_nxt);
@@ -179,7 +187,7 @@ impl Stack {
             (None, Some(_)) => true,
             (Some(_), Some(_)) | (_, None) => later_sequence,
         };
-        counters.incarnations_refused += u64::from(!newer);
+        self.shared.counters.incarnations_refused += u64::from(!newer);
         newer
     }
 
@@ -209,14 +217,12 @@ impl Stack {
         has_data: bool,
         now: Instant,
     ) -> Result<ConnId, StackDrop> {
-        let counters = &mut self.shared.counters;
-        let epoch = adoption.accepted.slot.epoch;
-        if self.closed_flows.contains(epoch, &key, adoption.ack, adoption.seq) {
-            counters.replays_refused += 1;
+        if self.is_closed(&key, adoption) {
+            self.shared.counters.replays_refused += 1;
             return Err(StackDrop::Replay);
         }
         if has_data && self.closed_flows.is_full(self.shared.config.max_closed_flows) {
-            counters.replay_table_full += 1;
+            self.shared.counters.replay_table_full += 1;
             return Err(StackDrop::ReplayTableFull);
         }
         let Some(service) = self.service(key.local_addr()) else {

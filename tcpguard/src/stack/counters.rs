@@ -50,6 +50,8 @@ counters! {
     resets_in = "resets-in";
     /// Resets sent.
     resets_out = "resets-out";
+    /// Resets sent again, because the peer went on after the first.
+    resets_repeated = "resets-repeated";
     /// Connections given up after the last retransmission.
     timed_out = "timed-out";
     /// Orphans whose FIN_WAIT_2 ended by timeout.

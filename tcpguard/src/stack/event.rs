@@ -96,6 +96,9 @@ pub enum Received {
     /// It carries a valid cookie of a flow we do not have; only without [`super::Config::adopt_at_once`]. Ask
     /// who owns the flow and, if it is us, call [`super::Stack::adopt`].
     Adoptable(AnyFlowKey),
+    /// It carries the cookie of a flow that has closed; only without [`super::Config::adopt_at_once`]. If another
+    /// engine owns the flow, it may have reset it a moment ago and may want to do so again.
+    Replayed(AnyFlowKey),
     /// No such flow here, and no valid cookie.
     Unknown(AnyFlowKey),
     /// Dropped, and counted.
@@ -153,7 +156,8 @@ pub enum Event {
         /// The flow.
         key: AnyFlowKey,
     },
-    /// The flow is gone (or was refused): XDP need not know it any more.
+    /// The flow is gone (or was refused): XDP need not know it any more. After a reset of ours this comes some seconds
+    /// later, so that the peer's next segments still reach us and meet another one.
     FlowReleased {
         /// The flow.
         key: AnyFlowKey,

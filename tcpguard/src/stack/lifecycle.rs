@@ -8,6 +8,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::{Flags, Options};
 use tcpguard_common::seq::Seq;
 
+use super::resets::{Answer, Ending};
 use super::tcb::Tcb;
 use super::time_wait::Remains;
 use super::wire::{Incoming, Outgoing, hash};
@@ -42,6 +43,7 @@ impl Stack {
             tcb.id = id;
         }
         self.index.insert(hash(self.hash_key, &key), id.index);
+        self.resets.remove(&key);
         self.shared.events.push_back(Event::FlowAdopted { key });
         Some(id)
     }
@@ -134,6 +136,7 @@ impl Stack {
             None
         };
         let waits = tcb.state == State::TimeWait;
+        let reset = tcb.send_reset.then(|| Ending { snd_nxt: tcb.snd_nxt, flight: tcb.flight() });
         let remains =
             Remains { snd_nxt: tcb.snd_nxt, rcv_nxt: tcb.rcv_nxt, timestamps: tcb.remaining_timestamps() };
         tcb.tell_end(&mut self.shared);
@@ -144,9 +147,28 @@ impl Stack {
         self.unlink(id, now);
         if waits {
             self.enter_time_wait(&key, remains, now);
-        } else {
-            self.shared.events.push_back(Event::FlowReleased { key });
+            return;
         }
+        // A flow that was reset stays ours until the reset is forgotten.
+        let released = match reset {
+            Some(ending) => self.resets.insert(key, ending, now),
+            None => Some(key),
+        };
+        self.shared.events.extend(released.map(|key| Event::FlowReleased { key }));
+    }
+
+    /// Answers a segment of a connection that we reset a moment ago; `false` if it is of none.
+    pub(super) fn reset_again(&mut self, segment: &Incoming<'_>, now: Instant) -> bool {
+        let ack = (segment.has(Flags::ACK) && !segment.has(Flags::RST)).then_some(segment.ack);
+        match self.resets.answer(&segment.key, ack, now) {
+            Answer::Unknown => return false,
+            Answer::Silence => {}
+            Answer::Reset => {
+                self.shared.counters.resets_repeated += 1;
+                self.reply_reset(segment);
+            }
+        }
+        true
     }
 
     fn enter_time_wait(&mut self, key: &AnyFlowKey, remains: Remains, now: Instant) {

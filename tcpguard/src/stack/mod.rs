@@ -15,6 +15,7 @@ mod lifecycle;
 mod pool;
 mod pressure;
 mod recv;
+mod resets;
 mod rto;
 mod scoreboard;
 mod survey;
@@ -47,6 +48,7 @@ use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
+use resets::Resets;
 use table::{Arena, Index};
 use tcb::{Shared, Tcb, Verdict};
 use time_wait::TimeWaits;
@@ -62,10 +64,13 @@ pub struct Stack {
     wheel: Wheel,
     time_waits: TimeWaits,
     closed_flows: ClosedFlows,
+    resets: Resets,
     /// Connections that have something to send, in turn.
     ready: VecDeque<ConnId>,
     /// Where the next search for receive memory starts.
     reclaim_hand: u32,
+    /// Where the next search for connections to abort starts.
+    abort_hand: u32,
     /// Segments the first of them may still send before it is the next one's turn.
     turn: u8,
     /// Answers that belong to no connection.
@@ -104,8 +109,10 @@ impl Stack {
             wheel: Wheel::new(now),
             time_waits: TimeWaits::new(config.max_time_wait, hash_key),
             closed_flows: ClosedFlows::new(hash_key),
+            resets: Resets::new(hash_key),
             ready: VecDeque::new(),
             reclaim_hand: 0,
+            abort_hand: 0,
             turn: TURN,
             replies: VecDeque::new(),
             listeners: BTreeMap::new(),
@@ -226,10 +233,8 @@ impl Stack {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.wheel.next_deadline();
         let hand = self.time_waits.next_step();
-        match (timers, hand) {
-            (Some(timers), Some(hand)) => Some(timers.min(hand)),
-            (timers, hand) => timers.or(hand),
-        }
+        let resets = self.resets.deadline(resets::lifetime(&self.shared.config));
+        [timers, hand, resets].into_iter().flatten().min()
     }
 
     /// Does what is due by `now`.
@@ -245,6 +250,10 @@ impl Stack {
         self.time_waits.sweep(now, self.shared.config.time_wait, |key| {
             events.push_back(Event::TimeWaitExpired { key });
         });
+        let lifetime = resets::lifetime(&self.shared.config);
+        while let Some(key) = self.resets.pop_expired(now, lifetime) {
+            events.push_back(Event::FlowReleased { key });
+        }
     }
 
     /// What happened since the last call.
@@ -405,6 +414,11 @@ impl Stack {
         }
     }
 
+    /// Whether a flow was reset by us a moment ago, so that its segments must go on reaching us.
+    pub fn remembers_reset(&self, key: &AnyFlowKey) -> bool {
+        self.resets.contains(key)
+    }
+
     /// Running totals.
     pub fn counters(&self) -> &StackCounters {
         &self.shared.counters
@@ -413,6 +427,11 @@ impl Stack {
     /// Connections now, TIME_WAIT not counted.
     pub fn connection_count(&self) -> usize {
         self.connections.len() as usize
+    }
+
+    /// Whether segments wait to be sent that belong to no connection: resets, most of all.
+    pub fn has_replies(&self) -> bool {
+        !self.replies.is_empty()
     }
 
     /// TIME_WAIT entries now; may count some whose time has just ended.

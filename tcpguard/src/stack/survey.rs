@@ -2,7 +2,7 @@
 
 use super::tcb::Tcb;
 use super::time_wait::Place;
-use super::{ConnId, FlowInfo, Instant, Stack, State};
+use super::{ConnId, FlowInfo, Instant, MAX_REPLIES, Stack, State};
 
 /// Where a survey stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +63,22 @@ impl Stack {
         (next < self.connections.slots()).then_some(next)
     }
 
-    /// Ends every connection with a reset, those whose application is gone included.
-    pub fn abort_all(&mut self, now: Instant) {
-        for index in 0..self.connections.slots() {
+    /// Ends connections with a reset, those whose application is gone included: the ones in the next `places` places of
+    /// the table, as far as there is room for their resets. Returns how many are left; to be called, with everything
+    /// sent in between, until there is none.
+    pub fn abort_some(&mut self, now: Instant, places: u32) -> usize {
+        let slots = self.connections.slots();
+        for _ in 0..places.min(slots) {
+            if self.replies.len() >= MAX_REPLIES {
+                break;
+            }
+            let index = self.abort_hand % slots;
+            self.abort_hand = index + 1;
             if let Some(id) = self.connections.id_at(index) {
                 self.abort(now, id);
             }
         }
+        self.connection_count()
     }
 
     fn slots(&self, start: u32, places: u32) -> impl Iterator<Item = (ConnId, &Tcb)> {

@@ -14,6 +14,7 @@ use super::world::{PORT, SERVICE, World, eventually};
 use super::{echo, on_one_thread, pair, pair_with, pattern, read_all};
 use crate::config::Tunables;
 use crate::engine::Exchange;
+use crate::engine::net::now;
 use crate::stack::State;
 
 fn key(port: u16) -> AnyFlowKey {
@@ -242,6 +243,86 @@ fn a_drain_waits_for_what_ends_and_resets_what_does_not() {
         assert_eq!((report.finished, report.reset), (1, 1));
         assert_eq!(endless.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!(guard.handle.stats().await.unwrap().connections, 0);
+    });
+}
+
+#[test]
+fn a_drain_is_over_when_every_reset_has_left() {
+    on_one_thread(async {
+        const CONNECTIONS: usize = 3000;
+        let (_world, guard, client) = pair();
+        let listener = guard.listen();
+        let mut streams = Vec::new();
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS {
+            streams.push(client.connect().await);
+            held.push(listener.accept().await);
+        }
+        let report = guard.handle.drain(Duration::ZERO).await.unwrap();
+        assert_eq!((report.finished, report.reset), (0, CONNECTIONS as u64));
+        // As the daemon does next: nothing leaves any more.
+        guard.task.abort();
+        for stream in &mut streams {
+            assert_eq!(stream.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        std::mem::forget(held);
+    });
+}
+
+#[test]
+fn a_client_whose_reset_was_lost_gets_another_when_it_speaks() {
+    for engines in [1, 2] {
+        on_one_thread(async move {
+            let world = World::new(engines);
+            let exchange = Exchange::new(engines as usize);
+            let hosts: Vec<_> =
+                (0..engines).map(|queue| world.guard(queue, exchange.clone(), Tunables::default())).collect();
+            let client = world.client();
+            let listener = hosts[0].listen();
+            let mut stream = client.connect().await;
+            let (mut accepted, _) = listener.accept().await;
+            stream.write_all(b"request").await.unwrap();
+            accepted.read_u8().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            world.lose_sent.set(1);
+            drop(accepted);
+            // Longer than sweeps take: the entry must survive them.
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            assert_eq!(world.lose_sent.get(), 0, "the reset was sent");
+            assert_eq!(world.flows.borrow().len(), 1);
+            world.steer.set(engines - 1);
+            stream.write_all(b"more").await.unwrap();
+            assert_eq!(stream.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+            let stats = hosts[0].handle.stats().await.unwrap();
+            assert_eq!((stats.stack.resets_repeated, stats.flows.swept), (1, 0));
+            eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        });
+    }
+}
+
+#[test]
+fn a_request_that_is_reset_unheard_is_reset_again_at_whichever_queue_it_comes_back() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let exchange = Exchange::new(2);
+        let hosts: Vec<_> =
+            (0..2).map(|queue| world.guard(queue, exchange.clone(), Tunables::default())).collect();
+        let client = world.client();
+        let listener = hosts[0].listen();
+        let mut stream = client.connect().await;
+        let (accepted, _) = listener.accept().await;
+        world.lose.set(1);
+        stream.write_all(b"request").await.unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(world.lose.get(), 0, "the request was lost");
+        hosts[0].net.with(|state| state.stack.abort_some(now(), 1));
+        world.lose_sent.set(1);
+        drop(accepted);
+        // Kernel clients change their queue with a retransmission.
+        world.steer.set(1);
+        assert_eq!(stream.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(hosts[0].handle.stats().await.unwrap().stack.resets_repeated, 1);
+        assert_eq!(hosts[1].handle.stats().await.unwrap().stack.replays_refused, 1);
     });
 }
 

@@ -38,7 +38,7 @@ const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub(crate) const PORT: u16 = 80;
 pub(crate) const SERVICE: u32 = 7;
 /// Frames a queue holds; what comes beyond is lost.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 8192;
 const FRAME: usize = 2048;
 
 #[derive(Default)]
@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub(crate) steer: Cell<u32>,
     /// Frames XDP redirects that are lost before an engine sees them.
     pub(crate) lose: Cell<u32>,
+    /// Frames of the engines that are lost before the client sees them.
+    pub(crate) lose_sent: Cell<u32>,
 }
 
 const HASH_KEY: [u64; 2] = [11, 12];
@@ -113,6 +115,7 @@ impl World {
             client: Queue::default(),
             steer: Cell::new(0),
             lose: Cell::new(0),
+            lose_sent: Cell::new(0),
         })
     }
 
@@ -249,6 +252,9 @@ impl FramePort for MemoryPort {
             let frame = buffer[..len].to_vec();
             match self.place {
                 Place::Client => self.world.arrive(frame),
+                Place::Guard(_) if self.world.lose_sent.get() > 0 => {
+                    self.world.lose_sent.set(self.world.lose_sent.get() - 1);
+                }
                 Place::Guard(_) => self.world.client.push(frame),
             }
         }

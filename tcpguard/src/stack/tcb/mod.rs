@@ -519,7 +519,6 @@ impl Tcb {
                 transfer.recv.clear(&mut shared.recv_pool);
             }
         }
-        self.snd_una = self.snd_nxt;
         self.ack_owed = AckOwed::No;
         (self.retransmit, self.retransmit_at) = (Retransmit::Off, Instant::NEVER);
         (self.ack_at, self.linger_at) = (Instant::NEVER, Instant::NEVER);
@@ -601,7 +600,7 @@ impl Tcb {
     }
 
     /// Bytes sent and not acknowledged, SYN and FIN counted.
-    fn flight(&self) -> u32 {
+    pub(crate) fn flight(&self) -> u32 {
         self.snd_nxt.distance(self.snd_una)
     }
 

@@ -183,6 +183,7 @@ fn a_replayed_first_segment_does_not_open_a_closed_flow_again() {
         t.stack.abort(t.now, id);
         while t.next_sent().is_some() {}
         t.gone();
+        t.wait(Duration::from_secs(5));
         assert_eq!(t.stack.handle_frame(t.now, &replay), Received::Dropped(StackDrop::Replay));
         assert!(matches!(
             t.stack.adopt_swept(t.now, t.key(), &flow, super::SERVER_MAC),

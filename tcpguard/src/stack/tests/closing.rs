@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::script::{Script, answer, modern, plain};
 use super::{EPOCH, Family};
-use crate::stack::{Config, Error, Event, Received, State};
+use crate::stack::{Config, Error, Event, Received, StackDrop, State};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -330,6 +330,104 @@ fn abort_sends_a_reset_in_every_open_state() {
     t.stack.abort(t.now, id);
     t.expect("R. 1:1(0) ack 2");
     t.gone();
+}
+
+#[test]
+fn a_lost_reset_is_repeated_when_the_peer_goes_on_and_forgotten_after_a_while() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    let released = Event::FlowReleased { key: t.key() };
+    t.stack.abort(t.now, id);
+    t.expect("R. 1:1(0) ack 1");
+    for _ in 0..3 {
+        t.wait(SECOND);
+        assert_eq!(t.sends("P. 1:11(10) ack 1"), Received::Consumed);
+        t.expect("R 1:1(0)");
+        // A burst is one question.
+        t.sends("P. 11:21(10) ack 1");
+        t.sends("F. 21:21(0) ack 1");
+        t.silent();
+    }
+    assert_eq!(t.stack.counters().resets_repeated, 3);
+    assert!(!t.events.contains(&released), "XDP must go on handing its segments over");
+    t.wait(2 * SECOND);
+    assert!(t.events.contains(&released));
+    assert_eq!(t.sends("P. 1:11(10) ack 1"), Received::Dropped(StackDrop::Replay));
+    assert_eq!(t.sends("P. 11:21(10) ack 1"), Received::Unknown(t.key()));
+    t.silent();
+    assert_eq!(t.stack.poll_timeout(), None);
+}
+
+#[test]
+fn a_peer_that_challenges_our_reset_is_told_again_where_it_is() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.server_sends(1, 100);
+    t.expect("P. 1:101(100) ack 1");
+    t.stack.abort(t.now, id);
+    t.expect("R. 101:101(0) ack 1");
+    // The data was lost: to the peer our reset lies in the window, and not at its edge (RFC 5961 §3.2).
+    t.sends(". 1:1(0) ack 1");
+    t.expect("R 1:1(0)");
+}
+
+#[test]
+fn only_the_peer_of_a_reset_connection_is_answered() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.server_sends(1, 100);
+    t.expect("P. 1:101(100) ack 1");
+    t.stack.abort(t.now, id);
+    t.expect("R. 101:101(0) ack 1");
+    for forged in [". 7:7(0) ack 0", ". 7:7(0) ack 102", "P 1:11(10)", "R 1:1(0)", "R. 1:1(0) ack 1"] {
+        assert_eq!(t.sends(forged), Received::Consumed);
+        t.silent();
+    }
+    t.sends("P. 11:21(10) ack 50");
+    t.expect("R 50:50(0)");
+}
+
+#[test]
+fn a_new_connection_ends_the_memory_of_a_reset() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.abort(t.now, id);
+    t.expect("R. 1:1(0) ack 1");
+    t.offer.isn += 100_000;
+    t.cookie = answer(&t.offer, EPOCH, t.now);
+    t.tsecr = t.cookie.tsval.unwrap();
+    t.sends("P. 1:11(10) ack 1");
+    t.state(State::Established);
+    t.expect(". 1:1(0) ack 11");
+    t.wait(60 * SECOND);
+    t.state(State::Established);
+    assert!(!t.events.contains(&Event::FlowReleased { key: t.key() }));
+    assert!(!t.stack.remembers_reset(&t.key()));
+}
+
+#[test]
+fn connections_beyond_the_room_for_resets_are_aborted_later() {
+    let mut t = Script::syn(modern());
+    for port in 1000..4000 {
+        t.offer.port = port;
+        t.cookie = answer(&t.offer, EPOCH, t.now);
+        t.tsecr = t.cookie.tsval.unwrap();
+        t.sends(". 1:1(0) ack 1");
+    }
+    let mut reset = 0;
+    let mut slices = 0;
+    loop {
+        slices += 1;
+        let left = t.stack.abort_some(t.now, 2000);
+        while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {
+            reset += 1;
+        }
+        assert_eq!(left, 3000 - reset, "none ends without its reset");
+        if left == 0 {
+            break;
+        }
+    }
+    assert_eq!(slices, 3, "1024 each at most");
 }
 
 #[test]
