@@ -145,8 +145,12 @@ tunables! {
     /// Retransmissions of the same data, or unanswered zero-window probes, before a connection is given up
     /// (RFC 9293 §3.8.3, R2).
     retries: u32 = "retries", 15, 1 => 50;
+    /// How long a client may keep its receive window closed while memory for sending is short; it is reset then, the
+    /// longest-stalled first. With memory to spare it may do so for as long as it answers probes.
+    stall_time: Duration = "stall-time", 30 * S, S => H;
     /// How long a cookie key is used. A cookie lives for one to two periods; a new value starts with the next
-    /// key and breaks no handshake under way.
+    /// key and breaks no handshake under way. So long closed connections are remembered against replays, 8388608 of them
+    /// at most: at more than 40000 a second, or with long periods, old cookies are refused early.
     cookie_period: Duration = "cookie-period", MIN, 2 * S => H;
     /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
     exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;

@@ -26,7 +26,7 @@ use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::{EngineConfig, EngineError, stack_config};
-use crate::stack::{Config, Event, Instant, Link, Received, State as TcpState};
+use crate::stack::{Event, Instant, Link, Received, State as TcpState};
 use crate::telemetry::throttle::Throttle;
 
 /// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
@@ -510,16 +510,13 @@ impl<T: SharedTables> Desk<T> {
                 Swept::Refused
             }
         });
-        self.settle_caution(now, state);
+        self.settle_caution(state);
     }
 
     /// Asking the flow table before every adoption costs a system call each: not without a reason.
-    fn settle_caution(&self, now: Instant, state: &mut State) {
+    fn settle_caution(&self, state: &mut State) {
         let at_once = self.exchange.is_alone() && !self.flows.old_generation_possible();
-        if state.stack.config().adopt_at_once != at_once {
-            let config = Config { adopt_at_once: at_once, ..state.stack.config().clone() };
-            state.stack.set_config(now, config);
-        }
+        state.stack.set_adopt_at_once(at_once);
     }
 
     /// What follows from what the stack did, for the applications and for the flow table.

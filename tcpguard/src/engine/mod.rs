@@ -214,6 +214,7 @@ fn stack_config(base: Config, tunables: &Tunables) -> Config {
         min_rto: tunables.min_rto,
         max_rto: tunables.max_rto,
         retries: u8::try_from(tunables.retries).unwrap_or(u8::MAX),
+        stall_time: tunables.stall_time,
         ..base
     }
 }

@@ -8,6 +8,7 @@ use tcpguard_common::packet::build::Link;
 use tcpguard_common::packet::{Flags, Options, Vlan};
 use tcpguard_common::seq::Seq;
 
+use super::closed_flows::Recall;
 use super::tcb::{Adoption, Tcb};
 use super::time_wait::Remains;
 use super::wire::{Incoming, Outgoing};
@@ -18,6 +19,8 @@ use super::{ConnId, Event, Instant, Received, Reply, Stack, StackDrop};
 struct Earlier {
     rcv_nxt: Seq,
     ts_recent: Option<u32>,
+    /// The epoch of the cookie that opened it. A TIME_WAIT entry knows none: it ends soon enough.
+    cookie_epoch: Option<u32>,
 }
 
 impl Stack {
@@ -69,7 +72,7 @@ impl Stack {
     pub(super) fn handle_unknown(&mut self, segment: &Incoming<'_>, at_once: bool, now: Instant) -> Received {
         let adoption = self.adoption(segment);
         if self.resets.contains(&segment.key)
-            && adoption.is_none_or(|adoption| self.is_closed(&segment.key, &adoption))
+            && adoption.is_none_or(|adoption| self.recall(&segment.key, &adoption) == Recall::Closed)
             && self.reset_again(segment, now)
         {
             return Received::Consumed;
@@ -80,7 +83,7 @@ impl Stack {
         };
         if !at_once {
             // Before the engine asks whose flow it is: what can be replayed at will costs few system calls.
-            if self.is_closed(&segment.key, &adoption) {
+            if self.recall(&segment.key, &adoption) == Recall::Closed {
                 self.shared.counters.replays_refused += 1;
                 return Received::Replayed(segment.key);
             }
@@ -119,10 +122,14 @@ impl Stack {
         }
         let fin_again = segment.has(Flags::FIN) && segment.end() == remains.rcv_nxt;
         if fin_again && is_current(segment, &remains) {
-            self.time_waits.insert(&segment.key, remains, now);
+            self.time_waits.restart(&segment.key, now);
             self.shared.counters.time_wait_restarted += 1;
         }
-        self.reply_from_time_wait(segment, &remains, now);
+        if self.time_waits.may_answer(&segment.key, now) {
+            self.reply_from_time_wait(segment, &remains, now);
+        } else {
+            self.shared.counters.time_wait_throttled += 1;
+        }
         Received::Consumed
     }
 
@@ -132,8 +139,11 @@ impl Stack {
         let Some(adoption) = self.adoption(segment) else { return false };
         let Some(tcb) = self.connections.get(id) else { return false };
         let duplicate = adoption.ack == tcb.iss + 1 && adoption.seq == tcb.irs + 1;
-        let earlier =
-            Earlier { rcv_nxt: tcb.rcv_nxt, ts_recent: tcb.remaining_timestamps().map(|(recent, _)| recent) };
+        let earlier = Earlier {
+            rcv_nxt: tcb.rcv_nxt,
+            ts_recent: tcb.remaining_timestamps().map(|(recent, _)| recent),
+            cookie_epoch: tcb.cookie_epoch,
+        };
         if duplicate || !self.may_follow(&segment.key, &adoption, &earlier) {
             return false;
         }
@@ -170,14 +180,15 @@ impl Stack {
     }
 
     /// Whether the connection that this cookie opens was here and has closed.
-    fn is_closed(&self, key: &AnyFlowKey, adoption: &Adoption) -> bool {
-        self.closed_flows.contains(adoption.accepted.slot.epoch, key, adoption.ack, adoption.seq)
+    fn recall(&self, key: &AnyFlowKey, adoption: &Adoption) -> Recall {
+        self.closed_flows.recall(adoption.accepted.slot.epoch, key, adoption.ack, adoption.seq)
     }
 
-    /// Whether a valid cookie may follow an earlier incarnation: its flow has not closed before, and RFC 6191 §2
-    /// holds: a later timestamp, or without one a later sequence number.
+    /// Whether a valid cookie may follow an earlier incarnation: its flow has not closed before, and either RFC 6191 §2
+    /// holds (a later timestamp, or without one a later sequence number) or its epoch shows that it is younger: the
+    /// clocks of a client that was rebooted start anywhere.
     fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier) -> bool {
-        if self.is_closed(key, adoption) {
+        if self.recall(key, adoption) != Recall::New {
             self.shared.counters.replays_refused += 1;
             return false;
         }
@@ -187,6 +198,8 @@ impl Stack {
             (None, Some(_)) => true,
             (Some(_), Some(_)) | (_, None) => later_sequence,
         };
+        let epoch = adoption.accepted.slot.epoch;
+        let newer = newer || earlier.cookie_epoch.is_some_and(|earlier| is_certainly_younger(epoch, earlier));
         self.shared.counters.incarnations_refused += u64::from(!newer);
         newer
     }
@@ -217,11 +230,13 @@ impl Stack {
         has_data: bool,
         now: Instant,
     ) -> Result<ConnId, StackDrop> {
-        if self.is_closed(&key, adoption) {
+        let (epoch, limit) = (adoption.accepted.slot.epoch, self.shared.config.max_closed_flows);
+        let recall = self.recall(&key, adoption);
+        if recall == Recall::Closed {
             self.shared.counters.replays_refused += 1;
             return Err(StackDrop::Replay);
         }
-        if has_data && self.closed_flows.is_full(self.shared.config.max_closed_flows) {
+        if recall == Recall::Forgotten || has_data && !self.closed_flows.has_room(epoch, limit) {
             self.shared.counters.replay_table_full += 1;
             return Err(StackDrop::ReplayTableFull);
         }
@@ -273,8 +288,19 @@ impl Stack {
 
 impl From<&Remains> for Earlier {
     fn from(remains: &Remains) -> Self {
-        Self { rcv_nxt: remains.rcv_nxt, ts_recent: remains.timestamps.map(|(recent, _)| recent) }
+        Self {
+            rcv_nxt: remains.rcv_nxt,
+            ts_recent: remains.timestamps.map(|(recent, _)| recent),
+            cookie_epoch: None,
+        }
     }
+}
+
+/// Whether a cookie of `epoch` was made after one of epoch `earlier`. Its key, and with it its epoch, is authentic: the
+/// SYN it answers came while that epoch lasted on the machine that answered. One epoch later may still be the same
+/// moment on a machine of the same fleet whose clock is ahead; two are not.
+fn is_certainly_younger(epoch: u32, earlier: u32) -> bool {
+    epoch.wrapping_sub(earlier) as i32 >= 2
 }
 
 /// RFC 7323 §5.3: not an old duplicate.

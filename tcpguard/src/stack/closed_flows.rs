@@ -57,6 +57,28 @@ fn word_of(hash: u64) -> u32 {
     (hash as u32).max(1)
 }
 
+/// What the memory says of a cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recall {
+    /// It opened no flow that has closed.
+    New,
+    /// The flow that it opened has closed.
+    Closed,
+    /// Nobody knows: closed flows of its epoch had to be forgotten. It opens nothing any more.
+    Forgotten,
+}
+
+/// How a closed flow was remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remembered {
+    /// There was room, or its epoch's cookies are refused altogether.
+    Yes,
+    /// An earlier epoch's flows made room.
+    Displacing,
+    /// Not: all that is remembered is of its own epoch or a later one.
+    No,
+}
+
 /// The closed flows that a daemon remembers. Clones are the same memory: a replay may arrive at another engine than
 /// the one that had the flow. Taken once when a connection begins and once when it ends, never for each segment.
 #[derive(Clone, Debug)]
@@ -71,19 +93,19 @@ impl ClosedFlows {
         Self { hash_key, memory: Arc::default() }
     }
 
-    /// Whether the incarnation that began with this segment has closed.
-    pub(crate) fn contains(&self, epoch: u32, key: &AnyFlowKey, ack: Seq, seq: Seq) -> bool {
-        self.lock().contains(epoch, self.fingerprint(key, ack, seq))
+    /// What is known of the incarnation that began with this segment.
+    pub(crate) fn recall(&self, epoch: u32, key: &AnyFlowKey, ack: Seq, seq: Seq) -> Recall {
+        self.lock().recall(epoch, self.fingerprint(key, ack, seq))
     }
 
-    /// Remembers an incarnation by the segment it began with; `false` when `limit` is reached.
-    pub(crate) fn insert(&self, epoch: u32, key: &AnyFlowKey, ack: Seq, seq: Seq, limit: u32) -> bool {
+    /// Remembers an incarnation by the segment it began with.
+    pub(crate) fn insert(&self, epoch: u32, key: &AnyFlowKey, ack: Seq, seq: Seq, limit: u32) -> Remembered {
         self.lock().insert(epoch, self.fingerprint(key, ack, seq), limit)
     }
 
-    /// Whether no more flows can be remembered.
-    pub(crate) fn is_full(&self, limit: u32) -> bool {
-        self.lock().is_full(limit)
+    /// Whether a flow whose cookie is of `epoch` can be remembered.
+    pub(crate) fn has_room(&self, epoch: u32, limit: u32) -> bool {
+        self.lock().has_room(epoch, limit)
     }
 
     /// Forgets every epoch that `alive` refuses.
@@ -104,21 +126,32 @@ impl ClosedFlows {
 #[derive(Debug, Default)]
 struct Memory {
     epochs: Vec<(u32, Vec<Table>)>,
+    /// Epochs given up to make room for later ones, while their cookies would still be valid.
+    forgotten: Vec<u32>,
     len: usize,
 }
 
 impl Memory {
-    fn contains(&self, epoch: u32, hash: u64) -> bool {
+    fn recall(&self, epoch: u32, hash: u64) -> Recall {
+        if self.forgotten.contains(&epoch) {
+            return Recall::Forgotten;
+        }
         let tables = self.epochs.iter().find(|(number, _)| *number == epoch);
-        tables.is_some_and(|(_, tables)| tables.iter().rev().any(|table| table.contains(hash)))
+        let closed = tables.is_some_and(|(_, tables)| tables.iter().rev().any(|table| table.contains(hash)));
+        if closed { Recall::Closed } else { Recall::New }
     }
 
-    fn insert(&mut self, epoch: u32, hash: u64, limit: u32) -> bool {
-        if self.is_full(limit) {
-            return false;
+    fn insert(&mut self, epoch: u32, hash: u64, limit: u32) -> Remembered {
+        if self.recall(epoch, hash) != Recall::New {
+            return Remembered::Yes;
         }
-        if self.contains(epoch, hash) {
-            return true;
+        let mut remembered = Remembered::Yes;
+        while self.len >= limit as usize {
+            let Some(earlier) = self.oldest_before(epoch) else { return Remembered::No };
+            self.forgotten.push(earlier);
+            self.epochs.retain(|(number, _)| *number != earlier);
+            self.count();
+            remembered = Remembered::Displacing;
         }
         let index = self.epochs.iter().position(|(number, _)| *number == epoch).unwrap_or_else(|| {
             self.epochs.push((epoch, Vec::new()));
@@ -131,22 +164,34 @@ impl Memory {
             tables.push(table);
         }
         self.len += 1;
-        true
+        remembered
     }
 
-    fn is_full(&self, limit: u32) -> bool {
-        self.len >= limit as usize
+    fn has_room(&self, epoch: u32, limit: u32) -> bool {
+        self.len < limit as usize || self.oldest_before(epoch).is_some()
+    }
+
+    /// The earliest epoch before `epoch` of which something is remembered.
+    fn oldest_before(&self, epoch: u32) -> Option<u32> {
+        let age = |number: u32| epoch.wrapping_sub(number) as i32;
+        let earlier = self.epochs.iter().map(|(number, _)| *number).filter(|&number| age(number) > 0);
+        earlier.max_by_key(|&number| age(number))
     }
 
     fn retain(&mut self, alive: impl Fn(u32) -> bool) {
         self.epochs.retain(|(epoch, _)| alive(*epoch));
+        self.forgotten.retain(|epoch| alive(*epoch));
+        self.count();
+    }
+
+    fn count(&mut self) {
         self.len = self.epochs.iter().flat_map(|(_, tables)| tables).map(|table| table.len).sum();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Memory;
+    use super::{Memory, Recall, Remembered};
 
     /// Spreads like a keyed hash does.
     fn hash(flow: u64) -> u64 {
@@ -158,21 +203,44 @@ mod tests {
     fn every_closed_flow_is_known_until_its_epoch_ends() {
         let mut closed = Memory::default();
         for flow in 0..100_000 {
-            assert!(closed.insert((flow % 2) as u32, hash(flow), u32::MAX));
+            assert_eq!(closed.insert((flow % 2) as u32, hash(flow), u32::MAX), Remembered::Yes);
         }
-        assert!((0..100_000).all(|flow| closed.contains((flow % 2) as u32, hash(flow))));
-        let strangers = (100_000..200_000).filter(|&flow| closed.contains(0, hash(flow))).count();
+        let is_closed = |closed: &Memory, epoch, flow| closed.recall(epoch, hash(flow)) == Recall::Closed;
+        assert!((0..100_000).all(|flow| is_closed(&closed, (flow % 2) as u32, flow)));
+        let strangers = (100_000..200_000).filter(|&flow| is_closed(&closed, 0, flow)).count();
         assert!(strangers <= 1, "{strangers} strangers taken for closed flows");
         closed.retain(|epoch| epoch == 1);
-        assert!(!closed.contains(0, hash(0)) && closed.contains(1, hash(1)));
+        assert!(!is_closed(&closed, 0, 0) && is_closed(&closed, 1, 1));
         assert_eq!(closed.len, 50_000);
     }
 
     #[test]
     fn the_limit_holds_and_the_same_flow_counts_once() {
         let mut closed = Memory::default();
-        assert!(closed.insert(0, 1 << 40, 1 << 20) && closed.insert(0, 1 << 40, 1 << 20));
+        assert_eq!(closed.insert(0, 1 << 40, 1 << 20), Remembered::Yes);
+        assert_eq!(closed.insert(0, 1 << 40, 1 << 20), Remembered::Yes);
         assert_eq!(closed.len, 1);
-        assert!(!closed.insert(0, 2 << 40, 1));
+        assert_eq!(closed.insert(0, hash(2), 1), Remembered::No);
+    }
+
+    #[test]
+    fn a_full_memory_gives_up_the_oldest_epoch_and_with_it_its_cookies() {
+        let mut closed = Memory::default();
+        for (epoch, flow) in [(5, 1), (5, 2), (6, 3), (7, 4)] {
+            assert_eq!(closed.insert(epoch, hash(flow), 4), Remembered::Yes);
+        }
+        assert!(closed.has_room(6, 4) && !closed.has_room(5, 4));
+        assert_eq!(closed.insert(5, hash(9), 4), Remembered::No, "nothing is older");
+        assert_eq!(closed.insert(7, hash(5), 4), Remembered::Displacing);
+        assert_eq!(
+            (closed.recall(5, hash(1)), closed.recall(5, hash(9))),
+            (Recall::Forgotten, Recall::Forgotten)
+        );
+        assert_eq!((closed.recall(6, hash(3)), closed.recall(6, hash(9))), (Recall::Closed, Recall::New));
+        assert_eq!(closed.insert(5, hash(1), 4), Remembered::Yes, "there is nothing to remember any more");
+        assert_eq!(closed.len, 3);
+        // The clock was set back: the epoch comes again, with other keys.
+        closed.retain(|epoch| epoch != 5);
+        assert_eq!(closed.recall(5, hash(1)), Recall::New);
     }
 }

@@ -23,6 +23,9 @@ pub struct Config {
     pub retries: u8,
     /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner.
     pub orphan_retries: u8,
+    /// How long a peer may keep its window closed while send memory is short. With memory to spare it may do so for as
+    /// long as it answers probes (RFC 9293 §3.8.6.1).
+    pub stall_time: Duration,
     /// Retransmissions of a SYN or SYN-ACK before the attempt is given up.
     pub syn_retries: u8,
     /// How long an acknowledgement may wait for data or a second segment to ride with (RFC 9293 §3.8.6.3).
@@ -42,8 +45,10 @@ pub struct Config {
     /// Most TIME_WAIT entries at once, per address family. Fixed when the stack is created. When the table is
     /// full the entry nearest its end in a small sample makes room, counted.
     pub max_time_wait: u32,
-    /// Most fingerprints of closed flows, which refuse replayed cookies. When they are full, an adoption whose
-    /// segment carries data is refused, counted.
+    /// Most fingerprints of closed flows, which refuse replayed cookies. When they are full, those of the oldest cookie
+    /// epoch go, and its cookies are refused from then on: that costs handshakes under way while the key changes. When
+    /// all are of one epoch, the cookie period is too long for the rate of connections: an adoption whose segment
+    /// carries data is refused. Both are counted.
     pub max_closed_flows: u32,
     /// Our receive window shift for active opens, 0–14 (RFC 7323 §2.3). Adopted connections use their cookie's.
     pub window_scale: u8,
@@ -63,6 +68,7 @@ impl Default for Config {
             max_rto: Duration::from_secs(120),
             retries: 15,
             orphan_retries: 8,
+            stall_time: Duration::from_secs(30),
             syn_retries: 6,
             delayed_ack: Duration::from_millis(40),
             nagle: false,

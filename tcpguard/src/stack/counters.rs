@@ -38,8 +38,11 @@ counters! {
     incarnations_refused = "incarnations-refused";
     /// Valid cookies refused because the connection table is full.
     table_full = "table-full";
-    /// Valid cookies refused because closed flows cannot be remembered and the segment carried data.
+    /// Valid cookies refused because closed flows of their epoch had to be forgotten, or can no longer be remembered and
+    /// the segment carried data.
     replay_table_full = "replay-table-full";
+    /// Cookie epochs whose closed flows were forgotten early to make room; their cookies are refused.
+    replay_epochs_forgotten = "replay-epochs-forgotten";
     /// Closed flows that could not be remembered.
     replay_not_remembered = "replay-not-remembered";
     /// Valid cookies for a port without a listener.
@@ -80,10 +83,14 @@ counters! {
     tail_loss_probes = "tail-loss-probes";
     /// Zero-window probes sent.
     window_probes = "window-probes";
+    /// Connections reset because their peer kept its window closed while send memory was short.
+    stalls_reset = "stalls-reset";
     /// Flows that entered TIME_WAIT.
     time_wait_entered = "time-wait-entered";
     /// TIME_WAIT entries restarted by a retransmitted FIN.
     time_wait_restarted = "time-wait-restarted";
+    /// Acknowledgements from TIME_WAIT withheld by the throttle of each entry.
+    time_wait_throttled = "time-wait-throttled";
     /// TIME_WAIT entries ended early to make room.
     time_wait_evicted = "time-wait-evicted";
 }

@@ -8,6 +8,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::{Flags, Options};
 use tcpguard_common::seq::Seq;
 
+use super::closed_flows::Remembered;
 use super::resets::{Answer, Ending};
 use super::tcb::Tcb;
 use super::time_wait::Remains;
@@ -68,6 +69,9 @@ impl Stack {
         if !tcb.queued && tcb.has_output(&self.shared.config) {
             tcb.queued = true;
             self.ready.push_back(id);
+        }
+        if tcb.is_blocked() {
+            self.note_stall(id, now);
         }
     }
 
@@ -190,8 +194,11 @@ impl Stack {
         self.wheel.disarm(id.index);
         if let Some((epoch, ack, seq)) = cookie {
             let limit = self.shared.config.max_closed_flows;
-            if !self.closed_flows.insert(epoch, &key, ack, seq, limit) {
-                self.shared.counters.replay_not_remembered += 1;
+            let counters = &mut self.shared.counters;
+            match self.closed_flows.insert(epoch, &key, ack, seq, limit) {
+                Remembered::Yes => {}
+                Remembered::Displacing => counters.replay_epochs_forgotten += 1,
+                Remembered::No => counters.replay_not_remembered += 1,
             }
         }
     }
@@ -202,6 +209,15 @@ impl Stack {
         if !tcb.attached && tcb.orphan {
             tcb.void(&mut self.shared);
             self.connections.remove(id);
+            self.prune_send_waiters();
+        }
+    }
+
+    /// Connections may come, wait for the send pool and go for as long as it stays empty.
+    fn prune_send_waiters(&mut self) {
+        let connections = &self.connections;
+        if self.shared.send_waiters.len() > 2 * connections.len() as usize + 64 {
+            self.shared.send_waiters.retain(|&id| connections.get(id).is_some());
         }
     }
 

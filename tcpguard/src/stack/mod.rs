@@ -67,8 +67,12 @@ pub struct Stack {
     resets: Resets,
     /// Connections that have something to send, in turn.
     ready: VecDeque<ConnId>,
+    /// Connections whose peers closed their windows, and since when; some have opened them again.
+    stalls: VecDeque<(ConnId, Instant)>,
     /// Where the next search for receive memory starts.
     reclaim_hand: u32,
+    /// The next connection to apply changed tunables to.
+    retune_next: Option<u32>,
     /// Where the next search for connections to abort starts.
     abort_hand: u32,
     /// Segments the first of them may still send before it is the next one's turn.
@@ -111,7 +115,9 @@ impl Stack {
             closed_flows: ClosedFlows::new(hash_key),
             resets: Resets::new(hash_key),
             ready: VecDeque::new(),
+            stalls: VecDeque::new(),
             reclaim_hand: 0,
+            retune_next: None,
             abort_hand: 0,
             turn: TURN,
             replies: VecDeque::new(),
@@ -129,19 +135,19 @@ impl Stack {
         self.closed_flows = closed_flows;
     }
 
-    /// Replaces the tunables; they apply to what exists already. `max_connections` and `max_time_wait` stay
-    /// what they were.
+    /// Replaces the tunables; they apply to what exists already, to running timers of many connections in slices with
+    /// the next calls of [`Self::handle_timeout`]. `max_connections` and `max_time_wait` stay what they were.
     pub fn set_config(&mut self, now: Instant, config: Config) {
         self.shared.send_pool.set_budget(config.send_pool);
         self.shared.recv_pool.set_budget(config.recv_pool);
         self.shared.config = config;
-        let ids: Vec<ConnId> = self.connections.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            if let Some(tcb) = self.connections.get_mut(id) {
-                tcb.retune(&self.shared.config);
-            }
-            self.settle(id, now);
-        }
+        self.retune_next = Some(0);
+        self.retune_some(now);
+    }
+
+    /// Sets [`Config::adopt_at_once`] alone, which no connection is concerned with.
+    pub fn set_adopt_at_once(&mut self, at_once: bool) {
+        self.shared.config.adopt_at_once = at_once;
     }
 
     /// The tunables in force.
@@ -234,7 +240,8 @@ impl Stack {
         let timers = self.wheel.next_deadline();
         let hand = self.time_waits.next_step();
         let resets = self.resets.deadline(resets::lifetime(&self.shared.config));
-        [timers, hand, resets].into_iter().flatten().min()
+        let retuning = self.retune_next.map(|_| Instant::default());
+        [timers, hand, resets, self.stall_deadline(), retuning].into_iter().flatten().min()
     }
 
     /// Does what is due by `now`.
@@ -246,6 +253,8 @@ impl Stack {
             }
             self.settle(id, now);
         }
+        self.end_stalls(now);
+        self.retune_some(now);
         let events = &mut self.shared.events;
         self.time_waits.sweep(now, self.shared.config.time_wait, |key| {
             events.push_back(Event::TimeWaitExpired { key });

@@ -81,6 +81,21 @@ impl Stack {
         self.connection_count()
     }
 
+    /// Applies changed tunables to the next connections, if any are left.
+    pub(super) fn retune_some(&mut self, now: Instant) {
+        const PLACES: u32 = 1024;
+        let Some(start) = self.retune_next else { return };
+        let end = (start + PLACES).min(self.connections.slots());
+        for index in start..end {
+            let Some(id) = self.connections.id_at(index) else { continue };
+            if let Some(tcb) = self.connections.get_mut(id) {
+                tcb.retune(&self.shared.config);
+            }
+            self.settle(id, now);
+        }
+        self.retune_next = (end < self.connections.slots()).then_some(end);
+    }
+
     fn slots(&self, start: u32, places: u32) -> impl Iterator<Item = (ConnId, &Tcb)> {
         let indices = start..(start + places).min(self.connections.slots());
         indices.filter_map(|index| Some((self.connections.id_at(index)?, self.connections.at(index)?)))

@@ -63,6 +63,31 @@ impl TimeWaits {
         (age < time_wait).then_some((remains, age))
     }
 
+    /// Starts an entry's time afresh.
+    pub(crate) fn restart(&mut self, key: &AnyFlowKey, now: Instant) {
+        self.update(key, |word| stamp(now) | word & !TIME_MASK);
+    }
+
+    /// Whether an entry may acknowledge something now: once in a while (RFC 5961 §10), however often it is asked to.
+    pub(crate) fn may_answer(&mut self, key: &AnyFlowKey, now: Instant) -> bool {
+        // Never 0, which says that it has not answered yet.
+        let turn = (1 + (now.millis() / ANSWER_EVERY) % u64::from(ANSWER_MASK)) as u32;
+        let mut may = false;
+        self.update(key, |word| {
+            may = word >> ANSWER_SHIFT & ANSWER_MASK != turn;
+            word & !(ANSWER_MASK << ANSWER_SHIFT) | turn << ANSWER_SHIFT
+        });
+        may
+    }
+
+    /// Changes the last word of an entry.
+    fn update(&mut self, key: &AnyFlowKey, change: impl FnOnce(u32) -> u32) {
+        match key {
+            AnyFlowKey::V4(key) => self.v4.update(key, change),
+            AnyFlowKey::V6(key) => self.v6.update(key, change),
+        }
+    }
+
     pub(crate) fn remove(&mut self, key: &AnyFlowKey) {
         match key {
             AnyFlowKey::V4(key) => self.v4.remove(key),
@@ -205,16 +230,25 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     array
 }
 
-/// Bits of the time word: the rest counts milliseconds, modulo twelve days.
+/// Bits of the last word: an entry is there; it has timestamps; when it last answered, in units of [`ANSWER_EVERY`]
+/// milliseconds, modulo [`ANSWER_MASK`] and counted from 1; and since when it waits, in milliseconds, modulo four hours.
 const OCCUPIED: u32 = 1;
 const STAMPED: u32 = 2;
-const FLAG_BITS: u32 = 2;
+const ANSWER_SHIFT: u32 = 2;
+const ANSWER_MASK: u32 = 0x3f;
+const ANSWER_EVERY: u64 = 128;
+const TIME_SHIFT: u32 = 8;
+const TIME_MASK: u32 = u32::MAX << TIME_SHIFT;
+
+/// The time now, in its place.
+fn stamp(now: Instant) -> u32 {
+    (now.millis() as u32) << TIME_SHIFT
+}
 
 fn pack_tail(remains: &Remains, now: Instant) -> [u8; TAIL] {
     let (recent, offset) = remains.timestamps.unwrap_or_default();
     let flags = OCCUPIED | if remains.timestamps.is_some() { STAMPED } else { 0 };
-    let words =
-        [remains.snd_nxt.0, remains.rcv_nxt.0, recent, offset, (now.millis() as u32) << FLAG_BITS | flags];
+    let words = [remains.snd_nxt.0, remains.rcv_nxt.0, recent, offset, stamp(now) | flags];
     let mut tail = [0; TAIL];
     for (bytes, word) in tail.as_chunks_mut().0.iter_mut().zip(words) {
         *bytes = word.to_ne_bytes();
@@ -230,7 +264,7 @@ fn unpack_tail(tail: [u8; TAIL], now: Instant) -> (Remains, Duration) {
         rcv_nxt: Seq(word(4)),
         timestamps: (since & STAMPED != 0).then(|| (word(8), word(12))),
     };
-    let age = ((now.millis() as u32) << FLAG_BITS).wrapping_sub(since & !(OCCUPIED | STAMPED)) >> FLAG_BITS;
+    let age = stamp(now).wrapping_sub(since & TIME_MASK) >> TIME_SHIFT;
     (remains, Duration::from_millis(age.into()))
 }
 
@@ -267,6 +301,15 @@ impl<A: Packed> Table<A> {
             self.len += 1;
         }
         evicted
+    }
+
+    fn update(&mut self, key: &FlowKey<A>, change: impl FnOnce(u32) -> u32) {
+        if let Ok(place) = self.find(key) {
+            let (key, mut tail) = A::unpack(&self.places[place]);
+            let word = change(u32::from_ne_bytes(array(&tail, TAIL - 4)));
+            tail[TAIL - 4..].copy_from_slice(&word.to_ne_bytes());
+            self.places[place] = A::pack(&key, tail);
+        }
     }
 
     fn remove(&mut self, key: &FlowKey<A>) {
@@ -409,8 +452,28 @@ mod tests {
             None,
             "a shorter 2MSL applies at once"
         );
-        table.insert(&key(4), remains(4), at(69));
-        assert!(table.get(&key(4), at(128), LONG).is_some(), "restarted");
+        table.restart(&key(4), at(69));
+        assert_eq!(
+            table.get(&key(4), at(128), LONG),
+            Some((remains(4), Duration::from_secs(59))),
+            "restarted"
+        );
+    }
+
+    #[test]
+    fn an_entry_answers_eight_times_a_second_at_most_and_waits_no_longer_for_it() {
+        for flow in [3, 4] {
+            let mut table = TimeWaits::new(100, [1, 2]);
+            table.insert(&key(flow), remains(flow), at(10));
+            let asked = (0..10_000).map(|millisecond| at(10) + Duration::from_millis(millisecond));
+            let answers = asked.filter(|&now| table.may_answer(&key(flow), now)).count();
+            assert!((78..=80).contains(&answers), "{answers}");
+            table.restart(&key(flow), at(20));
+            assert!(!table.may_answer(&key(flow), at(20)), "restarting does not forget it");
+            let age = Duration::from_secs(59);
+            assert_eq!(table.get(&key(flow), at(79), LONG), Some((remains(flow), age)));
+            assert!(!table.may_answer(&key(flow + 2), at(20)), "there is no such entry");
+        }
     }
 
     #[test]

@@ -31,6 +31,10 @@ impl Tcb {
             self.account(segment, flight, now, shared);
             self.repair(advanced, duplicate, flight, now, shared);
         }
+        if self.probe && (advanced || sacked) {
+            // The tail speaks for itself: the probe that is still to leave has nothing to ask (RFC 8985 §7.2).
+            (self.probe, self.probed) = (false, None);
+        }
         self.end_probe(segment, repeated, flight);
         if advanced {
             self.after_progress(now, shared);
@@ -70,6 +74,7 @@ impl Tcb {
             acked -= 1;
         }
         transfer.send.advance(acked as usize, &mut shared.send_pool);
+        transfer.stall.progress(acked, self.mss.into());
         self.bytes_out += u64::from(acked);
         self.snd_una = ack;
         if ack.after(una) {
@@ -175,7 +180,7 @@ impl Tcb {
     /// Room enough again to be worth a wake-up: a quarter of the buffer.
     fn wake_writer(&mut self, shared: &mut Shared) {
         let queued = self.transfer.as_ref().map_or(0, |transfer| transfer.send.len());
-        let limit = shared.config.send_buffer as usize;
+        let limit = shared.send_limit();
         if self.wants_write && !self.orphan && queued <= limit - limit / 4 {
             self.wants_write = false;
             shared.events.push_back(Event::Writable(self.id));

@@ -94,8 +94,9 @@ impl Tcb {
             return Verdict::Unacceptable;
         }
         let is_bare = segment.len() == 0;
-        self.trim(&mut segment);
+        // Before it is cut: a segment that begins with what we have acknowledged may end with what we have not.
         self.take_timestamp(&segment, now);
+        self.trim(&mut segment);
         self.handle_ack(&segment, is_bare, now, shared);
         if matches!(self.state, State::TimeWait | State::Closed) {
             return Verdict::Done;

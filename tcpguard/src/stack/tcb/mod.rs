@@ -21,7 +21,7 @@ use super::congestion::Congestion;
 use super::counters::StackCounters;
 use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
-use super::pressure::recv_limit;
+use super::pressure::{Stall, recv_limit, send_limit};
 use super::recv::RecvBuffer;
 use super::rto::Rtt;
 use super::scoreboard::Scoreboard;
@@ -60,6 +60,11 @@ impl Shared {
     fn recv_limit(&self) -> u32 {
         recv_limit(&self.config, &self.recv_pool)
     }
+
+    /// Most bytes a connection may hold for sending now.
+    fn send_limit(&self) -> usize {
+        send_limit(&self.config, &self.send_pool)
+    }
 }
 
 /// The part of a connection that exists only while bytes are held or in flight.
@@ -68,6 +73,7 @@ pub(crate) struct Transfer {
     pub(crate) send: SendBuffer,
     pub(crate) recv: RecvBuffer,
     pub(crate) scoreboard: Scoreboard,
+    stall: Stall,
 }
 
 /// How far our own FIN is.
@@ -399,7 +405,7 @@ impl Tcb {
     /// Queues bytes for sending; how many.
     pub(crate) fn send(&mut self, data: &[u8], shared: &mut Shared) -> Result<usize, Error> {
         self.writable()?;
-        let limit = shared.config.send_buffer as usize;
+        let limit = shared.send_limit();
         let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
         let sent = transfer.send.push(data, limit, &mut shared.send_pool);
         if sent < data.len() {
@@ -418,7 +424,7 @@ impl Tcb {
     /// How many bytes [`Self::send`] would take, at least one.
     pub(crate) fn send_room(&mut self, shared: &mut Shared) -> Result<usize, Error> {
         self.writable()?;
-        let limit = shared.config.send_buffer as usize;
+        let limit = shared.send_limit();
         let (room, queued) = match &self.transfer {
             Some(transfer) => (transfer.send.room(limit, &shared.send_pool), transfer.send.len()),
             None => (limit.min(shared.send_pool.room_bytes()), 0),
@@ -472,9 +478,7 @@ impl Tcb {
     pub(crate) fn close(&mut self, now: Instant, shared: &mut Shared) {
         self.orphan = true;
         let unread = self.transfer.as_ref().is_some_and(|transfer| !transfer.recv.is_empty());
-        if unread && self.state.synchronized() && !self.state.peer_closed()
-            || unread && matches!(self.state, State::CloseWait)
-        {
+        if unread && self.state.synchronized() && self.state != State::TimeWait {
             self.fail(Error::Aborted, true, shared);
             return;
         }
@@ -534,6 +538,7 @@ impl Tcb {
         };
         if let Some(mut transfer) = self.transfer.take_if(|transfer| idle(transfer)) {
             transfer.scoreboard.clear();
+            transfer.stall = Stall::default();
             if shared.spare.len() < KEEP {
                 shared.spare.push(transfer);
             }
@@ -556,6 +561,21 @@ impl Tcb {
         if !self.orphan {
             shared.events.push_back(Event::Closed { conn: self.id, error: self.error });
         }
+    }
+
+    /// Whether data waits for a window that is closed.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.retransmit == Retransmit::Persist
+    }
+
+    /// The peer's window is closed: since when, if that is new.
+    pub(crate) fn stalls(&mut self, now: Instant) -> Option<Instant> {
+        self.transfer.as_mut()?.stall.begin(now).then_some(now)
+    }
+
+    /// Since when the peer takes nothing.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
+        self.transfer.as_ref()?.stall.since()
     }
 
     fn wait_for_pool(&mut self, shared: &mut Shared) {

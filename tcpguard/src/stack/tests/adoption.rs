@@ -95,8 +95,7 @@ fn rotation_between_syn_ack_and_ack_breaks_no_handshake() {
         }
         // A machine of the same fleet whose clock is ahead.
         let mut t = Script::syn(offer);
-        t.cookie = answer(&offer, EPOCH + 1, t.now);
-        t.tsecr = t.cookie.tsval.unwrap_or(0);
+        t.next_cookie(EPOCH + 1);
         t.set_epoch(EPOCH, true);
         assert_eq!(t.sends(". 1:1(0) ack 1"), Received::Consumed);
     }
@@ -206,12 +205,36 @@ fn a_full_memory_of_closed_flows_refuses_data_but_not_bare_acks() {
     let id = t.conn();
     t.stack.abort(t.now, id);
     while t.next_sent().is_some() {}
-    t.offer.port = 40_001;
-    t.cookie = answer(&t.offer, EPOCH, t.now);
-    t.tsecr = t.cookie.tsval.unwrap();
+    t.next_client(40_001, EPOCH);
     assert_eq!(t.sends("P. 1:101(100) ack 1"), Received::Dropped(StackDrop::ReplayTableFull));
     t.expect("R. 1:1(0) ack 1");
     assert_eq!(t.sends(". 1:1(0) ack 1"), Received::Consumed);
+}
+
+#[test]
+fn a_full_memory_of_closed_flows_gives_up_the_oldest_epoch_and_refuses_its_cookies() {
+    let mut t = Script::syn_with(modern(), Config { max_closed_flows: 1, ..Config::default() });
+    let replay = t.frame("P. 1:101(100) ack 1");
+    let end = |t: &mut Script| {
+        t.sends("P. 1:101(100) ack 1");
+        t.state(State::Established);
+        t.sends("R 101:101(0)");
+        let id = t.conn();
+        t.stack.close(t.now, id);
+    };
+    end(&mut t);
+    t.set_epoch(EPOCH + 1, false);
+    t.next_client(40_001, EPOCH + 1);
+    end(&mut t);
+    assert_eq!(t.stack.counters().replay_epochs_forgotten, 1);
+    assert_eq!(t.stack.handle_frame(t.now, &replay), Received::Dropped(StackDrop::ReplayTableFull));
+    // Nothing tells it from a client whose handshake took that long, which tries again.
+    assert!(t.next_sent().unwrap().starts_with("R. "));
+    assert_eq!(t.stack.connection_count(), 0);
+    // The present epoch alone fills it.
+    t.next_client(40_002, EPOCH + 1);
+    assert_eq!(t.sends("P. 1:101(100) ack 1"), Received::Dropped(StackDrop::ReplayTableFull));
+    assert_eq!(t.stack.counters().replay_table_full, 2);
 }
 
 #[test]
@@ -247,8 +270,7 @@ fn a_new_incarnation_replaces_the_old_one_only_with_a_newer_cookie() {
         t.wait(Duration::from_secs(1));
         t.offer.isn += 1_000_000;
         t.tsval += 1000;
-        t.cookie = answer(&t.offer, EPOCH, t.now);
-        t.tsecr = t.cookie.tsval.unwrap_or(0);
+        t.next_cookie(EPOCH);
         assert_eq!(t.sends(". 1:1(0) ack 1"), Received::Consumed);
         assert_ne!(t.conn(), old);
         assert!(t.events.contains(&Event::Closed { conn: old, error: Some(Error::Reset) }));
@@ -261,6 +283,53 @@ fn a_new_incarnation_replaces_the_old_one_only_with_a_newer_cookie() {
         t.stack.close(t.now, old);
         assert_eq!(t.stack.connection_count(), 1);
     }
+}
+
+#[test]
+fn a_rebooted_client_whose_clock_starts_lower_is_believed_by_its_cookies_epoch() {
+    for offer in [modern(), plain()] {
+        let mut t = Script::established(offer);
+        let old = t.conn();
+        t.sends("P. 1:101(100) ack 1");
+        t.expect(". 1:1(0) ack 101");
+        // Neither its timestamp nor its sequence number is later.
+        t.offer.isn -= 1_000_000;
+        t.tsval = t.tsval.wrapping_sub(1000);
+        // One epoch on, another machine's cookie may be older than that of the present connection.
+        t.set_epoch(EPOCH + 2, false);
+        t.next_cookie(EPOCH + 1);
+        t.sends(". 1:1(0) ack 1");
+        assert_eq!(t.conn(), old);
+        while t.next_sent().is_some() {}
+        t.next_cookie(EPOCH + 2);
+        assert_eq!(t.sends("P. 1:11(10) ack 1"), Received::Consumed);
+        assert!(t.events.contains(&Event::Closed { conn: old, error: Some(Error::Reset) }));
+        t.server_reads(1, 10);
+        assert_eq!((t.stack.counters().incarnations_refused, t.stack.counters().reincarnated), (1, 1));
+    }
+}
+
+#[test]
+fn a_replayed_cookie_of_a_later_epoch_does_not_end_a_connection() {
+    let mut t = Script::syn(modern());
+    let client = (t.offer, t.cookie, t.tsval, t.tsecr);
+    // A connection of a later epoch was here and has closed.
+    t.set_epoch(EPOCH + 2, false);
+    t.offer.isn -= 1_000_000;
+    t.tsval -= 1000;
+    t.next_cookie(EPOCH + 2);
+    let replay = t.frame("P. 1:11(10) ack 1");
+    t.sends("P. 1:11(10) ack 1");
+    t.sends("R 11:11(0)");
+    t.gone();
+    (t.offer, t.cookie, t.tsval, t.tsecr) = client;
+    t.sends(". 1:1(0) ack 1");
+    let alive = t.conn();
+    while t.next_sent().is_some() {}
+    t.stack.handle_frame(t.now, &replay);
+    t.state(State::Established);
+    assert_eq!(t.conn(), alive);
+    assert_eq!((t.stack.counters().reincarnated, t.stack.counters().replays_refused), (0, 1));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::script::{Script, answer, modern, plain};
+use super::script::{Script, modern, plain};
 use super::{EPOCH, Family};
 use crate::stack::{Config, Error, Event, Received, StackDrop, State};
 
@@ -249,8 +249,7 @@ fn a_newer_cookie_reuses_a_flow_in_time_wait_and_a_replayed_one_does_not() {
         t.wait(SECOND);
         t.offer.isn += 100_000;
         t.tsval += 1000;
-        t.cookie = answer(&t.offer, EPOCH, t.now);
-        t.tsecr = t.cookie.tsval.unwrap_or(0);
+        t.next_cookie(EPOCH);
         t.sends("P. 1:11(10) ack 1");
         t.state(State::Established);
         t.server_reads(1, 10);
@@ -394,8 +393,7 @@ fn a_new_connection_ends_the_memory_of_a_reset() {
     t.stack.abort(t.now, id);
     t.expect("R. 1:1(0) ack 1");
     t.offer.isn += 100_000;
-    t.cookie = answer(&t.offer, EPOCH, t.now);
-    t.tsecr = t.cookie.tsval.unwrap();
+    t.next_cookie(EPOCH);
     t.sends("P. 1:11(10) ack 1");
     t.state(State::Established);
     t.expect(". 1:1(0) ack 11");
@@ -409,9 +407,7 @@ fn a_new_connection_ends_the_memory_of_a_reset() {
 fn connections_beyond_the_room_for_resets_are_aborted_later() {
     let mut t = Script::syn(modern());
     for port in 1000..4000 {
-        t.offer.port = port;
-        t.cookie = answer(&t.offer, EPOCH, t.now);
-        t.tsecr = t.cookie.tsval.unwrap();
+        t.next_client(port, EPOCH);
         t.sends(". 1:1(0) ack 1");
     }
     let mut reset = 0;
@@ -440,6 +436,73 @@ fn closing_with_unread_data_resets() {
     t.expect("R. 1:1(0) ack 101");
     t.gone();
     assert_eq!((t.stack.connection_count(), t.stack.buffered_bytes()), (0, 0));
+}
+
+#[test]
+fn closing_with_unread_data_resets_whoever_closed_before() {
+    for state in [State::LastAck, State::Closing, State::FinWait1] {
+        let mut t = Script::established(modern());
+        let id = t.conn();
+        if state == State::Closing {
+            t.stack.shutdown(t.now, id).unwrap();
+        }
+        let fin = if state == State::FinWait1 { "P." } else { "PF." };
+        t.sends(&format!("{fin} 1:101(100) ack 1"));
+        t.stack.shutdown(t.now, id).unwrap();
+        while t.next_sent().is_some() {}
+        t.state(state);
+        t.stack.close(t.now, id);
+        let ack = if state == State::FinWait1 { 101 } else { 102 };
+        t.expect(&format!("R. 2:2(0) ack {ack}"));
+        t.gone();
+        assert_eq!((t.stack.connection_count(), t.stack.buffered_bytes()), (0, 0));
+    }
+}
+
+#[test]
+fn time_wait_answers_old_duplicates_only_so_often() {
+    let mut t = Script::established(modern());
+    let id = t.conn();
+    t.stack.close(t.now, id);
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    let (mut data, mut fins) = (0, 0);
+    for _ in 0..1000 {
+        t.sends("P. 1:100(99) ack 1");
+        data += u32::from(t.next_sent().is_some());
+        t.wait(SECOND / 1000);
+    }
+    for _ in 0..1000 {
+        t.sends("F. 1:1(0) ack 2");
+        fins += u32::from(t.next_sent().is_some());
+        t.wait(SECOND / 1000);
+    }
+    assert!((7..=9).contains(&data) && (7..=9).contains(&fins), "{data}, {fins}");
+    assert_eq!(t.stack.counters().time_wait_throttled, u64::from(2000 - data - fins));
+    t.wait(59 * SECOND);
+    t.state(State::TimeWait);
+    t.wait(SECOND);
+    t.gone();
+}
+
+#[test]
+fn tunables_reach_many_connections_a_slice_at_a_time() {
+    let mut t = Script::syn(modern());
+    for port in 1..=3000 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.close(t.now, id);
+        while t.next_sent().is_some() {}
+        t.sends(". 1:1(0) ack 2");
+    }
+    t.stack.set_config(t.now, Config { fin_wait_2: SECOND, ..Config::default() });
+    assert_eq!(t.stack.retune_next, Some(1024), "the others with the next calls");
+    assert!(t.stack.poll_timeout().unwrap() <= t.now);
+    t.wait(2 * SECOND);
+    assert_eq!((t.stack.connection_count(), t.stack.counters().fin_wait_2_expired), (0, 3000));
+    assert_eq!(t.stack.poll_timeout(), None);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tcpguard_common::packet::Options;
 use tcpguard_common::seq::Seq;
 
 use super::script::{CLIENT, Offer, Script, modern, plain};
-use super::{Rng, stream};
+use super::{EPOCH, Rng, stream};
 use crate::stack::wire::Outgoing;
 use crate::stack::{Config, Error, Received, State};
 
@@ -139,6 +139,17 @@ fn an_old_timestamp_is_refused_and_so_is_a_missing_one() {
 }
 
 #[test]
+fn the_timestamp_of_a_segment_that_begins_with_old_data_is_echoed() {
+    let mut t = Script::established(modern());
+    t.sends("P. 1:101(100) ack 1");
+    // Not acknowledged yet, so it is the same data once more, and some.
+    t.tsval += 7;
+    t.sends("P. 1:201(200) ack 1");
+    t.expect(". 1:1(0) ack 201");
+    assert_eq!(t.last.unwrap().3.timestamps.unwrap().1, t.tsval, "RFC 7323 §4.3, rule 2");
+}
+
+#[test]
 fn nonsense_in_sack_blocks_is_ignored() {
     let mut t = Script::established(modern());
     t.server_sends(1, 4000);
@@ -208,9 +219,7 @@ fn data_behind_holes_gives_way_when_memory_is_short() {
     }
     while t.next_sent().is_some() {}
     assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
-    t.offer.port = 40_001;
-    t.cookie = super::script::answer(&t.offer, super::EPOCH, t.now);
-    t.tsecr = t.cookie.tsval.unwrap();
+    t.next_client(40_001, EPOCH);
     t.sends(". 1:1(0) ack 1");
     t.sends("P. 1:101(100) ack 1");
     t.server_reads(1, 100);
@@ -230,9 +239,7 @@ fn windows_shrink_as_the_pool_fills() {
     }
     while t.next_sent().is_some() {}
     t.server_reads(1, 30_000);
-    t.offer.port = 40_001;
-    t.cookie = super::script::answer(&t.offer, super::EPOCH, t.now);
-    t.tsecr = t.cookie.tsval.unwrap();
+    t.next_client(40_001, EPOCH);
     t.sends("P. 1:101(100) ack 1");
     t.expect(". 1:1(0) ack 101");
     let tight = u32::from(t.last.unwrap().2) << 7;
@@ -244,9 +251,7 @@ fn writers_that_found_the_pool_empty_are_woken_when_it_is_not() {
     let mut t = Script::established_with(modern(), Config { send_pool: 4096, ..Config::default() });
     let first = t.conn();
     t.server_sends(1, 4096);
-    (t.offer.port, t.window) = (40_001, 1000);
-    t.cookie = super::script::answer(&t.offer, super::EPOCH, t.now);
-    t.tsecr = t.cookie.tsval.unwrap();
+    t.next_client(40_001, EPOCH);
     t.sends(". 1:1(0) ack 1");
     let second = t.conn();
     assert_eq!(t.stack.send(t.now, second, b"x"), Err(Error::WouldBlock));
@@ -254,6 +259,116 @@ fn writers_that_found_the_pool_empty_are_woken_when_it_is_not() {
     t.sends(". 1:1(0) ack 1");
     assert!(t.events.contains(&crate::stack::Event::Writable(second)));
     assert_eq!(t.stack.send(t.now, second, b"x"), Ok(1));
+}
+
+#[test]
+fn readers_with_closed_windows_leave_memory_to_whoever_comes_next() {
+    const POOL: usize = 4 << 20;
+    let mut t = Script::syn_with(modern(), Config { send_pool: POOL, ..Config::default() });
+    let data = vec![0; 100_000];
+    for port in 1..=200 {
+        t.window = 0;
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        let sent = t.stack.send(t.now, id, &data).unwrap();
+        assert!(sent >= 4096, "client {port} got {sent}");
+        assert_eq!(t.stack.send(t.now, id, &data), Err(Error::WouldBlock));
+    }
+    assert!(t.stack.buffered_bytes() < POOL);
+}
+
+#[test]
+fn peers_that_keep_their_windows_closed_are_reset_while_memory_is_short_the_longest_stalled_first() {
+    let config = Config { send_pool: 64 * 4096, ..Config::default() };
+    let mut t = Script::syn_with(modern(), config);
+    for port in 1..=60 {
+        t.window = 0;
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.send(t.now, id, &[0; 4096]).unwrap();
+        t.wait(SECOND / 100);
+    }
+    t.wait(29 * SECOND);
+    assert_eq!((t.stack.counters().stalls_reset, t.stack.connection_count()), (0, 60));
+    t.wait(2 * SECOND);
+    // As many as make the pool one that is not short.
+    assert_eq!((t.stack.counters().stalls_reset, t.stack.buffered_bytes()), (4, 56 * 4096));
+    for port in 1..=60 {
+        t.offer.port = port;
+        assert_eq!(t.stack.flow_state(t.now, &t.key()).is_none(), port <= 4, "client {port}");
+        assert_eq!(t.stack.remembers_reset(&t.key()), port <= 4, "with a reset");
+    }
+    // Memory is short again: who takes a byte now and then is as bad as who takes none, who takes more is not.
+    let ports = [5, 6];
+    for (port, acked) in ports.into_iter().zip([20, 2000]) {
+        t.window = 1000;
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+        t.window = 0;
+        t.sends(&format!(". 1:1(0) ack {acked}"));
+    }
+    for port in 61..=65 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.send(t.now, id, &[0; 4096]).unwrap();
+    }
+    t.wait(SECOND);
+    let gone = ports.map(|port| {
+        t.offer.port = port;
+        t.stack.flow_state(t.now, &t.key()).is_none()
+    });
+    assert_eq!(gone, [true, false]);
+}
+
+#[test]
+fn a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
+    let mut t = Script::established(modern());
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 100_000);
+    for _ in 0..3600 {
+        t.wait(SECOND);
+        while t.next_sent().is_some() {
+            t.tsval += 1;
+            t.sends(". 1:1(0) ack 1");
+        }
+    }
+    t.state(State::Established);
+    assert!(t.stack.counters().window_probes > 25);
+}
+
+#[test]
+fn connections_that_waited_for_the_pool_and_went_are_not_remembered() {
+    let mut t = Script::established_with(modern(), Config { send_pool: 4096, ..Config::default() });
+    t.server_sends(1, 4096);
+    for port in 1..=1000 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        assert_eq!(t.stack.send(t.now, id, b"x"), Err(Error::WouldBlock));
+        t.stack.abort(t.now, id);
+    }
+    assert_eq!(t.stack.connection_count(), 1);
+    assert!(t.stack.shared.send_waiters.len() < 100, "{}", t.stack.shared.send_waiters.len());
+}
+
+#[test]
+fn stalls_that_are_over_are_not_remembered() {
+    let mut t = Script::established(modern());
+    for round in 0..1000_u32 {
+        t.window = 0;
+        t.sends(&format!(". 1:1(0) ack {}", 1 + round * 2000));
+        t.server_sends(u64::from(1 + round * 2000), 2000);
+        t.wait(SECOND / 1000);
+        t.window = 1000;
+        t.sends(&format!(". 1:1(0) ack {}", 1 + round * 2000));
+        while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+    }
+    assert!(t.stack.stalls.len() < 100, "{}", t.stack.stalls.len());
 }
 
 #[test]

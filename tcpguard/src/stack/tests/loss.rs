@@ -229,6 +229,25 @@ fn a_lost_tail_is_probed_before_the_timeout() {
 }
 
 #[test]
+fn a_probe_that_could_not_leave_before_the_ack_came_does_not_leave_at_all() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 2896);
+    while t.next_sent().is_some() {}
+    // The timer fires, and there is no room to send.
+    t.wait(SECOND / 15);
+    assert_eq!(t.stack.counters().tail_loss_probes, 1);
+    t.sends(". 1:1(0) ack 1449");
+    t.silent();
+    t.sends(". 1:1(0) ack 2897");
+    assert_eq!(t.stack.counters().retransmitted, 0);
+    // Nor does the acknowledgement of later data look like a repaired loss.
+    t.server_sends(2897, 100_000);
+    while t.next_sent().is_some() {}
+    t.sends(". 1:1(0) ack 4345");
+    assert!(t.next_sent().is_some(), "the window has not been lowered");
+}
+
+#[test]
 fn a_closed_window_is_probed_and_reopens() {
     let mut t = Script::syn(plain());
     t.window = 1000;

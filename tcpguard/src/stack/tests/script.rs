@@ -101,6 +101,18 @@ impl Script {
         script
     }
 
+    /// Another client with the same offer, from another port, as far as the answer to its SYN.
+    pub(super) fn next_client(&mut self, port: u16, epoch: u32) {
+        self.offer.port = port;
+        self.next_cookie(epoch);
+    }
+
+    /// The client's SYN, as `offer` now says, was answered with a cookie of `epoch`.
+    pub(super) fn next_cookie(&mut self, epoch: u32) {
+        self.cookie = answer(&self.offer, epoch, self.now);
+        self.tsecr = self.cookie.tsval.unwrap_or(0);
+    }
+
     pub(super) fn key(&self) -> AnyFlowKey {
         let family = self.offer.family;
         AnyFlowKey::new(family.client(self.offer.port), family.server()).unwrap()
