@@ -17,6 +17,8 @@ pub mod cookie;
 pub mod decision;
 pub mod fingerprint;
 pub mod flow;
+#[cfg(test)]
+mod fuzz;
 pub mod lab;
 pub mod map;
 pub mod packet;

@@ -25,6 +25,38 @@ use tcpguard_common::reason::{Outcome, Reason};
 pub(crate) use cookie::{Offer, holds, issue};
 use wire::{Answer, Arrival, Segment};
 
+/// MSS, window shift, SACK permitted and timestamps.
+pub(crate) type FoundOptions = (Option<u16>, Option<u8>, bool, Option<(u32, u32)>);
+
+/// What the reference finds in the options of a segment; `None` when a length lies.
+pub(crate) fn options(bytes: &[u8]) -> Option<FoundOptions> {
+    wire::options(bytes).map(|options| (options.mss, options.shift, options.sack, options.stamps))
+}
+
+/// Makes the checksums of a frame right, if it is near enough to TCP to have any.
+pub(crate) fn repair(frame: &mut [u8]) {
+    if let Some(places) = wire::Places::of(frame) {
+        places.repair(frame);
+    }
+}
+
+/// Turns a segment into one that echoes a cookie of the current epoch for its flow; with timestamps, if it has the option
+/// where most systems put it.
+pub(crate) fn sign(world: &World, frame: &mut [u8]) {
+    let signed = Arrival::read(frame).and_then(|arrival| {
+        let segment = arrival.segment.as_ref().ok()?;
+        let slot = cookie::slot(&world.epochs, world.settings.epoch)?;
+        let stamped = segment.options()?.stamps.is_some();
+        let offer = Offer { mss: Some(1400), shift: Some(5), sack: true, stamped };
+        let client_isn = segment.header.sequence_number.wrapping_sub(1);
+        let (isn, tsval) = issue(slot, &arrival.flow(), client_isn, &offer, world.now);
+        Some((isn.wrapping_add(1), tsval))
+    });
+    if let Some(((ack, tsval), places)) = signed.zip(wire::Places::of(frame)) {
+        places.acknowledge(frame, ack, tsval);
+    }
+}
+
 /// What must become of one frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Judgement {

@@ -100,13 +100,15 @@ impl Arrival {
 
     /// Whether the segment's checksum holds, the way a receiver finds out (RFC 1071 §1).
     pub(super) fn sum_holds(&self, segment: &Segment) -> bool {
-        let length = (segment.bytes.len() as u32).to_be_bytes();
-        let pseudo = Sum16BitWords::new()
+        self.pseudo(segment).add_slice(&segment.bytes).ones_complement() == 0
+    }
+
+    fn pseudo(&self, segment: &Segment) -> Sum16BitWords {
+        Sum16BitWords::new()
             .add_slice(&octets(self.source))
             .add_slice(&octets(self.destination))
             .add_slice(&[0, IpNumber::TCP.0])
-            .add_slice(&length);
-        pseudo.add_slice(&segment.bytes).ones_complement() == 0
+            .add_slice(&(segment.bytes.len() as u32).to_be_bytes())
     }
 
     /// An empty segment from the other end, along the same link.
@@ -202,14 +204,18 @@ impl Network {
 impl Segment {
     /// `None` when an option's length lies.
     pub(super) fn options(&self) -> Option<Options> {
-        let options = walk(self.header.options.as_slice());
-        let easy: Result<Vec<_>, _> =
-            TcpOptionsIterator::from_slice(self.header.options.as_slice()).collect();
-        if let Ok(elements) = easy {
-            assert_eq!(options, Some(collect(elements)), "{:02x?}", self.header.options.as_slice());
-        }
-        options
+        options(self.header.options.as_slice())
     }
+}
+
+/// Our own walk, which must agree with the crate's on what the crate can read.
+pub(super) fn options(bytes: &[u8]) -> Option<Options> {
+    let options = walk(bytes);
+    let easy: Result<Vec<_>, _> = TcpOptionsIterator::from_slice(bytes).collect();
+    if let Ok(elements) = easy {
+        assert_eq!(options, Some(collect(elements)), "{bytes:02x?}");
+    }
+    options
 }
 
 /// The last of each kind counts; one of a length that is not its kind's is none.
@@ -308,5 +314,56 @@ impl Answer {
         };
         let link = [&self.link_destination[..], &self.link_source, &self.tags.concat()].concat();
         [link, ether_type.0.to_be_bytes().to_vec(), network, self.header.to_bytes().to_vec()].concat()
+    }
+}
+
+/// Where the parts of a frame stand.
+pub(super) struct Places {
+    l3: usize,
+    l4: usize,
+    end: usize,
+    pseudo: Sum16BitWords,
+    v4: bool,
+}
+
+impl Places {
+    /// `None` unless there is a whole segment.
+    pub(super) fn of(frame: &[u8]) -> Option<Self> {
+        let arrival = Arrival::read(frame)?;
+        let segment = arrival.segment.as_ref().ok()?;
+        let l3 = Ethernet2Header::LEN + SingleVlanHeader::LEN * arrival.tags.len();
+        let rest = &frame[l3..];
+        let network = if arrival.source.is_ipv4() { Network::read_v4(rest) } else { Network::read_v6(rest) }?;
+        Some(Self {
+            l3,
+            l4: l3 + network.header_len,
+            end: l3 + network.total,
+            pseudo: arrival.pseudo(segment),
+            v4: arrival.source.is_ipv4(),
+        })
+    }
+
+    pub(super) fn repair(&self, frame: &mut [u8]) {
+        if self.v4 {
+            let at = self.l3 + 10;
+            frame[at..at + 2].fill(0);
+            let sum = Sum16BitWords::new().add_slice(&frame[self.l3..self.l4]);
+            frame[at..at + 2].copy_from_slice(&sum.ones_complement().to_ne_bytes());
+        }
+        let at = self.l4 + 16;
+        frame[at..at + 2].fill(0);
+        let sum = self.pseudo.clone().add_slice(&frame[self.l4..self.end]);
+        frame[at..at + 2].copy_from_slice(&sum.ones_complement().to_ne_bytes());
+    }
+
+    /// Sets ACK, the acknowledgment number, and the TSecr where NOP, NOP, timestamps is the first thing.
+    pub(super) fn acknowledge(&self, frame: &mut [u8], ack: u32, tsecr: Option<u32>) {
+        const ACK: u8 = 0x10;
+        let l4 = self.l4;
+        frame[l4 + 8..l4 + 12].copy_from_slice(&ack.to_be_bytes());
+        frame[l4 + 13] |= ACK;
+        if let (Some(tsecr), true) = (tsecr, frame[l4 + 20..self.end].starts_with(&[1, 1, 8, 10])) {
+            frame[l4 + 28..l4 + 32].copy_from_slice(&tsecr.to_be_bytes());
+        }
     }
 }
