@@ -14,6 +14,7 @@ use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{
     self, AnySegment, Buffer, Family, MAX_OPTIONS, Options, Segment, WINDOW_SCALE_MAX, checksum,
 };
+use tcpguard_common::reason::Reason;
 
 /// The parser: what it finds lies inside the frame, and written anew it reads the same.
 pub(crate) fn parser(frame: &[u8]) {
@@ -201,10 +202,29 @@ pub(crate) fn decision(input: &[u8]) {
         if gifts & 2 != 0 {
             reference::repair(&mut frame);
         }
-        if let Err(difference) = reference::compare(world, &frame, usize::from(place >> 4) * 4) {
-            panic!("{difference}");
+        match reference::compare(world, &frame, usize::from(place >> 4) * 4) {
+            Ok(Some(Reason::AckValid)) => handed_over(world, &frame),
+            Ok(_) => {}
+            Err(difference) => panic!("{difference}"),
         }
     });
+}
+
+/// What XDP lets through, the stack can read, and accepts as well.
+fn handed_over(world: &World, frame: &[u8]) {
+    let accepted = match packet::parse(frame).expect("a whole segment") {
+        AnySegment::V4(segment) => adoptable(world, &segment),
+        AnySegment::V6(segment) => adoptable(world, &segment),
+    };
+    assert!(accepted);
+}
+
+fn adoptable<A: Family>(world: &World, segment: &Segment<A>) -> bool {
+    let clock =
+        Clock { epoch: world.settings.epoch, second_half: world.settings.epoch_second_half != 0, extra: 1 };
+    let (client_isn, isn) = ((segment.tcp.seq - 1).0, (segment.tcp.ack - 1).0);
+    let tsecr = segment.options.timestamps.map(|(_, echo)| echo);
+    cookie::validate(world, &clock, &segment.key(), client_isn, isn, tsecr).is_some()
 }
 
 #[cfg(test)]

@@ -97,6 +97,44 @@ fn a_syn_ack_that_does_not_fit_behind_the_frame_is_dropped_and_counted() {
     assert_eq!(*world.counted.borrow(), [Reason::SynUnanswerable]);
 }
 
+#[test]
+fn a_heartbeat_goes_stale_and_its_grace_ends_to_the_nanosecond() {
+    // The heartbeat is 0, so that the time is its age.
+    let stopped = World { beating: false, now: 1_000_000, ..World::new() };
+    for (stale_after, exit_grace, reason) in [
+        (1_000_001, 0, Reason::CookieSent),
+        (1_000_000, 0, Reason::CookieSent),
+        (999_999, 1, Reason::Grace),
+        (999_999, 0, Reason::ExitDrop),
+        (999_000, 1001, Reason::Grace),
+        (999_000, 1000, Reason::Grace),
+        (999_000, 999, Reason::ExitDrop),
+        (0, u64::MAX, Reason::Grace),
+        (u64::MAX, u64::MAX, Reason::CookieSent),
+    ] {
+        let mut world = stopped.clone();
+        (world.settings.stale_after, world.settings.exit_grace) = (stale_after, exit_grace);
+        run(&world, &Spec::<V4>::syn(LINUX).frame());
+        assert_eq!(*world.counted.borrow(), [reason], "stale after {stale_after}, grace {exit_grace}");
+    }
+}
+
+/// As native XDP has it without multi-buffer support; longer frames only the host can have.
+#[test]
+fn the_longest_syn_that_is_answered_has_4096_bytes_of_tcp() {
+    for (len, reason) in
+        [(4095, Reason::CookieSent), (4096, Reason::CookieSent), (4097, Reason::SynUnanswerable)]
+    {
+        let world = World::new();
+        let data = vec![0x3c; len - 20 - LINUX.len()];
+        let v4 = Spec::<V4> { data: data.clone(), ..Spec::syn(LINUX) };
+        let v6 = Spec::<V6> { data, ..Spec::syn(LINUX) };
+        run(&world, &v4.frame());
+        run(&world, &v6.frame());
+        assert_eq!(*world.counted.borrow(), [reason; 2], "{len} bytes");
+    }
+}
+
 /// A frame whose driver has no room for another length.
 struct Stiff<'a>(Buffer<'a>);
 
