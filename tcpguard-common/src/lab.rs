@@ -1,6 +1,8 @@
 //! What the lab's XDP programs and xtask agree on: the flood's templates, how a spoofed segment follows from its
 //! source address and port, and the receiver's counters. The guard itself uses none of it.
 
+pub use crate::hash::mix;
+
 /// The names of the lab's programs and maps, as its object file carries them.
 pub mod name {
     /// Passes everything.
@@ -106,14 +108,6 @@ impl Spoofed {
         let tsval = (hash as u32).rotate_left(7) ^ 0x5bd1_e995;
         Self { isn: (hash >> 32) as u32, tsval, template: ((hash as u8 as u32) * count) >> 8 }
     }
-}
-
-/// The finaliser of splitmix64: every input bit reaches every output bit, in five instructions.
-#[inline(always)]
-pub fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// What the receiver counts, each frame once.

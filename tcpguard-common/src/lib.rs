@@ -19,9 +19,11 @@ pub mod fingerprint;
 pub mod flow;
 #[cfg(test)]
 mod fuzz;
+pub mod hash;
 pub mod lab;
 pub mod map;
 pub mod packet;
 pub mod reason;
 pub mod seq;
 mod siphash;
+pub mod sketch;
