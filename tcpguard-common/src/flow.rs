@@ -22,6 +22,9 @@ pub trait Address: Copy + Eq + fmt::Debug + core::hash::Hash + 'static {
 
     /// As the standard library writes it.
     fn ip(self) -> IpAddr;
+    /// What tells sources apart: an IPv4 address, in the upper half; the first 64 bits of an IPv6 address, within which
+    /// one host may have any number of addresses (RFC 4291 §2.5.4).
+    fn site(self) -> u64;
     /// The family-neutral form of a key.
     fn any_key(key: FlowKey<Self>) -> AnyFlowKey
     where
@@ -36,6 +39,11 @@ impl Address for V4 {
         IpAddr::V4(Ipv4Addr::from(self.0))
     }
 
+    #[inline(always)]
+    fn site(self) -> u64 {
+        u64::from(u32::from_be_bytes(self.0)) << 32
+    }
+
     fn any_key(key: FlowKey<Self>) -> AnyFlowKey {
         AnyFlowKey::V4(key)
     }
@@ -47,6 +55,12 @@ impl Address for V6 {
 
     fn ip(self) -> IpAddr {
         IpAddr::V6(Ipv6Addr::from(self.0))
+    }
+
+    #[inline(always)]
+    fn site(self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 
     fn any_key(key: FlowKey<Self>) -> AnyFlowKey {

@@ -2,9 +2,10 @@
 //! themselves: XDP binds them in `tcpguard-ebpf`, userspace in `tcpguard::dataplane`.
 
 use crate::flow::Address;
+use crate::sketch::Rate;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -49,12 +50,20 @@ pub mod name {
     /// Mmapable `Array<[u32; 4]>` of [`super::FINGERPRINTS`] TIME_WAIT fingerprints in buckets of
     /// [`crate::fingerprint::WAYS`]; engines write, XDP reads. 0 is an empty place.
     pub const TIME_WAIT: &str = "TIME_WAIT";
+    /// `Array<[u64; sketch::WORDS]>`, one [`crate::sketch::Sketch`] for each receive queue number: the reply budgets. Not per
+    /// CPU: which CPU serves a queue can change from packet to packet, and every further one would add a budget.
+    pub const REPLIES: &str = "REPLIES";
+    /// `Array<u64>` of [`super::VERIFIED`] words, see [`crate::decision::budget`]: sources that showed a valid cookie.
+    pub const VERIFIED: &str = "VERIFIED";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
 }
 
 /// Places for TIME_WAIT fingerprints; a power of two.
 pub const FINGERPRINTS: u32 = 1 << 20;
+
+/// Places for recently verified sources; a power of two.
+pub const VERIFIED: u32 = 1 << 19;
 
 /// Words of the port bitmap.
 pub const PORT_WORDS: u32 = 65536 / 64;
@@ -81,10 +90,28 @@ pub struct Settings {
     pub exit_grace: u64,
     /// One of the `ON_EXIT_*` constants.
     pub on_exit: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How many receive queues the interface with the most of them has: so many share the reply budgets.
+    pub queues: u32,
     /// Keys the fingerprints and sketches: random per boot, so that nobody can aim at a slot.
     pub hash_key: [u64; 2],
+    /// What anybody may use up.
+    pub limits: Limits,
+}
+
+/// What anybody may use up, as the tunables say. Zeroed: no limit at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Limits {
+    /// SYN-ACKs to each prefix, one queue's share.
+    pub replies: Rate,
+    /// The same to recently verified sources of a prefix, once the prefix's own budget is used up.
+    pub verified_replies: Rate,
+    /// Which bits of an IPv4 [site](Address::site) are its prefix.
+    pub prefix_v4: u64,
+    /// Which bits of an IPv6 [site](Address::site) are its prefix.
+    pub prefix_v6: u64,
+    /// For how long a source counts as verified, nanoseconds.
+    pub verified_for: u64,
 }
 
 /// After the grace, a dead daemon's ports are left to the kernel.
@@ -232,7 +259,8 @@ mod tests {
     /// The sum of the fields' sizes is the size of the type: no byte that nobody wrote reaches the kernel.
     #[test]
     fn map_values_have_no_padding() {
-        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 2 + 16);
+        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 2 + 16 + size_of::<Limits>());
+        assert_eq!(size_of::<Limits>(), 2 * 16 + 3 * 8);
         assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
         assert_eq!(size_of::<Interface>(), 8 + 8);
         assert_eq!(size_of::<ServiceKey<V4>>(), 8);

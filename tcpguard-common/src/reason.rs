@@ -64,6 +64,11 @@ reasons! {
     NoFlowRst = "no-flow-rst", Dropped;
     /// Segment of an unknown flow with neither SYN, ACK nor RST, or a SYN-ACK nobody asked for.
     NoFlow = "no-flow", Dropped;
+    /// SYN of a source prefix that has been sent all the SYN-ACKs its budget (reply-rate) allows.
+    ReplyBudget = "reply-budget", Dropped;
+    /// As reply-budget, for a recently verified source, whose prefix has used up the budget of such sources
+    /// (verified-reply-rate) too.
+    ReplyBudgetVerified = "reply-budget-verified", Dropped;
     /// SYN whose TCP checksum is wrong.
     SynBadChecksum = "syn-bad-checksum", Dropped;
     /// SYN that could not be answered: no valid cookie key, longer than 4096 bytes, or no room in the frame.
@@ -104,10 +109,10 @@ reasons! {
 }
 
 /// Two bits for each reason, so that finding its outcome is a shift and no load from memory.
-const OUTCOMES: u64 = {
-    let (mut table, mut index) = (0, 0);
+const OUTCOMES: [u64; 2] = {
+    let (mut table, mut index) = ([0; 2], 0);
     while index < Reason::ALL.len() {
-        table |= (Reason::ALL[index].declared_outcome() as u64) << (2 * index);
+        table[index / 32] |= (Reason::ALL[index].declared_outcome() as u64) << (2 * (index % 32));
         index += 1;
     }
     table
@@ -117,7 +122,9 @@ impl Reason {
     /// What became of such a frame.
     #[inline(always)]
     pub const fn outcome(self) -> Outcome {
-        match OUTCOMES >> (2 * self as u32) & 3 {
+        let index = self as u32;
+        let word = if index < 32 { OUTCOMES[0] } else { OUTCOMES[1] };
+        match word >> (2 * (index % 32)) & 3 {
             0 => Outcome::Passed,
             1 => Outcome::Answered,
             2 => Outcome::Redirected,

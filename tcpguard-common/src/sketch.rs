@@ -75,6 +75,17 @@ impl Sketch {
         true
     }
 
+    /// Up to which time the tokens of the source are spent, as far as its buckets tell.
+    pub fn spent_until(&self, hash: u64) -> u64 {
+        let (first, second) = self.places(hash);
+        first.get().min(second.get())
+    }
+
+    /// What lies in the map.
+    pub fn words(&self) -> [u64; WORDS] {
+        self.0.each_ref().map(Cell::get)
+    }
+
     #[inline(always)]
     fn places(&self, hash: u64) -> (&Cell<u64>, &Cell<u64>) {
         let [first, second] = places(hash);

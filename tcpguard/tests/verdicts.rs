@@ -7,14 +7,16 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, XskMap};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
+use tcpguard_common::decision::budget::{Ledger as _, verified_place};
 use tcpguard_common::decision::{Verdict, decide};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{EpochSlot, Flow, Interface, Service, ServiceKey, Settings, name};
 use tcpguard_common::packet::{AnySegment, Buffer, Family, parse};
 use tcpguard_common::reason::Reason;
+use tcpguard_common::sketch::{Sketch, WORDS};
 
 use table::cases;
-use table::generator::{self, Generator};
+use table::generator::{self, Generator, Wild as _};
 use table::world::{Place, SLOT, World};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
@@ -37,6 +39,8 @@ struct Kernel {
     ebpf: Ebpf,
     socket: OwnedFd,
     out: Vec<u8>,
+    /// Some budget is used up.
+    spent: bool,
 }
 
 /// What became of one frame.
@@ -61,7 +65,7 @@ impl Kernel {
         assert!(socket >= 0, "{}", std::io::Error::last_os_error());
         // SAFETY: as above.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        Self { ebpf, socket, out: vec![0; 4096] }
+        Self { ebpf, socket, out: vec![0; 4096], spent: false }
     }
 
     fn map<'a, M: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> M {
@@ -91,6 +95,7 @@ impl Kernel {
         for (&bucket, words) in &world.fingerprints {
             self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, words, 0).unwrap();
         }
+        self.budgets(world);
         let socket = self.socket.as_raw_fd();
         let mut sockets: XskMap<&mut MapData> = self.map(name::SOCKETS);
         if world.socket {
@@ -100,6 +105,27 @@ impl Kernel {
         }
         self.tables::<V4>(world, name::SERVICES_V4, name::FLOWS_V4);
         self.tables::<V6>(world, name::SERVICES_V6, name::FLOWS_V6);
+    }
+
+    /// A world whose sketch nobody has touched has full budgets, and nobody cares who is verified then.
+    fn budgets(&mut self, world: &World) {
+        let replies = world.replies.get().map(Box::as_ref);
+        if replies.is_some() || self.spent {
+            self.array::<[u64; WORDS]>(name::REPLIES)
+                .set(0, replies.map_or([0; WORDS], Sketch::words), 0)
+                .unwrap();
+        }
+        self.spent = replies.is_some();
+        if self.spent {
+            let mut verified = self.array::<u64>(name::VERIFIED);
+            let hosts = (0..=255).flat_map(|host| {
+                let v4 = verified_place(&world.settings, V4::with_host(host));
+                [v4, verified_place(&world.settings, V6::with_host(host))]
+            });
+            for (place, _) in hosts {
+                verified.set(place, world.verified(place), 0).unwrap();
+            }
+        }
     }
 
     fn tables<A: Place>(&mut self, world: &World, services: &str, flows: &str)

@@ -13,6 +13,8 @@ use crate::packet::{Ethernet, Family, Flags, FrameMut, Ip, Options, Tcp, checksu
 use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
 
+pub mod budget;
+
 /// What the driver is to do with the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -37,7 +39,7 @@ pub trait Tables<A> {
 }
 
 /// The maps and the clock, seen from one receive queue of one guarded interface.
-pub trait Env: Epochs + Tables<V4> + Tables<V6> {
+pub trait Env: Epochs + budget::Ledger + Tables<V4> + Tables<V6> {
     /// What the daemon last wrote.
     fn settings(&self) -> Option<&Settings>;
     /// The interface the frame arrived on.
@@ -237,6 +239,7 @@ impl<A: Family> Arrival<'_, A> {
         }
         let options = self.options(frame, tcp)?;
         let slot = env.slot(self.settings.epoch).ok_or(Reason::SynUnanswerable)?;
+        budget::charge_reply(env, self.settings, self.ip.src, self.now)?;
         let answer = self.syn_ack(frame, tcp, &options, slot);
         answer.and_then(|answer| answer.answer(frame)).ok_or(Reason::SynUnanswerable)?;
         Ok(if cookie::mss_is_small::<A>(options.mss) {
@@ -311,6 +314,7 @@ impl<A: Family> Arrival<'_, A> {
         if !A::header_checksum_ok(frame, &self.ip) {
             return Err(Reason::IpBadChecksum);
         }
+        budget::note_verified(env, self.settings, self.ip.src, self.now);
         let ethernet = Ethernet::parse(frame).ok_or(Reason::Truncated)?;
         if env.insert_flow(flow, &self.flow(env.engine(env.queue()), &ethernet, tcp, &options)) {
             return Ok(Reason::AckValid);

@@ -154,6 +154,23 @@ tunables! {
     cookie_period: Duration = "cookie-period", MIN, 2 * S => H;
     /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
     exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;
+    /// SYN-ACKs a second that the addresses of one prefix are sent together, whoever asks for them: the most that a
+    /// spoofed victim hears of an attack, some 3 MB/s of SYN-ACKs by default. 0 is no limit. Shared out among receive
+    /// queues.
+    reply_rate: u32 = "reply-rate", 50_000, 0 => 100_000_000;
+    /// SYN-ACKs that a prefix (and its verified addresses once more) may be sent at once after a pause. At least what
+    /// the rates allow in a clock tick of 10ms.
+    reply_burst: u32 = "reply-burst", 50_000, 1 => 100_000_000;
+    /// SYN-ACKs a second, beyond reply-rate, for those addresses of a prefix that completed a handshake within
+    /// verified-time: clients that were here keep coming in while somebody spoofs their neighbours. 0 is no limit.
+    verified_reply_rate: u32 = "verified-reply-rate", 50_000, 0 => 100_000_000;
+    /// How long after its last handshake an address (IPv6: /64) counts as verified. Half a million of them are
+    /// remembered, in 4 MB.
+    verified_time: Duration = "verified-time", 10 * MIN, S => 24 * H;
+    /// Length of the IPv4 prefixes that reply budgets are for.
+    reply_prefix_v4: u32 = "reply-prefix-v4", 24, 8 => 32;
+    /// Length of the IPv6 prefixes that reply budgets are for.
+    reply_prefix_v6: u32 = "reply-prefix-v6", 56, 16 => 64;
     /// How long open connections may finish after SIGTERM before they are reset.
     drain_time: Duration = "drain-time", 5 * S, 0 => H;
 }
@@ -254,8 +271,25 @@ impl Tunables {
             let (initial, max) = (format(self.initial_rto), format(self.max_rto));
             return Err(TunableError::Contradiction(format!("initial-rto {initial} is above max-rto {max}")));
         }
+        let rates = [("reply-rate", self.reply_rate), ("verified-reply-rate", self.verified_reply_rate)];
+        for (name, rate) in rates {
+            check_burst((name, rate), ("reply-burst", self.reply_burst))?;
+        }
         Ok(())
     }
+}
+
+/// XDP's clock stands still for a timer tick, 10 ms with the slowest kernels: what a rate allows in that time comes at
+/// once, and must fit into the burst.
+fn check_burst(rate: (&str, u32), burst: (&str, u32)) -> Result<(), TunableError> {
+    let least = rate.1.div_ceil(100);
+    if burst.1 >= least {
+        return Ok(());
+    }
+    Err(TunableError::Contradiction(format!(
+        "{} {} is too little for {} {}, which allows {least} in a clock tick of 10ms",
+        burst.0, burst.1, rate.0, rate.1
+    )))
 }
 
 /// `, did you mean NAME`, when one letter or two would make it one.
@@ -353,5 +387,16 @@ mod tests {
             changed.with("initial-rto", "6s").unwrap_err().to_string(),
             "initial-rto 6s is above max-rto 5s"
         );
+        assert_eq!(
+            Tunables::default().with("reply-burst", "499").unwrap_err().to_string(),
+            "reply-burst 499 is too little for reply-rate 50000, which allows 500 in a clock tick of 10ms"
+        );
+        let (slow, ..) = Tunables::default().with("reply-rate", "10").unwrap();
+        assert_eq!(
+            slow.with("reply-burst", "1").unwrap_err().to_string(),
+            "reply-burst 1 is too little for verified-reply-rate 50000, which allows 500 in a clock tick of 10ms"
+        );
+        let (slow, ..) = slow.with("verified-reply-rate", "0").unwrap();
+        slow.with("reply-burst", "1").unwrap();
     }
 }

@@ -23,6 +23,7 @@ use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTab
 use crate::service::{ServiceSpec, Services};
 
 use super::daemon::DaemonError;
+use super::limits::limits;
 use super::server::{Server, ServerError};
 
 /// A heartbeat older than this is stale. Engines beat at least every tenth of it.
@@ -154,11 +155,15 @@ impl Guard {
             let told = engine.handle.set_epochs(slots, stack_clock(&clock)).await;
             told.map_err(|source| engine_error(engine, source))?;
         }
-        let settings = with(self.settings(), &self.tunables.borrow(), &clock);
+        let before = self.settings();
+        let settings = with(before, &self.tunables.borrow(), &clock);
         if !self.draining.get() {
             self.dataplane.write_epochs(&slots)?;
         }
         self.dataplane.write_settings(&settings)?;
+        if settings.limits != before.limits {
+            self.dataplane.reset_replies()?;
+        }
         *self.settings.borrow_mut() = settings;
         Ok(())
     }
@@ -292,6 +297,7 @@ impl Prepared {
             abi: ABI_VERSION,
             generation: previous.map_or(0, |previous| previous.settings.generation).wrapping_add(1).max(1),
             stale_after: STALE_AFTER.as_nanos() as u64,
+            queues: attached.iter().map(|attached| attached.queues).max().unwrap_or(1),
             on_exit: match config.on_daemon_exit {
                 OnDaemonExit::Pass => ON_EXIT_PASS,
                 OnDaemonExit::Drop => ON_EXIT_DROP,
@@ -305,6 +311,7 @@ impl Prepared {
         let settings = with(base, &tunables, &keys.clock());
         // Nobody keeps the TIME_WAIT entries of a previous daemon.
         dataplane.fingerprints().clear_all();
+        dataplane.reset_replies()?;
         dataplane.write_epochs(&keys.slots())?;
         dataplane.write_settings(&settings)?;
         dataplane.set_services(&service_entries(config))?;
@@ -379,6 +386,7 @@ fn with(settings: Settings, tunables: &Tunables, clock: &Clock) -> Settings {
         epoch: clock.epoch,
         epoch_second_half: u32::from(clock.second_half),
         exit_grace: tunables.exit_grace.as_nanos() as u64,
+        limits: limits(tunables, settings.queues),
         ..settings
     }
 }

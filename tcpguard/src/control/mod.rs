@@ -5,5 +5,6 @@ mod answers;
 pub mod client;
 pub mod daemon;
 mod guard;
+mod limits;
 pub mod protocol;
 pub mod server;

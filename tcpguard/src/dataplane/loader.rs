@@ -291,6 +291,16 @@ impl Dataplane {
         self.maps.write_settings(settings)
     }
 
+    /// Fills the reply budgets up. A bucket knows the time until which its tokens are spent, so that one emptied at a low
+    /// rate would stay so at a higher one.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn reset_replies(&self) -> Result<(), DataplaneError> {
+        self.maps.reset_replies()
+    }
+
     /// The settings as XDP sees them.
     ///
     /// # Errors

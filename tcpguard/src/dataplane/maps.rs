@@ -12,10 +12,11 @@ use aya::maps::MapInfo;
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::map::{
-    EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES, PORT_WORDS, Service,
-    ServiceKey, Settings, XSK_ENTRIES, name, xsk_index,
+    EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
+    PORT_WORDS, Service, ServiceKey, Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
+use tcpguard_common::sketch::WORDS;
 
 use super::bpf::{self, ANY, Map, PerCpuArray};
 use super::error::DataplaneError;
@@ -70,7 +71,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 12] = [
+const SHARED: [Layout; 14] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -82,6 +83,8 @@ const SHARED: [Layout; 12] = [
     Layout::of::<u32, u32>(name::SOCKETS, XSK_ENTRIES),
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
     Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
+    Layout::of::<u32, [u64; WORDS]>(name::REPLIES, MAX_QUEUES),
+    Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
 ];
 
@@ -100,6 +103,7 @@ pub(super) struct Maps {
     pub(super) services_v4: Map<ServiceKey<V4>, Service>,
     pub(super) services_v6: Map<ServiceKey<V6>, Service>,
     sockets: Map<u32, u32>,
+    replies: Map<u32, [u64; WORDS]>,
     counters: PerCpuArray,
     pub(super) flows: FlowTable,
     pub(super) heartbeats: Heartbeats,
@@ -140,6 +144,7 @@ impl Maps {
                 services_v4: Map::from_fd(open(name::SERVICES_V4)?),
                 services_v6: Map::from_fd(open(name::SERVICES_V6)?),
                 sockets: Map::from_fd(open(name::SOCKETS)?),
+                replies: Map::from_fd(open(name::REPLIES)?),
                 counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus),
                 flows,
                 heartbeats,
@@ -219,6 +224,12 @@ impl Maps {
         }
         remove_services(&self.services_v4, name::SERVICES_V4, &old_v4)?;
         remove_services(&self.services_v6, name::SERVICES_V6, &old_v6)
+    }
+
+    /// Fills the reply budgets up.
+    pub(super) fn reset_replies(&self) -> Result<(), DataplaneError> {
+        let full = Box::new([0; WORDS]);
+        (0..MAX_QUEUES).try_for_each(|queue| write(&self.replies, name::REPLIES, &queue, &*full))
     }
 
     pub(super) fn counters(&self) -> Result<Counters, DataplaneError> {

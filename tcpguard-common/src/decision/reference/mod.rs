@@ -1,7 +1,7 @@
 //! The decision once more: slow, plain, written from the rules rather than from the code, over the packet crate
 //! `etherparse`. Both families take the same path, everything is a whole value, nothing is done in place. With the code
-//! under test it shares what maps contain, the names of the reasons, and where a fingerprint lies; no parser, checksum,
-//! option walk, cookie or builder. Of several things wrong with a segment the one nearest to the wire counts.
+//! under test it shares what maps contain, the names of the reasons, where a fingerprint or a budget lies and whether that
+//! is used up; no parser, checksum, option walk, cookie or builder. Of several things wrong with a segment the one nearest to the wire counts.
 
 mod cookie;
 mod wire;
@@ -13,14 +13,15 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::table::world::{Place, World};
-use tcpguard_common::decision::{Verdict, decide};
+use tcpguard_common::decision::{Verdict, budget, decide};
 use tcpguard_common::fingerprint::fingerprint;
 use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::map::{
-    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey,
+    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey, Settings,
 };
 use tcpguard_common::packet::Buffer;
 use tcpguard_common::reason::{Outcome, Reason};
+use tcpguard_common::sketch::Rate;
 
 pub(crate) use cookie::{Offer, holds, issue};
 use wire::{Answer, Arrival, Segment};
@@ -269,6 +270,10 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
     check(arrival.sum_holds(segment), Reason::SynBadChecksum)?;
     let options = segment.options().ok_or(Reason::BadOptions)?;
     let slot = cookie::slot(&world.epochs, world.settings.epoch).ok_or(Reason::SynUnanswerable)?;
+    match arrival.source {
+        IpAddr::V4(ip) => within_budget(world, V4(ip.octets()))?,
+        IpAddr::V6(ip) => within_budget(world, V6(ip.octets()))?,
+    }
     let (mss, smallest) = match arrival.source {
         IpAddr::V4(_) => (slot.mss_v4, 536),
         IpAddr::V6(_) => (slot.mss_v6, 1220),
@@ -288,6 +293,26 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
     let small = options.mss.is_some_and(|mss| mss < smallest);
     let reason = if small { Reason::CookieSentSmallMss } else { Reason::CookieSent };
     Ok(Fate::Answer { reason, answer, if_no_room: Reason::SynUnanswerable })
+}
+
+/// Whether a SYN-ACK may go to `source`: out of its prefix's budget, or out of that of the prefix's verified sources.
+fn within_budget<A: Place>(world: &World, source: A) -> Result<(), Reason> {
+    let limits = &world.settings.limits;
+    let (place, fingerprint) = budget::verified_place(&world.settings, source);
+    let word = world.verified.borrow().get(&place).copied();
+    let age = word.map(|word| (world.now >> 30) as u32 - word as u32);
+    let is_verified = word.is_some_and(|word| (word >> 32) as u32 == fingerprint)
+        && age.is_some_and(|age| u64::from(age) <= limits.verified_for >> 30);
+    let left = |hash: fn(&Settings, A) -> u64, rate: &Rate| {
+        let spent = world.replies.get().map_or(0, |sketch| sketch.spent_until(hash(&world.settings, source)));
+        rate.interval == 0 || spent <= world.now + rate.ahead
+    };
+    match (left(budget::reply_hash, &limits.replies), is_verified) {
+        (true, _) => Ok(()),
+        (false, false) => Err(Reason::ReplyBudget),
+        (false, true) if left(budget::verified_reply_hash, &limits.verified_replies) => Ok(()),
+        (false, true) => Err(Reason::ReplyBudgetVerified),
+    }
 }
 
 fn ack(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reason> {

@@ -14,6 +14,7 @@ use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{EpochSlot, ON_EXIT_PASS};
 use tcpguard_common::packet::{AnySegment, Family, Flags, Options, Segment, parse};
 use tcpguard_common::reason::Reason;
+use tcpguard_common::sketch::Rate;
 
 pub(crate) struct Case {
     pub(crate) name: String,
@@ -71,6 +72,7 @@ impl Table {
         self.systems::<A>();
         self.syns::<A>();
         self.hostile_options::<A>();
+        self.budgets::<A>();
         self.acks::<A>();
         self.flags::<A>();
         self.addresses::<A>();
@@ -168,6 +170,49 @@ impl Table {
         let mut corrupt = syn.frame();
         corrupt[syn.l4() + 4] ^= 0x80;
         self.row(on("with a wrong checksum"), &world, corrupt, Reason::SynBadChecksum);
+    }
+
+    fn budgets<A: Place>(&mut self) {
+        let syn = Spec::<A>::syn(LINUX);
+        let on = |what: &str| format!("IPv{} SYN {what}", A::VERSION);
+        let mut spent = World::new();
+        spent.spend_replies(A::CLIENT, false);
+        self.row(on("of a prefix over its budget"), &spent, syn.frame(), Reason::ReplyBudget);
+        let elsewhere = Spec { src: A::ELSEWHERE, ..syn.clone() };
+        self.row(on("of another prefix"), &spent, elsewhere.frame(), Reason::CookieSent);
+        let mut corrupt = syn.frame();
+        corrupt[syn.l4() + 4] ^= 0x80;
+        self.row(on("corrupted, over budget"), &spent, corrupt, Reason::SynBadChecksum);
+        let mut unlimited = spent.clone();
+        unlimited.settings.limits.replies = Rate::UNLIMITED;
+        self.row(on("while nothing is limited"), &unlimited, syn.frame(), Reason::CookieSent);
+
+        let mut verified = spent.clone();
+        verified.verify(A::CLIENT, verified.now);
+        self.row(on("of a verified source"), &verified, syn.frame(), Reason::CookieSent);
+        let mut late = verified.clone();
+        late.settings.limits.verified_for = 0;
+        late.now += 1 << 40;
+        self.row(on("of a source verified long ago"), &late, syn.frame(), Reason::ReplyBudget);
+        let mut other = spent.clone();
+        other.verify(A::ELSEWHERE, other.now);
+        self.row(
+            on("of an unverified source beside a verified one"),
+            &other,
+            syn.frame(),
+            Reason::ReplyBudget,
+        );
+        verified.spend_replies(A::CLIENT, true);
+        self.row(on("of a verified source over both"), &verified, syn.frame(), Reason::ReplyBudgetVerified);
+        verified.settings.limits.verified_replies = Rate::UNLIMITED;
+        self.row(on("of a verified source without limit"), &verified, syn.frame(), Reason::CookieSent);
+
+        let ack = valid_ack::<A>(EPOCH, true);
+        let row = format!("IPv{} valid ACK of a prefix over its budget", A::VERSION);
+        self.row(row, &spent, ack.frame(), Reason::AckValid);
+        spent.know(ack.flow());
+        let row = format!("IPv{} segment of a flow of a prefix over its budget", A::VERSION);
+        self.row(row, &spent, ack.frame(), Reason::FlowKnown);
     }
 
     fn hostile_options<A: Place>(&mut self) {

@@ -73,6 +73,15 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
             world.know(FlowKey { peer_port: u16::to_be_bytes(port), ..Spec::<V6>::syn(&[]).flow() });
         }
     };
+    let spent = |world: &mut World, verified| {
+        world.spend_replies(V4::CLIENT, false);
+        world.spend_replies(V6::CLIENT, false);
+        if verified {
+            world.spend_replies(V6::CLIENT, true);
+            world.verify(V4::CLIENT, world.now);
+            world.verify(V6::CLIENT, world.now);
+        }
+    };
     let dead = |world: &mut World, grace: u64, on_exit: u32| {
         world.beating = false;
         world.settings.stale_after = 1;
@@ -80,7 +89,9 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (50, like(&|_| {})),
+        (40, like(&|_| {})),
+        (5, like(&|world| spent(world, false))),
+        (5, like(&|world| spent(world, true))),
         (20, like(&|world| world.settings.epoch_second_half = 1)),
         (20, like(&full)),
         (3, like(&|world| world.epochs[((EPOCH - 1) % EPOCH_SLOTS) as usize] = EpochSlot::default())),
@@ -338,7 +349,7 @@ fn composed(random: &mut Random) -> Vec<u8> {
 }
 
 /// What a generator needs of an address family.
-trait Wild: Place {
+pub(crate) trait Wild: Place {
     /// A client.
     fn with_host(host: u8) -> Self;
     /// An address that a segment seldom has.

@@ -1,20 +1,23 @@
 //! Maps and a clock that a test can set: the decision's surroundings on the host.
 
-use std::cell::RefCell;
+use std::boxed::Box;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::vec;
 use std::vec::Vec;
 
 use tcpguard_common::cookie::{Advertised, Epochs};
+use tcpguard_common::decision::budget::{self, Ledger};
 use tcpguard_common::decision::{Env, Tables};
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP, PORT_WORDS,
-    Service, ServiceKey, Settings, xsk_index,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP,
+    PORT_WORDS, Service, ServiceKey, Settings, xsk_index,
 };
 use tcpguard_common::packet::Family;
 use tcpguard_common::reason::Reason;
+use tcpguard_common::sketch::{Rate, Sketch};
 
 pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -29,6 +32,18 @@ pub(crate) const ADVERTISED: Advertised =
 pub(crate) const PORT: u16 = 80;
 pub(crate) const PORT_ANYWHERE: u16 = 443;
 pub(crate) const PORT_OFF: u16 = 8080;
+
+/// Budgets that are kept, but that no test uses up by accident.
+pub(crate) const LIMITS: Limits = Limits {
+    replies: PLENTY,
+    verified_replies: PLENTY,
+    prefix_v4: !0 << (64 - 24),
+    prefix_v6: !0 << (64 - 56),
+    verified_for: u64::MAX,
+};
+const PLENTY: Rate = Rate { interval: 1, ahead: 1 << 40 };
+/// A token of it is not back before the end of time.
+const LAST: Rate = Rate { interval: 1 << 62, ahead: 0 };
 
 /// What a test needs of an address family.
 pub(crate) trait Place: Family {
@@ -79,6 +94,9 @@ pub(crate) struct World {
     pub(crate) flows_v6: RefCell<HashMap<FlowKey<V6>, Flow>>,
     pub(crate) max_flows: usize,
     pub(crate) fingerprints: HashMap<u32, [u32; WAYS as usize]>,
+    /// Made when it is first asked for: it is large, and there are many worlds.
+    pub(crate) replies: OnceCell<Box<Sketch>>,
+    pub(crate) verified: RefCell<HashMap<u32, u64>>,
     pub(crate) engine: u32,
     /// Whether the engine turned just now, or never.
     pub(crate) beating: bool,
@@ -103,8 +121,9 @@ impl World {
             stale_after: 3_600_000_000_000,
             exit_grace: 3_000_000_000,
             on_exit: ON_EXIT_DROP,
-            reserved: 0,
+            queues: 1,
             hash_key: [3, 4],
+            limits: LIMITS,
         };
         let mut world = Self {
             settings,
@@ -117,6 +136,8 @@ impl World {
             flows_v6: RefCell::default(),
             max_flows: 2,
             fingerprints: HashMap::new(),
+            replies: OnceCell::new(),
+            verified: RefCell::default(),
             engine: xsk_index(SLOT, 0),
             beating: true,
             socket: true,
@@ -138,6 +159,22 @@ impl World {
         A::flows(self).borrow_mut().insert(flow, Flow::default());
     }
 
+    /// Uses up the reply budget of the prefix of `source`, and that of its verified sources if they are `verified`.
+    pub(crate) fn spend_replies<A: Family>(&mut self, source: A, verified: bool) {
+        let hash = if verified { budget::verified_reply_hash } else { budget::reply_hash };
+        assert!(self.sketch().charge(hash(&self.settings, source), &LAST, self.now));
+    }
+
+    /// Makes `source` one that showed a valid cookie at `when`.
+    pub(crate) fn verify<A: Family>(&mut self, source: A, when: u64) {
+        let (place, fingerprint) = budget::verified_place(&self.settings, source);
+        self.set_verified(place, budget::verified_word(fingerprint, when));
+    }
+
+    fn sketch(&self) -> &Sketch {
+        self.replies.get_or_init(Box::default)
+    }
+
     /// Puts the flow into TIME_WAIT, in the last place of its bucket.
     pub(crate) fn remember<A: Family>(&mut self, flow: &FlowKey<A>) {
         let (bucket, word) = fingerprint(self.settings.hash_key, flow);
@@ -148,6 +185,20 @@ impl World {
 impl Epochs for World {
     fn slot(&self, epoch: u32) -> Option<&EpochSlot> {
         self.epochs.slot(epoch)
+    }
+}
+
+impl Ledger for World {
+    fn replies(&self) -> Option<&Sketch> {
+        Some(self.sketch())
+    }
+
+    fn verified(&self, place: u32) -> u64 {
+        self.verified.borrow().get(&place).copied().unwrap_or(0)
+    }
+
+    fn set_verified(&self, place: u32, word: u64) {
+        self.verified.borrow_mut().insert(place, word);
     }
 }
 

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tcpguard_common::cookie::{Advertised, Clock, Epochs};
+use tcpguard_common::decision::budget::Ledger;
 use tcpguard_common::decision::{Env, Tables, Verdict, decide};
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
@@ -20,6 +21,7 @@ use tcpguard_common::map::{
 };
 use tcpguard_common::packet::Buffer;
 use tcpguard_common::reason::Reason;
+use tcpguard_common::sketch::Sketch;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -394,6 +396,19 @@ macro_rules! tables {
 }
 tables!(V4);
 tables!(V6);
+
+/// Nothing is limited here.
+impl Ledger for Queued<'_> {
+    fn replies(&self) -> Option<&Sketch> {
+        None
+    }
+
+    fn verified(&self, _: u32) -> u64 {
+        0
+    }
+
+    fn set_verified(&self, _: u32, _: u64) {}
+}
 
 impl Env for Queued<'_> {
     fn settings(&self) -> Option<&Settings> {

@@ -12,10 +12,11 @@ use tcpguard_common::bench::{Ends, PORT, Rewrite};
 use tcpguard_common::cookie::Advertised;
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, ON_EXIT_PASS, Service, ServiceKey,
-    Settings, name, xsk_index,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, ON_EXIT_PASS, Service,
+    ServiceKey, Settings, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
+use tcpguard_common::sketch::Rate;
 
 use super::frames::MAC;
 
@@ -24,6 +25,16 @@ const EPOCH: u32 = 1_000_001;
 /// What cookies are keyed with.
 const MASTER: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 const ADVERTISED: Advertised = Advertised { mss_v4: 1460, mss_v6: 1440, window: 64240, window_scale: 9 };
+
+/// Limits as a daemon sets them, but so wide that no number of packets reaches them: they cost the same.
+const LIMITS: Limits = Limits {
+    replies: WIDE,
+    verified_replies: WIDE,
+    prefix_v4: !0 << (64 - 24),
+    prefix_v6: !0 << (64 - 56),
+    verified_for: 600_000_000_000,
+};
+const WIDE: Rate = Rate { interval: 1, ahead: u64::MAX / 4 };
 
 /// The epoch that cookies are made in.
 pub(super) fn epoch() -> Result<EpochSlot> {
@@ -86,8 +97,9 @@ impl Guard {
                 stale_after: u64::MAX / 2,
                 exit_grace: 0,
                 on_exit: ON_EXIT_PASS,
-                reserved: 0,
+                queues: 1,
                 hash_key: [0x1f2e_3d4c_5b6a_7988, 0x8796_a5b4_c3d2_e1f0],
+                limits: LIMITS,
             },
         )?;
         Ok(guard)

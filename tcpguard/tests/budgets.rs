@@ -1,0 +1,122 @@
+//! What spoofers and greedy clients can use up, and what not.
+
+mod support;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::raw::{RawPort, linux_options};
+use support::{Guarded, PORT, assert_same, wait_for};
+use xtask::lab::{FloodSpec, Received};
+
+/// SYN-ACKs a second, and at once, that a prefix may be sent in these tests: far below every flood.
+const RATE: u32 = 500;
+const SPOOFED_SYNS: u64 = 200_000;
+const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
+
+fn guarded_with_a_small_budget() -> Guarded {
+    let guarded = Guarded::simple();
+    guarded.tune("verified-reply-rate", &RATE.to_string());
+    guarded.tune("reply-rate", &RATE.to_string());
+    guarded.tune("reply-burst", &RATE.to_string());
+    guarded
+}
+
+fn flood_from(network: Ipv4Addr, len: u8) -> FloodSpec {
+    FloodSpec { rate: 50_000, total: Some(SPOOFED_SYNS), sources: (network, len), ..FloodSpec::default() }
+}
+
+/// Fetches every file on a connection of its own and compares it.
+fn download(guarded: &Guarded, names: &[String], into: &Path) {
+    guarded.download(names, into);
+    for name in names {
+        assert_same(&guarded.backend.root().join(name), &into.join(name));
+    }
+}
+
+#[test]
+fn a_spoofed_prefix_hears_no_more_than_its_budget_while_every_other_client_is_served() {
+    let mut guarded = guarded_with_a_small_budget();
+    let names: Vec<String> = (0..100).map(|index| format!("file{index}")).collect();
+    for name in &names {
+        guarded.backend.file(name, 20_000).expect("a file");
+    }
+    let before = guarded.reasons();
+    let start = Instant::now();
+    let flood = guarded.lab.flood(PORT, flood_from(Ipv4Addr::new(198, 18, 5, 0), 24)).expect("a flood");
+    let into = guarded.lab.dir().join("downloads");
+    download(&guarded, &names, &into);
+    let delivered = flood.finish().expect("the flood ends by itself").delivered();
+    // Whatever was still in the driver's ring is decided by now.
+    std::thread::sleep(Duration::from_millis(500));
+    let after = guarded.reasons();
+    let seconds = start.elapsed().as_secs() + 1;
+
+    let counted = |reason: &str| after[reason] - before[reason];
+    let allowed = u64::from(RATE) * (seconds + 1);
+    let heard =
+        guarded.lab.verifier().arrivals().expect("the receiver's counters").of(Received::SpoofedSynAck);
+    assert!(heard <= allowed, "{heard} SYN-ACKs to the victim in {seconds} s");
+    assert!(heard > 0, "a budget, not a ban");
+    assert!(counted("reply-budget") + allowed >= delivered, "{} of {delivered}", counted("reply-budget"));
+    assert_eq!(counted("reply-budget-verified"), 0);
+}
+
+#[test]
+fn established_flows_valid_acks_and_verified_clients_outlive_a_flood_in_their_own_prefix() {
+    let mut guarded = guarded_with_a_small_budget();
+    guarded.backend.file("hello", 5).expect("a file");
+    guarded.backend.file("large", 60_000_000).expect("a file");
+    // The client's address is verified by this.
+    assert!(guarded.curl(&[&guarded.url("hello")]).status.success());
+    let raw = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 99));
+    let pending: Vec<_> = (0..20)
+        .map(|index| raw.syn(50_000 + index, PORT, 7, linux_options()).expect("a SYN-ACK before the flood"))
+        .collect();
+    let before = guarded.reasons();
+
+    // The upper half of the clients' own /24.
+    let endless = FloodSpec { total: None, ..flood_from(Ipv4Addr::new(10, 77, 0, 128), 25) };
+    let flood = guarded.lab.flood(PORT, endless).expect("a flood");
+    wait_for("the budget to be used up", Duration::from_secs(10), || {
+        guarded.reason("reply-budget") > before["reply-budget"]
+    });
+    let into = guarded.lab.dir().join("downloads");
+    download(&guarded, &["large".to_owned()], &into);
+    for handshake in &pending {
+        raw.send(&raw.frame(handshake.port, PORT, &handshake.ack(REQUEST)));
+        let answer = raw.receive(PORT, handshake.port, Duration::from_secs(5));
+        assert!(answer.is_some(), "a valid ACK was refused for a spoofer's SYNs");
+    }
+    for _ in 0..100 {
+        let output = guarded.curl(&[&guarded.url("hello")]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    flood.stop().expect("the flood stops");
+    let after = guarded.reasons();
+    assert!(after["reply-budget"] > before["reply-budget"]);
+    assert_eq!(after["ack-invalid"], before["ack-invalid"]);
+    assert!(after["ack-valid"] - before["ack-valid"] >= 121);
+}
+
+#[test]
+fn a_budget_is_tuned_while_it_runs() {
+    let mut guarded = guarded_with_a_small_budget();
+    guarded.tune("reply-burst", "5");
+    guarded.tune("reply-rate", "1");
+    let spec = || FloodSpec { total: Some(2000), ..flood_from(Ipv4Addr::new(198, 18, 5, 0), 24) };
+    let heard_of = |guarded: &mut Guarded, before: u64| {
+        guarded.lab.flood(PORT, spec()).expect("a flood").finish().expect("the flood ends by itself");
+        std::thread::sleep(Duration::from_millis(300));
+        guarded.reason("reply-budget") - before
+    };
+    let refused = heard_of(&mut guarded, 0);
+    assert!(refused > 1500, "only {refused} refused");
+    guarded.tune("reply-rate", "0");
+    assert_eq!(heard_of(&mut guarded, refused), 0, "refused without a limit");
+    // What was used up at one SYN-ACK a second must not count at another rate.
+    guarded.tune("reply-burst", "100000");
+    guarded.tune("reply-rate", "100000");
+    assert_eq!(heard_of(&mut guarded, refused), 0, "an old debt was kept");
+}
