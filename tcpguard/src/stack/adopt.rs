@@ -142,7 +142,7 @@ impl Stack {
         let earlier = Earlier {
             rcv_nxt: tcb.rcv_nxt,
             ts_recent: tcb.remaining_timestamps().map(|(recent, _)| recent),
-            cookie_epoch: tcb.cookie_epoch,
+            cookie_epoch: tcb.cookie_epoch(),
         };
         if duplicate || !self.may_follow(&segment.key, &adoption, &earlier) {
             return false;

@@ -13,8 +13,10 @@ use super::wire::hash_with;
 const WAYS: usize = 16;
 /// Buckets looked at before a table counts as full.
 const REACH: usize = 4;
-/// Entries of an epoch's first table; each further one is twice as large as the last.
-const FIRST: usize = 1 << 12;
+/// Places of an epoch's first table at least; each further one is twice as large as the last.
+const FIRST: usize = 1 << 16;
+/// Places of a table at most.
+const LARGEST: usize = 1 << 24;
 
 /// One open-addressed table of fingerprints; 0 is an empty place. Entries are never removed singly.
 #[derive(Debug)]
@@ -154,17 +156,26 @@ impl Memory {
             remembered = Remembered::Displacing;
         }
         let index = self.epochs.iter().position(|(number, _)| *number == epoch).unwrap_or_else(|| {
-            self.epochs.push((epoch, Vec::new()));
+            let first = Table::new(self.first_places());
+            self.epochs.push((epoch, vec![first]));
             self.epochs.len() - 1
         });
         let tables = &mut self.epochs[index].1;
         if !tables.last_mut().is_some_and(|table| table.insert(hash)) {
-            let mut table = Table::new(FIRST << tables.len().min(20));
+            let places = tables.last().map_or(FIRST, |table| 2 * table.places.len());
+            let mut table = Table::new(places.min(LARGEST));
             table.insert(hash);
             tables.push(table);
         }
         self.len += 1;
         remembered
+    }
+
+    /// Places for a new epoch's first table: what any other epoch came to need, so that a steady rate of connections
+    /// fills one table, and a search looks at one place in memory.
+    fn first_places(&self) -> usize {
+        let most = self.epochs.iter().map(|(_, tables)| tables.iter().map(|table| table.len).sum()).max();
+        (most.unwrap_or(0) / 3 * 4 + 1).next_power_of_two().clamp(FIRST, LARGEST)
     }
 
     fn has_room(&self, epoch: u32, limit: u32) -> bool {
@@ -212,6 +223,18 @@ mod tests {
         closed.retain(|epoch| epoch == 1);
         assert!(!is_closed(&closed, 0, 0) && is_closed(&closed, 1, 1));
         assert_eq!(closed.len, 50_000);
+    }
+
+    #[test]
+    fn at_a_steady_rate_one_table_holds_an_epoch() {
+        let mut closed = Memory::default();
+        for epoch in 0..4 {
+            for flow in 0..200_000 {
+                closed.insert(epoch, hash(flow), u32::MAX);
+            }
+        }
+        let tables: Vec<usize> = closed.epochs.iter().map(|(_, tables)| tables.len()).collect();
+        assert_eq!(tables, [3, 1, 1, 1]);
     }
 
     #[test]

@@ -40,9 +40,6 @@ impl Stack {
     pub(super) fn insert(&mut self, tcb: Tcb) -> Option<ConnId> {
         let key = tcb.key;
         let id = self.connections.insert(tcb)?;
-        if let Some(tcb) = self.connections.get_mut(id) {
-            tcb.id = id;
-        }
         self.index.insert(hash(self.hash_key, &key), id.index);
         self.resets.remove(&key);
         self.shared.events.push_back(Event::FlowAdopted { key });
@@ -60,9 +57,10 @@ impl Stack {
             return;
         }
         tcb.arm_retransmit_if_idle(now, &self.shared.config);
+        tcb.rest();
         #[cfg(test)]
         tcb.check();
-        let deadline = tcb.deadline();
+        let deadline = tcb.deadline(now, &self.shared.config);
         if deadline.is_set() {
             self.wheel.arm(id.index, deadline);
         }
@@ -86,13 +84,14 @@ impl Stack {
     }
 
     /// After a turn of the ready queue's first connection.
-    pub(super) fn after_transmit(&mut self, id: ConnId, sent: bool) {
+    pub(super) fn after_transmit(&mut self, id: ConnId, sent: bool, now: Instant) {
         let Some(tcb) = self.connections.get_mut(id) else {
             self.ready.pop_front();
             self.turn = TURN;
             return;
         };
-        let deadline = tcb.deadline();
+        tcb.rest();
+        let deadline = tcb.deadline(now, &self.shared.config);
         if deadline.is_set() {
             self.wheel.arm(id.index, deadline);
         }
@@ -189,7 +188,7 @@ impl Stack {
         let Some(tcb) = self.connections.get_mut(id) else { return };
         tcb.attached = false;
         let key = tcb.key;
-        let cookie = tcb.cookie_epoch.map(|epoch| (epoch, tcb.iss + 1, tcb.irs + 1));
+        let cookie = tcb.cookie_epoch().map(|epoch| (epoch, tcb.iss + 1, tcb.irs + 1));
         self.index.remove(hash(self.hash_key, &key), id.index);
         self.wheel.disarm(id.index);
         if let Some((epoch, ack, seq)) = cookie {

@@ -226,7 +226,7 @@ impl Stack {
                 Some(tcb) => tcb.poll_transmit(now, &mut self.shared, frame),
                 None => None,
             };
-            self.after_transmit(id, written.is_some());
+            self.after_transmit(id, written.is_some(), now);
             if written.is_some() {
                 self.shared.counters.segments_out += 1;
                 return written;
@@ -389,15 +389,15 @@ impl Stack {
 
     /// One connection, as long as its application has it.
     pub fn info(&self, now: Instant, id: ConnId) -> Option<FlowInfo> {
-        self.connections.get(id).map(|tcb| tcb.info(now))
+        self.connections.get(id).map(|tcb| tcb.info(now, &self.shared.config))
     }
 
     /// Every flow there is, those in TIME_WAIT included.
     pub fn flows(&self, now: Instant) -> impl Iterator<Item = FlowInfo> {
         let time_wait = self.shared.config.time_wait;
-        let connections = self.connections.iter().map(|(_, tcb)| tcb).filter(|tcb| tcb.attached);
+        let connections = self.connections.iter().filter(|tcb| tcb.attached);
         let waiting = self.time_waits.iter(now, time_wait).map(|(key, age)| self.time_wait_info(key, age));
-        connections.map(move |tcb| tcb.info(now)).chain(waiting)
+        connections.map(move |tcb| tcb.info(now, &self.shared.config)).chain(waiting)
     }
 
     fn time_wait_info(&self, key: AnyFlowKey, age: Duration) -> FlowInfo {

@@ -32,7 +32,7 @@ impl Stack {
         let next = match stage {
             Stage::Connections(start) => {
                 let flows = self.slots(start, places).filter(|(_, tcb)| tcb.attached);
-                flows.map(|(_, tcb)| tcb.info(now)).for_each(visit);
+                flows.map(|(_, tcb)| tcb.info(now, &self.shared.config)).for_each(visit);
                 let next = start + places;
                 if next < self.connections.slots() {
                     Stage::Connections(next)
@@ -87,11 +87,9 @@ impl Stack {
         let Some(start) = self.retune_next else { return };
         let end = (start + PLACES).min(self.connections.slots());
         for index in start..end {
-            let Some(id) = self.connections.id_at(index) else { continue };
-            if let Some(tcb) = self.connections.get_mut(id) {
-                tcb.retune(&self.shared.config);
+            if let Some(id) = self.connections.id_at(index) {
+                self.settle(id, now);
             }
-            self.settle(id, now);
         }
         self.retune_next = (end < self.connections.slots()).then_some(end);
     }

@@ -6,10 +6,26 @@ use super::event::ConnId;
 /// Entries per page. Growing adds a page and moves nothing.
 const PAGE: usize = 512;
 
+/// What knows its own place, so that the arena need not keep its generation beside it.
+pub(crate) trait Placed {
+    fn id(&self) -> ConnId;
+    fn set_id(&mut self, id: ConnId);
+}
+
+/// A place of the arena: the generation that its next entry will have, or an entry.
 #[derive(Debug)]
-struct Slot<T> {
-    generation: u32,
-    entry: Option<T>,
+enum Slot<T> {
+    Free(u32),
+    Taken(T),
+}
+
+impl<T: Placed> Slot<T> {
+    fn entry(&self) -> Option<&T> {
+        match self {
+            Self::Free(_) => None,
+            Self::Taken(entry) => Some(entry),
+        }
+    }
 }
 
 /// Entries with stable indices; a generation tells the uses of an index apart.
@@ -21,7 +37,7 @@ pub(crate) struct Arena<T> {
     limit: u32,
 }
 
-impl<T> Arena<T> {
+impl<T: Placed> Arena<T> {
     pub(crate) fn new(limit: u32) -> Self {
         Self { pages: Vec::new(), free: Vec::new(), len: 0, limit }
     }
@@ -35,7 +51,7 @@ impl<T> Arena<T> {
     }
 
     /// A place for `entry`; `None` when the limit is reached.
-    pub(crate) fn insert(&mut self, entry: T) -> Option<ConnId> {
+    pub(crate) fn insert(&mut self, mut entry: T) -> Option<ConnId> {
         if self.is_full() {
             return None;
         }
@@ -44,46 +60,47 @@ impl<T> Arena<T> {
             None => self.push_slot(),
         };
         let slot = self.slot_mut(index)?;
-        slot.entry = Some(entry);
-        let generation = slot.generation;
+        let Slot::Free(generation) = *slot else { return None };
+        let id = ConnId { index, generation };
+        entry.set_id(id);
+        *slot = Slot::Taken(entry);
         self.len += 1;
-        Some(ConnId { index, generation })
+        Some(id)
     }
 
-    pub(crate) fn remove(&mut self, id: ConnId) -> Option<T> {
-        let slot = self.slot_mut(id.index).filter(|slot| slot.generation == id.generation)?;
-        let entry = slot.entry.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(id.index);
-        self.len -= 1;
-        Some(entry)
+    pub(crate) fn remove(&mut self, id: ConnId) {
+        if self.get(id).is_some()
+            && let Some(slot) = self.slot_mut(id.index)
+        {
+            *slot = Slot::Free(id.generation.wrapping_add(1));
+            self.free.push(id.index);
+            self.len -= 1;
+        }
     }
 
     pub(crate) fn get(&self, id: ConnId) -> Option<&T> {
-        let slot = self.slot(id.index)?;
-        if slot.generation == id.generation { slot.entry.as_ref() } else { None }
+        self.at(id.index).filter(|entry| entry.id() == id)
     }
 
     pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut T> {
-        let slot = self.slot_mut(id.index)?;
-        if slot.generation == id.generation { slot.entry.as_mut() } else { None }
+        match self.slot_mut(id.index)? {
+            Slot::Taken(entry) if entry.id() == id => Some(entry),
+            Slot::Taken(_) | Slot::Free(_) => None,
+        }
     }
 
     /// The entry now at `index`.
     pub(crate) fn at(&self, index: u32) -> Option<&T> {
-        self.slot(index)?.entry.as_ref()
+        self.slot(index)?.entry()
     }
 
     /// The identity of the entry now at `index`.
     pub(crate) fn id_at(&self, index: u32) -> Option<ConnId> {
-        let slot = self.slot(index)?;
-        slot.entry.is_some().then_some(ConnId { index, generation: slot.generation })
+        self.at(index).map(T::id)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ConnId, &T)> {
-        (0..).zip(self.pages.iter().flatten()).filter_map(|(index, slot)| {
-            Some((ConnId { index, generation: slot.generation }, slot.entry.as_ref()?))
-        })
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.pages.iter().flatten().filter_map(Slot::entry)
     }
 
     /// How many indices have ever been in use.
@@ -94,13 +111,20 @@ impl<T> Arena<T> {
         }
     }
 
+    /// Memory held.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let slots: usize = self.pages.iter().map(Vec::capacity).sum();
+        slots * size_of::<Slot<T>>() + self.free.capacity() * size_of::<u32>()
+    }
+
     fn push_slot(&mut self) -> u32 {
         if self.pages.last().is_none_or(|page| page.len() == PAGE) {
             self.pages.push(Vec::with_capacity(PAGE));
         }
         let pages = self.pages.len();
         let page = &mut self.pages[pages - 1];
-        page.push(Slot { generation: 0, entry: None });
+        page.push(Slot::Free(0));
         ((pages - 1) * PAGE + page.len() - 1) as u32
     }
 
@@ -169,6 +193,12 @@ impl Index {
         self.slots[hole] = EMPTY;
     }
 
+    /// Memory held.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<u64>()
+    }
+
     fn position(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<usize> {
         let mut at = hash as u32 as usize & self.mask();
         loop {
@@ -211,20 +241,34 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arena, Index};
+    use super::{Arena, ConnId, Index, Placed};
     use proptest::prelude::*;
     use std::collections::HashMap;
+
+    impl Placed for (char, ConnId) {
+        fn id(&self) -> ConnId {
+            self.1
+        }
+
+        fn set_id(&mut self, id: ConnId) {
+            self.1 = id;
+        }
+    }
+
+    const NOWHERE: ConnId = ConnId { index: u32::MAX, generation: 0 };
 
     #[test]
     fn an_old_id_does_not_reach_the_entry_that_took_its_place() {
         let mut arena = Arena::new(2);
-        let first = arena.insert('a').unwrap();
-        assert_eq!(arena.remove(first), Some('a'));
-        let second = arena.insert('b').unwrap();
+        let first = arena.insert(('a', NOWHERE)).unwrap();
+        arena.remove(first);
+        assert_eq!((arena.len(), arena.get(first)), (0, None));
+        let second = arena.insert(('b', NOWHERE)).unwrap();
         assert_eq!(first.index, second.index);
-        assert_eq!((arena.get(first), arena.get(second)), (None, Some(&'b')));
-        assert!(arena.insert('c').is_some());
-        assert!(arena.insert('d').is_none(), "the limit holds");
+        arena.remove(first);
+        assert_eq!((arena.get(first), arena.get(second)), (None, Some(&('b', second))));
+        assert!(arena.insert(('c', NOWHERE)).is_some());
+        assert!(arena.insert(('d', NOWHERE)).is_none(), "the limit holds");
     }
 
     proptest! {

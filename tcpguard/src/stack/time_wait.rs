@@ -285,6 +285,9 @@ impl<A: Packed> Table<A> {
     }
 
     fn get(&self, key: &FlowKey<A>, now: Instant) -> Option<(Remains, Duration)> {
+        if self.len == 0 {
+            return None;
+        }
         let place = self.find(key).ok()?;
         Some(unpack_tail(A::unpack(&self.places[place]).1, now))
     }

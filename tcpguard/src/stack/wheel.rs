@@ -49,6 +49,11 @@ impl Wheel {
     pub(crate) fn arm(&mut self, index: u32, deadline: Instant) {
         if self.nodes.len() <= index as usize {
             let empty = Node { prev: NIL, next: NIL, tick: 0, place: UNARMED };
+            let more = index as usize + 1 - self.nodes.len();
+            if self.nodes.capacity() - self.nodes.len() < more {
+                // Doubling would leave up to half of it unused.
+                self.nodes.reserve_exact(more + self.nodes.len() / 8);
+            }
             self.nodes.resize(index as usize + 1, empty);
         }
         // Rounded up: a timer never fires before its time.
@@ -62,6 +67,12 @@ impl Wheel {
             self.unlink(index);
         }
         self.link(index, tick);
+    }
+
+    /// Memory held.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>()
     }
 
     /// Takes `index` out.

@@ -21,7 +21,9 @@ impl Tcb {
         }
         if !self.orphan {
             // The peer answers: a closed window alone does not end the connection.
-            self.retries = if flight == 0 { 0 } else { self.retries };
+            if flight == 0 && self.work.retries > 0 {
+                self.work.retries = 0;
+            }
         }
         let advanced = segment.ack.after(self.snd_una);
         let repeated = !advanced && segment.ack == self.snd_una && is_bare && self.snd_wnd == window_before;
@@ -31,16 +33,16 @@ impl Tcb {
             self.account(segment, flight, now, shared);
             self.repair(advanced, duplicate, flight, now, shared);
         }
-        if self.probe && (advanced || sacked) {
+        if self.work.probe && (advanced || sacked) {
             // The tail speaks for itself: the probe that is still to leave has nothing to ask (RFC 8985 §7.2).
-            (self.probe, self.probed) = (false, None);
+            (self.work.probe, self.work.probed) = (false, None);
         }
         self.end_probe(segment, repeated, flight);
         if advanced {
             self.after_progress(now, shared);
         }
-        if self.retransmit == Retransmit::Persist && !self.blocked_by_window(&shared.config) {
-            (self.rtt.backoff, self.persist) = (0, false);
+        if self.work.retransmit == Retransmit::Persist && !self.blocked_by_window(&shared.config) {
+            (self.rtt.backoff, self.work.persist) = (0, false);
         }
         self.arm_retransmit(now, &shared.config);
         if self.snd_una == self.snd_nxt {
@@ -83,7 +85,7 @@ impl Tcb {
         if let Some(rtt) = rtt {
             self.rtt.sample(rtt);
         }
-        if self.recovery != Recovery::Fast && acked > 0 {
+        if self.work.recovery != Recovery::Fast && acked > 0 {
             self.congestion.on_ack(acked, self.mss.into(), flight);
         }
     }
@@ -99,40 +101,39 @@ impl Tcb {
 
     /// Judges losses and enters or leaves recovery.
     fn repair(&mut self, advanced: bool, duplicate: bool, flight: u32, now: Instant, shared: &mut Shared) {
-        if self.recovery != Recovery::None && self.snd_una.at_or_after(self.recover) {
-            self.recovery = Recovery::None;
+        if self.work.recovery != Recovery::None && self.snd_una.at_or_after(self.work.recover) {
+            self.work.recovery = Recovery::None;
         }
         let Some(transfer) = &mut self.transfer else { return };
         let board = &mut transfer.scoreboard;
         let mut lost = false;
-        self.reorder_at = Instant::NEVER;
         if self.sack_permitted {
-            let (any, wait) = board.detect_losses(now, self.recovery != Recovery::None);
+            let (any, wait) = board.detect_losses(now, self.work.recovery != Recovery::None);
             lost = any;
-            self.reorder_at = wait.unwrap_or(Instant::NEVER);
+            self.work.reorder_at = wait.unwrap_or(Instant::NEVER);
         } else if duplicate {
-            if board.duplicate_ack() && self.recovery == Recovery::None {
+            if board.duplicate_ack() && self.work.recovery == Recovery::None {
                 board.mark_first_lost();
                 lost = true;
             }
-        } else if advanced && self.recovery == Recovery::Fast {
+        } else if advanced && self.work.recovery == Recovery::Fast {
             // RFC 6582 §3.2: a partial acknowledgement shows the next hole.
             board.mark_first_lost();
-            self.force = true;
+            self.work.force = true;
         }
-        if lost && self.recovery == Recovery::None {
+        if lost && self.work.recovery == Recovery::None {
             self.enter_recovery(flight, now, shared);
         }
     }
 
     /// RFC 5681 §3.2, RFC 6675 §5.
     pub(super) fn enter_recovery(&mut self, flight: u32, now: Instant, shared: &mut Shared) {
-        self.recovery = Recovery::Fast;
-        self.recover = self.snd_nxt;
+        self.work.recovery = Recovery::Fast;
+        self.work.recover = self.snd_nxt;
         self.congestion.on_loss(flight, self.mss.into());
-        self.force = true;
-        self.probed = None;
-        self.rto_base = now;
+        self.work.force = true;
+        self.work.probed = None;
+        self.work.rto_base = now;
         shared.counters.fast_recoveries += 1;
     }
 
@@ -140,15 +141,15 @@ impl Tcb {
     /// as a duplicate (RFC 2883, or a bare repetition) repaired nothing. The acknowledgement of just what was
     /// probed may be the original's: only the next one tells.
     fn end_probe(&mut self, segment: &Incoming<'_>, repeated: bool, flight: u32) {
-        let Some(probed) = self.probed.filter(|&probed| segment.ack.at_or_after(probed)) else { return };
+        let Some(probed) = self.work.probed.filter(|&probed| segment.ack.at_or_after(probed)) else { return };
         let blocks = segment.options.sack.as_slice();
         let reported = blocks.first().is_some_and(|(_, right)| right.at_or_before(segment.ack));
-        let needless = !self.probe_repeated || reported || (repeated && blocks.is_empty());
+        let needless = !self.work.probe_repeated || reported || (repeated && blocks.is_empty());
         if needless {
-            self.probed = None;
+            self.work.probed = None;
         } else if segment.ack.after(probed) {
-            self.probed = None;
-            if self.recovery == Recovery::None {
+            self.work.probed = None;
+            if self.work.recovery == Recovery::None {
                 self.congestion.on_loss(flight, self.mss.into());
             }
         }
@@ -157,7 +158,7 @@ impl Tcb {
     /// SND.UNA moved on. A backed-off timeout stays until a round trip was measured (RFC 6298 §5.7, Karn): else a
     /// path slower than the timeout would have everything sent twice for ever.
     fn after_progress(&mut self, now: Instant, shared: &mut Shared) {
-        (self.retries, self.rto_base) = (0, now);
+        (self.work.retries, self.work.rto_base) = (0, now);
         self.wake_writer(shared);
         if self.fin != Fin::Acked {
             return;
@@ -165,7 +166,7 @@ impl Tcb {
         match self.state {
             State::FinWait1 => {
                 self.state = State::FinWait2;
-                self.start_linger(now, &shared.config);
+                self.start_linger(now);
             }
             State::Closing => self.state = State::TimeWait,
             State::LastAck => self.state = State::Closed,

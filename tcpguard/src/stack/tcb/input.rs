@@ -40,14 +40,15 @@ impl Tcb {
     /// Owes the peer an acknowledgement for a suspicious segment, a few a second at most (RFC 5961 §7).
     pub(crate) fn challenge(&mut self, now: Instant, shared: &mut Shared) {
         const PER_SECOND: u8 = 10;
-        if self.challenge_second != seconds(now) {
-            (self.challenge_second, self.challenges) = (seconds(now), 0);
+        let second = seconds(now) as u8;
+        if self.challenges.1 != second {
+            self.challenges = (0, second);
         }
-        if self.challenges >= PER_SECOND {
+        if self.challenges.0 >= PER_SECOND {
             shared.counters.challenge_acks_throttled += 1;
             return;
         }
-        self.challenges += 1;
+        self.challenges.0 += 1;
         shared.counters.challenge_acks += 1;
         self.owe_ack_now();
     }
@@ -138,7 +139,7 @@ impl Tcb {
             if let Some(transfer) = &mut self.transfer {
                 transfer.scoreboard.mark_all_lost();
             }
-            self.force = true;
+            self.work.force = true;
         }
         Verdict::Done
     }
@@ -173,7 +174,7 @@ impl Tcb {
 
     /// Our SYN is acknowledged.
     fn established(&mut self, segment: &Incoming<'_>, now: Instant, shared: &mut Shared) {
-        let syn_was_resent = self.retries > 0;
+        let syn_was_resent = self.work.retries > 0;
         if let Some(transfer) = &mut self.transfer {
             let progress = transfer.scoreboard.acknowledge(self.iss + 1, now);
             if let Some(rtt) = progress.rtt {
@@ -187,8 +188,9 @@ impl Tcb {
             self.update_send_window(segment.window, segment.seq, segment.ack);
         }
         self.state = if self.fin == Fin::Queued { State::FinWait1 } else { State::Established };
-        (self.retries, self.rtt.backoff, self.rto_base) = (0, 0, now);
-        (self.recovery, self.force) = (super::Recovery::None, false);
+        self.rtt.backoff = 0;
+        self.work.clear();
+        self.work.rto_base = now;
         if syn_was_resent {
             // RFC 6928 §2: a lost SYN says the path is loaded.
             self.congestion = super::Congestion::after_lost_syn(self.mss.into());
@@ -256,7 +258,7 @@ impl Tcb {
         let recent = self.rcv_nxt.distance(segment.seq) <= 1 << 20;
         if old_data && recent && segment.has(Flags::ACK) && self.ack_acceptable(segment.ack) {
             // Our acknowledgement got lost. Not throttled: it is what stops the retransmissions.
-            self.dsack = Some((segment.seq, segment.seq + segment.data.len() as u32));
+            self.work.dsack = Some((segment.seq, segment.seq + segment.data.len() as u32));
             self.owe_ack_now();
             return Verdict::Done;
         }
@@ -310,8 +312,8 @@ impl Tcb {
         }
         let fin_at = segment.seq + segment.data.len() as u32;
         let mut data = segment.data;
-        match self.peer_fin {
-            None if has_fin => self.peer_fin = Some(fin_at),
+        match self.work.peer_fin {
+            None if has_fin => self.work.peer_fin = Some(fin_at),
             None => {}
             // Bytes beyond the end the peer has announced do not exist.
             Some(end) if fin_at.after(end) => {
@@ -324,7 +326,7 @@ impl Tcb {
         } else if segment.seq != self.rcv_nxt {
             self.owe_ack_now();
         }
-        if self.peer_fin == Some(self.rcv_nxt) {
+        if self.work.peer_fin == Some(self.rcv_nxt) {
             self.take_fin(shared);
         }
     }
@@ -354,7 +356,7 @@ impl Tcb {
                 self.owe_ack_now();
             }
             Placed::Duplicate => {
-                self.dsack = Some((seq, seq + data.len() as u32));
+                self.work.dsack = Some((seq, seq + data.len() as u32));
                 self.owe_ack_now();
             }
             Placed::NoRoom => {
@@ -369,15 +371,15 @@ impl Tcb {
     /// The peer's FIN is next in order.
     fn take_fin(&mut self, shared: &mut Shared) {
         self.rcv_nxt += 1;
+        if self.work.peer_fin.is_some() {
+            self.work.peer_fin = None;
+        }
         self.owe_ack_now();
         self.tell_readable(shared);
         match self.state {
             State::Established => self.state = State::CloseWait,
             State::FinWait1 => self.state = State::Closing,
-            State::FinWait2 => {
-                self.state = State::TimeWait;
-                self.linger_at = Instant::NEVER;
-            }
+            State::FinWait2 => self.state = State::TimeWait,
             State::SynSent
             | State::SynReceived
             | State::CloseWait
@@ -408,7 +410,7 @@ impl Tcb {
             }
         } else if self.ack_owed == AckOwed::No {
             self.ack_owed = AckOwed::Later;
-            self.ack_at = now + shared.config.delayed_ack;
+            self.work.ack_at = now + shared.config.delayed_ack;
         }
     }
 }

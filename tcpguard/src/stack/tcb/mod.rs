@@ -1,15 +1,17 @@
-//! One connection: the transmission control block of RFC 9293 §3.3.1 and what the application can do with it.
-//! Segments come in through `input` and `ack`, leave through `output`, time passes through `timers`.
+//! One connection: the transmission control block of RFC 9293 §3.3.1. Segments come in through `input` and `ack`, leave
+//! through `output`, time passes through `timers`, and the `application` does its part.
 
 mod ack;
+mod application;
 mod input;
 mod output;
 mod timers;
+mod work;
 
 pub(crate) use input::Verdict;
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::time::Duration;
 
 use tcpguard_common::cookie::{Accepted, rtt_sample};
 use tcpguard_common::flow::AnyFlowKey;
@@ -25,8 +27,10 @@ use super::pressure::{Stall, recv_limit, send_limit};
 use super::recv::RecvBuffer;
 use super::rto::Rtt;
 use super::scoreboard::Scoreboard;
+use super::table::Placed;
 use super::time::Instant;
 use super::wire::{Incoming, ip_header_len};
+use work::{MaybeWork, Recovery, Retransmit};
 
 /// What all connections of a stack share.
 #[derive(Debug)]
@@ -85,30 +89,6 @@ enum Fin {
     Acked,
 }
 
-/// Whether losses are being repaired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Recovery {
-    None,
-    /// Noticed by acknowledgements, until `recover` is acknowledged.
-    Fast,
-    /// Noticed by timeout, until `recover` is acknowledged.
-    Timeout,
-}
-
-/// What the retransmission timer is for. They exclude each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Retransmit {
-    Off,
-    /// RFC 6298.
-    Timeout,
-    /// Tail loss probe (RFC 8985 §7).
-    Probe,
-    /// Something may turn out lost by then (RFC 8985 §6.3).
-    Reordering,
-    /// Zero window, or one too small to bother with (RFC 9293 §3.8.6.1, §3.8.6.2.1).
-    Persist,
-}
-
 /// Whether an acknowledgement is owed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AckOwed {
@@ -137,30 +117,11 @@ pub(crate) struct Adoption {
     pub(crate) arrived: Option<Instant>,
 }
 
-/// The transmission control block.
+/// The transmission control block. What every segment touches comes first, in two cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Tcb {
-    pub(crate) id: ConnId,
     pub(crate) key: AnyFlowKey,
-    pub(crate) link: Link,
-    pub(crate) service: Option<u32>,
-    pub(crate) state: State,
-    pub(crate) error: Option<Error>,
-    /// Whether the flow's segments are ours: not once it is over, while the application still reads.
-    pub(crate) attached: bool,
-    /// Whether the application is gone.
-    pub(crate) orphan: bool,
-    /// Whether the stack has it in its ready queue.
-    pub(crate) queued: bool,
-    /// Whether the end of the connection owes the peer a reset.
-    pub(crate) send_reset: bool,
-    pub(crate) created: Instant,
-    /// The initial sequence numbers, ours and the peer's.
-    pub(crate) iss: Seq,
-    pub(crate) irs: Seq,
-    /// The epoch of the cookie that opened it.
-    pub(crate) cookie_epoch: Option<u32>,
-
     snd_una: Seq,
     pub(crate) snd_nxt: Seq,
     snd_wnd: u32,
@@ -168,74 +129,69 @@ pub(crate) struct Tcb {
     max_snd_wnd: u32,
     snd_wl1: Seq,
     snd_wl2: Seq,
-    snd_shift: u8,
-    rcv_shift: u8,
-    /// What the peer accepts and our MTU at creation allows, options not deducted.
-    mss: u16,
-    /// The largest segment seen: when an acknowledgement is due (RFC 9293 §3.8.6.3).
-    rcv_mss: u16,
-
     pub(crate) rcv_nxt: Seq,
     /// The right edge of the window, once advertised never withdrawn.
     rcv_adv: Seq,
     last_ack_sent: Seq,
-    /// Where the peer's FIN is, if it came before the data in front of it.
-    peer_fin: Option<Seq>,
-    /// Data that came twice, to be reported (RFC 2883).
-    dsack: Option<(Seq, Seq)>,
-
-    timestamps: bool,
-    sack_permitted: bool,
     pub(crate) ts_recent: u32,
     /// When `ts_recent` was taken, seconds.
     ts_recent_at: u32,
     /// Added to the clock's milliseconds: our timestamp clock.
     pub(crate) ts_offset: u32,
-
+    transfer: Option<Box<Transfer>>,
+    work: MaybeWork,
+    /// What the peer accepts and our MTU at creation allows, options not deducted.
+    mss: u16,
+    /// The largest segment seen: when an acknowledgement is due (RFC 9293 §3.8.6.3).
+    rcv_mss: u16,
+    pub(crate) state: State,
     fin: Fin,
-    fin_acked_told: bool,
+    ack_owed: AckOwed,
+    snd_shift: u8,
+    rcv_shift: u8,
+    timestamps: bool,
+    sack_permitted: bool,
+    /// Whether the flow's segments are ours: not once it is over, while the application still reads.
+    pub(crate) attached: bool,
+    /// Whether the application is gone.
+    pub(crate) orphan: bool,
+    /// Whether the stack has it in its ready queue.
+    pub(crate) queued: bool,
     readable_told: bool,
     wants_write: bool,
-    /// Stands in the queue for the send pool.
-    waits_for_pool: bool,
-
-    ack_owed: AckOwed,
-    ack_at: Instant,
     /// Acknowledgements still to be sent without delay, to help the peer's slow start.
     quick_acks: u8,
-    challenge_second: u32,
-    challenges: u8,
 
     rtt: Rtt,
     congestion: Congestion,
-    recovery: Recovery,
-    recover: Seq,
-    /// The next retransmission leaves whatever the window says.
-    force: bool,
-    /// A tail loss probe is due.
-    probe: bool,
-    /// A probe was sent; an acknowledgement of everything up to here tells what it was good for.
-    probed: Option<Seq>,
-    /// That probe repeated old data.
-    probe_repeated: bool,
-    /// The persist timer fired.
-    persist: bool,
-    retransmit: Retransmit,
-    retransmit_at: Instant,
-    /// When another segment may count as lost (RFC 8985 §6.2).
-    reorder_at: Instant,
-    /// When the retransmission timer was last started afresh.
-    rto_base: Instant,
-    retries: u8,
-    last_sent: Instant,
-    /// When an orphan's FIN_WAIT_2 began, and when it ends.
-    linger_since: Instant,
-    linger_at: Instant,
-
+    /// When data was last sent, milliseconds modulo 2^32. Of an orphan in FIN_WAIT_2, which has nothing to send any
+    /// more, since when it is that.
+    rests_since: u32,
     bytes_in: u64,
     bytes_out: u64,
-    transfer: Option<Box<Transfer>>,
+    id: ConnId,
+    /// The initial sequence numbers, ours and the peer's.
+    pub(crate) iss: Seq,
+    pub(crate) irs: Seq,
+    /// The service it belongs to and the epoch of the cookie that opened it, if it was `adopted`.
+    service: u32,
+    cookie_epoch: u32,
+    /// Seconds of the clock.
+    created: u32,
+    adopted: bool,
+    pub(crate) link: Link,
+    pub(crate) error: Option<Error>,
+    /// Whether the end of the connection owes the peer a reset.
+    pub(crate) send_reset: bool,
+    fin_acked_told: bool,
+    /// Stands in the queue for the send pool.
+    waits_for_pool: bool,
+    /// Challenge acknowledgements in this second, and which it is, modulo 256.
+    challenges: (u8, u8),
 }
+
+/// What comes before the round-trip times is what every segment touches.
+const _: () = assert!(core::mem::offset_of!(Tcb, rtt) <= 128);
 
 /// Acknowledgements at the start of a connection that are not delayed, as Linux does.
 const QUICK_ACKS: u8 = 16;
@@ -253,9 +209,8 @@ impl Tcb {
         let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived } = adoption;
         let mss = accepted.mss.min(segment_limit(&key, config));
         let mut tcb = Self::new(key, link, now, (*ack - 1, *seq - 1), mss);
-        tcb.service = Some(service);
         tcb.state = State::Established;
-        tcb.cookie_epoch = Some(accepted.slot.epoch);
+        (tcb.adopted, tcb.service, tcb.cookie_epoch) = (true, service, accepted.slot.epoch);
         (tcb.snd_una, tcb.snd_nxt) = (*ack, *ack);
         if let Some(shift) = accepted.window_scale {
             (tcb.snd_shift, tcb.rcv_shift) = (shift.min(14), accepted.slot.window_scale.min(14));
@@ -272,7 +227,7 @@ impl Tcb {
         }
         let sent = accepted.sent.filter(|_| !has_data);
         if let Some(rtt) = sent.and_then(|sent| rtt_sample(sent, arrived.unwrap_or(now).0)) {
-            tcb.rtt.sample(core::time::Duration::from_nanos(rtt));
+            tcb.rtt.sample(Duration::from_nanos(rtt));
         }
         tcb
     }
@@ -295,207 +250,65 @@ impl Tcb {
 
     fn new(key: AnyFlowKey, link: Link, now: Instant, (iss, irs): (Seq, Seq), mss: u16) -> Self {
         Self {
-            id: ConnId { index: 0, generation: 0 },
             key,
-            link,
-            service: None,
-            state: State::SynSent,
-            error: None,
-            attached: true,
-            orphan: false,
-            queued: false,
-            send_reset: false,
-            created: now,
-            iss,
-            irs,
-            cookie_epoch: None,
             snd_una: iss,
             snd_nxt: iss,
             snd_wnd: 0,
             max_snd_wnd: 0,
             snd_wl1: irs,
             snd_wl2: iss,
-            snd_shift: 0,
-            rcv_shift: 0,
-            mss,
-            rcv_mss: mss.min(536),
             rcv_nxt: irs + 1,
             rcv_adv: irs + 1,
             last_ack_sent: irs + 1,
-            peer_fin: None,
-            dsack: None,
-            timestamps: false,
-            sack_permitted: false,
             ts_recent: 0,
             ts_recent_at: 0,
             ts_offset: 0,
+            transfer: None,
+            work: MaybeWork::default(),
+            mss,
+            rcv_mss: mss.min(536),
+            state: State::SynSent,
             fin: Fin::Open,
-            fin_acked_told: false,
+            ack_owed: AckOwed::No,
+            snd_shift: 0,
+            rcv_shift: 0,
+            timestamps: false,
+            sack_permitted: false,
+            attached: true,
+            orphan: false,
+            queued: false,
             readable_told: false,
             wants_write: false,
-            waits_for_pool: false,
-            ack_owed: AckOwed::No,
-            ack_at: Instant::NEVER,
             quick_acks: QUICK_ACKS,
-            challenge_second: 0,
-            challenges: 0,
             rtt: Rtt::default(),
             congestion: Congestion::new(mss.into()),
-            recovery: Recovery::None,
-            recover: iss,
-            force: false,
-            probe: false,
-            probed: None,
-            probe_repeated: false,
-            reorder_at: Instant::NEVER,
-            persist: false,
-            retransmit: Retransmit::Off,
-            retransmit_at: Instant::NEVER,
-            rto_base: now,
-            retries: 0,
-            last_sent: now,
-            linger_since: now,
-            linger_at: Instant::NEVER,
+            rests_since: now.millis() as u32,
             bytes_in: 0,
             bytes_out: 0,
-            transfer: None,
+            id: ConnId { index: 0, generation: 0 },
+            iss,
+            irs,
+            service: 0,
+            cookie_epoch: 0,
+            created: seconds(now),
+            adopted: false,
+            link,
+            error: None,
+            send_reset: false,
+            fin_acked_told: false,
+            waits_for_pool: false,
+            challenges: (0, 0),
         }
     }
 
-    /// Reads what is in order. `Ok(0)` is the peer's FIN.
-    pub(crate) fn recv(&mut self, out: &mut [u8], shared: &mut Shared) -> Result<usize, Error> {
-        match &mut self.transfer {
-            Some(transfer) if transfer.recv.ready() > 0 => {
-                let len = transfer.recv.read(out, &mut shared.recv_pool);
-                self.window_opened(shared.recv_limit());
-                self.release_idle(shared);
-                Ok(len)
-            }
-            _ if self.error.is_some() => Err(self.error.unwrap_or(Error::Reset)),
-            _ if self.state.peer_closed() => Ok(0),
-            _ => {
-                self.readable_told = false;
-                Err(Error::WouldBlock)
-            }
-        }
+    /// The epoch of the cookie that opened it.
+    pub(crate) fn cookie_epoch(&self) -> Option<u32> {
+        self.adopted.then_some(self.cookie_epoch)
     }
 
-    /// Lends what is in order; how many slices. `Ok(0)` is the peer's FIN.
-    pub(crate) fn peek<'a>(&'a mut self, out: &mut [IoSlice<'a>]) -> Result<usize, Error> {
-        match &self.transfer {
-            Some(transfer) if transfer.recv.ready() > 0 => Ok(transfer.recv.peek(out)),
-            _ if self.error.is_some() => Err(self.error.unwrap_or(Error::Reset)),
-            _ if self.state.peer_closed() => Ok(0),
-            _ => {
-                self.readable_told = false;
-                Err(Error::WouldBlock)
-            }
-        }
-    }
-
-    /// Takes the first `len` bytes of what is in order.
-    pub(crate) fn consume(&mut self, len: usize, shared: &mut Shared) {
-        if let Some(transfer) = &mut self.transfer {
-            transfer.recv.consume(len.min(transfer.recv.ready()), &mut shared.recv_pool);
-            self.window_opened(shared.recv_limit());
-            self.release_idle(shared);
-        }
-    }
-
-    /// Queues bytes for sending; how many.
-    pub(crate) fn send(&mut self, data: &[u8], shared: &mut Shared) -> Result<usize, Error> {
-        self.writable()?;
-        let limit = shared.send_limit();
-        let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
-        let sent = transfer.send.push(data, limit, &mut shared.send_pool);
-        if sent < data.len() {
-            let pool_is_short = transfer.send.len() < limit;
-            self.wants_write = true;
-            if pool_is_short {
-                self.wait_for_pool(shared);
-            }
-            if sent == 0 {
-                return Err(Error::WouldBlock);
-            }
-        }
-        Ok(sent)
-    }
-
-    /// How many bytes [`Self::send`] would take, at least one.
-    pub(crate) fn send_room(&mut self, shared: &mut Shared) -> Result<usize, Error> {
-        self.writable()?;
-        let limit = shared.send_limit();
-        let (room, queued) = match &self.transfer {
-            Some(transfer) => (transfer.send.room(limit, &shared.send_pool), transfer.send.len()),
-            None => (limit.min(shared.send_pool.room_bytes()), 0),
-        };
-        if room > 0 {
-            return Ok(room);
-        }
-        self.wants_write = true;
-        if queued < limit {
-            self.wait_for_pool(shared);
-        }
-        Err(Error::WouldBlock)
-    }
-
-    /// Whether the application may send.
-    fn writable(&self) -> Result<(), Error> {
-        let open =
-            matches!(self.state, State::SynSent | State::SynReceived | State::Established | State::CloseWait);
-        match self.error {
-            Some(error) => Err(error),
-            None if open && self.fin == Fin::Open => Ok(()),
-            None => Err(Error::NotWritable),
-        }
-    }
-
-    /// Queues our FIN behind what is queued already (RFC 9293 §3.10.4).
-    pub(crate) fn shutdown(&mut self) {
-        if self.fin != Fin::Open {
-            return;
-        }
-        match self.state {
-            State::Established => self.state = State::FinWait1,
-            State::CloseWait => self.state = State::LastAck,
-            State::SynReceived => {}
-            State::SynSent => {
-                self.state = State::Closed;
-                return;
-            }
-            State::FinWait1
-            | State::FinWait2
-            | State::Closing
-            | State::LastAck
-            | State::TimeWait
-            | State::Closed => return,
-        }
-        self.fin = Fin::Queued;
-    }
-
-    /// The application is gone. With data it has not read the peer must learn that this was lost (RFC 9293
-    /// §3.10.4, RFC 1122 §4.2.2.13): reset.
-    pub(crate) fn close(&mut self, now: Instant, shared: &mut Shared) {
-        self.orphan = true;
-        let unread = self.transfer.as_ref().is_some_and(|transfer| !transfer.recv.is_empty());
-        if unread && self.state.synchronized() && self.state != State::TimeWait {
-            self.fail(Error::Aborted, true, shared);
-            return;
-        }
-        if let Some(transfer) = &mut self.transfer {
-            transfer.recv.clear(&mut shared.recv_pool);
-        }
-        self.release_idle(shared);
-        self.shutdown();
-        self.start_linger(now, &shared.config);
-    }
-
-    /// Ends the connection at once, with a reset if the peer still has one (RFC 9293 §3.10.5).
-    pub(crate) fn abort(&mut self, shared: &mut Shared) {
-        self.orphan = true;
-        let reset =
-            self.state.synchronized() && self.state != State::TimeWait || self.state == State::SynReceived;
-        self.fail(Error::Aborted, reset, shared);
+    /// How long nothing was sent; of an orphan in FIN_WAIT_2, how long it is that.
+    fn rested(&self, now: Instant) -> Duration {
+        Duration::from_millis((now.millis() as u32).wrapping_sub(self.rests_since).into())
     }
 
     /// Whether our FIN is acknowledged.
@@ -524,9 +337,7 @@ impl Tcb {
             }
         }
         self.ack_owed = AckOwed::No;
-        (self.retransmit, self.retransmit_at) = (Retransmit::Off, Instant::NEVER);
-        (self.ack_at, self.linger_at) = (Instant::NEVER, Instant::NEVER);
-        (self.force, self.probe, self.persist) = (false, false, false);
+        self.work.clear();
         self.release_idle(shared);
     }
 
@@ -565,7 +376,7 @@ impl Tcb {
 
     /// Whether data waits for a window that is closed.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.retransmit == Retransmit::Persist
+        self.work.retransmit == Retransmit::Persist
     }
 
     /// The peer's window is closed: since when, if that is new.
@@ -651,14 +462,14 @@ impl Tcb {
         self.timestamps.then_some((self.ts_recent, self.ts_offset))
     }
 
-    pub(crate) fn info(&self, now: Instant) -> FlowInfo {
+    pub(crate) fn info(&self, now: Instant, config: &Config) -> FlowInfo {
         let transfer = self.transfer.as_ref();
-        let deadline = self.deadline();
+        let deadline = self.deadline(now, config);
         FlowInfo {
             key: self.key,
             state: self.state,
-            service: self.service,
-            age: now.since(self.created),
+            service: self.adopted.then_some(self.service),
+            age: Duration::from_secs(seconds(now).wrapping_sub(self.created).into()),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             recv_queued: transfer.map_or(0, |transfer| transfer.recv.ready() as u32),
@@ -666,6 +477,12 @@ impl Tcb {
             rtt: self.rtt.smoothed(),
             timer: deadline.is_set().then(|| deadline.since(now)),
         }
+    }
+
+    /// Whether it holds nothing but itself.
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.transfer.is_none() && self.work.is_none()
     }
 
     /// What must hold between any two calls.
@@ -678,7 +495,17 @@ impl Tcb {
         } else {
             assert_eq!(self.snd_una, self.snd_nxt, "in flight without a scoreboard");
         }
-        assert_eq!(self.retransmit == Retransmit::Off, !self.retransmit_at.is_set());
+        assert_eq!(self.work.retransmit == Retransmit::Off, !self.work.retransmit_at.is_set());
+    }
+}
+
+impl Placed for Tcb {
+    fn id(&self) -> ConnId {
+        self.id
+    }
+
+    fn set_id(&mut self, id: ConnId) {
+        self.id = id;
     }
 }
 

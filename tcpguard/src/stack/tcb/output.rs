@@ -88,7 +88,7 @@ impl Tcb {
             // Repairs go first: new data waits for them.
             return self.owed_ack();
         }
-        if self.probe {
+        if self.work.probe {
             let (board, new) = (&self.transfer.as_ref()?.scoreboard, self.fresh(config, true));
             match (new, board.last()) {
                 (Some((len, fin)), _) => return Some(Plan::Fresh { len, fin }),
@@ -99,7 +99,7 @@ impl Tcb {
         if let Some((len, fin)) = self.fresh(config, false) {
             return Some(Plan::Fresh { len, fin });
         }
-        if self.persist {
+        if self.work.persist {
             return Some(Plan::WindowProbe);
         }
         self.owed_ack()
@@ -116,7 +116,7 @@ impl Tcb {
     /// The first repair after a loss was noticed goes out at once (RFC 6675 §5, step 4.3).
     fn may_repeat(&self, lost: &InFlight) -> bool {
         let pipe = self.pipe();
-        self.force || pipe == 0 || pipe + lost.len <= self.congestion.window()
+        self.work.force || pipe == 0 || pipe + lost.len <= self.congestion.window()
     }
 
     fn pipe(&self) -> u32 {
@@ -151,7 +151,7 @@ impl Tcb {
 
     /// Sender silly-window avoidance (RFC 9293 §3.8.6.2.1) and Nagle (§3.7.4).
     fn worth_sending(&self, len: u32, full: u32, unsent: u32, fin: bool, config: &Config) -> bool {
-        if len == full || fin || self.persist {
+        if len == full || fin || self.work.persist {
             return true;
         }
         let all = len == unsent;
@@ -161,7 +161,7 @@ impl Tcb {
 
     /// RFC 5681 §4.1.
     fn restart_after_idle(&mut self, now: Instant, config: &Config) {
-        if self.snd_una == self.snd_nxt && now.since(self.last_sent) > self.rtt.timeout(config) {
+        if self.snd_una == self.snd_nxt && self.rested(now) > self.rtt.timeout(config) {
             self.congestion.on_idle(self.mss.into());
         }
     }
@@ -171,7 +171,7 @@ impl Tcb {
         let iss = self.iss;
         self.transfer(shared).scoreboard.sent(iss, 1, true, false, now);
         self.snd_nxt = iss + 1;
-        self.rto_base = now;
+        self.work.rto_base = now;
         Some(len)
     }
 
@@ -242,7 +242,7 @@ impl Tcb {
         let written = self.write(seq, flags, offset, len, now, shared, frame)?;
         let taken = len + u32::from(fin);
         if self.flight() == 0 {
-            self.rto_base = now;
+            self.work.rto_base = now;
         }
         self.transfer(shared).scoreboard.sent(seq, taken, false, fin, now);
         self.snd_nxt += taken;
@@ -284,33 +284,34 @@ impl Tcb {
             AckOwed::Now(count) if count > 1 => AckOwed::Now(count - 1),
             _ => AckOwed::No,
         };
-        self.ack_at = Instant::NEVER;
         self.last_ack_sent = self.rcv_nxt;
-        self.dsack = None;
+        if self.work.ack_at.is_set() || self.work.dsack.is_some() {
+            (self.work.ack_at, self.work.dsack) = (Instant::NEVER, None);
+        }
     }
 
     fn after_sending(&mut self, plan: Plan, now: Instant, config: &Config) {
         match plan {
             Plan::Ack => return,
-            Plan::WindowProbe => self.persist = false,
+            Plan::WindowProbe => self.work.persist = false,
             Plan::Syn => {}
             Plan::Again(_) => {
-                if self.probe {
-                    self.probe_repeated = true;
-                } else if self.recovery == Recovery::Timeout && self.force {
-                    self.rto_base = now;
+                if self.work.probe {
+                    self.work.probe_repeated = true;
+                } else if self.work.recovery == Recovery::Timeout && self.work.force {
+                    self.work.rto_base = now;
                 }
-                (self.force, self.probe) = (false, false);
+                (self.work.force, self.work.probe) = (false, false);
             }
             Plan::Fresh { .. } => {
-                if self.probe {
-                    self.probe_repeated = false;
-                    self.probed = Some(self.snd_nxt);
+                if self.work.probe {
+                    self.work.probe_repeated = false;
+                    self.work.probed = Some(self.snd_nxt);
                 }
-                (self.probe, self.persist) = (false, false);
+                (self.work.probe, self.work.persist) = (false, false);
             }
         }
-        self.last_sent = now;
+        self.rests_since = now.millis() as u32;
         self.arm_retransmit(now, config);
     }
 
@@ -318,7 +319,7 @@ impl Tcb {
         let timestamps = self.timestamps.then(|| (self.ts_now(now), self.ts_recent));
         let mut sack = SackBlocks::default();
         let mut room = sacks;
-        if let Some((left, right)) = self.dsack.filter(|_| room > 0) {
+        if let Some((left, right)) = self.work.dsack.filter(|_| room > 0) {
             sack.push(left, right);
             room -= 1;
         }
@@ -337,7 +338,7 @@ impl Tcb {
             return 0;
         }
         let islands = self.transfer.as_ref().map_or(0, |transfer| transfer.recv.island_count());
-        (islands + usize::from(self.dsack.is_some())).min(if self.timestamps { 3 } else { 4 })
+        (islands + usize::from(self.work.dsack.is_some())).min(if self.timestamps { 3 } else { 4 })
     }
 
     /// How many SACK blocks fit beside `len` bytes of data.

@@ -7,39 +7,47 @@ use super::{AckOwed, Config, Error, Fin, Instant, Recovery, Retransmit, Shared, 
 
 impl Tcb {
     /// The next point in time at which something is to be done; [`Instant::NEVER`] for none.
-    pub(crate) fn deadline(&self) -> Instant {
-        self.retransmit_at.min(self.ack_at).min(self.linger_at)
+    pub(crate) fn deadline(&self, now: Instant, config: &Config) -> Instant {
+        let timers = self.work.retransmit_at.min(self.work.ack_at);
+        match self.linger(config) {
+            Some(linger) => timers.min(now + linger.saturating_sub(self.rested(now))),
+            None => timers,
+        }
+    }
+
+    /// How long FIN_WAIT_2 may last now that the application is gone.
+    fn linger(&self, config: &Config) -> Option<Duration> {
+        (self.orphan && self.state == State::FinWait2).then_some(config.fin_wait_2)
     }
 
     /// Does what is due.
     pub(crate) fn handle_timeout(&mut self, now: Instant, shared: &mut Shared) {
-        if self.ack_at <= now {
-            self.ack_at = Instant::NEVER;
+        if self.work.ack_at <= now {
+            self.work.ack_at = Instant::NEVER;
             if self.ack_owed == AckOwed::Later {
                 self.ack_owed = AckOwed::Now(1);
             }
         }
-        if self.linger_at <= now {
-            self.linger_at = Instant::NEVER;
+        if self.linger(&shared.config).is_some_and(|linger| linger <= self.rested(now)) {
             shared.counters.fin_wait_2_expired += 1;
             self.state = State::Closed;
             self.void(shared);
             return;
         }
-        if self.retransmit_at <= now {
+        if self.work.retransmit_at <= now {
             self.handle_retransmit_timer(now, shared);
         }
     }
 
     fn handle_retransmit_timer(&mut self, now: Instant, shared: &mut Shared) {
-        match self.retransmit {
-            Retransmit::Off => self.retransmit_at = Instant::NEVER,
+        match self.work.retransmit {
+            Retransmit::Off => self.work.retransmit_at = Instant::NEVER,
             Retransmit::Timeout => self.handle_rto(now, shared),
             Retransmit::Probe => {
                 shared.counters.tail_loss_probes += 1;
-                self.probe = true;
-                self.rto_base = now;
-                self.probed = Some(self.snd_nxt);
+                self.work.probe = true;
+                self.work.rto_base = now;
+                self.work.probed = Some(self.snd_nxt);
                 self.arm_retransmit(now, &shared.config);
             }
             Retransmit::Reordering => self.handle_reordering_timer(now, shared),
@@ -54,26 +62,26 @@ impl Tcb {
             return;
         }
         let flight = self.flight();
-        let first = self.recovery != Recovery::Timeout;
+        let first = self.work.recovery != Recovery::Timeout;
         self.congestion.on_timeout(flight, self.mss.into(), first);
         if let Some(transfer) = &mut self.transfer {
             transfer.scoreboard.mark_all_lost();
         }
-        self.recovery = Recovery::Timeout;
-        self.recover = self.snd_nxt;
+        self.work.recovery = Recovery::Timeout;
+        self.work.recover = self.snd_nxt;
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
-        (self.force, self.probed, self.reorder_at) = (true, None, Instant::NEVER);
-        self.rto_base = now;
+        (self.work.force, self.work.probed, self.work.reorder_at) = (true, None, Instant::NEVER);
+        self.work.rto_base = now;
         self.arm_retransmit(now, &shared.config);
     }
 
     fn handle_reordering_timer(&mut self, now: Instant, shared: &mut Shared) {
         let flight = self.flight();
-        self.reorder_at = Instant::NEVER;
+        self.work.reorder_at = Instant::NEVER;
         if let Some(transfer) = &mut self.transfer {
-            let (lost, wait) = transfer.scoreboard.detect_losses(now, self.recovery != Recovery::None);
-            self.reorder_at = wait.unwrap_or(Instant::NEVER);
-            if lost && self.recovery == Recovery::None {
+            let (lost, wait) = transfer.scoreboard.detect_losses(now, self.work.recovery != Recovery::None);
+            self.work.reorder_at = wait.unwrap_or(Instant::NEVER);
+            if lost && self.work.recovery == Recovery::None {
                 self.enter_recovery(flight, now, shared);
             }
         }
@@ -84,9 +92,9 @@ impl Tcb {
         if !self.count_retry(shared) {
             return;
         }
-        self.persist = true;
+        self.work.persist = true;
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
-        self.rto_base = now;
+        self.work.rto_base = now;
         self.arm_retransmit(now, &shared.config);
     }
 
@@ -97,38 +105,41 @@ impl Tcb {
             _ if self.orphan => shared.config.orphan_retries,
             _ => shared.config.retries,
         };
-        if self.retries >= limit {
+        if self.work.retries >= limit {
             shared.counters.timed_out += 1;
             self.fail(Error::TimedOut, false, shared);
             self.tell_readable(shared);
             return false;
         }
-        self.retries += 1;
+        self.work.retries += 1;
         true
     }
 
     /// Chooses the retransmission timer's purpose and time from what is in flight now.
     pub(super) fn arm_retransmit(&mut self, now: Instant, config: &Config) {
         let blocked = self.flight() == 0 && self.blocked_by_window(config);
-        if blocked && self.retransmit != Retransmit::Persist {
-            self.rto_base = now;
+        if blocked && self.work.retransmit != Retransmit::Persist {
+            self.work.rto_base = now;
         }
-        let timeout = self.rto_base + self.rtt.timeout(config);
-        (self.retransmit, self.retransmit_at) = if self.flight() == 0 {
+        let timeout = self.work.rto_base + self.rtt.timeout(config);
+        let timer = if self.flight() == 0 {
             if blocked { (Retransmit::Persist, timeout) } else { (Retransmit::Off, Instant::NEVER) }
-        } else if self.reorder_at.is_set() {
-            (Retransmit::Reordering, self.reorder_at)
+        } else if self.work.reorder_at.is_set() {
+            (Retransmit::Reordering, self.work.reorder_at)
         } else if let Some(wait) = self.probe_wait(config) {
             // RFC 8985 §7.2: never later than the retransmission timeout would be.
             (Retransmit::Probe, (now + wait).min(timeout))
         } else {
             (Retransmit::Timeout, timeout)
         };
+        if timer != (self.work.retransmit, self.work.retransmit_at) {
+            (self.work.retransmit, self.work.retransmit_at) = timer;
+        }
     }
 
     /// New data behind a closed window: nothing but the persist timer will ever move it.
     pub(crate) fn arm_retransmit_if_idle(&mut self, now: Instant, config: &Config) {
-        if self.retransmit == Retransmit::Off && self.unsent() + u32::from(self.fin == Fin::Queued) > 0 {
+        if self.work.retransmit == Retransmit::Off && self.unsent() + u32::from(self.fin == Fin::Queued) > 0 {
             self.arm_retransmit(now, config);
         }
     }
@@ -137,7 +148,8 @@ impl Tcb {
     fn probe_wait(&self, config: &Config) -> Option<Duration> {
         const LEAST: Duration = Duration::from_millis(2);
         let board = &self.transfer.as_ref()?.scoreboard;
-        let calm = self.recovery == Recovery::None && self.probed.is_none() && !board.is_disturbed();
+        let calm =
+            self.work.recovery == Recovery::None && self.work.probed.is_none() && !board.is_disturbed();
         if !calm || !self.sack_permitted || !self.state.synchronized() {
             return None;
         }
@@ -152,17 +164,14 @@ impl Tcb {
     }
 
     /// The application is gone: FIN_WAIT_2 lasts only so long.
-    pub(super) fn start_linger(&mut self, now: Instant, config: &Config) {
+    pub(super) fn start_linger(&mut self, now: Instant) {
         if self.orphan && self.state == State::FinWait2 {
-            self.linger_since = now;
-            self.linger_at = now + config.fin_wait_2;
+            self.rests_since = now.millis() as u32;
         }
     }
 
-    /// The tunables have changed: a FIN_WAIT_2 that lasts already ends accordingly.
-    pub(crate) fn retune(&mut self, config: &Config) {
-        if self.linger_at.is_set() {
-            self.linger_at = self.linger_since + config.fin_wait_2;
-        }
+    /// Lets go of what only a connection with work needs.
+    pub(crate) fn rest(&mut self) {
+        self.work.rest();
     }
 }

@@ -5,6 +5,7 @@ mod bulk;
 mod closing;
 mod hostile;
 mod loss;
+mod memory;
 mod network;
 mod script;
 
