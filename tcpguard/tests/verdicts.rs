@@ -307,6 +307,8 @@ fn forget_flow(kernel: &mut Kernel, world: &World, frame: &[u8]) {
         AnySegment::V4(segment) => taken(kernel, world, name::FLOWS_V4, segment.key()),
         AnySegment::V6(segment) => taken(kernel, world, name::FLOWS_V6, segment.key()),
     };
+    let now = tcpguard::dataplane::monotonic_ns();
+    assert!(flows[0].is_some_and(|flow| (1..=now).contains(&flow.created)), "{flows:?} at {now}");
     let [there, here] = flows.map(|flow| flow.map(|flow| Flow { created: 0, ..flow }));
     assert_eq!(there, here, "seed {SEED}: {}", hex(frame));
 }
