@@ -184,7 +184,7 @@ fn slots(now: u32) -> [EpochSlot; EPOCH_SLOTS as usize] {
 }
 
 std::thread_local! {
-    /// Judging leaves them as they were.
+    /// Judging leaves them as they were: the budgets that are not used up at first never are.
     static WORLDS: Vec<World> = worlds().into_iter().map(|(_, world)| world).collect();
 }
 

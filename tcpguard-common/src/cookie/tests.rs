@@ -251,12 +251,18 @@ fn epoch_numbers_may_wrap() {
 fn a_slot_that_was_never_written_or_has_no_key_validates_nothing() {
     let zero = EpochSlot::default();
     let keyless = EpochSlot { valid: 1, layout: LAYOUT, window: 1, ..zero };
-    for slot in
-        [zero, keyless, EpochSlot { key: [1, 2], ..keyless }, EpochSlot { layout: 9, key: [1, 2], ..keyless }]
-    {
+    let with_key = EpochSlot { key: [1, 2], ..keyless };
+    for slot in [
+        zero,
+        keyless,
+        with_key,
+        EpochSlot { layout: 9, ..with_key },
+        EpochSlot { valid: 0, ..with_key },
+        EpochSlot { epoch: 4, ..with_key },
+    ] {
         // Even the cookie its own key makes.
         let slots = [slot; 4];
-        let usable = slot.key != [0; 2] && slot.layout == LAYOUT;
+        let usable = slot == with_key;
         for syn in stamped_and_bare() {
             let cookie = encode(&slot, &FLOW_V4, ISN, &syn, 0);
             let accepted = validate(&slots, &xdp(0, false), &FLOW_V4, ISN, cookie.isn, cookie.tsval);

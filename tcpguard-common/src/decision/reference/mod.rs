@@ -1,13 +1,13 @@
 //! The decision once more: slow, plain, written from the rules rather than from the code, over the packet crate
 //! `etherparse`. Both families take the same path, everything is a whole value, nothing is done in place. With the code
 //! under test it shares what maps contain, the names of the reasons, where a fingerprint or a budget lies and whether that
-//! is used up; no parser, checksum, option walk, cookie or builder. Of several things wrong with a segment the one nearest to the wire counts.
+//! is used up; no parser, checksum, option walk, cookie or builder. Of several things wrong with a segment the one nearest
+//! to the wire counts.
 
 mod cookie;
 mod wire;
 
-use core::net::IpAddr;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::format;
 use std::string::String;
 use std::vec::Vec;
@@ -70,7 +70,7 @@ pub(crate) struct Judgement {
 }
 
 /// Lets the decision and this reference judge the same frame in the same world, with `room` bytes behind the frame to grow
-/// into, and says how they differ. The world stays as it was.
+/// into, and says how they differ. The world stays as it was, but for what is charged to budgets.
 pub(crate) fn compare(world: &World, frame: &[u8], room: usize) -> Result<Option<Reason>, String> {
     let expected = judge(world, frame, room);
     let flows = || world.flows_v4.borrow().len() + world.flows_v6.borrow().len();
