@@ -148,6 +148,21 @@ fn of_duplicate_options_the_last_counts_and_shifts_over_14_count_as_14() {
 }
 
 #[test]
+fn selective_acknowledgments_are_whole_blocks_or_none() {
+    for size in 2..=40 {
+        let mut bytes: Vec<u8> = (0..40).collect();
+        (bytes[0], bytes[1]) = (options::SACK, size);
+        bytes[usize::from(size)..].fill(options::NOP);
+        let blocks = options_of(&bytes).unwrap().sack;
+        let whole = if size % 8 == 2 { usize::from(size) / 8 } else { 0 };
+        assert_eq!(blocks.as_slice().len(), whole, "an option of {size} bytes");
+        if let Some(&first) = blocks.as_slice().first() {
+            assert_eq!(first, (Seq(0x0203_0405), Seq(0x0607_0809)));
+        }
+    }
+}
+
+#[test]
 fn ipv6_extension_headers_are_walked_and_an_atomic_fragment_is_whole() {
     let plain = frame(&headers(v6(1), v6(2), 0, Options::default()), b"");
     let with = |chain: &[&[u8]]| {
