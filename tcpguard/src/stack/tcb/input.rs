@@ -374,7 +374,7 @@ impl Tcb {
         if self.work.peer_fin.is_some() {
             self.work.peer_fin = None;
         }
-        self.owe_ack_now();
+        self.owe_one_ack();
         self.tell_readable(shared);
         match self.state {
             State::Established => self.state = State::CloseWait,
@@ -400,14 +400,19 @@ impl Tcb {
         };
     }
 
+    /// An acknowledgement leaves with the next opportunity, if none is owed anyway.
+    pub(super) fn owe_one_ack(&mut self) {
+        if !matches!(self.ack_owed, AckOwed::Now(_)) {
+            self.ack_owed = AckOwed::Now(1);
+        }
+    }
+
     /// RFC 9293 §3.8.6.3: at least every second full segment, at once when a hole is involved.
     fn owe_ack_for_data(&mut self, hole: bool, now: Instant, shared: &Shared) {
         let waiting = self.rcv_nxt.distance(self.last_ack_sent);
         if hole || self.quick_acks > 0 || waiting >= 2 * u32::from(self.rcv_mss) {
             self.quick_acks = self.quick_acks.saturating_sub(1);
-            if !matches!(self.ack_owed, AckOwed::Now(_)) {
-                self.ack_owed = AckOwed::Now(1);
-            }
+            self.owe_one_ack();
         } else if self.ack_owed == AckOwed::No {
             self.ack_owed = AckOwed::Later;
             self.work.ack_at = now + shared.config.delayed_ack;

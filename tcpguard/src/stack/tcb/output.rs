@@ -391,8 +391,8 @@ impl Tcb {
         let edge = self.possible_edge(limit);
         let gain = if edge.after(self.rcv_adv) { edge.distance(self.rcv_adv) } else { 0 };
         let worth = (limit / 4).max(u32::from(self.mss)).min(limit / 2);
-        if gain >= worth && !matches!(self.ack_owed, AckOwed::Now(_)) {
-            self.ack_owed = AckOwed::Now(1);
+        if gain >= worth {
+            self.owe_one_ack();
         }
     }
 }

@@ -8,6 +8,7 @@ mod loss;
 mod memory;
 mod network;
 mod script;
+mod states;
 
 use std::net::{IpAddr, SocketAddr};
 

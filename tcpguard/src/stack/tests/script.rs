@@ -122,7 +122,7 @@ impl Script {
         self.conn.expect("a connection")
     }
 
-    /// A segment from the client, for example `"PF. 1:6(5) ack 1"`, optionally with `win N` and `sack A:B`. Its
+    /// A segment from the client, for example `"PF. 1:6(5) ack 1"`, `-` for no flags, optionally with `win N` and `sack A:B`. Its
     /// data is the client's stream at that place.
     pub(super) fn sends(&mut self, segment: &str) -> Received {
         let frame = self.frame(segment);
@@ -320,10 +320,16 @@ pub(super) fn answer(offer: &Offer, epoch: u32, now: Instant) -> Cookie {
     }
 }
 
-const FLAGS: [(Flags, char); 5] =
-    [(Flags::SYN, 'S'), (Flags::FIN, 'F'), (Flags::RST, 'R'), (Flags::PSH, 'P'), (Flags::ACK, '.')];
+const FLAGS: [(Flags, char); 6] = [
+    (Flags::SYN, 'S'),
+    (Flags::FIN, 'F'),
+    (Flags::RST, 'R'),
+    (Flags::PSH, 'P'),
+    (Flags::URG, 'U'),
+    (Flags::ACK, '.'),
+];
 
 fn flags(text: &str) -> Flags {
     let flag = |letter| FLAGS.iter().find(|(_, known)| *known == letter).unwrap().0;
-    text.chars().fold(Flags(0), |flags, letter| flags | flag(letter))
+    text.chars().filter(|&letter| letter != '-').fold(Flags(0), |flags, letter| flags | flag(letter))
 }
