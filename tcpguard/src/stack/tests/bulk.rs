@@ -10,7 +10,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// How many seeds to try: many more in a long run.
 fn seeds(short: u64) -> u64 {
-    if std::env::var_os("TCPGUARD_TEST_LONG").is_some() { short * 20 } else { short }
+    if std::env::var_os("TCPGUARD_TEST_LONG").is_some() { 10_000 } else { short }
 }
 
 fn plan(send: u64, receive: u64) -> Plan {
@@ -70,6 +70,49 @@ fn many_connections_over_every_kind_of_weather() {
     }
     // A lost last ACK leaves a client of a silent server to its own timeout: the limit of every cookie.
     assert!(total > 600 && failed * 20 < total, "{failed} of {total} ends saw an error");
+}
+
+/// One to three connections with small buffers and slow readers over a bad network. How often a closed window was probed.
+fn simulate(seed: u64) -> u64 {
+    let mut rng = Rng(seed);
+    let delay = MILLISECOND * (1 + rng.below(100) as u32);
+    let weather = Weather {
+        delay,
+        jitter: if rng.chance(500) { delay.mul_f64(rng.below(100) as f64 / 100.0) } else { Duration::ZERO },
+        loss: if rng.chance(700) { rng.below(100) } else { 0 },
+        duplicate: if rng.chance(300) { rng.below(200) } else { 0 },
+        corrupt: if rng.chance(300) { rng.below(30) } else { 0 },
+    };
+    let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
+    let filter =
+        SynFilter { timestamps: rng.chance(300), sack: rng.chance(300), window_scale: rng.chance(300) };
+    let config = Config {
+        recv_buffer: 1 << (12 + rng.below(6)),
+        send_buffer: 1 << (12 + rng.below(6)),
+        nagle: rng.chance(300),
+        ..Config::default()
+    };
+    let mut network = Network::new(seed, family, weather, config).without(filter);
+    let connections = 1 + rng.below(3) as u16;
+    for port in 5000..5000 + connections {
+        let (up, down) = (rng.below(150_000), rng.below(150_000));
+        // Long enough for the window to close, and for probes of it to be answered with nothing.
+        let slow = |rng: &mut Rng| rng.chance(300).then(|| MILLISECOND * rng.below(500) as u32);
+        let client = Plan { slow: slow(&mut rng), ..plan(up, down) };
+        let server = Plan { slow: slow(&mut rng), answers: rng.chance(300) && up > 0, ..plan(down, up) };
+        network.open(port, client, server);
+    }
+    assert!(network.run(), "did not end, seed {seed}");
+    assert_eq!(network.finished.len(), 2 * usize::from(connections), "seed {seed}");
+    assert!(network.finished.iter().all(|(_, error)| error.is_none()), "{:?}, seed {seed}", network.finished);
+    network.drain();
+    network.client.counters().window_probes + network.server.counters().window_probes
+}
+
+#[test]
+fn every_byte_arrives_and_both_ends_close_whatever_the_network_does() {
+    let probes: u64 = (0..seeds(60)).map(simulate).sum();
+    assert!(probes > 0, "no window was ever closed");
 }
 
 #[test]
