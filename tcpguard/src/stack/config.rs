@@ -3,6 +3,8 @@
 
 use core::time::Duration;
 
+use super::congestion::CongestionControl;
+
 /// The stack's tunables. [`super::Stack::set_config`] replaces them live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -30,6 +32,8 @@ pub struct Config {
     pub syn_retries: u8,
     /// How long an acknowledgement may wait for data or a second segment to ride with (RFC 9293 §3.8.6.3).
     pub delayed_ack: Duration,
+    /// How much may be in flight.
+    pub congestion_control: CongestionControl,
     /// Nagle's algorithm (RFC 9293 §3.7.4).
     pub nagle: bool,
     /// Most bytes a connection may hold unsent or unacknowledged.
@@ -71,6 +75,7 @@ impl Default for Config {
             stall_time: Duration::from_secs(30),
             syn_retries: 6,
             delayed_ack: Duration::from_millis(40),
+            congestion_control: CongestionControl::NewReno,
             nagle: false,
             send_buffer: 512 << 10,
             recv_buffer: 512 << 10,

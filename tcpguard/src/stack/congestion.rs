@@ -1,13 +1,54 @@
-//! How much may be in flight: RFC 5681 congestion control with the larger initial window of RFC 6928. Which
-//! segments are lost is the scoreboard's business; another algorithm would replace this file alone.
+//! How much may be in flight: NewReno (RFC 5681) or CUBIC (RFC 9438), with the larger initial window of RFC 6928. Which
+//! segments are lost is the scoreboard's business.
+
+use core::time::Duration;
+
+use super::time::Instant;
+
+/// How the congestion window grows and shrinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// RFC 5681 and RFC 6582: a segment each round trip, half the flight after a loss.
+    NewReno,
+    /// RFC 9438: as time since the last loss says, so that long paths recover as fast as short ones; never slower than
+    /// NewReno.
+    Cubic,
+}
 
 /// Window and threshold in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Congestion {
     cwnd: u32,
     ssthresh: u32,
-    /// Bytes acknowledged since the window last grew in congestion avoidance.
+    /// Bytes acknowledged since the window last grew in NewReno's congestion avoidance.
     acked: u32,
+}
+
+/// What CUBIC remembers between two losses, in segments. A connection that rests forgets it, and probes anew from where
+/// it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cubic {
+    /// The window just before the last loss, or less, to leave room for others; 0 when that is not known.
+    w_max: f64,
+    /// The window before the last loss.
+    cwnd_prior: f64,
+    /// When the present stage of congestion avoidance began.
+    epoch: Instant,
+    /// Seconds until the window is `w_max` again.
+    k: f64,
+    /// What NewReno would have by now.
+    w_est: f64,
+}
+
+/// An acknowledgement as congestion control sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Acked {
+    /// Bytes that left the network with it, and how many were in flight before.
+    pub(crate) bytes: u32,
+    pub(crate) flight: u32,
+    pub(crate) mss: u32,
+    pub(crate) now: Instant,
+    pub(crate) rtt: Duration,
 }
 
 /// RFC 6928 §2: ten segments.
@@ -29,38 +70,50 @@ impl Congestion {
         self.cwnd
     }
 
-    /// `acked` bytes left the network outside loss recovery, out of a `flight` before. A window that the
-    /// application or the peer's window does not let us use does not grow (RFC 7661 §3, as Linux does).
-    pub(crate) fn on_ack(&mut self, acked: u32, mss: u32, flight: u32) {
+    /// Bytes left the network outside loss recovery; `cubic` unless NewReno is in force. A window that the application or
+    /// the peer's window does not let us use does not grow (RFC 7661 §3, as Linux does).
+    pub(crate) fn on_ack(&mut self, acked: &Acked, cubic: Option<&mut Cubic>) {
+        let Acked { bytes, flight, mss, .. } = *acked;
         let slow_start = self.cwnd < self.ssthresh;
         let used = if slow_start { flight.saturating_mul(2) } else { flight + mss };
         if used < self.cwnd {
+            // RFC 9438 §5.8: time that was not used to probe does not count.
+            cubic.map(Cubic::pause);
             return;
         }
         if slow_start {
             // RFC 3465 with L = 2, so that one stretched acknowledgement does not cause a burst.
-            self.grow(acked.min(2 * mss));
-            return;
-        }
-        self.acked += acked.min(self.cwnd);
-        if self.acked >= self.cwnd {
-            self.acked -= self.cwnd;
-            self.grow(mss);
+            self.grow(bytes.min(2 * mss));
+        } else if let Some(cubic) = cubic {
+            let cwnd = cubic.avoid(f64::from(self.cwnd) / f64::from(mss), acked);
+            self.cwnd = ((cwnd * f64::from(mss)) as u32).clamp(self.cwnd, MAX_WINDOW);
+        } else {
+            self.acked += bytes.min(self.cwnd);
+            if self.acked >= self.cwnd {
+                self.acked -= self.cwnd;
+                self.grow(mss);
+            }
         }
     }
 
-    /// Loss noticed by acknowledgements (RFC 5681 §3.2, RFC 6675 §5): half the flight.
-    pub(crate) fn on_loss(&mut self, flight: u32, mss: u32) {
-        self.ssthresh = (flight / 2).max(2 * mss);
+    /// Loss noticed by acknowledgements (RFC 5681 §3.2, RFC 6675 §5, RFC 9438 §4.6).
+    pub(crate) fn on_loss(&mut self, flight: u32, mss: u32, cubic: Option<&mut Cubic>) {
+        self.ssthresh = threshold(flight, mss, cubic.is_some());
+        if let Some(cubic) = cubic {
+            cubic.lose(f64::from(self.cwnd) / f64::from(mss));
+        }
         self.cwnd = self.ssthresh;
         self.acked = 0;
     }
 
-    /// Loss noticed by timeout (RFC 5681 §3.1): one segment. `first` says whether the timed-out data had not
-    /// timed out before: the threshold is halved once.
-    pub(crate) fn on_timeout(&mut self, flight: u32, mss: u32, first: bool) {
+    /// Loss noticed by timeout (RFC 5681 §3.1, RFC 9438 §4.8): one segment. `first` says whether the timed-out data had
+    /// not timed out before: the threshold is lowered once.
+    pub(crate) fn on_timeout(&mut self, flight: u32, mss: u32, first: bool, cubic: Option<&mut Cubic>) {
         if first {
-            self.ssthresh = (flight / 2).max(2 * mss);
+            self.ssthresh = threshold(flight, mss, cubic.is_some());
+        }
+        if let Some(cubic) = cubic {
+            *cubic = Cubic::NEW;
         }
         self.cwnd = mss;
         self.acked = 0;
@@ -76,23 +129,98 @@ impl Congestion {
     }
 }
 
+/// The slow start threshold after a loss: half the flight, seven tenths of it with CUBIC.
+fn threshold(flight: u32, mss: u32, cubic: bool) -> u32 {
+    let kept = if cubic { (f64::from(flight) * Cubic::BETA) as u32 } else { flight / 2 };
+    kept.max(2 * mss)
+}
+
+impl Cubic {
+    /// Before the first loss.
+    pub(crate) const NEW: Self =
+        Self { w_max: 0.0, cwnd_prior: 0.0, epoch: Instant::NEVER, k: 0.0, w_est: 0.0 };
+    /// RFC 9438 §4.1, §4.6 and §4.3.
+    const C: f64 = 0.4;
+    const BETA: f64 = 0.7;
+    const ALPHA: f64 = 3.0 * (1.0 - Self::BETA) / (1.0 + Self::BETA);
+
+    /// The window after an acknowledgement in congestion avoidance (RFC 9438 §4.2 to §4.5).
+    fn avoid(&mut self, cwnd: f64, acked: &Acked) -> f64 {
+        if !self.epoch.is_set() {
+            self.begin(cwnd, acked.now);
+        }
+        let segments = f64::from(acked.bytes) / f64::from(acked.mss);
+        let alpha = if self.w_est < self.cwnd_prior { Self::ALPHA } else { 1.0 };
+        self.w_est += alpha * segments / cwnd;
+        let elapsed = acked.now.since(self.epoch);
+        if self.w_cubic(elapsed) < self.w_est {
+            return self.w_est.max(cwnd);
+        }
+        let target = self.w_cubic(elapsed + acked.rtt).clamp(cwnd, 1.5 * cwnd);
+        cwnd + (target - cwnd) / cwnd * segments
+    }
+
+    fn begin(&mut self, cwnd: f64, now: Instant) {
+        self.epoch = now;
+        self.w_max = self.w_max.max(cwnd);
+        self.k = ((self.w_max - cwnd) / Self::C).cbrt();
+        self.w_est = cwnd;
+    }
+
+    fn w_cubic(&self, elapsed: Duration) -> f64 {
+        Self::C * (elapsed.as_secs_f64() - self.k).powi(3) + self.w_max
+    }
+
+    /// RFC 9438 §4.6 and §4.7: a window that did not come back to where it was gives way to newcomers.
+    fn lose(&mut self, cwnd: f64) {
+        self.w_max = if cwnd < self.w_max { cwnd * (1.0 + Self::BETA) / 2.0 } else { cwnd };
+        self.cwnd_prior = cwnd;
+        self.epoch = Instant::NEVER;
+    }
+
+    fn pause(&mut self) {
+        self.epoch = Instant::NEVER;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Congestion;
+    use super::{Acked, Congestion, Cubic, Duration, Instant};
 
     const MSS: u32 = 1000;
+
+    /// One segment acknowledged out of a flight.
+    fn acked(flight: u32) -> Acked {
+        Acked { bytes: MSS, flight, mss: MSS, now: Instant(0), rtt: Duration::from_millis(100) }
+    }
+
+    /// A CUBIC connection that has just lost one of so many segments, and its clock.
+    fn after_loss(segments: u32) -> (Congestion, Cubic) {
+        let (mut congestion, mut cubic) = (Congestion::new(MSS), Cubic::NEW);
+        congestion.cwnd = segments * MSS;
+        congestion.on_loss(segments * MSS, MSS, Some(&mut cubic));
+        (congestion, cubic)
+    }
+
+    /// A whole window is acknowledged in a round trip that ends at `now`.
+    fn round(congestion: &mut Congestion, cubic: &mut Cubic, now: Instant, rtt: Duration) {
+        for _ in 0..congestion.window() / MSS {
+            let acked = Acked { bytes: MSS, flight: congestion.window(), mss: MSS, now, rtt };
+            congestion.on_ack(&acked, Some(cubic));
+        }
+    }
 
     #[test]
     fn slow_start_doubles_and_congestion_avoidance_adds_one_segment_a_window() {
         let mut congestion = Congestion::new(MSS);
         for _ in 0..10 {
-            congestion.on_ack(MSS, MSS, 1 << 20);
+            congestion.on_ack(&acked(1 << 20), None);
         }
         assert_eq!(congestion.window(), 20 * MSS);
-        congestion.on_loss(20 * MSS, MSS);
+        congestion.on_loss(20 * MSS, MSS, None);
         assert_eq!(congestion.window(), 10 * MSS);
         for _ in 0..10 {
-            congestion.on_ack(MSS, MSS, 1 << 20);
+            congestion.on_ack(&acked(1 << 20), None);
         }
         assert_eq!(congestion.window(), 11 * MSS);
     }
@@ -100,20 +228,69 @@ mod tests {
     #[test]
     fn a_timeout_halves_the_threshold_once() {
         let mut congestion = Congestion::new(MSS);
-        congestion.on_timeout(10 * MSS, MSS, true);
-        congestion.on_timeout(MSS, MSS, false);
+        congestion.on_timeout(10 * MSS, MSS, true, None);
+        congestion.on_timeout(MSS, MSS, false, None);
         for _ in 0..4 {
-            congestion.on_ack(MSS, MSS, 1 << 20);
+            congestion.on_ack(&acked(1 << 20), None);
         }
         assert_eq!(congestion.window(), 5 * MSS);
-        congestion.on_ack(MSS, MSS, 1 << 20);
+        congestion.on_ack(&acked(1 << 20), None);
         assert_eq!(congestion.window(), 5 * MSS, "past the threshold it grows by one segment a window");
     }
 
     #[test]
     fn an_unused_window_does_not_grow() {
         let mut congestion = Congestion::new(MSS);
-        congestion.on_ack(MSS, MSS, 2 * MSS);
+        congestion.on_ack(&acked(2 * MSS), None);
         assert_eq!(congestion.window(), 10 * MSS);
+    }
+
+    #[test]
+    fn cubic_follows_its_curve_back_to_the_old_window_and_beyond() {
+        let (mut congestion, mut cubic) = after_loss(1000);
+        assert_eq!(congestion.window(), 700 * MSS);
+        // RFC 9438 §4.2: K is the cube root of 300 / 0.4 seconds.
+        let k = 750_f64.cbrt();
+        let rtt = Duration::from_millis(100);
+        for step in 0..150 {
+            let now = Instant(0) + step * rtt;
+            round(&mut congestion, &mut cubic, now, rtt);
+            // A round trip ahead: that is what a window is for.
+            let curve = 0.4 * ((now + rtt).since(Instant(0)).as_secs_f64() - k).powi(3) + 1000.0;
+            let segments = f64::from(congestion.window()) / f64::from(MSS);
+            assert!((segments - curve).abs() < 10.0, "{segments} and not {curve} after {step} round trips");
+        }
+        assert!(congestion.window() > 1050 * MSS);
+    }
+
+    #[test]
+    fn cubic_is_no_slower_than_newreno_on_short_paths() {
+        let (mut congestion, mut cubic) = after_loss(10);
+        let rtt = Duration::from_millis(1);
+        // The curve alone would take two seconds; NewReno, from half instead of seven tenths, five round trips.
+        for step in 0..7 {
+            round(&mut congestion, &mut cubic, Instant(0) + step * rtt, rtt);
+        }
+        assert!(congestion.window() >= 10 * MSS, "{}", congestion.window());
+    }
+
+    #[test]
+    fn cubic_gives_way_when_it_loses_before_it_is_back_and_forgets_after_a_timeout() {
+        let (mut congestion, mut cubic) = after_loss(100);
+        congestion.on_loss(80 * MSS, MSS, Some(&mut cubic));
+        assert!((cubic.w_max - 70.0 * 0.85).abs() < 0.01, "{}", cubic.w_max);
+        congestion.on_timeout(50 * MSS, MSS, true, Some(&mut cubic));
+        assert_eq!((congestion.window(), congestion.ssthresh, cubic.w_max), (MSS, 35 * MSS, 0.0));
+    }
+
+    #[test]
+    fn time_in_which_cubic_was_not_used_does_not_count() {
+        let (mut congestion, mut cubic) = after_loss(100);
+        let rtt = Duration::from_millis(100);
+        round(&mut congestion, &mut cubic, Instant(0), rtt);
+        let late = Instant(0) + Duration::from_secs(60);
+        congestion.on_ack(&Acked { now: late, ..acked(MSS) }, Some(&mut cubic));
+        round(&mut congestion, &mut cubic, late, rtt);
+        assert!(congestion.window() < 80 * MSS, "{}", congestion.window());
     }
 }

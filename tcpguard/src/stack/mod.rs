@@ -31,6 +31,7 @@ mod tests;
 
 pub use closed_flows::ClosedFlows;
 pub use config::Config;
+pub use congestion::CongestionControl;
 pub use counters::StackCounters;
 pub use event::{ConnId, Error, Event, FlowInfo, Received, StackDrop, State};
 pub use survey::Cursor;

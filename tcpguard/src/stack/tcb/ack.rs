@@ -2,7 +2,8 @@
 
 use core::time::Duration;
 
-use super::{Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
+use super::{Config, Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
+use crate::stack::congestion::Acked;
 
 impl Tcb {
     /// RFC 9293 §3.10.7.4, fifth check, for an acceptable SEG.ACK. `is_bare`: the segment had no length, before it
@@ -37,7 +38,7 @@ impl Tcb {
             // The tail speaks for itself: the probe that is still to leave has nothing to ask (RFC 8985 §7.2).
             (self.work.probe, self.work.probed) = (false, None);
         }
-        self.end_probe(segment, repeated, flight);
+        self.end_probe(segment, repeated, flight, &shared.config);
         if advanced {
             self.after_progress(now, shared);
         }
@@ -86,7 +87,9 @@ impl Tcb {
             self.rtt.sample(rtt);
         }
         if self.work.recovery != Recovery::Fast && acked > 0 {
-            self.congestion.on_ack(acked, self.mss.into(), flight);
+            let rtt = self.rtt.smoothed().unwrap_or(shared.config.initial_rto);
+            let acked = Acked { bytes: acked, flight, mss: self.mss.into(), now, rtt };
+            self.congestion.on_ack(&acked, self.work.cubic(&shared.config));
         }
     }
 
@@ -130,7 +133,7 @@ impl Tcb {
     pub(super) fn enter_recovery(&mut self, flight: u32, now: Instant, shared: &mut Shared) {
         self.work.recovery = Recovery::Fast;
         self.work.recover = self.snd_nxt;
-        self.congestion.on_loss(flight, self.mss.into());
+        self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
         self.work.force = true;
         self.work.probed = None;
         self.work.rto_base = now;
@@ -140,7 +143,7 @@ impl Tcb {
     /// RFC 8985 §7.4.2: a tail loss probe that repaired a loss hid it from everything else; one that was reported
     /// as a duplicate (RFC 2883, or a bare repetition) repaired nothing. The acknowledgement of just what was
     /// probed may be the original's: only the next one tells.
-    fn end_probe(&mut self, segment: &Incoming<'_>, repeated: bool, flight: u32) {
+    fn end_probe(&mut self, segment: &Incoming<'_>, repeated: bool, flight: u32, config: &Config) {
         let Some(probed) = self.work.probed.filter(|&probed| segment.ack.at_or_after(probed)) else { return };
         let blocks = segment.options.sack.as_slice();
         let reported = blocks.first().is_some_and(|(_, right)| right.at_or_before(segment.ack));
@@ -150,7 +153,7 @@ impl Tcb {
         } else if segment.ack.after(probed) {
             self.work.probed = None;
             if self.work.recovery == Recovery::None {
-                self.congestion.on_loss(flight, self.mss.into());
+                self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(config));
             }
         }
     }

@@ -63,7 +63,8 @@ impl Tcb {
         }
         let flight = self.flight();
         let first = self.work.recovery != Recovery::Timeout;
-        self.congestion.on_timeout(flight, self.mss.into(), first);
+        let cubic = self.work.cubic(&shared.config);
+        self.congestion.on_timeout(flight, self.mss.into(), first, cubic);
         if let Some(transfer) = &mut self.transfer {
             transfer.scoreboard.mark_all_lost();
         }

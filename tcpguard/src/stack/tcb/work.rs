@@ -5,7 +5,8 @@ use core::ops::{Deref, DerefMut};
 
 use tcpguard_common::seq::Seq;
 
-use super::Instant;
+use super::{Config, Instant};
+use crate::stack::congestion::{CongestionControl, Cubic};
 
 /// Whether losses are being repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub(super) struct Work {
     pub(super) peer_fin: Option<Seq>,
     /// Data that came twice, to be reported (RFC 2883).
     pub(super) dsack: Option<(Seq, Seq)>,
+    cubic: Cubic,
 }
 
 impl Work {
@@ -78,6 +80,7 @@ impl Work {
         ack_at: Instant::NEVER,
         peer_fin: None,
         dsack: None,
+        cubic: Cubic::NEW,
     };
 
     /// Whether nothing of it matters any more: without the retransmission timer nothing is in flight.
@@ -96,6 +99,11 @@ impl Work {
 pub(super) struct MaybeWork(Option<Box<Work>>);
 
 impl MaybeWork {
+    /// What CUBIC remembers, if that is in force.
+    pub(super) fn cubic(&mut self, config: &Config) -> Option<&mut Cubic> {
+        (config.congestion_control == CongestionControl::Cubic).then(|| &mut self.deref_mut().cubic)
+    }
+
     /// Forgets the work if it is done.
     pub(super) fn rest(&mut self) {
         self.0.take_if(|work| work.is_done());

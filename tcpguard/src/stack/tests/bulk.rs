@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::network::{Network, Plan, SynFilter, Weather};
 use super::{Family, Rng};
-use crate::stack::Config;
+use crate::stack::{Config, CongestionControl};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -72,8 +72,9 @@ fn many_connections_over_every_kind_of_weather() {
     assert!(total > 600 && failed * 20 < total, "{failed} of {total} ends saw an error");
 }
 
-/// One to three connections with small buffers and slow readers over a bad network. How often a closed window was probed.
-fn simulate(seed: u64) -> u64 {
+/// One to three connections with small buffers and slow readers over a bad network. How often a closed window was probed,
+/// and how many ends had everything but the acknowledgement of their FIN.
+fn simulate(seed: u64) -> (u64, u64) {
     let mut rng = Rng(seed);
     let delay = MILLISECOND * (1 + rng.below(100) as u32);
     let weather = Weather {
@@ -90,6 +91,11 @@ fn simulate(seed: u64) -> u64 {
         recv_buffer: 1 << (12 + rng.below(6)),
         send_buffer: 1 << (12 + rng.below(6)),
         nagle: rng.chance(300),
+        congestion_control: if rng.chance(500) {
+            CongestionControl::Cubic
+        } else {
+            CongestionControl::NewReno
+        },
         ..Config::default()
     };
     let mut network = Network::new(seed, family, weather, config).without(filter);
@@ -104,15 +110,21 @@ fn simulate(seed: u64) -> u64 {
     }
     assert!(network.run(), "did not end, seed {seed}");
     assert_eq!(network.finished.len(), 2 * usize::from(connections), "seed {seed}");
-    assert!(network.finished.iter().all(|(_, error)| error.is_none()), "{:?}, seed {seed}", network.finished);
+    assert_eq!(network.incomplete, 0, "{:?}, {weather:?}, seed {seed}", network.finished);
     network.drain();
-    network.client.counters().window_probes + network.server.counters().window_probes
+    let unacked = network.finished.iter().filter(|(_, error)| error.is_some()).count() as u64;
+    (network.client.counters().window_probes + network.server.counters().window_probes, unacked)
 }
 
 #[test]
 fn every_byte_arrives_and_both_ends_close_whatever_the_network_does() {
-    let probes: u64 = (0..seeds(60)).map(simulate).sum();
+    let seeds = seeds(60);
+    let (probes, unacked) = (0..seeds)
+        .map(simulate)
+        .fold((0, 0), |(probes, unacked), (more, also)| (probes + more, unacked + also));
     assert!(probes > 0, "no window was ever closed");
+    // Every acknowledgement of a FIN was lost until the other end's TIME_WAIT was over.
+    assert!(unacked * 1000 <= seeds, "{unacked} ends were never told that all had arrived");
 }
 
 #[test]
@@ -132,6 +144,24 @@ fn two_percent_loss_each_way_is_repaired_without_waiting_for_timeouts() {
         assert!(counters.timeouts < 10, "{} timeouts", counters.timeouts);
         network.drain();
     }
+}
+
+#[test]
+fn on_a_long_path_with_rare_losses_cubic_is_faster_than_newreno() {
+    let weather = Weather { delay: 50 * MILLISECOND, loss: 1, ..Weather::default() };
+    let seconds = [CongestionControl::NewReno, CongestionControl::Cubic].map(|congestion_control| {
+        let config = Config { congestion_control, ..Config::default() };
+        let mut network = Network::new(12, Family::V4, weather, config);
+        let size = 30_000_000;
+        network.open(5000, plan(10, size), plan(size, 10));
+        let start = network.now;
+        assert!(network.run());
+        assert!(network.server.counters().fast_recoveries > 3);
+        let seconds = (network.now - start).as_secs();
+        network.drain();
+        seconds
+    });
+    assert!(seconds[1] * 5 < seconds[0] * 4, "{seconds:?}");
 }
 
 #[test]

@@ -106,6 +106,8 @@ pub(super) struct Network {
     cookies: bool,
     seed: u64,
     pub(super) finished: Vec<(bool, Option<Error>)>,
+    /// Ends that saw an error before they had sent and received everything.
+    pub(super) incomplete: usize,
 }
 
 /// Options the client's SYN loses on the way: peers that do not know them.
@@ -137,6 +139,7 @@ impl Network {
             cookies: true,
             seed,
             finished: Vec::new(),
+            incomplete: 0,
         }
     }
 
@@ -264,6 +267,8 @@ impl Network {
                 let now = self.now;
                 self.stack(end).close(now, id);
                 self.check(end, &app);
+                let complete = app.eof && app.shut && app.received == app.plan.receive;
+                self.incomplete += usize::from(!complete);
                 self.finished.push((end == End::Server, app.error));
             }
         }
