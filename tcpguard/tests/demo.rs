@@ -1,4 +1,5 @@
-//! The demo as a newcomer runs it, with every way in which it can end, and the lab that stays up. Needs root.
+//! xtask's verbs as a newcomer types them: the demo, with every way in which it can end, the lab that stays up, and
+//! setup on a machine that has everything. Needs root.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -148,7 +149,32 @@ fn a_demo_ends_by_itself_with_a_verdict_and_leaves_nothing_behind() {
     let (status, said, errors) = demo.end();
     assert!(status.success(), "{status}\n{said}\n{errors}");
     assert!(all_served(&said), "{said}");
+    for line in said.lines().filter(|line| line.contains(" req/s ")) {
+        let shown = ["p50", "p99", "failed", "SYNs", "cookies", "ACKs +", "/s  "];
+        assert!(shown.iter().all(|text| line.contains(text)), "{line}");
+    }
+    let states = said.lines().filter(|line| line.contains("ESTABLISHED ") || line.contains("TIME_WAIT "));
+    assert!(states.count() > 0, "{said}");
     assert_gone(&lab);
+}
+
+#[test]
+fn with_arguments_it_runs_the_daemon_itself() {
+    let mut command = verb("run");
+    command.args(["--", "-i", "no-such0", "--protect", "192.0.2.1:80=127.0.0.1:8080"]);
+    let output = command.output().expect("xtask runs");
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("tcpguard: ") && said.contains("no-such0"), "{said}");
+}
+
+#[test]
+fn setup_on_a_machine_that_has_everything_changes_nothing() {
+    for arguments in [&["setup"][..], &["setup", "--check"]] {
+        let output = Command::new(xtask()).args(arguments).output().expect("xtask runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "setup: everything is in place\n");
+    }
 }
 
 #[test]

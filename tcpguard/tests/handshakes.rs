@@ -13,6 +13,7 @@ use xtask::lab::FloodSpec;
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
 const CLIENT: [u8; 4] = [10, 77, 0, 99];
 const SHORT: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_secs(10);
 
 fn guarded_with_hello() -> (Guarded, RawPort) {
     let guarded = Guarded::simple();
@@ -103,23 +104,33 @@ fn a_cookie_two_periods_old_is_refused_and_one_period_old_is_not() {
     guarded.tune("cookie-period", "2s");
     // The change takes effect with the next epoch; the old period's slots must be gone.
     std::thread::sleep(Duration::from_secs(5));
+    let epoch = || guarded.json(&["status"])["epoch"].as_u64().expect("an epoch");
+    // A SYN-ACK, and the epoch it was made in.
+    let syn = |port, options| {
+        loop {
+            let before = epoch();
+            let handshake = raw.syn(port, PORT, 5, options).expect("a SYN-ACK");
+            if epoch() == before {
+                return (handshake, before);
+            }
+        }
+    };
     // Ports of their own: a flow that is never acknowledged goes on retransmitting.
     let bare = Options { timestamps: None, ..linux_options() };
     for (young_port, old_port, options) in [(50_002, 50_003, linux_options()), (50_004, 50_005, bare)] {
-        let young = raw.syn(young_port, PORT, 5, options).expect("a SYN-ACK");
-        std::thread::sleep(Duration::from_millis(2000));
+        let (young, made) = syn(young_port, options);
+        wait_for("the next epoch", SOON, || epoch() == made + 1);
         raw.send(&raw.frame(young_port, PORT, &young.ack(REQUEST)));
-        assert!(
-            raw.receive(PORT, young_port, Duration::from_secs(2)).is_some(),
-            "a cookie of the previous epoch was refused: a rotation broke a handshake in flight"
-        );
-        let old = raw.syn(old_port, PORT, 5, options).expect("a SYN-ACK");
-        std::thread::sleep(Duration::from_millis(6100));
+        let answer = std::iter::from_fn(|| raw.receive(PORT, young_port, Duration::from_secs(2)))
+            .find(|(segment, _)| !segment.payload.is_empty() || segment.tcp.flags.contains(Flags::RST));
+        let (answer, _) = answer.expect("an answer: else a rotation broke a handshake in flight");
+        assert!(!answer.tcp.flags.contains(Flags::RST), "a cookie of the previous epoch was reset");
+        let (old, made) = syn(old_port, options);
+        wait_for("the epoch after the next", SOON, || epoch() == made + 2);
         let before = guarded.reason("ack-invalid");
         raw.send(&raw.frame(old_port, PORT, &old.ack(REQUEST)));
         assert!(raw.receive(PORT, old_port, SHORT).is_none(), "an expired cookie was accepted");
         assert_eq!(guarded.reason("ack-invalid"), before + 1);
-        std::thread::sleep(Duration::from_millis(500));
     }
 }
 

@@ -6,7 +6,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
+use aya::maps::{Array, HashMap, Map, MapData};
 use support::{Guarded, PORT, lab_object, wait_for};
+use tcpguard_common::fingerprint::WAYS;
+use tcpguard_common::flow::{FlowKey, V4};
+use tcpguard_common::map::{self, Flow};
 use xtask::lab::{GUARD_ADDRESS, LabConfig};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -30,6 +34,22 @@ fn connect(guarded: &Guarded, port: u16) -> TcpStream {
     stream
 }
 
+/// The whole answer to [`REQUEST`]: the body's five bytes may come after the head.
+fn read_answer(stream: &mut TcpStream) {
+    let mut answer = Vec::new();
+    let complete = |answer: &[u8]| {
+        let head = answer.windows(4).position(|end| end == b"\r\n\r\n");
+        head.is_some_and(|head| head + 4 + 5 == answer.len())
+    };
+    while !complete(&answer) {
+        let mut bytes = [0; 512];
+        let read = stream.read(&mut bytes).expect("an answer");
+        assert!(read > 0, "no answer, but {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&bytes[..read]);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
 /// A connection that the server closes first.
 fn closed_by_server(guarded: &Guarded) {
     let mut stream = connect(guarded, PORT);
@@ -47,12 +67,14 @@ fn a_server_side_close_leaves_time_wait_for_2msl_and_a_tuned_value_applies_at_on
         closed_by_server(&guarded);
     }
     wait_for("three TIME_WAITs", SOON, || guarded.flows(Some("TIME_WAIT")).len() == 3);
+    wait_for("XDP to know them by their fingerprints", SOON, || remembered(&guarded) == (0, 3));
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(guarded.flows(Some("TIME_WAIT")).len(), 3, "ended before 2MSL");
     guarded.tune("time-wait", "1s");
     wait_for("the tuned 2MSL to end them", SOON, || guarded.flows(None).is_empty());
     closed_by_server(&guarded);
     wait_for("a short TIME_WAIT to end", SOON, || guarded.flows(None).is_empty());
+    wait_for("XDP to forget them too", SOON, || remembered(&guarded) == (0, 0));
 }
 
 #[test]
@@ -61,13 +83,23 @@ fn a_client_that_closes_first_leaves_nothing_behind() {
     for _ in 0..3 {
         let mut stream = connect(&guarded, PORT);
         stream.write_all(REQUEST).expect("sending a request");
-        let mut answer = [0; 64];
-        let len = stream.read(&mut answer).expect("an answer");
-        assert!(answer[..len].starts_with(b"HTTP/1.1 200"));
+        read_answer(&mut stream);
         assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1);
         drop(stream);
         wait_for("the flow to be gone", SOON, || guarded.flows(None).is_empty());
     }
+    wait_for("XDP to forget them too", SOON, || remembered(&guarded) == (0, 0));
+}
+
+/// What XDP remembers, from the pinned maps themselves: flows, and fingerprints of TIME_WAITs.
+fn remembered(guarded: &Guarded) -> (usize, usize) {
+    let pinned = |name: &str| MapData::from_pin(guarded.lab.pin_dir().join(name)).expect("a pinned map");
+    let flows = Map::HashMap(pinned(map::name::FLOWS_V4));
+    let flows: HashMap<_, FlowKey<V4>, Flow> = flows.try_into().expect("a map of flows");
+    let waiting = Map::Array(pinned(map::name::TIME_WAIT));
+    let waiting: Array<_, [u32; WAYS as usize]> = waiting.try_into().expect("an array of fingerprints");
+    let words = waiting.iter().flat_map(|bucket| bucket.expect("a bucket"));
+    (flows.keys().count(), words.filter(|&word| word != 0).count())
 }
 
 #[test]
@@ -152,7 +184,7 @@ fn sigkill_leaves_the_machine_reachable_and_a_fresh_daemon_takes_over() {
     let mut guarded = guarded_with_hello();
     let mut survivor = connect(&guarded, PORT);
     survivor.write_all(REQUEST).expect("sending a request");
-    assert!(survivor.read(&mut [0; 512]).expect("an answer") > 0);
+    read_answer(&mut survivor);
     guarded.take_daemon().kill().expect("killing the daemon");
     let ping = || guarded.lab.client().output("ping", &["-c", "1", "-W", "1", "10.77.0.1"]);
     ping().expect("the machine answers a ping after the daemon's death");

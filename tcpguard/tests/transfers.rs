@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use support::{Guarded, assert_same, lab_object, wait_for};
-use xtask::lab::{FloodSpec, LabConfig};
+use xtask::lab::{Flood, FloodSpec, LabConfig};
 
 /// `count` files from 1 byte to `largest`, spread evenly on a logarithmic scale.
 fn files(guarded: &Guarded, count: usize, largest: usize) -> Vec<String> {
@@ -52,6 +52,24 @@ fn assert_upload(guarded: &Guarded, len: usize, copies: usize) {
     }
 }
 
+/// A flood of `rate` SYNs a second that is under way, and does not end before [`outlasted`] says so.
+fn flood(guarded: &mut Guarded, rate: u64) -> Flood {
+    let spec = FloodSpec { rate, total: None, ..FloodSpec::default() };
+    let flood = guarded.lab.flood(support::PORT, spec).expect("a flood");
+    wait_for("the flood to be under way", Duration::from_secs(10), || flood.generated() > rate / 4);
+    flood
+}
+
+/// The flood went on beside whatever ran since it began, until it has delivered `frames` at the least, and every frame
+/// was answered.
+fn outlasted(guarded: &Guarded, flood: Flood, frames: u64) {
+    assert!(!flood.is_finished(), "the flood ended early");
+    wait_for("the whole flood", Duration::from_secs(60), || flood.generated() > frames + frames / 8);
+    let flood = flood.stop().expect("the flood ends");
+    assert!(flood.delivered() >= frames, "{flood:?}");
+    assert!(guarded.reason("cookie-sent") >= flood.delivered(), "{flood:?}");
+}
+
 #[test]
 fn downloads_are_byte_for_byte_equal_while_300_000_spoofed_syns_a_second_arrive() {
     let mut guarded = Guarded::simple();
@@ -60,14 +78,10 @@ fn downloads_are_byte_for_byte_equal_while_300_000_spoofed_syns_a_second_arrive(
         guarded.backend.file(name, 100_000_000).expect("a file to download");
         names.push(name.to_owned());
     }
-    const FRAMES: u64 = 3_000_000;
-    let spec = FloodSpec { rate: 300_000, total: Some(FRAMES), ..FloodSpec::default() };
-    let flood = guarded.lab.flood(support::PORT, spec).expect("a flood");
-    wait_for("the flood to be under way", Duration::from_secs(10), || flood.generated() > 100_000);
+    let flood = flood(&mut guarded, 300_000);
     assert_downloads(&guarded, &names);
-    let flood = flood.finish().expect("the flood ends by itself");
-    assert!(flood.delivered() >= FRAMES, "{flood:?}");
-    assert!(guarded.reason("cookie-sent") >= FRAMES);
+    assert!(guarded.stack("adopted") >= names.len() as u64, "downloads shared connections");
+    outlasted(&guarded, flood, 3_000_000);
 }
 
 #[test]
@@ -77,21 +91,21 @@ fn downloads_and_uploads_survive_2_percent_loss_each_way_beside_a_flood() {
     let mut names = files(&guarded, 40, 1_000_000);
     guarded.backend.file("large", 10_000_000).expect("a file to download");
     names.push("large".to_owned());
-    let spec = FloodSpec { rate: 100_000, total: Some(500_000), ..FloodSpec::default() };
-    let flood = guarded.lab.flood(support::PORT, spec).expect("a flood");
+    let flood = flood(&mut guarded, 100_000);
     assert_downloads(&guarded, &names);
     assert_upload(&guarded, 3_000_000, 4);
-    flood.finish().expect("the flood ends by itself");
+    outlasted(&guarded, flood, 500_000);
+    // Segments were lost both ways, and repaired.
+    assert!(guarded.stack("retransmitted") > 0 && guarded.stack("out-of-order") > 0);
 }
 
 #[test]
 fn uploads_are_byte_for_byte_equal_beside_a_flood() {
     let mut guarded = Guarded::simple();
-    let spec = FloodSpec { rate: 300_000, total: Some(1_000_000), ..FloodSpec::default() };
-    let flood = guarded.lab.flood(support::PORT, spec).expect("a flood");
+    let flood = flood(&mut guarded, 300_000);
     assert_upload(&guarded, 100_000_000, 1);
     assert_upload(&guarded, 1_000_000, 30);
-    flood.finish().expect("the flood ends by itself");
+    outlasted(&guarded, flood, 1_000_000);
 }
 
 #[test]
@@ -113,4 +127,19 @@ fn a_client_without_timestamps_still_has_window_scale_and_sack() {
     raw.send(&raw.frame(40_000, support::PORT, &handshake.ack(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")));
     let (answer, _) = raw.receive(support::PORT, 40_000, Duration::from_secs(2)).expect("an answer");
     assert!(u32::from(answer.tcp.window) << shift > 0xffff, "window {} << {shift}", answer.tcp.window);
+}
+
+/// Our own frames prove nothing about what a kernel makes of our SYN-ACK: this is the kernel's own account of it.
+#[test]
+fn a_kernel_client_without_timestamps_repairs_losses_by_sack() {
+    let config = LabConfig { loss: Some(0.02), ..LabConfig::new(lab_object()) };
+    let guarded = Guarded::up(config, &[]);
+    let client = guarded.lab.client();
+    client.sysctl(&[("net/ipv4/tcp_timestamps", "0")]).expect("timestamps off");
+    assert_upload(&guarded, 10_000_000, 1);
+    let netstat = client.output("cat", &["/proc/net/netstat"]).expect("the client's counters");
+    let mut rows = netstat.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
+    let (names, values) = rows.next().zip(rows.next()).expect("a row of names and one of values");
+    let recoveries = names.zip(values).find(|(name, _)| *name == "TCPSackRecovery").map(|(_, value)| value);
+    assert_ne!(recoveries.expect("a counter of recoveries by SACK"), "0");
 }

@@ -37,9 +37,7 @@ pub fn run(args: &TestArgs) -> Result<()> {
             failed.push(name);
         }
     }
-    if !root {
-        failed.push("integration tests: not run, they need root for network namespaces and XDP");
-    }
+    failed.extend(left_out(root));
     if failed.is_empty() { Ok(()) } else { bail!("failed:\n  {}", failed.join("\n  ")) }
 }
 
@@ -60,6 +58,11 @@ fn steps(args: &TestArgs, root: bool) -> Vec<(&'static str, Command)> {
         steps.push(("integration tests", with_filters(&mut whole, args)));
     }
     steps
+}
+
+/// What cannot run, which is a failure: nothing is skipped in silence.
+fn left_out(root: bool) -> Option<&'static str> {
+    (!root).then_some("integration tests: not run, they need root for network namespaces and XDP")
 }
 
 fn with_filters(command: &mut Command, args: &TestArgs) -> Command {
@@ -108,6 +111,8 @@ mod tests {
     #[test]
     fn without_root_the_integration_tests_are_not_among_the_steps() {
         assert!(!names(&[], false).contains(&"integration tests"));
+        assert!(left_out(false).is_some_and(|why| why.starts_with("integration tests: not run")));
+        assert_eq!(left_out(true), None);
     }
 
     #[test]

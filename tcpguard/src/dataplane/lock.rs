@@ -1,8 +1,8 @@
 //! Locks that the kernel releases when their holder dies, however it dies. Nothing is ever left to clean up by hand.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Why a lock was not taken.
@@ -22,29 +22,43 @@ pub(super) struct FileLock {
 }
 
 impl FileLock {
-    /// Creates and locks the file at `path`, and writes this process's number into it.
+    /// Creates and locks the file at `path`, and writes this process's number into it. Removes the files beside it that
+    /// killed holders left.
     pub(super) fn acquire(path: &Path) -> Result<Self, LockError> {
         loop {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(path)
-                .map_err(LockError::Io)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(LockError::Held(holder(&mut file))),
-                Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+            if let Some(mut lock) = Self::lock(path, OpenOptions::new().create(true))? {
+                lock.file.set_len(0).map_err(LockError::Io)?;
+                writeln!(lock.file, "{}", std::process::id()).map_err(LockError::Io)?;
+                sweep(path);
+                return Ok(lock);
             }
-            // A holder removes the file before it lets go: what we locked may have no name any more.
-            let locked = file.metadata().map_err(LockError::Io)?.ino();
-            if std::fs::metadata(path).is_ok_and(|now| now.ino() == locked) {
-                file.set_len(0).map_err(LockError::Io)?;
-                writeln!(file, "{}", std::process::id()).map_err(LockError::Io)?;
-                return Ok(Self { file, path: path.to_owned() });
-            }
+        }
+    }
+
+    /// Locks the file; `None` when it lost its name meanwhile, because a holder removes it before it lets go.
+    fn lock(path: &Path, options: &mut OpenOptions) -> Result<Option<Self>, LockError> {
+        // Nobody else may even read it: whoever can open a file can lock it, and so keep the next daemon out.
+        let options = options.read(true).write(true).truncate(false).mode(0o600);
+        let mut file = options.open(path).map_err(LockError::Io)?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(LockError::Io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(LockError::Held(holder(&mut file))),
+            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+        }
+        let locked = file.metadata().map_err(LockError::Io)?.ino();
+        let named = std::fs::metadata(path).is_ok_and(|now| now.ino() == locked);
+        Ok(named.then(|| Self { file, path: path.to_owned() }))
+    }
+}
+
+/// Removes the lock files beside `mine` that nobody holds. One that cannot be removed does no harm.
+fn sweep(mine: &Path) {
+    let Some(Ok(entries)) = mine.parent().map(std::fs::read_dir) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path != mine && path.extension() == mine.extension() {
+            // Taken and dropped, which removes it.
+            drop(FileLock::lock(&path, &mut OpenOptions::new()));
         }
     }
 }
@@ -75,11 +89,49 @@ fn holder(file: &mut File) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
     use super::{FileLock, LockError};
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("tcpguard-lock-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn nobody_else_can_hold_the_lock() {
+        let path = directory("mode").join("a.lock");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let lock = FileLock::acquire(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        drop(lock);
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let lock = FileLock::acquire(&path).unwrap();
+        assert_eq!(mode(), 0o600, "a file that an earlier version left");
+        drop(lock);
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn what_killed_holders_left_is_removed_and_what_is_held_is_not() {
+        let directory = directory("sweep");
+        let [mine, held, left, other] =
+            ["a.lock", "b.lock", "c.lock", "d.txt"].map(|name| directory.join(name));
+        let lock = FileLock::acquire(&held).unwrap();
+        std::fs::write(&left, "1").unwrap();
+        std::fs::write(&other, "").unwrap();
+        drop(FileLock::acquire(&mine).unwrap());
+        assert!(held.exists() && other.exists() && !left.exists());
+        drop(lock);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 
     #[test]
     fn a_held_lock_names_its_holder_and_a_dropped_one_leaves_nothing() {
-        let path = std::env::temp_dir().join(format!("tcpguard-lock-test-{}", std::process::id()));
+        let path = directory("holder").join("a.lock");
         let first = FileLock::acquire(&path).unwrap();
         match FileLock::acquire(&path) {
             Err(LockError::Held(pid)) => assert_eq!(pid, Some(std::process::id())),
@@ -88,5 +140,6 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         drop(FileLock::acquire(&path).unwrap());
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
     }
 }

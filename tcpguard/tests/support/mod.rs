@@ -114,6 +114,12 @@ impl Guarded {
         *self.reasons().get(name).unwrap_or_else(|| panic!("no reason called {name}"))
     }
 
+    /// One of the stack's counters, summed over the engines.
+    pub fn stack(&self, name: &str) -> u64 {
+        let stats = self.json(&["stats"]);
+        stats["totals"]["stack"][name].as_u64().unwrap_or_default()
+    }
+
     /// The flows in `state`, or all.
     pub fn flows(&self, state: Option<&str>) -> Vec<Value> {
         let flows = self.json(&["flows"]);

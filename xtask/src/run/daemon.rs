@@ -95,8 +95,8 @@ fn numbers(stats: &Value) -> Result<Numbers> {
     let states = stats["states"].as_object().into_iter().flatten();
     let states = states.filter_map(|(name, count)| Some((name.clone(), count.as_u64()?)));
     Ok(Numbers {
-        syns: sum(&|name| name == "cookie-sent" || name.starts_with("syn-")),
-        cookies: sum(&|name| name == "cookie-sent"),
+        syns: sum(&|name| name.starts_with("cookie-sent") || name.starts_with("syn-")),
+        cookies: sum(&|name| name.starts_with("cookie-sent")),
         acks_accepted: adopted.context("no adopted connections in the daemon's answer")?,
         acks_refused: sum(&|name| name == "ack-invalid"),
         states: states.filter(|(_, count)| *count > 0).collect(),
@@ -111,7 +111,8 @@ mod tests {
     fn numbers_are_read_from_the_reasons_and_states() {
         let stats = serde_json::json!({
             "reasons": [
-                {"name": "cookie-sent", "total": 90}, {"name": "syn-bad-checksum", "total": 10},
+                {"name": "cookie-sent", "total": 80}, {"name": "cookie-sent-small-mss", "total": 10},
+                {"name": "syn-bad-checksum", "total": 10},
                 {"name": "ack-valid", "total": 5}, {"name": "ack-invalid", "total": 3},
                 {"name": "flow-known", "total": 1000}
             ],

@@ -64,7 +64,7 @@ pub struct RunArgs {
 /// The verb.
 pub fn run(args: &RunArgs) -> Result<()> {
     if !args.daemon.is_empty() {
-        let built = build::release(Purpose::Build)?;
+        let built = args.built.or_release(Purpose::Build)?;
         let error = Command::new(&built.daemon).arg("run").args(&args.daemon).exec();
         return Err(error).with_context(|| format!("running {}", built.daemon.display()));
     }

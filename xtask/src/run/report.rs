@@ -138,6 +138,14 @@ impl Verdict {
         if self.arrivals.wrong() > 0 {
             bail!("{} SYN-ACKs were wrong in checksum, acknowledgement or options", self.arrivals.wrong());
         }
+        let (arrived, right) = (self.flooded.delivered(), self.arrivals.of(Received::SpoofedSynAck));
+        if self.flooded.generated > 0 && arrived == 0 {
+            bail!("the flood did not reach the guard: nothing was proven");
+        }
+        // A few answers may be lost on their way back to the verifier.
+        if right < arrived - arrived / 10 {
+            bail!("of {arrived} spoofed SYNs only {right} were answered");
+        }
         Ok(())
     }
 }
@@ -204,6 +212,14 @@ mod tests {
         assert!(verdict(0).judge().is_ok());
         let error = verdict(1).judge().unwrap_err().to_string();
         assert_eq!(error, "1 client requests failed; the first: connection reset");
+    }
+
+    #[test]
+    fn a_flood_that_did_not_arrive_or_was_not_answered_fails_the_demo() {
+        let flooded = |generated, refused| FloodCounters { generated, refused };
+        let error = |flooded| Verdict { flooded, ..verdict(0) }.judge().unwrap_err().to_string();
+        assert_eq!(error(flooded(10, 10)), "the flood did not reach the guard: nothing was proven");
+        assert_eq!(error(flooded(10, 0)), "of 10 spoofed SYNs only 0 were answered");
     }
 
     #[test]
