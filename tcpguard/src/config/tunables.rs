@@ -146,7 +146,8 @@ tunables! {
     /// (RFC 9293 §3.8.3, R2).
     retries: u32 = "retries", 15, 1 => 50;
     /// How long a client may keep its receive window closed while memory for sending is short; it is reset then, the
-    /// longest-stalled first. With memory to spare it may do so for as long as it answers probes.
+    /// longest-stalled first. With memory to spare it may do so for as long as it answers probes, unless the backend has
+    /// closed: then nobody else would ever let it go.
     stall_time: Duration = "stall-time", 30 * S, S => H;
     /// How long a cookie key is used. A cookie lives for one to two periods; a new value starts with the next
     /// key and breaks no handshake under way. So long closed connections are remembered against replays, 8388608 of them

@@ -133,6 +133,11 @@ impl TcpStream {
         self.net.with(|state| state.stack.config().fin_wait_2)
     }
 
+    /// The tunable in force.
+    pub(crate) fn stall_time(&self) -> Duration {
+        self.net.with(|state| state.stack.config().stall_time)
+    }
+
     /// An active open: ready when it succeeded or failed.
     pub(crate) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.net.with(|state| {

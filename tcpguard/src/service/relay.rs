@@ -78,7 +78,8 @@ pub(super) enum End {
     ClientFailed,
     /// The backend reset, or takes no more of what the client sends.
     BackendFailed,
-    /// The backend closed, and the client then said nothing for `fin-wait-2`, not even goodbye.
+    /// The backend closed, and the client then said nothing for `fin-wait-2`, not even goodbye; or it took nothing for
+    /// `stall-time` of what the backend had said before.
     ClientSilent,
 }
 
@@ -138,6 +139,7 @@ impl Relay {
             (Direction::Open, Direction::Closed) if self.poll_silence(cx).is_ready() => {
                 Poll::Ready(End::ClientSilent)
             }
+            (_, Direction::Closing) if self.poll_stalled(cx).is_ready() => Poll::Ready(End::ClientSilent),
             // While the backend takes nothing, nobody reads from the client: its end would go unnoticed.
             _ => self.client.poll_failed(cx).map(|_| End::ClientFailed),
         }
@@ -182,6 +184,17 @@ impl Relay {
         self.patience.get_or_insert_with(Patience::new).poll(cx, limit, RETUNE)
     }
 
+    /// Ready when the client has taken nothing for too long of what is left to say to it. The backend is done and times
+    /// nobody out any more, and a client may keep its window closed for ever (RFC 9293 §3.8.6.1).
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (limit, left) = (self.client.stall_time(), self.client.unacknowledged());
+        let patience = self.patience.get_or_insert_with(Patience::new);
+        if patience.left != left {
+            (patience.left, patience.since) = (left, Instant::now());
+        }
+        patience.poll(cx, limit, RETUNE)
+    }
+
     /// Client to backend.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self { client, backend, up, patience, counters, .. } = self;
@@ -217,7 +230,7 @@ impl Relay {
 
     /// Backend to client.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, down, backend_lost, counters, scratch, .. } = self;
+        let Self { client, backend, down, backend_lost, patience, counters, scratch, .. } = self;
         let mut moved = 0;
         while *down == Direction::Open {
             if moved >= SLICE {
@@ -243,6 +256,9 @@ impl Relay {
         if *down == Direction::Closing {
             ready!(Pin::new(client).poll_shutdown(cx)).map_err(|_| Fault::Client)?;
             *down = Direction::Closed;
+            if let Some(patience) = patience {
+                patience.since = Instant::now();
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -251,13 +267,15 @@ impl Relay {
 /// How long a wait has lasted, and a timer to look again.
 struct Patience {
     since: Instant,
+    /// Bytes the client had not acknowledged then.
+    left: u32,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Patience {
     fn new() -> Self {
         let since = Instant::now();
-        Self { since, timer: Box::pin(sleep_until(since)) }
+        Self { since, left: 0, timer: Box::pin(sleep_until(since)) }
     }
 
     /// Ready once the wait has lasted for `limit`; until then wakes the task after `pause` at the latest.

@@ -317,6 +317,34 @@ fn a_client_that_never_closes_after_the_servers_fin_is_let_go_after_fin_wait_2()
 }
 
 #[test]
+fn a_client_that_shuts_its_window_after_the_backends_end_is_let_go() {
+    on_one_thread(async {
+        // More than the client's receive buffer, and no more than that and the guard's send buffer.
+        const ANSWER: usize = 700 << 10;
+        let (listener, addr) = backend().await;
+        serve(listener, async |mut stream: BackendStream| stream.write_all(&pattern(ANSWER)).await.unwrap());
+        let tunables = Tunables { stall_time: Duration::from_secs(1), ..Tunables::default() };
+        let lab = Lab::tuned(addr, tunables);
+        let open = || lab.guard.net.with(|state| state.stack.connection_count());
+        // One that reads slowly gets everything, although it takes longer.
+        let mut slow = lab.client.connect().await;
+        let mut received = 0;
+        let mut part = vec![0; 64 << 10];
+        while received < ANSWER {
+            received += slow.read(&mut part).await.unwrap();
+            sleep(Duration::from_millis(150)).await;
+        }
+        assert_eq!((slow.read(&mut part).await.unwrap(), lab.stats().client_silent), (0, 0));
+        drop(slow);
+        eventually("the slow one's end", || open() == 0).await;
+        let stalled = lab.client.connect().await;
+        eventually("adopted", || open() == 1).await;
+        eventually("let go", || lab.stats().client_silent == 1 && open() == 0).await;
+        drop(stalled);
+    });
+}
+
+#[test]
 fn a_tuned_fin_wait_2_reaches_clients_that_are_silent_already() {
     on_one_thread(async {
         let (listener, addr) = backend().await;
