@@ -13,7 +13,12 @@ pub const WAYS: u32 = 4;
 /// and then a segment reaches the stack that need not have.
 #[inline(always)]
 pub fn fingerprint<A: Family>(hash_key: [u64; 2], flow: &FlowKey<A>) -> (u32, u32) {
-    let hash = A::hash_flow_fast(hash_key, flow);
+    of_hash(A::hash_flow_fast(hash_key, flow))
+}
+
+/// The same of a flow whose [`Family::hash_flow_fast`] is `hash`.
+#[inline(always)]
+pub fn of_hash(hash: u64) -> (u32, u32) {
     let word = (hash >> 32) as u32;
     (hash as u32 % (FINGERPRINTS / WAYS), if word == 0 { 1 } else { word })
 }

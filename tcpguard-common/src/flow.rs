@@ -1,7 +1,10 @@
 //! Who talks to whom: addresses of both families and the flow key, in wire order. Not the flow's state.
 
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::packet::part;
 
 /// An IPv4 address in wire order. Aligned, so that BPF, which knows no unaligned access, moves whole words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -9,17 +12,42 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub struct V4(pub [u8; 4]);
 
 /// An IPv6 address in wire order. Aligned as [`V4`] is, and no more: a flow key has no padding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Eq, PartialOrd, Ord)]
 #[repr(C, align(4))]
 pub struct V6(pub [u8; 16]);
 
+impl V6 {
+    /// The address in four words as numbers.
+    #[inline(always)]
+    pub(crate) fn words(self) -> [u32; 4] {
+        [0, 4, 8, 12].map(|at| u32::from_be_bytes(part(&self.0, at)))
+    }
+}
+
+/// Word by word: sixteen bytes would be compared by a call, and byte by byte, in BPF.
+impl PartialEq for V6 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+}
+
+impl Hash for V6 {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
 /// An address of one family. The decision is generic over it, so that each family gets straight-line code.
-pub trait Address: Copy + Eq + fmt::Debug + core::hash::Hash + 'static {
+pub trait Address: Copy + Eq + fmt::Debug + Hash + 'static {
     /// 4 or 6.
     const VERSION: u8;
     /// The all-zero address: in a service key it stands for any address.
     const ANY: Self;
 
+    /// The address in 32 bits, for tables.
+    fn fold(self) -> u32;
     /// As the standard library writes it.
     fn ip(self) -> IpAddr;
     /// What tells sources apart: an IPv4 address, in the upper half; the first 64 bits of an IPv6 address, within which
@@ -34,6 +62,11 @@ pub trait Address: Copy + Eq + fmt::Debug + core::hash::Hash + 'static {
 impl Address for V4 {
     const VERSION: u8 = 4;
     const ANY: Self = Self([0; 4]);
+
+    #[inline(always)]
+    fn fold(self) -> u32 {
+        u32::from_be_bytes(self.0)
+    }
 
     fn ip(self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from(self.0))
@@ -52,6 +85,12 @@ impl Address for V4 {
 impl Address for V6 {
     const VERSION: u8 = 6;
     const ANY: Self = Self([0; 16]);
+
+    #[inline(always)]
+    fn fold(self) -> u32 {
+        let [a, b, c, d] = self.words();
+        a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d
+    }
 
     fn ip(self) -> IpAddr {
         IpAddr::V6(Ipv6Addr::from(self.0))

@@ -20,6 +20,7 @@ pub mod flow;
 #[cfg(test)]
 mod fuzz;
 pub mod hash;
+pub mod known;
 pub mod lab;
 pub mod map;
 pub mod packet;

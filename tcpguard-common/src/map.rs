@@ -5,7 +5,7 @@ use crate::flow::Address;
 use crate::sketch::Rate;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -15,6 +15,8 @@ pub const MAX_QUEUES: u32 = 64;
 pub const DEFAULT_MAX_FLOWS: u32 = 1 << 20;
 /// Protected `(address, port)` pairs, per family.
 pub const MAX_SERVICES: u32 = 1024;
+/// Places in front of the services' hash map, per family; a power of two.
+pub const SERVICE_PLACES: u32 = 1024;
 
 /// The XSKMAP (and heartbeat) index of one engine: interface slot × [`MAX_QUEUES`] + queue.
 pub const fn xsk_index(slot: u32, queue: u32) -> u32 {
@@ -38,10 +40,16 @@ pub mod name {
     pub const SERVICES_V4: &str = "SERVICES_V4";
     /// `HashMap<ServiceKey<V6>, Service>`.
     pub const SERVICES_V6: &str = "SERVICES_V6";
+    /// `Array<ServicePlace<V4>>`, indexed by [`super::ServiceKey::place`].
+    pub const SERVICE_PLACES_V4: &str = "SERVICE_PLACES_V4";
+    /// `Array<ServicePlace<V6>>`, likewise.
+    pub const SERVICE_PLACES_V6: &str = "SERVICE_PLACES_V6";
     /// `HashMap<FlowKey<V4>, Flow>`.
     pub const FLOWS_V4: &str = "FLOWS_V4";
     /// `HashMap<FlowKey<V6>, Flow>`.
     pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// Mmapable `Array<Bucket>` of [`crate::known::BUCKETS`]: the front of both flow tables.
+    pub const KNOWN: &str = "KNOWN";
     /// XSKMAP, indexed by [`super::xsk_index`].
     pub const SOCKETS: &str = "SOCKETS";
     /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, `CLOCK_MONOTONIC`
@@ -156,7 +164,7 @@ pub struct Interface {
 }
 
 /// Which service: an address (or [`Address::ANY`]) and a port in network order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct ServiceKey<A> {
     /// The protected address, or all zero for any.
@@ -172,6 +180,49 @@ impl<A: Address> ServiceKey<A> {
     #[inline(always)]
     pub fn new(addr: A, port: [u8; 2]) -> Self {
         Self { addr, port, pad: [0; 2] }
+    }
+
+    /// The service's index among the [`SERVICE_PLACES`].
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        let word = self.addr.fold() ^ u32::from(u16::from_be_bytes(self.port)).rotate_left(16);
+        word.wrapping_mul(0x9e37_79b1) >> (32 - SERVICE_PLACES.trailing_zeros())
+    }
+}
+
+/// One place of the array in front of the services' hash map: with few services each has one for itself, and finding it
+/// is one array read. The hash map has all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServicePlace<A> {
+    /// Whose place it is, with [`PLACE_HELD`].
+    pub key: ServiceKey<A>,
+    /// That service.
+    pub service: Service,
+    /// `PLACE_*` bits.
+    pub state: u32,
+}
+
+/// A service has the place.
+pub const PLACE_HELD: u32 = 1;
+/// Others would have it, too: they are in the hash map alone.
+pub const PLACE_SHARED: u32 = 2;
+
+impl<A: Address> ServicePlace<A> {
+    /// A place that no service has.
+    pub const EMPTY: Self = Self {
+        key: ServiceKey { addr: A::ANY, port: [0; 2], pad: [0; 2] },
+        service: Service { id: 0, mode: MODE_OFF },
+        state: 0,
+    };
+
+    /// Gives it to a service whose place it is, or notes that there is another one.
+    pub fn add(&mut self, key: ServiceKey<A>, service: Service) {
+        if self.state == 0 {
+            *self = Self { key, service, state: PLACE_HELD };
+        } else {
+            self.state |= PLACE_SHARED;
+        }
     }
 }
 
@@ -239,6 +290,10 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::ServiceKey<V6> {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::ServicePlace<V4> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::ServicePlace<V6> {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::EpochSlot {}
@@ -266,6 +321,30 @@ mod tests {
         assert_eq!(size_of::<ServiceKey<V4>>(), 8);
         assert_eq!(size_of::<ServiceKey<V6>>(), 20);
         assert_eq!(size_of::<Service>(), 8);
+        assert_eq!(size_of::<ServicePlace<V4>>(), 8 + 8 + 4);
+        assert_eq!(size_of::<ServicePlace<V6>>(), 20 + 8 + 4);
         assert_eq!(size_of::<Flow>(), 8 + 6 * 4 + 4 + 8 + 8 + 4);
+    }
+
+    #[test]
+    fn a_place_is_the_first_service_s_and_tells_of_others() {
+        let key = |port: u16| ServiceKey::new(V4([198, 51, 100, 1]), port.to_be_bytes());
+        let service = |id| Service { id, mode: MODE_COOKIE };
+        assert!((1..=u16::MAX).all(|port| key(port).place() < SERVICE_PLACES));
+        let mut place = ServicePlace::EMPTY;
+        place.add(key(80), service(1));
+        assert_eq!(place, ServicePlace { key: key(80), service: service(1), state: PLACE_HELD });
+        place.add(key(443), service(2));
+        assert_eq!((place.key, place.service, place.state), (key(80), service(1), PLACE_HELD | PLACE_SHARED));
+    }
+
+    #[test]
+    fn neighbouring_addresses_and_ports_have_places_of_their_own() {
+        let places: std::collections::HashSet<u32> = (0..32)
+            .flat_map(|host| {
+                [80u16, 443].map(|port| ServiceKey::new(V4([10, 0, 0, host]), port.to_be_bytes()).place())
+            })
+            .collect();
+        assert!(places.len() > 48, "{} of 64", places.len());
     }
 }

@@ -56,6 +56,8 @@ reasons! {
     TimeWait = "time-wait", Redirected;
     /// ACK of an unknown flow whose cookie does not validate: forged, expired, or of a flow that ended.
     AckInvalid = "ack-invalid", Dropped;
+    /// Valid cookie, but the TCP checksum is wrong, or the segment longer than 4096 bytes.
+    AckBadChecksum = "ack-bad-checksum", Dropped;
     /// Valid cookie, but the flow map is full: answered with a reset.
     FlowMapFull = "flow-map-full", Answered;
     /// As flow-map-full, but the frame could not be turned into a reset.

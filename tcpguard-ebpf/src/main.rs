@@ -8,17 +8,19 @@ mod budgets;
 mod packet;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action};
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
+use core::arch::asm;
 use tcpguard_common::cookie::Epochs;
 use tcpguard_common::decision::{self, Env, Tables, Verdict};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::known::{BUCKETS, Bucket, Place, Presence, ROOM};
 use tcpguard_common::map::{
     DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
-    PORT_WORDS, Service, ServiceKey, Settings, XSK_ENTRIES, xsk_index,
+    PORT_WORDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES, xsk_index,
 };
 use tcpguard_common::reason::Reason;
 
@@ -41,15 +43,24 @@ static SERVICES_V4: HashMap<ServiceKey<V4>, Service> = HashMap::with_max_entries
 #[map]
 static SERVICES_V6: HashMap<ServiceKey<V6>, Service> = HashMap::with_max_entries(MAX_SERVICES, 0);
 #[map]
+static SERVICE_PLACES_V4: Array<ServicePlace<V4>> = Array::with_max_entries(SERVICE_PLACES, 0);
+#[map]
+static SERVICE_PLACES_V6: Array<ServicePlace<V6>> = Array::with_max_entries(SERVICE_PLACES, 0);
+#[map]
 static FLOWS_V4: HashMap<FlowKey<V4>, Flow> = HashMap::with_max_entries(DEFAULT_MAX_FLOWS, 0);
 #[map]
 static FLOWS_V6: HashMap<FlowKey<V6>, Flow> = HashMap::with_max_entries(DEFAULT_MAX_FLOWS, 0);
+#[map]
+static KNOWN: Array<Bucket> = Array::with_max_entries(BUCKETS, BPF_F_MMAPABLE);
 #[map]
 static SOCKETS: XskMap = XskMap::with_max_entries(XSK_ENTRIES, 0);
 #[map]
 static HEARTBEATS: Array<u64> = Array::with_max_entries(XSK_ENTRIES, BPF_F_MMAPABLE);
 #[map]
 static TIME_WAIT: Array<[u32; WAYS as usize]> = Array::with_max_entries(FINGERPRINTS / WAYS, BPF_F_MMAPABLE);
+/// The coarse clock stands still between two timer ticks, but asking for it is a call: 8 of what would be 60 ns.
+#[map]
+static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
 
@@ -69,6 +80,12 @@ fn tcpguard(ctx: XdpContext) -> u32 {
             SOCKETS.redirect(engine, u64::from(xdp_action::XDP_DROP)).unwrap_or(xdp_action::XDP_DROP)
         }
     }
+}
+
+/// The coarse clock as it was in a timer tick, nanoseconds.
+struct Tick {
+    jiffies: u64,
+    now: u64,
 }
 
 struct Maps {
@@ -100,6 +117,25 @@ impl Env for Maps {
     }
 
     #[inline(always)]
+    fn presence(&self, place: Place) -> Presence {
+        KNOWN.get(place.bucket).map_or(Presence::Unsure, |bucket| bucket.presence(place.word))
+    }
+
+    #[inline(always)]
+    fn enter(&self, place: Place) {
+        let Some(bucket) = KNOWN.get_ptr_mut(place.bucket) else { return };
+        for index in 0..ROOM {
+            // SAFETY: an aligned word of the map's value.
+            let was = unsafe { exchange((&raw mut (*bucket).words).cast::<u64>().add(index), place.word) };
+            if was == 0 || was == place.word {
+                return;
+            }
+        }
+        // SAFETY: as above; nobody ever writes anything else there.
+        unsafe { (&raw mut (*bucket).crowded).write_volatile(1) };
+    }
+
+    #[inline(always)]
     fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
         TIME_WAIT.get(bucket).copied().unwrap_or_default()
     }
@@ -126,8 +162,21 @@ impl Env for Maps {
 
     #[inline(always)]
     fn now(&self) -> u64 {
-        // SAFETY: a helper without arguments that any program may call.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        // SAFETY: a helper without arguments that any program may call, and that the kernel replaces by a load.
+        let jiffies = unsafe { bpf_jiffies64() };
+        // SAFETY: this CPU's own value, which nothing else writes while an XDP program runs on it.
+        let tick = unsafe { TICK.get_ptr_mut(0).and_then(|tick| tick.as_mut()) };
+        match tick {
+            Some(tick) if tick.jiffies == jiffies => tick.now,
+            tick => {
+                // SAFETY: as for the other helper.
+                let now = unsafe { bpf_ktime_get_coarse_ns() };
+                if let Some(tick) = tick {
+                    *tick = Tick { jiffies, now };
+                }
+                now
+            }
+        }
     }
 
     #[inline(always)]
@@ -140,12 +189,38 @@ impl Env for Maps {
     }
 }
 
+/// Puts `new` into `word` if 0 is there; what was there. Programs on other CPUs and engines do the same.
+///
+/// # Safety
+///
+/// `word` points to an aligned word of a map's value.
+#[inline(always)]
+unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
+    let was;
+    // SAFETY: one atomic access to what the caller vouches for.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            inout("r0") 0u64 => was,
+            word = in(reg) word,
+            new = in(reg) new,
+            options(nostack, preserves_flags),
+        );
+    }
+    was
+}
+
 /// What inserting a key that is already there returns.
 const NEG_EEXIST: i32 = -17;
 
 macro_rules! tables {
-    ($family:ty, $services:ident, $flows:ident) => {
+    ($family:ty, $places:ident, $services:ident, $flows:ident) => {
         impl Tables<$family> for Maps {
+            #[inline(always)]
+            fn place(&self, index: u32) -> Option<ServicePlace<$family>> {
+                $places.get(index).copied()
+            }
+
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<Service> {
                 // SAFETY: the daemon replaces services whole and rarely; the worst a concurrent replacement can
@@ -167,8 +242,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, SERVICES_V4, FLOWS_V4);
-tables!(V6, SERVICES_V6, FLOWS_V6);
+tables!(V4, SERVICE_PLACES_V4, SERVICES_V4, FLOWS_V4);
+tables!(V6, SERVICE_PLACES_V6, SERVICES_V6, FLOWS_V6);
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -8,23 +8,24 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, XskMap};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tcpguard_common::decision::budget::{Ledger as _, verified_place};
-use tcpguard_common::decision::{Verdict, decide};
+use tcpguard_common::decision::{Tables as _, Verdict, decide};
 use tcpguard_common::flow::{FlowKey, V4, V6};
-use tcpguard_common::map::{EpochSlot, Flow, Interface, Service, ServiceKey, Settings, name};
+use tcpguard_common::known::{self, Bucket, Presence, ROOM};
+use tcpguard_common::map::{EpochSlot, Flow, Interface, Service, ServiceKey, ServicePlace, Settings, name};
 use tcpguard_common::packet::{AnySegment, Buffer, Family, parse};
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::{Sketch, WORDS};
 
 use table::cases;
 use table::generator::{self, Generator, Wild as _};
-use table::world::{Place, SLOT, World};
+use table::world::{EPOCH, Place, SLOT, World, places};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
 /// What the verifier follows on its way through; the kernel stops at a million.
-const MOST_VERIFIED: u32 = 500_000;
+const MOST_VERIFIED: u32 = 150_000;
 /// Frames in the differential test; with `--long` ten times as many.
 const FRAMES: usize = 1_000_000;
 /// What they follow from.
@@ -41,6 +42,8 @@ struct Kernel {
     out: Vec<u8>,
     /// Some budget is used up.
     spent: bool,
+    /// The hash key of the world it last became like.
+    hash_key: [u64; 2],
 }
 
 /// What became of one frame.
@@ -65,7 +68,7 @@ impl Kernel {
         assert!(socket >= 0, "{}", std::io::Error::last_os_error());
         // SAFETY: as above.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        Self { ebpf, socket, out: vec![0; 4096], spent: false }
+        Self { ebpf, socket, out: vec![0; 4096], spent: false, hash_key: [0; 2] }
     }
 
     fn map<'a, M: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> M {
@@ -103,8 +106,11 @@ impl Kernel {
         } else {
             let _absent = sockets.unset(world.engine);
         }
-        self.tables::<V4>(world, name::SERVICES_V4, name::FLOWS_V4);
-        self.tables::<V6>(world, name::SERVICES_V6, name::FLOWS_V6);
+        self.services::<V4>(world, name::SERVICES_V4, name::SERVICE_PLACES_V4);
+        self.services::<V6>(world, name::SERVICES_V6, name::SERVICE_PLACES_V6);
+        self.flows_become::<V4>(world, name::FLOWS_V4);
+        self.flows_become::<V6>(world, name::FLOWS_V6);
+        self.hash_key = world.settings.hash_key;
     }
 
     /// A world whose sketch nobody has touched has full budgets, and nobody cares who is verified then.
@@ -128,20 +134,56 @@ impl Kernel {
         }
     }
 
-    fn tables<A: Place>(&mut self, world: &World, services: &str, flows: &str)
+    fn services<A: Place>(&mut self, world: &World, services: &str, places: &str)
     where
         ServiceKey<A>: Pod,
-        FlowKey<A>: Pod,
+        ServicePlace<A>: Pod,
     {
         for (key, service) in A::services(world) {
             self.hash::<ServiceKey<A>, Service>(services).insert(key, service, 0).unwrap();
+            let place: ServicePlace<A> = world.place(key.place()).unwrap();
+            self.array(places).set(key.place(), place, 0).unwrap();
         }
+    }
+
+    fn flows_become<A: Place>(&mut self, world: &World, flows: &str)
+    where
+        FlowKey<A>: Pod,
+    {
         let mut map = self.hash::<FlowKey<A>, Flow>(flows);
         let stale: Vec<FlowKey<A>> = map.keys().map(Result::unwrap).collect();
         stale.iter().for_each(|key| map.remove(key).unwrap());
         for (key, flow) in A::flows(world).borrow().iter() {
             map.insert(key, flow, 0).unwrap();
         }
+        let hash_key = self.hash_key;
+        let mut front = self.array::<Bucket>(name::KNOWN);
+        for place in stale.iter().map(|key| known::Place::of(hash_key, key)) {
+            front.set(place.bucket, world.front(place.bucket), 0).unwrap();
+        }
+        for place in places::<A>(world) {
+            front.set(place.bucket, world.front(place.bucket), 0).unwrap();
+        }
+    }
+
+    fn bucket(&mut self, bucket: u32) -> Bucket {
+        self.array::<Bucket>(name::KNOWN).get(&bucket, 0).unwrap()
+    }
+
+    /// Takes a flow out of its table and the front.
+    fn strike<A: Place>(&mut self, name: &str, key: &FlowKey<A>) -> Option<Flow>
+    where
+        FlowKey<A>: Pod,
+    {
+        let mut map = self.hash::<FlowKey<A>, Flow>(name);
+        let there = map.get(key, 0).ok();
+        map.remove(key).unwrap();
+        let place = known::Place::of(self.hash_key, key);
+        let mut bucket = self.bucket(place.bucket);
+        assert_eq!(bucket.presence(place.word), Presence::Known, "the program enters what it inserts");
+        bucket.strike(place.word);
+        self.array(name::KNOWN).set(place.bucket, bucket, 0).unwrap();
+        there
     }
 
     /// Undoes what `become_like` does not overwrite the next time.
@@ -298,10 +340,7 @@ fn forget_flow(kernel: &mut Kernel, world: &World, frame: &[u8]) {
     where
         FlowKey<A>: Pod,
     {
-        let mut map = kernel.hash::<FlowKey<A>, Flow>(name);
-        let there = map.get(&key, 0).ok();
-        map.remove(&key).unwrap();
-        [there, A::flows(world).borrow_mut().remove(&key)]
+        [kernel.strike(name, &key), A::flows(world).borrow_mut().remove(&key)]
     }
     let flows = match parse(frame).unwrap() {
         AnySegment::V4(segment) => taken(kernel, world, name::FLOWS_V4, segment.key()),
@@ -321,6 +360,25 @@ fn both(kernel: &mut Kernel, world: &mut World, frame: &[u8]) -> (Outcome, Outco
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_flow_whose_bucket_is_full_is_found_in_its_table() {
+    let mut kernel = Kernel::load(8);
+    let world = World::new();
+    kernel.become_like(&world);
+    let spec = cases::valid_ack::<V4>(EPOCH, true);
+    let place = known::Place::of(world.settings.hash_key, &spec.flow());
+    let full = Bucket { words: [1 << 63; ROOM], crowded: 0 };
+    kernel.array(name::KNOWN).set(place.bucket, full, 0).unwrap();
+    let before = kernel.counters();
+    for _ in 0..2 {
+        assert_eq!(kernel.run(&spec.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
+    }
+    let after = kernel.counters();
+    let counted = |reason: Reason| after[reason as usize] - before[reason as usize];
+    assert_eq!((counted(Reason::AckValid), counted(Reason::FlowKnown)), (1, 1));
+    assert_eq!(kernel.bucket(place.bucket), Bucket { crowded: 1, ..full });
 }
 
 #[test]

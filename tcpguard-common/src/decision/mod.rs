@@ -2,14 +2,15 @@
 //! tests take it too. It keeps no state of its own; everything it knows comes from [`Env`] and the frame.
 
 use crate::cookie::{self, Clock, Epochs, SynOptions};
-use crate::fingerprint::{WAYS, fingerprint};
+use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
+use crate::known::{Place, Presence};
 use crate::map::{
-    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, Interface, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey,
-    Settings,
+    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, Interface, MODE_OFF, ON_EXIT_PASS, PLACE_HELD,
+    PLACE_SHARED, Service, ServiceKey, ServicePlace, Settings,
 };
 use crate::packet::build::{Headers, Link};
-use crate::packet::{Ethernet, Family, Flags, FrameMut, Ip, Options, Tcp, checksum};
+use crate::packet::{Ethernet, Family, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
 use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
 
@@ -30,9 +31,11 @@ pub enum Verdict {
 
 /// The tables that exist once per address family.
 pub trait Tables<A> {
+    /// One place of the array in front of the services, by [`ServiceKey::place`].
+    fn place(&self, index: u32) -> Option<ServicePlace<A>>;
     /// The service at exactly this address and port.
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
-    /// Whether the flow is in the flow table.
+    /// Whether the flow is in the flow table, which the front is asked first.
     fn knows_flow(&self, key: &FlowKey<A>) -> bool;
     /// Remembers a flow. One that is already there counts as remembered; `false` when there is no room.
     fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> bool;
@@ -46,6 +49,10 @@ pub trait Env: Epochs + budget::Ledger + Tables<V4> + Tables<V6> {
     fn interface(&self) -> Option<&Interface>;
     /// One word of the bitmap of protected ports: ports `64 * word` and on, lowest bit first.
     fn ports(&self, word: u32) -> u64;
+    /// What the front of the flow tables says of a flow.
+    fn presence(&self, place: Place) -> Presence;
+    /// Enters a flow into the front, which was inserted into its table.
+    fn enter(&self, place: Place);
     /// One bucket of TIME_WAIT fingerprints.
     fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize];
     /// The receive queue that the frame arrived on.
@@ -124,8 +131,20 @@ fn protected<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, addr: A, port: [u8
     if env.ports(number / 64) >> (number % 64) & 1 == 0 {
         return None;
     }
-    let exact = Tables::<A>::service(env, &ServiceKey::new(addr, port));
-    exact.or_else(|| Tables::<A>::service(env, &ServiceKey::new(A::ANY, port)))
+    service_at(env, &ServiceKey::new(addr, port)).or_else(|| service_at(env, &ServiceKey::new(A::ANY, port)))
+}
+
+/// One array read where each service has a place of its own.
+#[inline(always)]
+fn service_at<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, key: &ServiceKey<A>) -> Option<Service> {
+    let place = Tables::<A>::place(env, key.place())?;
+    if place.state & PLACE_HELD != 0 && place.key == *key {
+        Some(place.service)
+    } else if place.state & PLACE_SHARED != 0 {
+        env.service(key)
+    } else {
+        None
+    }
 }
 
 /// A segment to a protected service, and what it takes to judge it.
@@ -162,14 +181,20 @@ impl<A: Family> Arrival<'_, A> {
             peer_port: tcp.src_port,
             local_port: tcp.dst_port,
         };
-        if env.knows_flow(&flow) {
+        let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
+        let known = match env.presence(Place::of_hash(hash)) {
+            Presence::Known => true,
+            Presence::Unknown => false,
+            Presence::Unsure => env.knows_flow(&flow),
+        };
+        if known {
             Ok(Reason::FlowKnown)
         } else if tcp.flags.contains(Flags::RST) {
             Ok(Reason::NoFlowRst)
         } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
             Ok(Reason::NoFlow)
         } else {
-            self.judge_ack(frame, env, &tcp, &flow)
+            self.judge_ack(frame, env, &tcp, &flow, hash)
         }
     }
 
@@ -216,6 +241,13 @@ impl<A: Family> Arrival<'_, A> {
         Ok(())
     }
 
+    /// Whether the TCP checksum holds over header and data; `None` for a segment too long to look at all of it.
+    #[inline(always)]
+    fn checksum_ok<F: Frame + ?Sized>(&self, frame: &F) -> Option<bool> {
+        let sum = frame.sum(self.ip.l4, self.ip.l4_len)?;
+        Some(checksum::holds(sum + checksum::pseudo(self.ip.src, self.ip.dst, self.ip.l4_len)))
+    }
+
     #[inline(always)]
     fn options<F: FrameMut + ?Sized>(&self, frame: &F, tcp: &Tcp) -> Result<Options, Reason> {
         Options::parse(frame, self.ip.l4 + Tcp::LEN, tcp.header_len - Tcp::LEN).ok_or(Reason::BadOptions)
@@ -233,15 +265,14 @@ impl<A: Family> Arrival<'_, A> {
             return Err(Reason::IpBadChecksum);
         }
         // A corrupted SYN answered would be a connection with corrupted options.
-        let sum = checksum::of_segment(frame, self.ip.l4, self.ip.l4_len).ok_or(Reason::SynUnanswerable)?;
-        if !checksum::holds(sum + checksum::pseudo(self.ip.src, self.ip.dst, self.ip.l4_len)) {
+        if !self.checksum_ok(frame).ok_or(Reason::SynUnanswerable)? {
             return Err(Reason::SynBadChecksum);
         }
         let options = self.options(frame, tcp)?;
         let slot = env.slot(self.settings.epoch).ok_or(Reason::SynUnanswerable)?;
         budget::charge_reply(env, self.settings, self.ip.src, self.now)?;
         let answer = self.syn_ack(frame, tcp, &options, slot);
-        answer.and_then(|answer| answer.answer(frame)).ok_or(Reason::SynUnanswerable)?;
+        answer.answer(frame, self.ip.l3).ok_or(Reason::SynUnanswerable)?;
         Ok(if cookie::mss_is_small::<A>(options.mss) {
             Reason::CookieSentSmallMss
         } else {
@@ -258,7 +289,7 @@ impl<A: Family> Arrival<'_, A> {
         tcp: &Tcp,
         options: &Options,
         slot: &EpochSlot,
-    ) -> Option<Headers<A>> {
+    ) -> Headers<A> {
         let flow = FlowKey {
             peer: self.ip.src,
             local: self.ip.dst,
@@ -274,7 +305,7 @@ impl<A: Family> Arrival<'_, A> {
             ecn: false,
         };
         let cookie = cookie::encode(slot, &flow, tcp.seq.0, &syn, self.now);
-        Some(Headers {
+        Headers {
             seq: Seq(cookie.isn),
             ack: tcp.seq + 1,
             flags: Flags::SYN | Flags::ACK,
@@ -286,19 +317,19 @@ impl<A: Family> Arrival<'_, A> {
                 timestamps: cookie.tsval.zip(syn.timestamps),
                 ..Options::default()
             },
-            ..self.empty_answer(frame, tcp)?
-        })
+            ..self.empty_answer(tcp)
+        }
     }
 
     /// Checks the ACK of a flow that the flow table does not know.
     #[inline(always)]
-    fn judge_ack<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, flow: &FlowKey<A>) -> Judgement
+    fn judge_ack<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, flow: &FlowKey<A>, hash: u64) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + Tables<A> + ?Sized,
     {
         // First, so that the replay of a cookie that opened a closed flow meets the stack's memory of it.
-        let (bucket, word) = fingerprint(self.settings.hash_key, flow);
+        let (bucket, word) = fingerprint::of_hash(hash);
         let [a, b, c, d] = env.fingerprints(bucket);
         if a == word || b == word || c == word || d == word {
             return Ok(Reason::TimeWait);
@@ -314,17 +345,23 @@ impl<A: Family> Arrival<'_, A> {
         if !A::header_checksum_ok(frame, &self.ip) {
             return Err(Reason::IpBadChecksum);
         }
+        // What the flow is remembered by is all that the engine has when the frame is lost; the data is covered, too.
+        if self.checksum_ok(frame) != Some(true) {
+            return Err(Reason::AckBadChecksum);
+        }
         budget::note_verified(env, self.settings, self.ip.src, self.now);
         let ethernet = Ethernet::parse(frame).ok_or(Reason::Truncated)?;
         if env.insert_flow(flow, &self.flow(env.engine(env.queue()), &ethernet, tcp, &options)) {
+            env.enter(Place::of_hash(hash));
             return Ok(Reason::AckValid);
         }
         // The source is proven: an answer tells it, silence would leave it hanging (RFC 9293 §3.5.2).
-        let answered = self.empty_answer(frame, tcp).and_then(|empty| {
-            let reset = Headers { seq: tcp.ack, flags: Flags::RST, ..empty };
-            reset.answer(frame)
-        });
-        Ok(if answered.is_some() { Reason::FlowMapFull } else { Reason::FlowMapFullSilent })
+        let reset = Headers { seq: tcp.ack, flags: Flags::RST, ..self.empty_answer(tcp) };
+        Ok(if reset.answer(frame, self.ip.l3).is_some() {
+            Reason::FlowMapFull
+        } else {
+            Reason::FlowMapFullSilent
+        })
     }
 
     #[inline(always)]
@@ -349,9 +386,9 @@ impl<A: Family> Arrival<'_, A> {
 
     /// Headers from here to where the segment came from, with nothing in them yet.
     #[inline(always)]
-    fn empty_answer<F: FrameMut + ?Sized>(&self, frame: &F, tcp: &Tcp) -> Option<Headers<A>> {
-        Some(Headers {
-            link: Link::answering(&Ethernet::parse(frame)?),
+    fn empty_answer(&self, tcp: &Tcp) -> Headers<A> {
+        Headers {
+            link: Link::default(),
             src: self.ip.dst,
             dst: self.ip.src,
             ecn: 0,
@@ -362,12 +399,14 @@ impl<A: Family> Arrival<'_, A> {
             flags: Flags::default(),
             window: 0,
             options: Options::default(),
-        })
+        }
     }
 }
 
 #[cfg(test)]
 pub(crate) mod reference;
+#[cfg(test)]
+mod services;
 #[cfg(test)]
 pub(crate) mod table;
 #[cfg(test)]

@@ -16,7 +16,6 @@ pub struct Link {
 
 impl Link {
     /// The link header of an answer to a frame with this one.
-    #[inline(always)]
     pub fn answering(ethernet: &Ethernet) -> Self {
         Self { dst: ethernet.src, src: ethernet.dst, vlan: ethernet.vlan }
     }
@@ -107,34 +106,39 @@ impl<A: Family> Headers<A> {
         let sum = self.write_options(frame, options_at)?;
         let sack_at = options_at + self.plain_options_len();
         let sack_sum = write_sack(frame, sack_at, self.options.sack.as_slice())?;
-        self.write_fixed(frame, options_len, data_len, data_sum + sum + sack_sum)
+        let l3 = self.write_link(frame)?;
+        self.write_fixed(frame, l3, options_len, data_len, data_sum + sum + sack_sum)
     }
 
-    /// Turns `frame` into a segment without data and without SACK blocks, which are left out: an answer from XDP,
-    /// whose verifier would have to follow a loop over them.
+    /// Turns `frame`, whose network header is at `l3`, into an answer without data and without SACK blocks, which are left
+    /// out: XDP's verifier would have to follow a loop over them. Of the link header, [`Self::link`] is not used: the
+    /// frame's own stays in place with its addresses exchanged.
     #[inline(always)]
-    pub fn answer<F: FrameMut + ?Sized>(&self, frame: &mut F) -> Option<()> {
+    pub fn answer<F: FrameMut + ?Sized>(&self, frame: &mut F, l3: usize) -> Option<()> {
         let options_len = self.plain_options_len();
-        let options_at = self.link.len() + A::HEADER_LEN + Tcp::LEN;
+        let options_at = l3 + A::HEADER_LEN + Tcp::LEN;
         if frame.len() != options_at + options_len {
             frame.resize(options_at + options_len)?;
         }
         let sum = self.write_options(frame, options_at)?;
-        self.write_fixed(frame, options_len, 0, sum)
+        let (dst, src) = (frame.load::<6>(0)?, frame.load::<6>(Ethernet::SRC)?);
+        frame.store(0, src)?;
+        frame.store(Ethernet::SRC, dst)?;
+        self.write_fixed(frame, l3, options_len, 0, sum)
     }
 
-    /// Everything but options and data, whose sum is `sum`.
+    /// Network header and fixed TCP header; `sum` is that of options and data.
     #[inline(always)]
     fn write_fixed<F: FrameMut + ?Sized>(
         &self,
         frame: &mut F,
+        l3: usize,
         options_len: usize,
         data_len: usize,
         sum: u64,
     ) -> Option<()> {
         let header_len = Tcp::LEN + options_len;
         let l4_len = u16::try_from(header_len + data_len).ok()?;
-        let l3 = self.write_link(frame)?;
         A::write_header(frame, l3, (self.src, self.dst), l4_len, self.ecn)?;
         let pseudo = checksum::pseudo(self.src, self.dst, usize::from(l4_len));
         self.write_tcp(frame, l3 + A::HEADER_LEN, header_len, sum + pseudo)

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071). Partial sums are `u64`s of 32-bit words as they lie in memory: byte order
 //! cancels out (RFC 1071 §2(B)), and 2^32 words fit before a carry is lost.
 
-use super::{Family, Frame, ip::PROTOCOL_TCP};
+use super::{Family, Frame, ip::PROTOCOL_TCP, part};
 
 /// The longest segment [`of_segment`] sums, bytes: any frame of an interface that XDP accepts without
 /// multi-buffer support.
@@ -54,22 +54,22 @@ pub fn of_header<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Opt
     Some(sum)
 }
 
-/// The sum of `len` bytes at `offset` of a frame, in steps whose number is bounded by a constant; `None` when
-/// they are more than [`MAX_SEGMENT`] or leave the frame.
+/// The sum of `len` bytes at `offset` of a frame, at most [`MAX_SEGMENT`] of them and otherwise `None`, as when they leave
+/// the frame. In steps whose number is bounded by a constant.
 #[inline(always)]
 pub fn of_segment<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Option<u64> {
     const STEP: usize = 32;
     if len > MAX_SEGMENT {
         return None;
     }
-    let (offset, len) = (frame.opaque_offset(offset), frame.opaque(len as u32) as usize);
     let (mut sum, mut at) = (0, 0);
     for _ in 0..MAX_SEGMENT / STEP {
         if at + STEP > len {
             break;
         }
-        for word in 0..STEP / 8 {
-            sum += word64(frame.load(offset + at + word * 8)?);
+        let step: [u8; STEP] = frame.load(offset + at)?;
+        for word in 0..STEP / 4 {
+            sum += u64::from(u32::from_ne_bytes(part(&step, word * 4)));
         }
         at += STEP;
     }

@@ -4,7 +4,7 @@
 use super::{Frame, FrameMut, Tcp, checksum, part};
 use crate::flow::{Address, FlowKey, V4, V6};
 use crate::reason::Reason;
-use crate::siphash::{sip13, sip24};
+use crate::siphash::sip24;
 
 /// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; a longer
 /// chain is not recognised as TCP.
@@ -59,7 +59,7 @@ pub trait Family: Address {
     where
         Self: Sized;
 
-    /// SipHash-1-3 over the whole flow key, where speed matters more than a forgery.
+    /// A keyed hash of the whole flow key, for places in tables: see [`crate::fingerprint`].
     fn hash_flow_fast(key: [u64; 2], flow: &FlowKey<Self>) -> u64
     where
         Self: Sized;
@@ -127,7 +127,7 @@ impl Family for V4 {
 
     #[inline(always)]
     fn hash_flow_fast(key: [u64; 2], flow: &FlowKey<Self>) -> u64 {
-        sip13(key, words_v4(flow, 0), 0)
+        scatter(key, words_v4(flow, 0))
     }
 
     #[inline(always)]
@@ -176,8 +176,12 @@ impl Family for V6 {
         if version >> 4 != 6 {
             return None;
         }
-        let (header_len, more_fragments) =
-            if next == PROTOCOL_TCP { (Self::HEADER_LEN, false) } else { walk_extensions(frame, l3, next)? };
+        let (header_len, more_fragments) = if next == PROTOCOL_TCP {
+            (Self::HEADER_LEN, false)
+        } else {
+            let found = frame.find_tcp(l3, next)?;
+            ((found & HEADERS_LEN) as usize, found & MORE_FRAGMENTS != 0)
+        };
         let header_len = frame.opaque_offset(header_len);
         let total = Self::HEADER_LEN + usize::from(u16::from_be_bytes([len_high, len_low]));
         let fault = fault(frame, l3, header_len, total, more_fragments);
@@ -205,7 +209,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn hash_flow_fast(key: [u64; 2], flow: &FlowKey<Self>) -> u64 {
-        sip13(key, words_v6(flow, 0), 0)
+        scatter(key, words_v6(flow, 0))
     }
 
     #[inline(always)]
@@ -265,6 +269,24 @@ fn ports_and([a, b]: [u8; 2], [c, d]: [u8; 2], word: u32) -> u64 {
     pair([a, b, c, d], word.to_le_bytes())
 }
 
+/// NH (RFC 4418 §5.2's inner hash: two flows collide with probability 2^-32 for keys that nobody knows), each word under
+/// a key of its own, and a multiplication that spreads the sum over all bits. Whoever saw results could work the keys out;
+/// nobody does, and a chosen collision does no more harm than [`crate::fingerprint`] says of an accidental one.
+#[inline(always)]
+fn scatter<const N: usize>([first, second]: [u64; 2], words: [u64; N]) -> u64 {
+    /// 2^64 divided by the golden ratio.
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let factor = first | 1;
+    let mut sum = first;
+    for (index, word) in (0..).zip(words) {
+        let key = (second ^ STEP.wrapping_mul(index)).wrapping_mul(factor);
+        let (low, high) = ((word as u32).wrapping_add(key as u32), (word >> 32) as u32);
+        sum = sum.wrapping_add(u64::from(low) * u64::from(high.wrapping_add((key >> 32) as u32)));
+    }
+    let spread = (sum ^ sum >> 32).wrapping_mul(STEP);
+    spread ^ spread >> 32
+}
+
 /// What is wrong with a header of `header_len` bytes in a datagram of `total` bytes at `l3`.
 #[inline(always)]
 fn fault<F: Frame + ?Sized>(
@@ -285,10 +307,16 @@ fn fault<F: Frame + ?Sized>(
     }
 }
 
-/// Follows the extension headers of RFC 8200 §4 (and AH) to TCP: how long all headers are together, and
-/// whether a fragment header announces more. An atomic fragment (RFC 6946) is a whole datagram.
+/// How long an IPv6 header and all extension headers are together, in what [`find_tcp`] returns.
+const HEADERS_LEN: u32 = 0x3fff;
+/// A fragment header announces more.
+const MORE_FRAGMENTS: u32 = 0x8000;
+
+/// Follows the extension headers of RFC 8200 §4 (and AH) from the one of type `first` to TCP, for the IPv6 header at
+/// `l3`: how long all headers are together, and a bit for fragments, in a form that fits a register. An atomic fragment
+/// (RFC 6946) is a whole datagram.
 #[inline(always)]
-fn walk_extensions<F: Frame + ?Sized>(frame: &F, l3: usize, first: u8) -> Option<(usize, bool)> {
+pub fn find_tcp<F: Frame + ?Sized>(frame: &F, l3: usize, first: u8) -> Option<u32> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -313,7 +341,7 @@ fn walk_extensions<F: Frame + ?Sized>(frame: &F, l3: usize, first: u8) -> Option
         };
         next = following;
         if next == PROTOCOL_TCP {
-            return Some((len, more_fragments));
+            return Some(len as u32 & HEADERS_LEN | if more_fragments { MORE_FRAGMENTS } else { 0 });
         }
     }
     None

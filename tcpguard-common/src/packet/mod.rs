@@ -9,8 +9,8 @@ mod options;
 mod tcp;
 
 pub use ethernet::{Ethernet, Vlan};
-pub use ip::{Family, Ip, MAX_EXTENSION_HEADERS};
-pub use options::{MAX_OPTIONS, Options, SackBlocks, WINDOW_SCALE_MAX};
+pub use ip::{Family, Ip, MAX_EXTENSION_HEADERS, find_tcp};
+pub use options::{MAX_OPTIONS, Options, SackBlocks, WINDOW_SCALE_MAX, find as find_options};
 pub use tcp::{Flags, Tcp};
 
 use crate::flow::{FlowKey, V4, V6};
@@ -36,6 +36,24 @@ pub trait Frame {
     #[inline(always)]
     fn opaque_offset(&self, offset: usize) -> usize {
         offset
+    }
+
+    /// [`find_options`] in this frame. BPF's verifier follows a function of its own once, whoever calls it.
+    #[inline(always)]
+    fn find_options(&self, start: usize, len: usize) -> Option<u64> {
+        find_options(self, start, len)
+    }
+
+    /// [`checksum::of_segment`] in this frame, likewise.
+    #[inline(always)]
+    fn sum(&self, offset: usize, len: usize) -> Option<u64> {
+        checksum::of_segment(self, offset, len)
+    }
+
+    /// [`find_tcp`] in this frame, likewise.
+    #[inline(always)]
+    fn find_tcp(&self, l3: usize, first: u8) -> Option<u32> {
+        find_tcp(self, l3, first)
     }
 
     /// Whether the frame has no bytes.

@@ -6,18 +6,26 @@ use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::map::Flow;
 
 use super::bpf::{ANY, Map, NOEXIST};
+use super::shared::Front;
 
-/// The flows XDP knows, shared with it. Cheap to clone, usable from any thread; every method is a system call.
+/// The flows XDP knows, shared with it. Cheap to clone, usable from any thread; every method is a system call and a few words of memory.
 #[derive(Clone, Debug)]
 pub struct FlowTable {
     v4: Map<FlowKey<V4>, Flow>,
     v6: Map<FlowKey<V6>, Flow>,
     capacity: u32,
+    /// Every change of the maps is followed by the same here.
+    pub(super) front: Front,
 }
 
 impl FlowTable {
-    pub(super) fn new(v4: Map<FlowKey<V4>, Flow>, v6: Map<FlowKey<V6>, Flow>, capacity: u32) -> Self {
-        Self { v4, v6, capacity }
+    pub(super) fn new(
+        v4: Map<FlowKey<V4>, Flow>,
+        v6: Map<FlowKey<V6>, Flow>,
+        capacity: u32,
+        front: Front,
+    ) -> Self {
+        Self { v4, v6, capacity, front }
     }
 
     /// How many flows fit, per family.
@@ -44,9 +52,11 @@ impl FlowTable {
     /// `E2BIG` when the map is full.
     pub fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> io::Result<()> {
         match key {
-            AnyFlowKey::V4(key) => self.v4.update(key, flow, ANY),
-            AnyFlowKey::V6(key) => self.v6.update(key, flow, ANY),
+            AnyFlowKey::V4(key) => self.v4.update(key, flow, ANY)?,
+            AnyFlowKey::V6(key) => self.v6.update(key, flow, ANY)?,
         }
+        self.front.enter(key);
+        Ok(())
     }
 
     /// Inserts the flow under `key` unless there is one; whether it was inserted.
@@ -60,7 +70,10 @@ impl FlowTable {
             AnyFlowKey::V6(key) => self.v6.update(key, flow, NOEXIST),
         };
         match inserted {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.front.enter(key);
+                Ok(true)
+            }
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(error),
         }
@@ -72,10 +85,12 @@ impl FlowTable {
     ///
     /// None in normal operation: whatever bpf(2) says.
     pub fn remove(&self, key: &AnyFlowKey) -> io::Result<bool> {
-        match key {
-            AnyFlowKey::V4(key) => self.v4.remove(key),
-            AnyFlowKey::V6(key) => self.v6.remove(key),
-        }
+        let removed = match key {
+            AnyFlowKey::V4(key) => self.v4.remove(key)?,
+            AnyFlowKey::V6(key) => self.v6.remove(key)?,
+        };
+        self.front.strike(key);
+        Ok(removed)
     }
 
     /// Removes `keys` with one system call a family; those without a flow are skipped. Returns how many had one.
@@ -91,7 +106,9 @@ impl FlowTable {
                 AnyFlowKey::V6(key) => v6.push(*key),
             }
         }
-        Ok(self.v4.remove_batch(&v4)? + self.v6.remove_batch(&v6)?)
+        let removed = self.v4.remove_batch(&v4)? + self.v6.remove_batch(&v6)?;
+        keys.iter().for_each(|key| self.front.strike(key));
+        Ok(removed)
     }
 
     /// A walk over all flows, in slices.

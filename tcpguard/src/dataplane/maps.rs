@@ -11,9 +11,11 @@ use aya::Pod;
 use aya::maps::MapInfo;
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
+use tcpguard_common::known::{BUCKETS, Bucket};
 use tcpguard_common::map::{
     EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
-    PORT_WORDS, Service, ServiceKey, Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
+    PLACE_SHARED, PORT_WORDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, VERIFIED,
+    XSK_ENTRIES, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::WORDS;
@@ -22,7 +24,7 @@ use super::bpf::{self, ANY, Map, PerCpuArray};
 use super::error::DataplaneError;
 use super::flows::FlowTable;
 use super::pins::PinDir;
-use super::shared::{Fingerprints, Heartbeats};
+use super::shared::{Fingerprints, Front, Heartbeats};
 
 /// One protected address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +73,18 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 14] = [
+const SHARED: [Layout; 17] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
     Layout::of::<u32, u64>(name::PORTS, PORT_WORDS),
     Layout::of::<ServiceKey<V4>, Service>(name::SERVICES_V4, MAX_SERVICES),
     Layout::of::<ServiceKey<V6>, Service>(name::SERVICES_V6, MAX_SERVICES),
+    Layout::of::<u32, ServicePlace<V4>>(name::SERVICE_PLACES_V4, SERVICE_PLACES),
+    Layout::of::<u32, ServicePlace<V6>>(name::SERVICE_PLACES_V6, SERVICE_PLACES),
     Layout::of::<FlowKey<V4>, Flow>(name::FLOWS_V4, 0),
     Layout::of::<FlowKey<V6>, Flow>(name::FLOWS_V6, 0),
+    Layout::of::<u32, Bucket>(name::KNOWN, BUCKETS),
     Layout::of::<u32, u32>(name::SOCKETS, XSK_ENTRIES),
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
     Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
@@ -102,6 +107,8 @@ pub(super) struct Maps {
     pub(super) ports: Map<u32, u64>,
     pub(super) services_v4: Map<ServiceKey<V4>, Service>,
     pub(super) services_v6: Map<ServiceKey<V6>, Service>,
+    pub(super) places_v4: Map<u32, ServicePlace<V4>>,
+    pub(super) places_v6: Map<u32, ServicePlace<V6>>,
     sockets: Map<u32, u32>,
     replies: Map<u32, [u64; WORDS]>,
     counters: PerCpuArray,
@@ -126,16 +133,16 @@ impl Maps {
         let open = |map: &'static str| bpf::get(&dir.join(map)).map_err(failed(map));
         let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(name::COUNTERS)(source))?;
         let capacity = infos[name::FLOWS_V4].max_entries();
+        let front = Front::map(open(name::KNOWN)?.as_fd()).map_err(failed(name::KNOWN))?;
         // SAFETY: key and value sizes are those of the types, checked against `SHARED` above.
-        let flows = unsafe {
-            FlowTable::new(Map::from_fd(open(name::FLOWS_V4)?), Map::from_fd(open(name::FLOWS_V6)?), capacity)
-        };
+        let (v4, v6) = unsafe { (Map::from_fd(open(name::FLOWS_V4)?), Map::from_fd(open(name::FLOWS_V6)?)) };
+        let flows = FlowTable::new(v4, v6, capacity, front);
         let heartbeats = Heartbeats::map(open(name::HEARTBEATS)?.as_fd(), XSK_ENTRIES)
             .map_err(failed(name::HEARTBEATS))?;
         let fingerprints = Fingerprints::map(open(name::TIME_WAIT)?.as_fd(), FINGERPRINTS / WAYS)
             .map_err(failed(name::TIME_WAIT))?;
         // SAFETY: as above; COUNTERS is the per-CPU array of 8-byte values that the object declares.
-        Ok(Some(unsafe {
+        let maps = unsafe {
             Self {
                 settings: Map::from_fd(open(name::SETTINGS)?),
                 epochs: Map::from_fd(open(name::EPOCHS)?),
@@ -143,6 +150,8 @@ impl Maps {
                 ports: Map::from_fd(open(name::PORTS)?),
                 services_v4: Map::from_fd(open(name::SERVICES_V4)?),
                 services_v6: Map::from_fd(open(name::SERVICES_V6)?),
+                places_v4: Map::from_fd(open(name::SERVICE_PLACES_V4)?),
+                places_v6: Map::from_fd(open(name::SERVICE_PLACES_V6)?),
                 sockets: Map::from_fd(open(name::SOCKETS)?),
                 replies: Map::from_fd(open(name::REPLIES)?),
                 counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus),
@@ -150,7 +159,9 @@ impl Maps {
                 heartbeats,
                 fingerprints,
             }
-        }))
+        };
+        maps.flows.front.set_hash_key(maps.read_settings()?.hash_key);
+        Ok(Some(maps))
     }
 
     pub(super) fn read_settings(&self) -> Result<Settings, DataplaneError> {
@@ -200,11 +211,12 @@ impl Maps {
     }
 
     pub(super) fn write_settings(&self, settings: &Settings) -> Result<(), DataplaneError> {
+        self.flows.front.set_hash_key(settings.hash_key);
         write(&self.settings, name::SETTINGS, &0, settings)
     }
 
     /// Makes the service maps and the port bitmap equal to `services`. Services that stay are guarded throughout: new
-    /// entries come before the bitmap, old ones go after it.
+    /// entries come before the places in front of them and the bitmap, old ones go after.
     pub(super) fn set_services(&self, services: &[ServiceEntry]) -> Result<(), DataplaneError> {
         let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
         let mut ports = vec![0u64; PORT_WORDS as usize];
@@ -219,6 +231,8 @@ impl Maps {
         }
         let old_v4 = insert_services(&self.services_v4, name::SERVICES_V4, &v4)?;
         let old_v6 = insert_services(&self.services_v6, name::SERVICES_V6, &v6)?;
+        set_places(&self.places_v4, name::SERVICE_PLACES_V4, &v4)?;
+        set_places(&self.places_v6, name::SERVICE_PLACES_V6, &v6)?;
         for (index, word) in (0..).zip(&ports) {
             write(&self.ports, name::PORTS, &index, word)?;
         }
@@ -290,6 +304,37 @@ where
         write(map, name, key, service)?;
     }
     Ok(if keep_stale { stale } else { HashSet::new() })
+}
+
+/// Makes the places in front of a family's services equal to `wanted`, which are all in the hash map. A place that changes
+/// sends XDP to the hash map while it does.
+fn set_places<A: Address>(
+    map: &Map<u32, ServicePlace<A>>,
+    name: &'static str,
+    wanted: &HashMap<ServiceKey<A>, Service>,
+) -> Result<(), DataplaneError>
+where
+    ServiceKey<A>: Ord,
+    ServicePlace<A>: Pod,
+{
+    let mut places = vec![ServicePlace::EMPTY; SERVICE_PLACES as usize];
+    // In one order every time, so that a place does not change hands for nothing.
+    let mut sorted: Vec<_> = wanted.iter().collect();
+    sorted.sort_by_key(|(key, _)| **key);
+    for (key, service) in sorted {
+        places[key.place() as usize].add(*key, *service);
+    }
+    for (index, place) in (0..).zip(places) {
+        let read = map.lookup(&index);
+        let held = read.map_err(|source| DataplaneError::Map { action: "read", map: name, source })?;
+        let held = held.unwrap_or(ServicePlace::EMPTY);
+        if held != place {
+            write(map, name, &index, &ServicePlace { state: PLACE_SHARED, ..held })?;
+            write(map, name, &index, &ServicePlace { state: PLACE_SHARED, ..place })?;
+            write(map, name, &index, &place)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_services<A: Address>(

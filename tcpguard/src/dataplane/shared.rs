@@ -1,4 +1,4 @@
-//! Maps that the kernel lends us as memory: engine heartbeats and TIME_WAIT fingerprints. One store instead of one
+//! Maps that the kernel lends us as memory: engine heartbeats, TIME_WAIT fingerprints, and the front of the flow tables. One store instead of one
 //! system call; what the words mean is agreed in `tcpguard-common`.
 
 use std::io;
@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tcpguard_common::fingerprint::WAYS;
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::known::{BUCKETS, Bucket, Place, ROOM};
 
 /// A mapped array map.
 #[derive(Debug)]
@@ -151,5 +153,63 @@ impl Fingerprints {
         let index = (bucket % self.buckets) as usize;
         // SAFETY: the index is below `buckets`, which the mapping holds; map values are aligned to 8 bytes.
         unsafe { self.mapping.base.cast::<[AtomicU32; WAYS as usize]>().add(index).as_ref() }
+    }
+}
+
+/// The front of the flow tables, which XDP enters flows into, too.
+#[derive(Clone, Debug)]
+pub(super) struct Front {
+    mapping: Arc<Mapping>,
+    /// That of the settings.
+    hash_key: Arc<[AtomicU64; 2]>,
+}
+
+impl Front {
+    /// Maps the array of [`BUCKETS`].
+    pub(super) fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let mapping = Arc::new(Mapping::new(fd, BUCKETS as usize * size_of::<Bucket>())?);
+        Ok(Self { mapping, hash_key: Arc::default() })
+    }
+
+    /// Says what places follow from. It stays the same while there are flows.
+    pub(super) fn set_hash_key(&self, hash_key: [u64; 2]) {
+        for (word, value) in self.hash_key.iter().zip(hash_key) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Enters a flow that was inserted into its table.
+    pub(super) fn enter(&self, key: &AnyFlowKey) {
+        let (words, crowded, word) = self.find(key);
+        for place in words {
+            match place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed) {
+                Err(held) if held != word => {}
+                _ => return,
+            }
+        }
+        crowded.store(1, Ordering::Relaxed);
+    }
+
+    /// Strikes out a flow that was removed from its table.
+    pub(super) fn strike(&self, key: &AnyFlowKey) {
+        let (words, _, word) = self.find(key);
+        for place in words {
+            // Two that entered it at once may have found a place each; then neither counts.
+            let _other = place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// The places of a flow's bucket, whether it is crowded, and the flow's word.
+    fn find(&self, key: &AnyFlowKey) -> (&[AtomicU64; ROOM], &AtomicU64, u64) {
+        let hash_key = [0, 1].map(|index: usize| self.hash_key[index].load(Ordering::Relaxed));
+        let place = match key {
+            AnyFlowKey::V4(key) => Place::of(hash_key, key),
+            AnyFlowKey::V6(key) => Place::of(hash_key, key),
+        };
+        // SAFETY: `Place` keeps the index below `BUCKETS`, which the mapping holds; a bucket is `ROOM` words and one more.
+        let bucket = unsafe {
+            self.mapping.base.cast::<([AtomicU64; ROOM], AtomicU64)>().add(place.bucket as usize).as_ref()
+        };
+        (&bucket.0, &bucket.1, place.word)
     }
 }

@@ -328,6 +328,8 @@ fn ack(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
     );
     check(valid, Reason::AckInvalid)?;
     check(arrival.header_sum_holds, Reason::IpBadChecksum)?;
+    let summed = segment.bytes.len() <= LONGEST_SUMMED && arrival.sum_holds(segment);
+    check(summed, Reason::AckBadChecksum)?;
     let flows = match flow {
         AnyFlowKey::V4(_) => world.flows_v4.borrow().len(),
         AnyFlowKey::V6(_) => world.flows_v6.borrow().len(),

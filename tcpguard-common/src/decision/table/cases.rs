@@ -284,6 +284,22 @@ impl Table {
                 let spec = Spec { flags, data: b"GET / HTTP/1.1\r\n".to_vec(), ..valid.clone() };
                 self.row(row(what), &world, spec.frame(), Reason::AckValid);
             }
+            let mut known = world.clone();
+            known.know(valid.flow());
+            for len in [0, 1, 15, 16, 31, 32, 1400] {
+                let with = |what: &str| row(&format!("with {len} bytes{what}"));
+                let data = Spec { flags: ACK | PSH, data: vec![0xa5; len], ..valid.clone() };
+                self.row(with(""), &world, data.frame(), Reason::AckValid);
+                let mut corrupt = data.frame();
+                let at = if len == 0 { data.l4() + 14 } else { corrupt.len() - 1 };
+                corrupt[at] ^= 1;
+                self.row(with(", corrupt"), &world, corrupt.clone(), Reason::AckBadChecksum);
+                // Those are for the stack to look at.
+                self.row(with(", corrupt, of a known flow"), &known, corrupt.clone(), Reason::FlowKnown);
+                // A bad cookie costs less to find than a bad checksum.
+                corrupt[data.l4() + 8] ^= 1;
+                self.row(with(", corrupt and forged"), &world, corrupt, Reason::AckInvalid);
+            }
             let tagged = Spec { tags: vec![[0x88, 0xa8, 0, 7], [0x81, 0, 0, 9]], ..valid.clone() };
             self.row(row("with tags"), &world, tagged.frame(), Reason::AckValid);
             self.row(
@@ -314,11 +330,18 @@ impl Table {
                 full.know(FlowKey { peer_port: port.to_be_bytes(), ..valid.flow() });
             }
             self.row(row("into a full table"), &full, valid.frame(), Reason::FlowMapFull);
+            let mut corrupt = valid.frame();
+            corrupt[valid.l4() + 15] ^= 1;
+            self.row(row("corrupt, into a full table"), &full, corrupt, Reason::AckBadChecksum);
             self.row(row("with tags into a full table"), &full, tagged.frame(), Reason::FlowMapFull);
 
             let mut known = world.clone();
             known.know(valid.flow());
             self.row(row("of a known flow"), &known, valid.frame(), Reason::FlowKnown);
+            let crowded = World { crowded: true, ..world.clone() };
+            self.row(row("of a new flow whose bucket is full"), &crowded, valid.frame(), Reason::AckValid);
+            let crowded = World { crowded: true, ..known.clone() };
+            self.row(row("of a known flow whose bucket is full"), &crowded, valid.frame(), Reason::FlowKnown);
             let mut waiting = world.clone();
             waiting.remember(&valid.flow());
             self.row(row("of a flow in TIME_WAIT"), &waiting, valid.frame(), Reason::TimeWait);

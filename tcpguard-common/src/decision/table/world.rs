@@ -11,9 +11,10 @@ use tcpguard_common::decision::budget::{self, Ledger};
 use tcpguard_common::decision::{Env, Tables};
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::known::{self, Bucket, Presence};
 use tcpguard_common::map::{
     ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP,
-    PORT_WORDS, Service, ServiceKey, Settings, xsk_index,
+    PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, xsk_index,
 };
 use tcpguard_common::packet::Family;
 use tcpguard_common::reason::Reason;
@@ -98,6 +99,8 @@ pub(crate) struct World {
     pub(crate) replies: OnceCell<Box<Sketch>>,
     pub(crate) verified: RefCell<HashMap<u32, u64>>,
     pub(crate) engine: u32,
+    /// Whether the front of the flow tables was full before any of the flows came.
+    pub(crate) crowded: bool,
     /// Whether the engine turned just now, or never.
     pub(crate) beating: bool,
     pub(crate) socket: bool,
@@ -139,6 +142,7 @@ impl World {
             replies: OnceCell::new(),
             verified: RefCell::default(),
             engine: xsk_index(SLOT, 0),
+            crowded: false,
             beating: true,
             socket: true,
             // Every bit of it that a cookie carries tells where it went.
@@ -176,11 +180,26 @@ impl World {
         self.replies.get_or_init(Box::default)
     }
 
+    /// The bucket as it is in front of these flows.
+    pub(crate) fn front(&self, bucket: u32) -> Bucket {
+        let mut front = Bucket { crowded: self.crowded.into(), ..Bucket::default() };
+        let places = [places::<V4>(self), places::<V6>(self)].concat();
+        for place in places.iter().filter(|place| !self.crowded && place.bucket == bucket) {
+            front.enter(place.word);
+        }
+        front
+    }
+
     /// Puts the flow into TIME_WAIT, in the last place of its bucket.
     pub(crate) fn remember<A: Family>(&mut self, flow: &FlowKey<A>) {
         let (bucket, word) = fingerprint(self.settings.hash_key, flow);
         self.fingerprints.entry(bucket).or_default()[3] = word;
     }
+}
+
+/// Where the flows of one family stand in the front.
+pub(crate) fn places<A: Place>(world: &World) -> Vec<known::Place> {
+    A::flows(world).borrow().keys().map(|key| known::Place::of(world.settings.hash_key, key)).collect()
 }
 
 impl Epochs for World {
@@ -204,6 +223,13 @@ impl Ledger for World {
 }
 
 impl<A: Place> Tables<A> for World {
+    fn place(&self, index: u32) -> Option<ServicePlace<A>> {
+        let mut place = ServicePlace::EMPTY;
+        let here = A::services(self).iter().filter(|(key, _)| key.place() == index);
+        here.for_each(|(key, service)| place.add(*key, *service));
+        Some(place)
+    }
+
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
         A::services(self).get(key).copied()
     }
@@ -234,6 +260,12 @@ impl Env for World {
     fn ports(&self, word: u32) -> u64 {
         self.ports[word as usize]
     }
+
+    fn presence(&self, place: known::Place) -> Presence {
+        self.front(place.bucket).presence(place.word)
+    }
+
+    fn enter(&self, _: known::Place) {}
 
     fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
         self.fingerprints.get(&bucket).copied().unwrap_or_default()

@@ -3,9 +3,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 
 use tcpguard_common::flow::{AnyFlowKey, V4, V6};
+use tcpguard_common::known::{Bucket, Place, Presence, ROOM};
 use tcpguard_common::map::{
-    EpochSlot, Flow, MAX_SERVICES, MODE_COOKIE, MODE_OFF, PORT_WORDS, ServiceKey, XSK_ENTRIES, name,
-    xsk_index,
+    ABI_VERSION, EpochSlot, Flow, MAX_SERVICES, MODE_COOKIE, MODE_OFF, PLACE_HELD, PLACE_SHARED, PORT_WORDS,
+    ServiceKey, ServicePlace, Settings, XSK_ENTRIES, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
 
@@ -70,6 +71,32 @@ fn the_service_maps_and_the_port_bitmap_become_equal_to_the_list() {
 }
 
 #[test]
+fn the_places_in_front_of_the_services_become_equal_to_the_list() {
+    with_dataplane(|dataplane, _sandbox| {
+        let place = |port: u16| {
+            let key = ServiceKey::new(V4([10, 0, 0, 1]), port.to_be_bytes());
+            (key, dataplane.maps.places_v4.lookup(&key.place()).unwrap().unwrap())
+        };
+        let rival = (81..).find(|&port| place(port).0.place() == place(80).0.place()).unwrap();
+        dataplane.set_services(&[entry("10.0.0.1", 80, 7), entry("::1", 80, 8)]).unwrap();
+        let (key, alone) = place(80);
+        assert_eq!((alone.key, alone.service.id, alone.state), (key, 7, PLACE_HELD));
+        let v6 = ServiceKey::new(V6(std::net::Ipv6Addr::LOCALHOST.octets()), 80u16.to_be_bytes());
+        assert_eq!(dataplane.maps.places_v6.lookup(&v6.place()).unwrap().unwrap().key, v6);
+
+        dataplane.set_services(&[entry("10.0.0.1", rival, 1), entry("10.0.0.1", 80, 2)]).unwrap();
+        let (_, shared) = place(80);
+        assert_eq!((shared.key, shared.service.id, shared.state), (key, 2, PLACE_HELD | PLACE_SHARED));
+        dataplane.set_services(&[entry("10.0.0.1", rival, 1)]).unwrap();
+        let (other, left) = place(rival);
+        assert_eq!((left.key, left.service.id, left.state), (other, 1, PLACE_HELD));
+        dataplane.set_services(&[]).unwrap();
+        assert_eq!(place(80).1, ServicePlace::EMPTY);
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
 fn a_full_list_can_be_exchanged_whole_and_one_too_many_changes_nothing() {
     with_dataplane(|dataplane, _sandbox| {
         let list = |first: u16, count: u32| -> Vec<_> {
@@ -116,6 +143,46 @@ fn flows_of_both_families_are_found_walked_and_removed_in_batches() {
         assert_eq!(table.remove_batch(&keys).unwrap(), keys.len() - keys.len().div_ceil(3));
         assert!(walk(&mut scan).is_empty());
         assert_eq!(table.remove_batch(&[]).unwrap(), 0);
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was_full() {
+    with_dataplane(|dataplane, _sandbox| {
+        // SAFETY: the sizes that `SHARED` checked.
+        let front =
+            unsafe { bpf::Map::<u32, Bucket>::from_fd(bpf::get(&dataplane.pins.join(name::KNOWN)).unwrap()) };
+        let hash_key = [11, 12];
+        let settings = Settings { abi: ABI_VERSION, hash_key, ..Settings::default() };
+        dataplane.write_settings(&settings).unwrap();
+        let place = |key: &AnyFlowKey| match key {
+            AnyFlowKey::V4(key) => Place::of(hash_key, key),
+            AnyFlowKey::V6(key) => Place::of(hash_key, key),
+        };
+        let presence =
+            |key: &AnyFlowKey| front.lookup(&place(key).bucket).unwrap().unwrap().presence(place(key).word);
+        let table = dataplane.flows();
+        for key in [flow_key(1, false), flow_key(1, true)] {
+            assert_eq!(presence(&key), Presence::Unknown);
+            table.insert(&key, &flow(1)).unwrap();
+            assert_eq!(presence(&key), Presence::Known);
+            assert!(table.remove(&key).unwrap());
+            assert_eq!(presence(&key), Presence::Unknown);
+            assert!(table.insert_new(&key, &flow(1)).unwrap());
+            assert_eq!(presence(&key), Presence::Known);
+            table.remove_batch(&[key]).unwrap();
+            assert_eq!(presence(&key), Presence::Unknown);
+        }
+        let first = flow_key(1, false);
+        let strangers = [0; ROOM].map(|_| 1 << 63);
+        let full = Bucket { words: strangers, crowded: 0 };
+        front.update(&place(&first).bucket, &full, bpf::ANY).unwrap();
+        table.insert(&first, &flow(1)).unwrap();
+        assert_eq!(presence(&first), Presence::Unsure);
+        table.remove(&first).unwrap();
+        let bucket = front.lookup(&place(&first).bucket).unwrap().unwrap();
+        assert_eq!((bucket.words, bucket.crowded), (strangers, 1), "others' places are theirs");
         dataplane.detach().unwrap();
     });
 }

@@ -16,8 +16,10 @@ use tcpguard_common::decision::budget::Ledger;
 use tcpguard_common::decision::{Env, Tables, Verdict, decide};
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
+use tcpguard_common::known::{self, Presence};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, Service, ServiceKey, Settings,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, PLACE_SHARED, Service, ServiceKey,
+    ServicePlace, Settings,
 };
 use tcpguard_common::packet::Buffer;
 use tcpguard_common::reason::Reason;
@@ -379,6 +381,10 @@ impl Epochs for Queued<'_> {
 macro_rules! tables {
     ($address:ty) => {
         impl Tables<$address> for Queued<'_> {
+            fn place(&self, _: u32) -> Option<ServicePlace<$address>> {
+                Some(ServicePlace { state: PLACE_SHARED, ..ServicePlace::EMPTY })
+            }
+
             fn service(&self, _: &ServiceKey<$address>) -> Option<Service> {
                 Some(Service { id: SERVICE, mode: MODE_COOKIE })
             }
@@ -422,6 +428,12 @@ impl Env for Queued<'_> {
     fn ports(&self, _: u32) -> u64 {
         u64::MAX
     }
+
+    fn presence(&self, _: known::Place) -> Presence {
+        Presence::Unsure
+    }
+
+    fn enter(&self, _: known::Place) {}
 
     fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
         self.world.fingerprints.borrow().get(&bucket).copied().unwrap_or_default()

@@ -11,9 +11,10 @@ use socket2::Socket;
 use tcpguard_common::bench::{Ends, PORT, Rewrite};
 use tcpguard_common::cookie::Advertised;
 use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::known::{Bucket, Place};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, ON_EXIT_PASS, Service,
-    ServiceKey, Settings, name, xsk_index,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, ON_EXIT_PASS, PLACE_HELD,
+    Service, ServiceKey, ServicePlace, Settings, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::Rate;
@@ -24,6 +25,8 @@ use super::frames::MAC;
 const EPOCH: u32 = 1_000_001;
 /// What cookies are keyed with.
 const MASTER: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+/// What places in tables are keyed with.
+const HASH_KEY: [u64; 2] = [0x1f2e_3d4c_5b6a_7988, 0x8796_a5b4_c3d2_e1f0];
 const ADVERTISED: Advertised = Advertised { mss_v4: 1460, mss_v6: 1440, window: 64240, window_scale: 9 };
 
 /// Limits as a daemon sets them, but so wide that no number of packets reaches them: they cost the same.
@@ -48,16 +51,19 @@ fn slot(epoch: u32) -> Result<EpochSlot> {
 /// A family's tables.
 pub(super) trait Tables: Ends {
     const SERVICES: &'static str;
+    const PLACES: &'static str;
     const FLOWS: &'static str;
 }
 
 impl Tables for V4 {
     const SERVICES: &'static str = name::SERVICES_V4;
+    const PLACES: &'static str = name::SERVICE_PLACES_V4;
     const FLOWS: &'static str = name::FLOWS_V4;
 }
 
 impl Tables for V6 {
     const SERVICES: &'static str = name::SERVICES_V6;
+    const PLACES: &'static str = name::SERVICE_PLACES_V6;
     const FLOWS: &'static str = name::FLOWS_V6;
 }
 
@@ -98,7 +104,7 @@ impl Guard {
                 exit_grace: 0,
                 on_exit: ON_EXIT_PASS,
                 queues: 1,
-                hash_key: [0x1f2e_3d4c_5b6a_7988, 0x8796_a5b4_c3d2_e1f0],
+                hash_key: HASH_KEY,
                 limits: LIMITS,
             },
         )?;
@@ -119,11 +125,13 @@ impl Guard {
     fn serve<A: Tables>(&mut self) -> Result<()>
     where
         ServiceKey<A>: Pod,
+        ServicePlace<A>: Pod,
     {
         let map = self.ebpf.map_mut(A::SERVICES).context(A::SERVICES)?;
         let key = ServiceKey::new(A::GUARDED, PORT.to_be_bytes());
-        HashMap::try_from(map)?.insert(key, Service { id: 0, mode: MODE_COOKIE }, 0)?;
-        Ok(())
+        let service = Service { id: 0, mode: MODE_COOKIE };
+        HashMap::try_from(map)?.insert(key, service, 0)?;
+        self.set(A::PLACES, key.place(), ServicePlace { key, service, state: PLACE_HELD })
     }
 
     fn flows<A: Tables>(&mut self) -> Result<HashMap<&mut MapData, FlowKey<A>, Flow>>
@@ -139,7 +147,16 @@ impl Guard {
         FlowKey<A>: Pod,
     {
         let mut flows = self.flows::<A>()?;
-        (0..count).try_for_each(|number| Ok(flows.insert(rewrite.flow::<A>(number), Flow::default(), 0)?))
+        (0..count).try_for_each(|number| {
+            anyhow::Ok(flows.insert(rewrite.flow::<A>(number), Flow::default(), 0)?)
+        })?;
+        let mut front = Array::<_, Bucket>::try_from(self.ebpf.map_mut(name::KNOWN).context(name::KNOWN)?)?;
+        for place in (0..count).map(|number| Place::of(HASH_KEY, &rewrite.flow::<A>(number))) {
+            let mut bucket = front.get(&place.bucket, 0)?;
+            bucket.enter(place.word);
+            front.set(place.bucket, bucket, 0)?;
+        }
+        Ok(())
     }
 
     /// Removes those flows, every one of which must be there.
@@ -148,7 +165,14 @@ impl Guard {
         FlowKey<A>: Pod,
     {
         let mut flows = self.flows::<A>()?;
-        numbers.into_iter().try_for_each(|number| Ok(flows.remove(&rewrite.flow::<A>(number))?))
+        numbers.clone().try_for_each(|number| anyhow::Ok(flows.remove(&rewrite.flow::<A>(number))?))?;
+        let mut front = Array::<_, Bucket>::try_from(self.ebpf.map_mut(name::KNOWN).context(name::KNOWN)?)?;
+        for place in numbers.map(|number| Place::of(HASH_KEY, &rewrite.flow::<A>(number))) {
+            let mut bucket = front.get(&place.bucket, 0)?;
+            bucket.strike(place.word);
+            front.set(place.bucket, bucket, 0)?;
+        }
+        Ok(())
     }
 
     /// Every reason's count.
