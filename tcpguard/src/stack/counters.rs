@@ -65,7 +65,7 @@ counters! {
     paws_dropped = "paws-dropped";
     /// Challenge acknowledgements owed to suspicious segments (RFC 5961).
     challenge_acks = "challenge-acks";
-    /// Challenge acknowledgements withheld by the per-connection throttle.
+    /// Suspicious segments neither answered nor tried as a new incarnation's, by the per-connection throttle.
     challenge_acks_throttled = "challenge-acks-throttled";
     /// Segments with data that arrived out of order and were kept.
     out_of_order = "out-of-order";

@@ -476,15 +476,17 @@ impl Stack {
                 self.settle(id, now);
                 self.reply_reset(segment);
             }
-            Verdict::Unacceptable => {
+            // Each may be a guess at the cookie that would take the flow over.
+            Verdict::Unacceptable if tcb.may_challenge(now, &mut self.shared) => {
                 if self.reincarnate(id, segment, now) {
                     return Received::Consumed;
                 }
                 if let Some(tcb) = self.connections.get_mut(id) {
-                    tcb.challenge(now, &mut self.shared);
+                    tcb.owe_challenge(&mut self.shared);
                 }
                 self.settle(id, now);
             }
+            Verdict::Unacceptable => self.settle(id, now),
         }
         Received::Consumed
     }

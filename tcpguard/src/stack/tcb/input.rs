@@ -37,8 +37,22 @@ impl Tcb {
         }
     }
 
-    /// Owes the peer an acknowledgement for a suspicious segment, a few a second at most (RFC 5961 §7).
-    pub(crate) fn challenge(&mut self, now: Instant, shared: &mut Shared) {
+    /// Owes the peer an acknowledgement for a suspicious segment, unless there were too many.
+    fn challenge(&mut self, now: Instant, shared: &mut Shared) {
+        if self.may_challenge(now, shared) {
+            self.owe_challenge(shared);
+        }
+    }
+
+    /// Owes the peer an acknowledgement for a suspicious segment.
+    pub(crate) fn owe_challenge(&mut self, shared: &mut Shared) {
+        shared.counters.challenge_acks += 1;
+        self.owe_ack_now();
+    }
+
+    /// Whether one more suspicious segment is looked into, and answered: a few a second at most (RFC 5961 §7). The rest
+    /// might as well have been lost; a genuine peer sends again.
+    pub(crate) fn may_challenge(&mut self, now: Instant, shared: &mut Shared) -> bool {
         const PER_SECOND: u8 = 10;
         let second = seconds(now) as u8;
         if self.challenges.1 != second {
@@ -46,11 +60,10 @@ impl Tcb {
         }
         if self.challenges.0 >= PER_SECOND {
             shared.counters.challenge_acks_throttled += 1;
-            return;
+            return false;
         }
         self.challenges.0 += 1;
-        shared.counters.challenge_acks += 1;
-        self.owe_ack_now();
+        true
     }
 
     fn handle_synchronized(

@@ -113,6 +113,31 @@ fn challenges_are_throttled_per_connection() {
 }
 
 #[test]
+fn guesses_at_a_live_flow_are_limited() {
+    for flow in [modern(), plain()] {
+        let mut t = Script::established(flow);
+        let alive = t.conn();
+        // Without timestamps the cookie has fewer bits to guess, whatever the flow uses.
+        t.offer = Offer { isn: t.offer.isn + 1_000_000, ..plain() };
+        t.next_cookie(EPOCH);
+        let right = t.cookie;
+        for guess in 1..=1000 {
+            t.cookie.isn = right.isn.wrapping_add(guess);
+            t.sends(". 1:1(0) ack 1");
+        }
+        t.cookie = right;
+        t.sends(". 1:1(0) ack 1");
+        assert_eq!((t.conn(), t.stack.counters().reincarnated), (alive, 0), "the 1001st guess of a second");
+        assert_eq!(t.stack.counters().challenge_acks_throttled, 991);
+        // The client that has really begun anew sends again.
+        t.wait(SECOND);
+        t.sends("P. 1:11(10) ack 1");
+        assert_eq!(t.stack.counters().reincarnated, 1);
+        t.server_reads(1, 10);
+    }
+}
+
+#[test]
 fn an_old_timestamp_is_refused_and_so_is_a_missing_one() {
     let mut t = Script::established(modern());
     t.tsval += 100;
