@@ -51,6 +51,29 @@ pub(crate) struct Acked {
     pub(crate) rtt: Duration,
 }
 
+/// Proportional rate reduction (RFC 6937): while losses are repaired, as much leaves as arrives, in the proportion by which
+/// the window is to shrink. Bytes since the repair began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reduction {
+    delivered: u32,
+    out: u32,
+    /// In flight when it began (RecoverFS).
+    flight: u32,
+}
+
+impl Reduction {
+    pub(crate) const NONE: Self = Self { delivered: 0, out: 0, flight: 0 };
+
+    pub(crate) fn of(flight: u32) -> Self {
+        Self { flight, ..Self::NONE }
+    }
+
+    /// Something left, new or repeated.
+    pub(crate) fn sent(&mut self, bytes: u32) {
+        self.out = self.out.saturating_add(bytes);
+    }
+}
+
 /// RFC 6928 §2: ten segments.
 const INITIAL_SEGMENTS: u32 = 10;
 /// Far beyond any buffer, far from overflow.
@@ -104,6 +127,25 @@ impl Congestion {
         }
         self.cwnd = self.ssthresh;
         self.acked = 0;
+    }
+
+    /// An acknowledgement while losses are repaired, which told of `delivered` bytes and leaves `pipe` in the network
+    /// (RFC 6937 §3, with its slow start reduction bound).
+    pub(crate) fn on_repair(&mut self, reduction: &mut Reduction, delivered: u32, pipe: u32, mss: u32) {
+        reduction.delivered = reduction.delivered.saturating_add(delivered);
+        let Reduction { delivered: all, out, flight } = *reduction;
+        let may_leave = if pipe > self.ssthresh {
+            let share = (u64::from(all) * u64::from(self.ssthresh)).div_ceil(flight.max(1).into());
+            u32::try_from(share).unwrap_or(u32::MAX).saturating_sub(out)
+        } else {
+            (self.ssthresh - pipe).min(all.saturating_sub(out).max(delivered) + mss)
+        };
+        self.cwnd = pipe.saturating_add(may_leave).min(MAX_WINDOW);
+    }
+
+    /// All that was in flight when the repair began has arrived.
+    pub(crate) fn on_repaired(&mut self) {
+        self.cwnd = self.ssthresh;
     }
 
     /// Loss noticed by timeout (RFC 5681 §3.1, RFC 9438 §4.8): one segment. `first` says whether the timed-out data had
@@ -185,7 +227,7 @@ impl Cubic {
 
 #[cfg(test)]
 mod tests {
-    use super::{Acked, Congestion, Cubic, Duration, Instant};
+    use super::{Acked, Congestion, Cubic, Duration, Instant, Reduction};
 
     const MSS: u32 = 1000;
 
@@ -243,6 +285,46 @@ mod tests {
         let mut congestion = Congestion::new(MSS);
         congestion.on_ack(&acked(2 * MSS), None);
         assert_eq!(congestion.window(), 10 * MSS);
+    }
+
+    /// Of 100 segments in flight `lost` are, the others arrive one by one, and whatever may leaves. How many had left
+    /// after each.
+    fn repair(lost: u32) -> Vec<u32> {
+        let mut congestion = Congestion::new(MSS);
+        congestion.cwnd = 100 * MSS;
+        congestion.on_loss(100 * MSS, MSS, None);
+        let mut reduction = Reduction::of(100 * MSS);
+        let mut pipe = (100 - lost) * MSS;
+        let arrivals = 0..100 - lost;
+        let mut left = 0;
+        arrivals
+            .map(|_| {
+                pipe -= MSS;
+                congestion.on_repair(&mut reduction, MSS, pipe, MSS);
+                while pipe + MSS <= congestion.window() {
+                    pipe += MSS;
+                    reduction.sent(MSS);
+                    left += 1;
+                }
+                left
+            })
+            .collect()
+    }
+
+    #[test]
+    fn while_a_loss_is_repaired_one_segment_leaves_for_two_that_arrive() {
+        let left = repair(1);
+        for (arrived, left) in (1..).zip(&left) {
+            assert!(left.abs_diff(arrived / 2) <= 1, "{left} left after {arrived} had arrived");
+        }
+    }
+
+    #[test]
+    fn after_heavy_losses_no_more_leaves_than_twice_what_arrives() {
+        let left = repair(80);
+        for (arrived, &left) in (1..).zip(&left) {
+            assert!(left <= 2 * arrived && left >= arrived, "{left} left after {arrived} had arrived");
+        }
     }
 
     #[test]

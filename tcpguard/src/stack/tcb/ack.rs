@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::{Config, Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
-use crate::stack::congestion::Acked;
+use crate::stack::congestion::{Acked, Reduction};
 
 impl Tcb {
     /// RFC 9293 §3.10.7.4, fifth check, for an acceptable SEG.ACK. `is_bare`: the segment had no length, before it
@@ -31,8 +31,12 @@ impl Tcb {
         let duplicate = repeated && flight > 0;
         let sacked = self.sack_permitted && !segment.options.sack.as_slice().is_empty();
         if advanced || duplicate || sacked {
-            self.account(segment, flight, now, shared);
+            let delivered = self.account(segment, flight, now, shared);
             self.repair(advanced, duplicate, flight, now, shared);
+            if self.work.recovery == Recovery::Fast && self.sack_permitted {
+                let pipe = self.pipe();
+                self.congestion.on_repair(&mut self.work.reduction, delivered, pipe, self.mss.into());
+            }
         }
         if self.work.probe && (advanced || sacked) {
             // The tail speaks for itself: the probe that is still to leave has nothing to ask (RFC 8985 §7.2).
@@ -57,19 +61,21 @@ impl Tcb {
             || (self.snd_wl1 == segment.seq && self.snd_wl2.at_or_before(segment.ack))
     }
 
-    /// Takes acknowledged bytes out of the buffer and the scoreboard, and grows the congestion window.
-    fn account(&mut self, segment: &Incoming<'_>, flight: u32, now: Instant, shared: &mut Shared) {
+    /// Takes acknowledged bytes out of the buffer and the scoreboard, and grows the congestion window. How many bytes the
+    /// peer turned out to have.
+    fn account(&mut self, segment: &Incoming<'_>, flight: u32, now: Instant, shared: &mut Shared) -> u32 {
         let (una, ack) = (self.snd_una, segment.ack.max(self.snd_una));
         let Some(transfer) = &mut self.transfer else {
             debug_assert!(ack == una, "acknowledged without a scoreboard");
-            return;
+            return 0;
         };
         let cumulative = transfer.scoreboard.acknowledge(ack, now);
-        let mut rtt = cumulative.rtt;
+        let (mut rtt, mut delivered) = (cumulative.rtt, cumulative.delivered);
         if self.sack_permitted {
             let blocks = segment.options.sack.as_slice();
             let selective = transfer.scoreboard.selectively_acknowledge(blocks, (ack, self.snd_nxt), now);
             rtt = rtt.or(selective.rtt);
+            delivered += selective.delivered;
         }
         let mut acked = ack.distance(una);
         if self.fin == Fin::Sent && ack == self.snd_nxt && acked > 0 {
@@ -91,6 +97,7 @@ impl Tcb {
             let acked = Acked { bytes: acked, flight, mss: self.mss.into(), now, rtt };
             self.congestion.on_ack(&acked, self.work.cubic(&shared.config));
         }
+        delivered
     }
 
     /// RFC 7323 §4.1: the echo tells which copy arrived, so that even repeated data gives a sample.
@@ -105,6 +112,9 @@ impl Tcb {
     /// Judges losses and enters or leaves recovery.
     fn repair(&mut self, advanced: bool, duplicate: bool, flight: u32, now: Instant, shared: &mut Shared) {
         if self.work.recovery != Recovery::None && self.snd_una.at_or_after(self.work.recover) {
+            if self.work.recovery == Recovery::Fast && self.sack_permitted {
+                self.congestion.on_repaired();
+            }
             self.work.recovery = Recovery::None;
         }
         let Some(transfer) = &mut self.transfer else { return };
@@ -134,6 +144,7 @@ impl Tcb {
         self.work.recovery = Recovery::Fast;
         self.work.recover = self.snd_nxt;
         self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
+        self.work.reduction = Reduction::of(flight);
         self.work.force = true;
         self.work.probed = None;
         self.work.rto_base = now;

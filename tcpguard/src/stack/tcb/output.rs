@@ -119,7 +119,7 @@ impl Tcb {
         self.work.force || pipe == 0 || pipe + lost.len <= self.congestion.window()
     }
 
-    fn pipe(&self) -> u32 {
+    pub(super) fn pipe(&self) -> u32 {
         let flight = self.flight();
         self.transfer.as_ref().map_or(0, |transfer| transfer.scoreboard.pipe(flight, self.mss.into()))
     }
@@ -223,6 +223,7 @@ impl Tcb {
         let written = self.write(segment.seq, flags, offset, len, now, shared, frame)?;
         let scoreboard = &mut self.transfer(shared).scoreboard;
         scoreboard.retransmitted(segment.seq, len + u32::from(fin), now);
+        self.note_repair(len);
         shared.counters.retransmitted += 1;
         Some(written)
     }
@@ -249,7 +250,15 @@ impl Tcb {
         if fin {
             self.fin = Fin::Sent;
         }
+        self.note_repair(len);
         Some(written)
+    }
+
+    /// Bytes left, perhaps while losses are repaired.
+    fn note_repair(&mut self, len: u32) {
+        if self.work.recovery == Recovery::Fast {
+            self.work.reduction.sent(len);
+        }
     }
 
     /// Writes a segment with `len` bytes from `offset` of the send buffer.

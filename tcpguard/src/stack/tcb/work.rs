@@ -6,7 +6,7 @@ use core::ops::{Deref, DerefMut};
 use tcpguard_common::seq::Seq;
 
 use super::{Config, Instant};
-use crate::stack::congestion::{CongestionControl, Cubic};
+use crate::stack::congestion::{CongestionControl, Cubic, Reduction};
 
 /// Whether losses are being repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,7 @@ pub(super) struct Work {
     /// Data that came twice, to be reported (RFC 2883).
     pub(super) dsack: Option<(Seq, Seq)>,
     cubic: Cubic,
+    pub(super) reduction: Reduction,
 }
 
 impl Work {
@@ -81,6 +82,7 @@ impl Work {
         peer_fin: None,
         dsack: None,
         cubic: Cubic::NEW,
+        reduction: Reduction::NONE,
     };
 
     /// Whether nothing of it matters any more: without the retransmission timer nothing is in flight.

@@ -161,6 +161,33 @@ fn a_hole_shown_by_sack_is_repaired_at_once() {
 }
 
 #[test]
+fn while_a_loss_is_repaired_new_data_leaves_from_the_beginning() {
+    const MSS: u32 = 1448;
+    let mut t = Script::established(modern());
+    let sent = |t: &mut Script| core::iter::from_fn(|| t.next_sent()).count();
+    t.server_sends(1, 400_000);
+    assert_eq!(sent(&mut t), 10);
+    t.wait(TICK);
+    // Two round trips of slow start: forty segments are in flight.
+    for segment in 1..=30 {
+        t.sends(&format!(". 1:1(0) ack {}", 1 + MSS * segment));
+        assert_eq!(sent(&mut t), 2);
+    }
+    t.wait(TICK);
+    let lost = 1 + MSS * 30;
+    let mut left = Vec::new();
+    for arrived in 1..=20 {
+        t.sends(&format!(". 1:1(0) ack {lost} sack {}:{}", lost + MSS, lost + MSS * (1 + arrived)));
+        left.push(sent(&mut t));
+    }
+    // Limited transmit twice, the repair, and then one for two (RFC 6937) rather than none for half a round trip.
+    assert_eq!(left[..3], [1, 1, 1]);
+    let after: usize = left[3..].iter().sum();
+    assert!((6..=9).contains(&after), "{left:?}");
+    assert!(left[3..].iter().all(|&count| count <= 1), "{left:?}");
+}
+
+#[test]
 fn a_lost_retransmission_is_noticed_without_a_timeout() {
     let mut t = Script::established(modern());
     t.server_sends(1, 28_960);
