@@ -135,27 +135,41 @@ pub fn encode<A: Family>(
     syn: &SynOptions,
     coarse_ns: u64,
 ) -> Cookie {
-    let mss = syn.mss.unwrap_or(A::DEFAULT_MSS);
-    if syn.timestamps.is_some() {
-        let bits = stamped::EPOCH.put(slot.epoch)
-            | stamped::MSS.put(table::floor(table::stamped_mss::<A>(), mss))
-            | stamped::SCALE
-                .put(syn.window_scale.map_or(stamped::NO_SCALE, |shift| u32::from(shift.min(14))))
-            | stamped::SACK.put(u32::from(syn.sack_permitted))
-            | stamped::ECN.put(u32::from(syn.ecn));
-        let mac = mac(slot, flow, client_isn, bits, Layout::Stamped);
-        let tsval =
-            bits | stamped::TIME.put((coarse_ns >> TIME_SHIFT) as u32) | stamped::MAC.put((mac >> 32) as u32);
-        Cookie { isn: mac as u32, tsval: Some(tsval) }
-    } else {
-        let scale = syn.window_scale.map_or(bare::NO_SCALE, |shift| table::floor(&table::BARE_SCALE, shift));
-        let bits = bare::EPOCH.put(slot.epoch)
-            | bare::MSS.put(table::floor(table::bare_mss::<A>(), mss))
-            | bare::SCALE.put(scale)
-            | bare::SACK.put(u32::from(syn.sack_permitted));
-        let mac = mac(slot, flow, client_isn, bits, Layout::Bare);
-        Cookie { isn: bits | bare::MAC.put(mac as u32), tsval: None }
+    let layout = if syn.timestamps.is_some() { Layout::Stamped } else { Layout::Bare };
+    let bits = match layout {
+        Layout::Stamped => stamped_bits::<A>(slot, syn),
+        Layout::Bare => bare_bits::<A>(slot, syn),
+    };
+    // One for both layouts: most of the code is in it.
+    let mac = mac(slot, flow, client_isn, bits, layout);
+    match layout {
+        Layout::Stamped => {
+            let time = stamped::TIME.put((coarse_ns >> TIME_SHIFT) as u32);
+            Cookie { isn: mac as u32, tsval: Some(bits | time | stamped::MAC.put((mac >> 32) as u32)) }
+        }
+        Layout::Bare => Cookie { isn: bits | bare::MAC.put(mac as u32), tsval: None },
     }
+}
+
+#[inline(always)]
+fn stamped_bits<A: Family>(slot: &EpochSlot, syn: &SynOptions) -> u32 {
+    let mss = syn.mss.unwrap_or(A::DEFAULT_MSS);
+    let scale = syn.window_scale.map_or(stamped::NO_SCALE, |shift| u32::from(shift.min(14)));
+    stamped::EPOCH.put(slot.epoch)
+        | stamped::MSS.put(table::floor(table::stamped_mss::<A>(), mss))
+        | stamped::SCALE.put(scale)
+        | stamped::SACK.put(u32::from(syn.sack_permitted))
+        | stamped::ECN.put(u32::from(syn.ecn))
+}
+
+#[inline(always)]
+fn bare_bits<A: Family>(slot: &EpochSlot, syn: &SynOptions) -> u32 {
+    let mss = syn.mss.unwrap_or(A::DEFAULT_MSS);
+    let scale = syn.window_scale.map_or(bare::NO_SCALE, |shift| table::floor(&table::BARE_SCALE, shift));
+    bare::EPOCH.put(slot.epoch)
+        | bare::MSS.put(table::floor(table::bare_mss::<A>(), mss))
+        | bare::SCALE.put(scale)
+        | bare::SACK.put(u32::from(syn.sack_permitted))
 }
 
 /// Whether a SYN's MSS lies below what a cookie can express, so that segments may exceed what it asked for.
@@ -176,78 +190,79 @@ pub fn validate<A: Family>(
     tsecr: Option<u32>,
 ) -> Option<Accepted> {
     let now = clock.epoch;
+    let (next, previous) = (now.wrapping_add(1), now.wrapping_sub(1));
+    let (first, second) = match tsecr {
+        Some(tsecr) => match now.wrapping_sub(stamped::EPOCH.get(tsecr)) & 3 {
+            0 => (now, None),
+            1 => (previous, None),
+            3 => (next, None),
+            _ if clock.extra > 0 => (now.wrapping_sub(2), None),
+            _ => return None,
+        },
+        None => match (bare::EPOCH.get(cookie) == now & 1, clock.second_half) {
+            (true, _) => (now, Some(now.wrapping_sub(2))),
+            (false, true) => (next, Some(previous)),
+            (false, false) => (previous, Some(next)),
+        },
+    };
+    let check = |epoch| accept(epochs.slot(epoch)?, flow, client_isn, cookie, tsecr);
+    let accepted = check(first);
+    if accepted.is_none() && clock.extra > 0 { check(second?) } else { accepted }
+}
+
+#[inline(always)]
+fn accept<A: Family>(
+    slot: &EpochSlot,
+    flow: &FlowKey<A>,
+    client_isn: u32,
+    cookie: u32,
+    tsecr: Option<u32>,
+) -> Option<Accepted> {
+    let (layout, bits) = match tsecr {
+        Some(tsecr) => (Layout::Stamped, tsecr & !(stamped::TIME.mask() | stamped::MAC.mask())),
+        None => (Layout::Bare, cookie & !bare::MAC.mask()),
+    };
+    // One for both layouts, as above.
+    let mac = mac(slot, flow, client_isn, bits, layout);
     match tsecr {
         Some(tsecr) => {
-            let epoch = match now.wrapping_sub(stamped::EPOCH.get(tsecr)) & 3 {
-                0 => now,
-                1 => now.wrapping_sub(1),
-                3 => now.wrapping_add(1),
-                _ if clock.extra > 0 => now.wrapping_sub(2),
-                _ => return None,
-            };
-            validate_stamped(epochs.slot(epoch)?, flow, client_isn, cookie, tsecr)
+            let rest = stamped::MAC.put((mac >> 32) as u32);
+            let holds = mac as u32 == cookie && rest == tsecr & stamped::MAC.mask();
+            holds.then(|| accepted_stamped::<A>(slot, tsecr))
         }
         None => {
-            let (next, previous) = (now.wrapping_add(1), now.wrapping_sub(1));
-            let (first, second) = match (bare::EPOCH.get(cookie) == now & 1, clock.second_half) {
-                (true, _) => (now, now.wrapping_sub(2)),
-                (false, true) => (next, previous),
-                (false, false) => (previous, next),
-            };
-            let check = |epoch| validate_bare(epochs.slot(epoch)?, flow, client_isn, cookie);
-            let accepted = check(first);
-            if accepted.is_none() && clock.extra > 0 { check(second) } else { accepted }
+            let holds = bare::MAC.put(mac as u32) == cookie & bare::MAC.mask();
+            holds.then(|| accepted_bare::<A>(slot, cookie))
         }
     }
 }
 
 #[inline(always)]
-fn validate_stamped<A: Family>(
-    slot: &EpochSlot,
-    flow: &FlowKey<A>,
-    client_isn: u32,
-    cookie: u32,
-    tsecr: u32,
-) -> Option<Accepted> {
-    let bits = tsecr & !(stamped::TIME.mask() | stamped::MAC.mask());
-    let mac = mac(slot, flow, client_isn, bits, Layout::Stamped);
-    let scale = stamped::SCALE.get(bits);
-    if mac as u32 != cookie || stamped::MAC.put((mac >> 32) as u32) != tsecr & stamped::MAC.mask() {
-        return None;
-    }
-    Some(Accepted {
-        mss: table::at(table::stamped_mss::<A>(), stamped::MSS.get(bits)),
+fn accepted_stamped<A: Family>(slot: &EpochSlot, tsecr: u32) -> Accepted {
+    let scale = stamped::SCALE.get(tsecr);
+    Accepted {
+        mss: table::at(table::stamped_mss::<A>(), stamped::MSS.get(tsecr)),
         window_scale: (scale != stamped::NO_SCALE).then_some(scale as u8),
-        sack_permitted: stamped::SACK.get(bits) == 1,
+        sack_permitted: stamped::SACK.get(tsecr) == 1,
         timestamps: true,
-        ecn: stamped::ECN.get(bits) == 1,
+        ecn: stamped::ECN.get(tsecr) == 1,
         sent: Some(stamped::TIME.get(tsecr) as u16),
         slot: *slot,
-    })
+    }
 }
 
 #[inline(always)]
-fn validate_bare<A: Family>(
-    slot: &EpochSlot,
-    flow: &FlowKey<A>,
-    client_isn: u32,
-    cookie: u32,
-) -> Option<Accepted> {
-    let bits = cookie & !bare::MAC.mask();
-    let mac = mac(slot, flow, client_isn, bits, Layout::Bare);
-    let scale = bare::SCALE.get(bits);
-    if bare::MAC.put(mac as u32) != cookie & bare::MAC.mask() {
-        return None;
-    }
-    Some(Accepted {
-        mss: table::at(table::bare_mss::<A>(), bare::MSS.get(bits)),
+fn accepted_bare<A: Family>(slot: &EpochSlot, cookie: u32) -> Accepted {
+    let scale = bare::SCALE.get(cookie);
+    Accepted {
+        mss: table::at(table::bare_mss::<A>(), bare::MSS.get(cookie)),
         window_scale: (scale != bare::NO_SCALE).then(|| table::at(&table::BARE_SCALE, scale)),
-        sack_permitted: bare::SACK.get(bits) == 1,
+        sack_permitted: bare::SACK.get(cookie) == 1,
         timestamps: false,
         ecn: false,
         sent: None,
         slot: *slot,
-    })
+    }
 }
 
 const TIME_SHIFT: u32 = 22;

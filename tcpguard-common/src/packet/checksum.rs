@@ -40,12 +40,15 @@ pub fn holds(sum: u64) -> bool {
     fold(sum) == 0xffff
 }
 
-/// The sum of `len` bytes, a multiple of 4 and at most 60, at `offset` of a frame.
+/// The longest header [`of_header`] sums, bytes: what four bits can say in words.
+pub const MAX_HEADER: usize = 60;
+
+/// The sum of `len` bytes, a multiple of 4 and at most [`MAX_HEADER`], at `offset` of a frame.
 #[inline(always)]
 pub fn of_header<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Option<u64> {
     let (offset, len) = (frame.opaque_offset(offset), frame.opaque(len as u32) as usize);
     let mut sum = 0;
-    for word in 0..15 {
+    for word in 0..MAX_HEADER / 4 {
         if word * 4 >= len {
             break;
         }
