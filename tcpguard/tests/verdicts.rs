@@ -387,5 +387,6 @@ fn the_verifier_has_room_left() {
     let program: &Xdp = kernel.ebpf.program("tcpguard").unwrap().try_into().unwrap();
     let info = program.info().unwrap();
     let verified = info.verified_instruction_count().unwrap();
+    println!("{verified} instructions verified, {} bytes of machine code", info.size_jitted());
     assert!(verified < MOST_VERIFIED, "{verified} instructions verified");
 }

@@ -244,7 +244,11 @@ impl<A: Family> Arrival<'_, A> {
     /// Whether the TCP checksum holds over header and data; `None` for a segment too long to look at all of it.
     #[inline(always)]
     fn checksum_ok<F: Frame + ?Sized>(&self, frame: &F) -> Option<bool> {
-        let sum = frame.sum(self.ip.l4, self.ip.l4_len)?;
+        let Ip { l4, l4_len, .. } = self.ip;
+        // Without data it is not worth a call.
+        let headers_alone = l4_len <= checksum::MAX_HEADER && l4_len.is_multiple_of(4);
+        let sum =
+            if headers_alone { checksum::of_header(frame, l4, l4_len)? } else { frame.sum(l4, l4_len)? };
         Some(checksum::holds(sum + checksum::pseudo(self.ip.src, self.ip.dst, self.ip.l4_len)))
     }
 
