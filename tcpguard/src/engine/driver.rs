@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 use tracing::warn;
 
-use super::exchange::{Exchange, Forwarded, Handover};
+use super::exchange::{Addressee, Exchange, Forwarded, Handover};
 use super::flows::{Claim, Offer, Ownership, SharedTables, Swept};
 use super::handle::{Command, DrainReport, SURVEY, States};
 use super::net::{Net, State, now};
@@ -26,7 +26,7 @@ use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::{EngineConfig, EngineError, stack_config};
-use crate::stack::{Event, Instant, Link, Received, State as TcpState};
+use crate::stack::{Event, Instant, Origin, Received, State as TcpState};
 use crate::telemetry::throttle::Throttle;
 
 /// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
@@ -217,10 +217,10 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         desk.counters.received += received as u64;
         let mut forwarded = 0;
         while forwarded < BURST
-            && let Ok(frame) = inbox.try_recv()
+            && let Ok(message) = inbox.try_recv()
         {
             forwarded += 1;
-            net.with(|state| desk.handle_forwarded(now, state, &frame));
+            net.with(|state| desk.handle_forwarded(now, state, &message));
         }
         desk.counters.forwarded_in += forwarded as u64;
         received.max(forwarded)
@@ -280,9 +280,9 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 *woken_by = Some(command);
                 return Poll::Ready(Ok(()));
             }
-            if let Poll::Ready(Some(frame)) = inbox.poll_recv(cx) {
+            if let Poll::Ready(Some(message)) = inbox.poll_recv(cx) {
                 desk.counters.forwarded_in += 1;
-                net.with(|state| desk.handle_forwarded(super::net::now(), state, &frame));
+                net.with(|state| desk.handle_forwarded(super::net::now(), state, &message));
                 return Poll::Ready(Ok(()));
             }
             if let Poll::Ready(readable) = port.poll_readable(cx) {
@@ -394,15 +394,26 @@ impl<T: SharedTables> Desk<T> {
         }
     }
 
-    /// One frame from another engine, which found that it is ours. It goes no further.
-    fn handle_forwarded(&mut self, now: Instant, state: &mut State, frame: &[u8]) {
-        match state.stack.handle_frame(now, frame) {
-            Received::Consumed | Received::Dropped(_) => {}
-            Received::Adoptable(key) => match self.flows.claim(&key) {
-                Claim::Mine(_) => self.adopt(now, state, frame),
-                Claim::Foreign(_) | Claim::OldGeneration(_) | Claim::Missing => self.counters.orphans += 1,
-            },
-            Received::Replayed(_) | Received::Unknown(_) => self.counters.orphans += 1,
+    /// One frame from another engine. It goes no further.
+    fn handle_forwarded(&mut self, now: Instant, state: &mut State, message: &Forwarded) {
+        let Forwarded { frame, addressee } = message;
+        let (key, adoptable) = match state.stack.handle_frame(now, frame) {
+            Received::Consumed | Received::Dropped(_) => return,
+            Received::Replayed(_) => return self.counters.orphans += 1,
+            Received::Adoptable(key) => (key, true),
+            Received::Unknown(key) => (key, false),
+        };
+        let meant = *addressee == Addressee::Owner || state.stack.remembers_time_wait(&key, now);
+        if !meant || !adoptable && !self.may_look_up() {
+            self.counters.orphans += 1;
+            return;
+        }
+        match (self.flows.claim(&key), adoptable) {
+            (Claim::Mine(_), true) => self.adopt(now, state, frame),
+            (Claim::Mine(flow), false) => self.make_good(now, state, key, &flow, frame),
+            // The entry by which the sender found us went with the flow's last incarnation.
+            (Claim::Missing, true) => self.adopt_absent(now, state, key, frame),
+            (Claim::Missing | Claim::Foreign(_) | Claim::OldGeneration(_), _) => self.counters.orphans += 1,
         }
     }
 
@@ -426,13 +437,19 @@ impl<T: SharedTables> Desk<T> {
         match self.flows.claim(&key) {
             Claim::Foreign(owner) if self.forward(owner, frame) => {}
             Claim::OldGeneration(flow) if is_cookie_of(frame, &flow) => self.dismiss(now, state, key, frame),
-            Claim::OldGeneration(flow) => {
-                // A new incarnation, which XDP did not need to insert.
-                self.flows.insert(now, key, &flow);
-                self.adopt(now, state, frame);
+            Claim::Missing if self.is_elsewhere(now, state, &key) && self.broadcast(frame) => {}
+            Claim::Mine(_) => self.adopt(now, state, frame),
+            // A new incarnation on a tuple that XDP knew, so that it inserted nothing, or an entry that went meanwhile.
+            Claim::Foreign(_) | Claim::OldGeneration(_) | Claim::Missing => {
+                self.adopt_absent(now, state, key, frame);
             }
-            Claim::Foreign(_) | Claim::Mine(_) | Claim::Missing => self.adopt(now, state, frame),
         }
+    }
+
+    /// Adopts a flow that XDP would not recognise from now on.
+    fn adopt_absent(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
+        self.flows.note_absent(key);
+        self.adopt(now, state, frame);
     }
 
     fn adopt(&mut self, now: Instant, state: &mut State, frame: &[u8]) {
@@ -447,8 +464,7 @@ impl<T: SharedTables> Desk<T> {
     /// nobody's.
     fn miss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
         self.counters.misses += 1;
-        self.misses += 1;
-        if self.misses > MISSES {
+        if !self.may_look_up() {
             self.counters.misses_dropped += 1;
             return;
         }
@@ -458,24 +474,39 @@ impl<T: SharedTables> Desk<T> {
                     self.dismiss(now, state, key, frame);
                 }
             }
-            Claim::Mine(flow) => {
-                let swept = adopt_entry(now, state, key, &flow, self.local_mac);
-                self.flows.account(now, key, swept);
-                if swept != Swept::Refused {
-                    state.stack.handle_frame(now, frame);
-                }
-            }
+            Claim::Mine(flow) => self.make_good(now, state, key, &flow, frame),
             Claim::OldGeneration(_) => self.dismiss(now, state, key, frame),
-            // Redirected for a fingerprint's sake: another engine may have the flow in TIME_WAIT.
-            Claim::Missing => {
-                let elsewhere = self.flows.has_fingerprint(&key);
-                if elsewhere && self.exchange.broadcast(self.engine, frame) > 0 {
-                    self.counters.forwarded_out += 1;
-                } else {
-                    self.counters.orphans += 1;
-                }
-            }
+            Claim::Missing if self.is_elsewhere(now, state, &key) && self.broadcast(frame) => {}
+            Claim::Missing => self.counters.orphans += 1,
         }
+    }
+
+    /// Whether this turn may make one more system call for a flow that the stack does not know.
+    fn may_look_up(&mut self) -> bool {
+        self.misses += 1;
+        self.misses <= MISSES
+    }
+
+    /// A segment of a flow of ours whose first segment was lost.
+    fn make_good(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, flow: &Flow, frame: &[u8]) {
+        let swept = adopt_entry(now, state, key, flow, self.local_mac);
+        self.flows.account(now, key, swept);
+        if swept != Swept::Refused {
+            state.stack.handle_frame(now, frame);
+        }
+    }
+
+    /// Whether XDP redirected a segment for a fingerprint that another engine set: that has the flow in TIME_WAIT, and
+    /// judges whether the segment may begin a new incarnation.
+    fn is_elsewhere(&self, now: Instant, state: &State, key: &AnyFlowKey) -> bool {
+        self.flows.has_fingerprint(key) && !state.stack.remembers_time_wait(key, now)
+    }
+
+    /// Shows a frame to every other engine; whether there is one that takes it.
+    fn broadcast(&mut self, frame: &[u8]) -> bool {
+        let taken = self.exchange.broadcast(self.engine, frame) > 0;
+        self.counters.forwarded_out += u64::from(taken);
+        taken
     }
 
     /// The connection died with an earlier daemon: its peer gets a reset instead of silence.
@@ -522,11 +553,12 @@ impl<T: SharedTables> Desk<T> {
     /// What follows from what the stack did, for the applications and for the flow table.
     fn settle(&mut self, now: Instant, state: &mut State) {
         for (key, link) in state.opened.drain(..) {
-            self.flows.insert(now, key, &entry(&link));
+            // Nothing is exchanged yet: there are no numbers to tell.
+            self.flows.insert(now, key, &Origin { link, seq: Seq(0), ack: Seq(0) });
         }
         while let Some(event) = state.stack.poll_event() {
             match event {
-                Event::FlowAdopted { key } => self.flows.adopted(now, key),
+                Event::FlowAdopted { key } => self.flows.adopted(now, key, || state.stack.origin(&key)),
                 Event::FlowReleased { key } => self.flows.released(now, key),
                 Event::TimeWaitEntered { key } => self.flows.time_wait(now, key),
                 Event::TimeWaitExpired { key } => self.flows.time_wait_over(key),
@@ -572,9 +604,4 @@ fn adopt_entry(now: Instant, state: &mut State, key: AnyFlowKey, flow: &Flow, lo
             Swept::Refused
         }
     }
-}
-
-/// The entry of a flow that we open.
-fn entry(link: &Link) -> Flow {
-    Flow { peer_mac: link.dst, vlan_count: link.vlan.count, vlan: link.vlan.tags, ..Flow::default() }
 }

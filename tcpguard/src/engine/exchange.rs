@@ -12,8 +12,23 @@ use crate::stack::ClosedFlows;
 /// Frames that may wait for one engine. A receive ring holds thousands; this is the exception's exception.
 const DEPTH: usize = 1024;
 
-/// A received Ethernet frame on its way to the engine that owns its flow.
-pub(crate) type Forwarded = Box<[u8]>;
+/// A received Ethernet frame on its way to another engine.
+#[derive(Debug)]
+pub(crate) struct Forwarded {
+    /// The whole frame.
+    pub(crate) frame: Box<[u8]>,
+    /// Whom its sender meant.
+    pub(crate) addressee: Addressee,
+}
+
+/// Whom a frame on its way to another engine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Addressee {
+    /// The receiver: the flow table names it as the owner.
+    Owner,
+    /// Whoever has the flow in TIME_WAIT, if the receiver does.
+    Holder,
+}
 
 /// The engines of one daemon, by XSKMAP index. Clones are the same exchange.
 #[derive(Clone, Debug)]
@@ -68,25 +83,31 @@ impl Exchange {
         self.write().remove(&engine);
     }
 
-    /// Offers a copy of `frame` to `engine`.
+    /// Offers a copy of `frame` to `engine`, which owns its flow.
     pub(crate) fn forward(&self, engine: u32, frame: &[u8]) -> Handover {
+        self.offer(engine, frame, Addressee::Owner)
+    }
+
+    /// Offers a copy of `frame` to every engine but `except`, for the one that has its flow in TIME_WAIT; how many
+    /// took it.
+    pub(crate) fn broadcast(&self, except: u32, frame: &[u8]) -> usize {
+        let others: Vec<u32> = self.read().keys().copied().filter(|&engine| engine != except).collect();
+        let offer = |engine| self.offer(engine, frame, Addressee::Holder);
+        others.into_iter().filter(|&engine| offer(engine) == Handover::Queued).count()
+    }
+
+    fn offer(&self, engine: u32, frame: &[u8], addressee: Addressee) -> Handover {
         match self.read().get(&engine) {
             None => Handover::NoEngine,
             Some(sender) => match sender.try_reserve() {
                 Ok(permit) => {
-                    permit.send(frame.into());
+                    permit.send(Forwarded { frame: frame.into(), addressee });
                     Handover::Queued
                 }
                 Err(mpsc::error::TrySendError::Full(())) => Handover::Full,
                 Err(mpsc::error::TrySendError::Closed(())) => Handover::NoEngine,
             },
         }
-    }
-
-    /// Offers a copy of `frame` to every engine but `except`; how many took it.
-    pub(crate) fn broadcast(&self, except: u32, frame: &[u8]) -> usize {
-        let others: Vec<u32> = self.read().keys().copied().filter(|&engine| engine != except).collect();
-        others.into_iter().filter(|&engine| self.forward(engine, frame) == Handover::Queued).count()
     }
 
     /// Whether `engine` is the one that answers for flows whose owner has no engine any more.
@@ -112,7 +133,7 @@ impl Exchange {
 
 #[cfg(test)]
 mod tests {
-    use super::{DEPTH, Exchange, Handover};
+    use super::{Addressee, DEPTH, Exchange, Handover};
 
     #[test]
     fn a_full_queue_loses_the_frame_and_a_missing_engine_is_told_apart() {
@@ -123,7 +144,8 @@ mod tests {
             assert_eq!(exchange.forward(3, b"frame"), Handover::Queued);
         }
         assert_eq!(exchange.forward(3, b"frame"), Handover::Full);
-        assert_eq!(frames.try_recv().unwrap().as_ref(), b"frame");
+        let frame = frames.try_recv().unwrap();
+        assert_eq!((frame.frame.as_ref(), frame.addressee), (&b"frame"[..], Addressee::Owner));
         exchange.leave(3);
         assert_eq!(exchange.forward(3, b"x"), Handover::NoEngine);
     }
@@ -134,6 +156,7 @@ mod tests {
         let (mut a, mut b, mut c) = (exchange.join(1), exchange.join(2), exchange.join(64));
         assert!(exchange.is_first(1) && !exchange.is_first(2));
         assert_eq!(exchange.broadcast(2, b"f"), 2);
-        assert!(a.try_recv().is_ok() && c.try_recv().is_ok() && b.try_recv().is_err());
+        assert_eq!(a.try_recv().unwrap().addressee, Addressee::Holder);
+        assert!(c.try_recv().is_ok() && b.try_recv().is_err());
     }
 }

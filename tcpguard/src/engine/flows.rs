@@ -11,14 +11,14 @@ use tcpguard_common::map::Flow;
 
 use super::stats::counters;
 use crate::dataplane::{Fingerprints, FlowScan, FlowTable, Heartbeat};
-use crate::stack::Instant;
+use crate::stack::{Instant, Origin};
 
 /// Closed flows whose entries may wait for deletion: a batch costs one system call.
 const DELETE_BATCH: usize = 256;
 /// How long the first of them may wait. A client that reuses its port sooner is still recognised.
 const DELETE_DELAY: Duration = Duration::from_millis(20);
-/// How long a deleted tuple is remembered. A segment that XDP redirected before the deletion can be adopted after
-/// it: it sat in the receive ring meanwhile, far less than this.
+/// How long it is remembered that a tuple has no entry of ours. A segment that XDP redirected before an entry was
+/// deleted can be adopted after it: it sat in the receive ring meanwhile, far less than this.
 const REMEMBER: Duration = Duration::from_secs(1);
 /// An entry older than this without a connection lost its first segment. XDP stamps entries with the coarse clock.
 const UNADOPTED_AFTER: Duration = Duration::from_secs(1);
@@ -105,8 +105,9 @@ pub(crate) struct Ownership<T: SharedTables> {
     closing: HashSet<AnyFlowKey>,
     closing_since: Option<Instant>,
     batch: Vec<AnyFlowKey>,
-    /// Deleted in the present and in the previous [`REMEMBER`].
-    deleted: [HashSet<AnyFlowKey>; 2],
+    /// Tuples whose entry was deleted, or found to be missing or not ours, in the present and in the previous
+    /// [`REMEMBER`].
+    absent: [HashSet<AnyFlowKey>; 2],
     rotated: Instant,
     next_slice: Instant,
     /// Sweeps finished, and whether the present one probes the peers of flows that an earlier daemon had.
@@ -129,7 +130,7 @@ impl<T: SharedTables> Ownership<T> {
             closing: HashSet::new(),
             closing_since: None,
             batch: Vec::new(),
-            deleted: [HashSet::new(), HashSet::new()],
+            absent: [HashSet::new(), HashSet::new()],
             rotated: now,
             next_slice: now + SWEEP_PAUSE,
             sweeps: 0,
@@ -172,26 +173,40 @@ impl<T: SharedTables> Ownership<T> {
     pub(crate) fn time_wait_over(&mut self, key: AnyFlowKey) {
         self.tables.clear_fingerprint(&key);
         // Segments that XDP redirected for the fingerprint's sake may still be in the ring.
-        self.deleted[0].insert(key);
+        self.note_absent(key);
     }
 
-    /// The stack adopted a connection. XDP inserted its entry unless it knew the tuple already: by an entry that we
-    /// were about to delete or deleted meanwhile, or by a fingerprint.
-    pub(crate) fn adopted(&mut self, now: Instant, key: AnyFlowKey) {
-        if self.closing.remove(&key) {
-            return;
-        }
-        let deleted = self.deleted.iter_mut().fold(false, |found, keys| keys.remove(&key) | found);
-        if deleted || self.tables.has_fingerprint(&key) {
-            self.insert(now, key, &Flow::default());
+    /// XDP has no entry of this tuple that is ours: should the stack adopt it, one is due.
+    pub(crate) fn note_absent(&mut self, key: AnyFlowKey) {
+        self.absent[0].insert(key);
+    }
+
+    /// The stack adopted a connection. XDP inserted its entry unless it knew the tuple already: by an entry of an
+    /// earlier incarnation or owner, which may be gone meanwhile, or by a fingerprint. `origin` describes the
+    /// connection.
+    pub(crate) fn adopted(&mut self, now: Instant, key: AnyFlowKey, origin: impl FnOnce() -> Option<Origin>) {
+        let absent = self.absent.iter_mut().fold(false, |found, keys| keys.remove(&key) | found);
+        let stale = self.closing.contains(&key) || absent || self.tables.has_fingerprint(&key);
+        if stale && let Some(origin) = origin() {
+            self.insert(now, key, &origin);
         }
     }
 
-    /// Makes XDP hand over a flow of ours that it would not recognise by a cookie. Of `flow` only what this engine does
-    /// not know by itself counts.
-    pub(crate) fn insert(&mut self, now: Instant, key: AnyFlowKey, flow: &Flow) {
+    /// Makes XDP hand over a flow of ours that it would not recognise by a cookie.
+    pub(crate) fn insert(&mut self, now: Instant, key: AnyFlowKey, origin: &Origin) {
         self.closing.remove(&key);
-        let flow = Flow { created: now.0, owner: self.engine, generation: self.generation, ..*flow };
+        let Origin { link, seq, ack } = origin;
+        let flow = Flow {
+            created: now.0,
+            generation: self.generation,
+            owner: self.engine,
+            seq: seq.0,
+            ack: ack.0,
+            peer_mac: link.dst,
+            vlan_count: link.vlan.count,
+            vlan: link.vlan.tags,
+            ..Flow::default()
+        };
         if self.tables.insert(&key, &flow) {
             self.counters.reinserted += 1;
         } else {
@@ -225,8 +240,8 @@ impl<T: SharedTables> Ownership<T> {
     pub(crate) fn delete_due(&mut self, now: Instant) {
         if now >= self.rotated + REMEMBER {
             self.rotated = now;
-            self.deleted.swap(0, 1);
-            self.deleted[0].clear();
+            self.absent.swap(0, 1);
+            self.absent[0].clear();
         }
         let Some(since) = self.closing_since else { return };
         if self.closing.len() >= DELETE_BATCH || now >= since + DELETE_DELAY {
@@ -243,7 +258,7 @@ impl<T: SharedTables> Ownership<T> {
         self.batch.clear();
         self.batch.extend(self.closing.drain());
         self.tables.remove_batch(&self.batch);
-        self.deleted[0].extend(self.batch.iter().copied());
+        self.absent[0].extend(self.batch.iter().copied());
         self.counters.deleted += self.batch.len() as u64;
         self.counters.delete_batches += 1;
     }

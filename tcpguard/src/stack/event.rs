@@ -4,7 +4,9 @@ use core::fmt;
 use core::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::packet::build::Link;
 use tcpguard_common::reason::Reason;
+use tcpguard_common::seq::Seq;
 
 /// A connection: an index into the arena and the generation that tells its uses apart. Valid from
 /// [`Event::Incoming`] or [`super::Stack::connect`] until [`super::Stack::close`] or [`super::Stack::abort`],
@@ -204,6 +206,17 @@ pub enum Error {
     /// No room for one more connection (ENOBUFS).
     #[error("connection table full")]
     TableFull,
+}
+
+/// How a connection began, as XDP's entry of its flow tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The link header of our segments: the peer is its destination.
+    pub link: Link,
+    /// The peer's first sequence number after its SYN.
+    pub seq: Seq,
+    /// Ours: of an adopted connection, the cookie plus one.
+    pub ack: Seq,
 }
 
 /// One line of `tcpguard flows`.

@@ -33,7 +33,7 @@ pub use closed_flows::ClosedFlows;
 pub use config::Config;
 pub use congestion::CongestionControl;
 pub use counters::StackCounters;
-pub use event::{ConnId, Error, Event, FlowInfo, Received, StackDrop, State};
+pub use event::{ConnId, Error, Event, FlowInfo, Origin, Received, StackDrop, State};
 pub use survey::Cursor;
 pub use tcpguard_common::packet::build::Link;
 pub use time::Instant;
@@ -427,6 +427,17 @@ impl Stack {
     /// Whether a flow was reset by us a moment ago, so that its segments must go on reaching us.
     pub fn remembers_reset(&self, key: &AnyFlowKey) -> bool {
         self.resets.contains(key)
+    }
+
+    /// How a connection began, and where its peer is reached; `None` for a flow that is no connection's.
+    pub fn origin(&self, key: &AnyFlowKey) -> Option<Origin> {
+        let tcb = self.connections.get(self.find(key)?)?;
+        Some(Origin { link: tcb.link, seq: tcb.irs + 1, ack: tcb.iss + 1 })
+    }
+
+    /// Whether a flow is in TIME_WAIT, or was and its [`Event::TimeWaitExpired`] is still to come.
+    pub fn remembers_time_wait(&self, key: &AnyFlowKey, now: Instant) -> bool {
+        self.time_waits.get(key, now, Duration::MAX).is_some()
     }
 
     /// Running totals.

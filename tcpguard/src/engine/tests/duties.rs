@@ -6,16 +6,28 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::Flow;
 use tcpguard_common::reason::Reason;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::spawn_local;
 
-use super::world::{PORT, SERVICE, World, eventually};
+use super::world::{CLIENT_MAC, Host, PORT, SERVICE, World, eventually};
 use super::{echo, on_one_thread, pair, pair_with, pattern, read_all};
 use crate::config::Tunables;
 use crate::engine::Exchange;
 use crate::engine::net::now;
 use crate::stack::State;
+
+/// Two engines of one daemon.
+fn engines(world: &Rc<World>) -> [Host; 2] {
+    let exchange = Exchange::new(2);
+    [0, 1].map(|queue| world.guard(queue, exchange.clone(), Tunables::default()))
+}
+
+/// What XDP knows of the flow from that port.
+fn entry(world: &World, port: u16) -> Flow {
+    world.flows.borrow()[&key(port)]
+}
 
 fn key(port: u16) -> AnyFlowKey {
     let peer = format!("10.0.0.2:{port}").parse().unwrap();
@@ -83,7 +95,9 @@ fn a_tuple_that_comes_back_out_of_time_wait_is_known_to_xdp_again() {
             stream.write_all(&[round]).await.unwrap();
             assert_eq!(stream.read_u8().await.unwrap(), round);
         }
-        assert!(world.flows.borrow().contains_key(&key(5000)));
+        let entry = entry(&world, 5000);
+        assert_eq!((entry.owner, entry.generation, entry.peer_mac), (0, 1, CLIENT_MAC));
+        assert!(entry.seq != 0 && entry.ack != 0, "a later daemon tells the flow by its numbers");
         assert!(world.fingerprints.borrow().is_empty());
         assert_eq!(guard.handle.stats().await.unwrap().flows.reinserted, 1);
     });
@@ -202,9 +216,7 @@ fn frames_that_arrive_at_another_engine_reach_their_owner() {
 fn the_first_data_segment_at_another_queue_is_not_adopted_twice() {
     on_one_thread(async {
         let world = World::new(2);
-        let exchange = Exchange::new(2);
-        let first = world.guard(0, exchange.clone(), Tunables::default());
-        let second = world.guard(1, exchange, Tunables::default());
+        let [first, second] = engines(&world);
         let client = world.client();
         let (listener, _other) = (first.listen(), second.listen());
         let mut stream = client.connect().await;
@@ -216,6 +228,108 @@ fn the_first_data_segment_at_another_queue_is_not_adopted_twice() {
         accepted.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"first");
         assert_eq!(second.handle.stats().await.unwrap().connections, 0);
+    });
+}
+
+#[test]
+fn a_tuple_that_lives_again_under_a_new_daemon_has_the_new_ones_entry() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        let stream = client.connect_from(5000).await.unwrap();
+        let (accepted, _) = listener.accept().await;
+        let old = entry(&world, 5000);
+        guard.task.abort();
+        std::mem::forget((accepted, listener));
+        world.next_generation();
+        let guard = world.guard(0, Exchange::new(1), Tunables::default());
+        let listener = guard.listen();
+        // Its reset is lost, so that only the handshake tells that the peer has begun anew.
+        world.lose.set(1);
+        stream.abort();
+        eventually("lost", || world.lose.get() == 0).await;
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        eventually("entry replaced", || entry(&world, 5000).generation == 2).await;
+        let new = entry(&world, 5000);
+        assert_eq!((new.owner, new.peer_mac), (0, CLIENT_MAC));
+        assert!(new.seq != old.seq && new.ack != old.ack, "the numbers are the dead connection's");
+        accepted.write_all(b"220").await.unwrap();
+        stream.read_exact(&mut [0; 3]).await.unwrap();
+        assert_eq!(guard.handle.stats().await.unwrap().frames.old_generation_resets, 0);
+    });
+}
+
+#[test]
+fn a_flow_whose_entry_vanished_before_its_adoption_is_known_to_xdp_again() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let guards = engines(&world);
+        let client = world.client();
+        let (listener, _other) = (guards[0].listen(), guards[1].listen());
+        world.forget.set(1);
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        // From here on no segment of the client's carries the cookie.
+        accepted.write_all(b"220").await.unwrap();
+        stream.read_exact(&mut [0; 3]).await.unwrap();
+        let entry = entry(&world, 5000);
+        assert_eq!((entry.owner, entry.generation, entry.peer_mac), (0, 1, CLIENT_MAC));
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(accepted.read_u8().await.unwrap(), b'x');
+        assert_eq!(world.count(Reason::AckInvalid), 0);
+    });
+}
+
+#[test]
+fn a_tuple_that_comes_back_at_another_queue_goes_to_the_engine_that_has_it_in_time_wait() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let [first, second] = engines(&world);
+        let client = world.client();
+        let (listener, _other) = (first.listen(), second.listen());
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        accepted.shutdown().await.unwrap();
+        assert!(read_all(&mut stream).await.unwrap().is_empty());
+        drop(stream);
+        assert!(read_all(&mut accepted).await.unwrap().is_empty());
+        drop(accepted);
+        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        world.steer.set(1);
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (accepted, _) = listener.accept().await;
+        spawn_local(async move { echo(accepted).await.unwrap() });
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+        assert_eq!((first.stack.reincarnated, first.time_wait), (1, 0), "RFC 6191 was not asked");
+        assert_eq!(second.net.accepted, 0);
+        assert_eq!(entry(&world, 5000).owner, 0);
+    });
+}
+
+#[test]
+fn a_forwarded_segment_makes_good_the_loss_of_the_first() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let [first, second] = engines(&world);
+        let client = world.client();
+        let (listener, _other) = (first.listen(), second.listen());
+        // The acknowledgement of the SYN-ACK and the first data: the last that carry the cookie.
+        world.lose.set(2);
+        let mut stream = client.connect().await;
+        eventually("the entry", || world.flows.borrow().len() == 1).await;
+        stream.write_all(b"one ").await.unwrap();
+        eventually("both lost", || world.lose.get() == 0).await;
+        world.steer.set(1);
+        stream.write_all(b"two").await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        let mut received = [0; 7];
+        accepted.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"one two");
+        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+        assert_eq!((first.flows.swept, second.net.accepted), (1, 0), "it was dropped");
     });
 }
 

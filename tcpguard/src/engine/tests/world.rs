@@ -36,8 +36,8 @@ use crate::config::Tunables;
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::stack::Link;
 
-const GUARD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(crate) const GUARD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// The protected port and its service.
 pub(crate) const PORT: u16 = 80;
 pub(crate) const SERVICE: u32 = 7;
@@ -79,6 +79,8 @@ pub(crate) struct World {
     pub(crate) lose: Cell<u32>,
     /// Frames of the engines that are lost before the client sees them.
     pub(crate) lose_sent: Cell<u32>,
+    /// Entries XDP makes that are gone before an engine looks for them.
+    pub(crate) forget: Cell<u32>,
 }
 
 const HASH_KEY: [u64; 2] = [11, 12];
@@ -120,6 +122,7 @@ impl World {
             steer: Cell::new(0),
             lose: Cell::new(0),
             lose_sent: Cell::new(0),
+            forget: Cell::new(0),
         })
     }
 
@@ -394,7 +397,10 @@ macro_rules! tables {
             }
 
             fn insert_flow(&self, key: &FlowKey<$address>, flow: &Flow) -> bool {
-                self.world.flows.borrow_mut().insert(<$address>::any_key(*key), *flow);
+                match self.world.forget.get() {
+                    0 => drop(self.world.flows.borrow_mut().insert(<$address>::any_key(*key), *flow)),
+                    left => self.world.forget.set(left - 1),
+                }
                 true
             }
         }
