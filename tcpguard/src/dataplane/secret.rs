@@ -1,7 +1,7 @@
 //! The master secret that cookie keys derive from: from a file that a fleet may share, or random. It never prints.
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -98,16 +98,27 @@ impl MasterSecret {
     fn create(path: &Path) -> Result<Self, SecretError> {
         let failed = |source| SecretError::File { action: "create", path: path.to_owned(), source };
         let secret = Self::random()?;
-        let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let mut file = match created {
-            Ok(file) => file,
+        // Under another name until it is whole: nobody ever reads a part of it, and a crash leaves none.
+        let suffix = getrandom::u64().map_err(|error| SecretError::Random(error.to_string()))?;
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{suffix:016x}"));
+        let temporary = PathBuf::from(temporary);
+        let linked = secret.write(&temporary).and_then(|()| std::fs::hard_link(&temporary, path));
+        let _ = std::fs::remove_file(&temporary);
+        match linked {
+            Ok(()) => sync_directory(path).map_err(failed).map(|()| secret),
             // Another daemon was faster.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Self::read(path),
-            Err(error) => return Err(failed(error)),
-        };
-        let text: String = secret.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(file, "{text}").and_then(|()| file.sync_all()).map_err(failed)?;
-        Ok(secret)
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Self::read(path),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Writes a new file that only its owner may read.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let text: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(file, "{text}")?;
+        file.sync_all()
     }
 
     /// The two halves, each a SipHash key.
@@ -125,6 +136,12 @@ impl fmt::Debug for MasterSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MasterSecret(..)")
     }
+}
+
+/// Makes a new name outlive a crash of the machine.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
 }
 
 fn parse(text: &[u8]) -> Option<MasterSecret> {
@@ -171,6 +188,23 @@ mod tests {
         assert_eq!(MasterSecret::from_file(&file.0).unwrap(), created);
         assert_ne!(created, MasterSecret::random().unwrap());
         assert_eq!(format!("{created:?}"), "MasterSecret(..)");
+    }
+
+    #[test]
+    fn daemons_that_start_at_once_agree_on_one_secret_and_leave_nothing_else() {
+        let dir = TempFile::new("race");
+        std::fs::create_dir(&dir.0).unwrap();
+        for round in 0..50 {
+            let path = dir.0.join(round.to_string());
+            let read = || MasterSecret::from_file(&path).unwrap();
+            let secrets: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(secrets.iter().all(|secret| *secret == secrets[0]));
+        }
+        assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 50);
+        std::fs::remove_dir_all(&dir.0).unwrap();
     }
 
     #[test]
