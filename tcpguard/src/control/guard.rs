@@ -19,7 +19,7 @@ use crate::dataplane::{
     AttachMode, Attached, Dataplane, InterfaceSpec, KeySchedule, LoadOptions, MasterSecret, Now, Previous,
     ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
-use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, XskPort};
+use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
 use crate::service::{ServiceSpec, Services};
 
 use super::daemon::DaemonError;
@@ -51,14 +51,18 @@ pub(super) struct Guard {
 }
 
 /// One engine and its services.
-pub(super) struct Engine {
+pub(super) struct Engine<H = EngineHandle> {
     pub(super) interface: String,
     pub(super) queue: u32,
-    pub(super) handle: EngineHandle,
+    pub(super) handle: H,
     pub(super) services: Services,
 }
 
 impl Engine {
+    fn start(Engine { interface, queue, handle, services }: Engine<ReadyEngine>) -> Self {
+        Self { interface, queue, handle: handle.start(), services }
+    }
+
     /// Interface and queue, for messages.
     pub(super) fn name(&self) -> String {
         format!("{} queue {}", self.interface, self.queue)
@@ -87,6 +91,12 @@ impl Guard {
                 }
             };
         let Prepared { keys, settings, tunables } = prepared;
+        let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
+        match dataplane.release_unclaimed() {
+            Ok(0) => {}
+            Ok(released) => info!(released, "took the program off interfaces that are not guarded any more"),
+            Err(error) => warn!(%error, "an interface that is not guarded any more keeps the program"),
+        }
         let guard = Self {
             config,
             dataplane,
@@ -232,11 +242,8 @@ fn attach(dataplane: &mut Dataplane, config: &Config) -> Result<Vec<Attached>, D
 
 /// A start that failed leaves protection as it found it.
 fn give_up(dataplane: Dataplane) {
-    if dataplane.previous().is_some() {
-        return dataplane.leave();
-    }
-    if let Err(error) = dataplane.detach() {
-        warn!(%error, "not everything of the failed start could be removed; `tcpguard detach` tries again");
+    if let Err(error) = dataplane.undo() {
+        warn!(%error, "not everything of the failed start could be undone; `tcpguard detach` removes what is left");
     }
 }
 
@@ -245,7 +252,7 @@ struct Started {
     attached: Vec<Attached>,
     server: Server,
     prepared: Prepared,
-    engines: Vec<Engine>,
+    engines: Vec<Engine<ReadyEngine>>,
 }
 
 impl Started {
@@ -258,12 +265,10 @@ impl Started {
         let server = bind()?;
         let prepared = Prepared::new(dataplane, config, &attached)?;
         let engines = prepared.engines(dataplane, config, &attached)?;
+        prepared.write(dataplane, config)?;
+        dataplane.commit()?;
         for attached in &attached {
             dataplane.arm(attached.slot, true)?;
-        }
-        let released = dataplane.release_unclaimed()?;
-        if released > 0 {
-            info!(released, "took the program off interfaces that are not guarded any more");
         }
         Ok(Self { attached, server, prepared, engines })
     }
@@ -277,8 +282,8 @@ struct Prepared {
 }
 
 impl Prepared {
-    /// Reads the secret and writes keys, settings and services, which nothing uses before an interface is armed; on
-    /// interfaces that were taken over, cookies of the previous daemon stay valid.
+    /// Reads the secret and works out keys and settings. On interfaces that were taken over, cookies of the previous
+    /// daemon stay valid.
     fn new(dataplane: &Dataplane, config: &Config, attached: &[Attached]) -> Result<Self, DaemonError> {
         let tunables = Arc::new(config.tunables.clone());
         let previous = dataplane.previous();
@@ -288,8 +293,8 @@ impl Prepared {
         };
         let (period, advertised, now) = (tunables.cookie_period, advertised(attached), Now::read());
         let keys = match previous {
-            Some(Previous { settings, epochs }) => {
-                KeySchedule::resume(secret, period, advertised, now, settings, epochs)?
+            Some(Previous { settings, epochs, silent }) => {
+                KeySchedule::resume(secret, period, advertised, now, settings, epochs, *silent)?
             }
             None => KeySchedule::new(secret, period, advertised, now)?,
         };
@@ -309,13 +314,17 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
+        Ok(Self { keys, settings, tunables })
+    }
+
+    /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
+    fn write(&self, dataplane: &Dataplane, config: &Config) -> Result<(), DaemonError> {
+        dataplane.write_epochs(&self.keys.slots())?;
+        dataplane.set_services(&service_entries(config))?;
+        dataplane.write_settings(&self.settings)?;
         // Nobody keeps the TIME_WAIT entries of a previous daemon.
         dataplane.fingerprints().clear_all();
-        dataplane.reset_replies()?;
-        dataplane.write_epochs(&keys.slots())?;
-        dataplane.write_settings(&settings)?;
-        dataplane.set_services(&service_entries(config))?;
-        Ok(Self { keys, settings, tunables })
+        Ok(dataplane.reset_replies()?)
     }
 
     /// One engine for each queue, each with its socket where XDP finds it.
@@ -324,7 +333,7 @@ impl Prepared {
         dataplane: &Dataplane,
         config: &Config,
         attached: &[Attached],
-    ) -> Result<Vec<Engine>, DaemonError> {
+    ) -> Result<Vec<Engine<ReadyEngine>>, DaemonError> {
         let queues = attached.iter().map(|attached| attached.queues as usize).sum();
         let exchange = Exchange::new(queues);
         let mut engines = Vec::new();
@@ -343,7 +352,7 @@ impl Prepared {
         attached: &Attached,
         queue: u32,
         exchange: &Exchange,
-    ) -> Result<Engine, DaemonError> {
+    ) -> Result<Engine<ReadyEngine>, DaemonError> {
         let interface = attached.name.clone();
         let index = xsk_index(attached.slot, queue);
         let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.mtu))

@@ -8,3 +8,6 @@ mod guard;
 mod limits;
 pub mod protocol;
 pub mod server;
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ const MAP_DELETE_ELEM: u32 = 3;
 const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
+const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_DELETE_BATCH: u32 = 27;
@@ -168,6 +169,15 @@ pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = fd_number(link);
     // SAFETY: no pointers.
     unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
+}
+
+/// The program with this id. Needs `CAP_SYS_ADMIN`.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = id;
+    // SAFETY: no pointers.
+    let fd = unsafe { bpf(PROG_GET_FD_BY_ID, &mut attr) }?;
+    // SAFETY: the kernel just returned this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What the kernel knows of a link.

@@ -14,8 +14,8 @@ use super::AttachMode;
 pub enum DataplaneError {
     /// The kernel refused for want of privilege.
     #[error(
-        "no permission to {action}: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW \
-         (plus CAP_SYS_ADMIN to mount bpffs)"
+        "no permission to {action}: run as root, or with the capabilities CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, \
+         CAP_NET_RAW and CAP_IPC_LOCK (plus CAP_SYS_ADMIN to mount bpffs)"
     )]
     NotPrivileged {
         /// What was attempted.
@@ -123,6 +123,14 @@ pub enum DataplaneError {
         /// How many the interface has.
         present: u32,
     },
+    /// What a previous daemon had on the interface could not be put back.
+    #[error("could not put the previous daemon's XDP program back on {name}: it is not protected any more")]
+    Restore {
+        /// The interface.
+        name: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The interface is guarded already.
     #[error(
         "{name} is already guarded by another tcpguard{}: `tcpguard stats` talks to it; stop it first",
@@ -187,7 +195,7 @@ pub enum DataplaneError {
     },
     /// The eBPF object did not load.
     #[error(
-        "could not load the XDP program for {subject}: this kernel may be too old (6.1 or later is expected)"
+        "could not load the XDP program for {subject}: this kernel may be too old (6.6 or later is expected)"
     )]
     Object {
         /// The interface, or the maps.

@@ -7,7 +7,8 @@
 //! *fleet's* number, wall clock divided by period, and the two agree modulo 4. When the fleet's number jumps (the clock
 //! was stepped, or the period changed), at most three short bridge epochs bring ours level with it; nothing in flight
 //! breaks on this machine. Others with the same secret accept our cookies again once we are level, 45 s at the latest.
-//! A step back of less than a period is waited out: the others still accept what is one ahead.
+//! A step back of less than a period is waited out: the others still accept what is one ahead. The exception are slots
+//! that nobody has kept for longer than a cookie lives, because the daemon was dead or stopped: they start afresh.
 
 use std::time::{Duration, SystemTime};
 
@@ -72,6 +73,8 @@ pub struct KeySchedule {
     since: Option<Duration>,
     /// How long `current` has to stay.
     hold: Duration,
+    /// When [`Self::poll`] was last called, monotonic.
+    polled: Duration,
     second_half: bool,
     slots: [EpochSlot; EPOCH_SLOTS as usize],
 }
@@ -90,27 +93,25 @@ impl KeySchedule {
     ) -> Result<Self, KeyError> {
         check_period(period)?;
         check_advertised(&advertised)?;
-        let current = number(now.wall, period);
         let mut schedule = Self {
             secret,
             period,
             advertised,
-            current,
-            fleet: current,
+            current: 0,
+            fleet: 0,
             since: None,
-            hold: hold(period),
+            hold: Duration::ZERO,
+            polled: now.monotonic,
             second_half: false,
             slots: [EpochSlot::default(); EPOCH_SLOTS as usize],
         };
-        for epoch in [current.wrapping_sub(2), current.wrapping_sub(1), current, current.wrapping_add(1)] {
-            schedule.put(epoch, epoch);
-        }
-        schedule.second_half = schedule.is_second_half(now);
+        schedule.start(now);
         Ok(schedule)
     }
 
-    /// A schedule that goes on where a previous daemon's stopped, so that cookies in flight stay valid even if its secret
-    /// was another. Falls back to [`Self::new`] if those slots hold no current epoch.
+    /// A schedule that goes on where a previous daemon's stopped, `silent` ago, so that cookies in flight stay valid even
+    /// if its secret was another. Falls back to [`Self::new`] if those slots hold no current epoch, or have had their
+    /// time.
     ///
     /// # Errors
     ///
@@ -122,10 +123,11 @@ impl KeySchedule {
         now: Now,
         settings: &Settings,
         epochs: &[EpochSlot; EPOCH_SLOTS as usize],
+        silent: Duration,
     ) -> Result<Self, KeyError> {
         let mut schedule = Self::new(secret, period, advertised, now)?;
         let current = settings.epoch;
-        if !usable(epochs, current) {
+        if silent > lifetime(period) || !usable(epochs, current) {
             return Ok(schedule);
         }
         let level = schedule.fleet.wrapping_sub(current).is_multiple_of(EPOCH_SLOTS);
@@ -147,6 +149,12 @@ impl KeySchedule {
     /// after them.
     pub fn poll(&mut self, now: Now) -> bool {
         let before = (self.slots, self.clock());
+        // Whoever called us was stopped. What lies in the slots has had its time, and nothing is in flight any more for
+        // whose sake the number would have to go up by one.
+        if now.monotonic.saturating_sub(self.polled) > lifetime(self.period) {
+            self.start(now);
+        }
+        self.polled = now.monotonic;
         let target = number(now.wall, self.period);
         let ahead = target.wrapping_sub(self.fleet).cast_signed();
         let behind = target.wrapping_sub(self.current) % EPOCH_SLOTS;
@@ -215,6 +223,16 @@ impl KeySchedule {
         Clock { epoch: self.current, second_half: self.second_half, extra: 0 }
     }
 
+    /// Every slot afresh, in step with the wall clock.
+    fn start(&mut self, now: Now) {
+        let current = number(now.wall, self.period);
+        (self.current, self.fleet, self.since, self.hold) = (current, current, None, hold(self.period));
+        for epoch in [current.wrapping_sub(2), current.wrapping_sub(1), current, current.wrapping_add(1)] {
+            self.put(epoch, epoch);
+        }
+        self.second_half = self.is_second_half(now);
+    }
+
     fn advance(&mut self, fleet: u32, now: Now) {
         self.current = self.current.wrapping_add(1);
         self.fleet = fleet;
@@ -266,6 +284,11 @@ impl KeySchedule {
 
 fn hold(period: Duration) -> Duration {
     HOLD.min(period / 2)
+}
+
+/// How long a cookie is worth something: its own epoch and the next.
+fn lifetime(period: Duration) -> Duration {
+    2 * period
 }
 
 /// The fleet's number of the epoch. Only its bits matter: it may wrap.

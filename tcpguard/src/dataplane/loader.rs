@@ -1,10 +1,11 @@
 //! Loads the XDP program and attaches it: one instance per interface, sharing maps through pins, on links that outlive
-//! the daemon. What the maps say is up to the caller.
+//! the daemon. Until a start is committed it can be undone. What the maps say is up to the caller.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
@@ -14,6 +15,7 @@ use tcpguard_common::map::{
 };
 
 use super::bpf::{self, LINK_TYPE_XDP};
+use super::clock::monotonic_ns;
 use super::error::DataplaneError;
 use super::flows::FlowTable;
 use super::lock::{FileLock, LockError};
@@ -133,6 +135,8 @@ pub struct Previous {
     pub settings: Settings,
     /// Its epochs: cookies in flight were made with these.
     pub epochs: [EpochSlot; EPOCH_SLOTS as usize],
+    /// How long none of its engines has turned.
+    pub silent: Duration,
 }
 
 /// The XDP program on its interfaces, and its maps. Dropping it leaves both in place, as a kill would.
@@ -152,17 +156,44 @@ pub(super) struct Guarded {
     attached: Attached,
     pub(super) link: OwnedFd,
     pub(super) pin: PathBuf,
+    before: Before,
     _lock: FileLock,
 }
 
+/// How an interface was before we guarded it.
+#[derive(Debug)]
+struct Before {
+    interface: Interface,
+    link: OldLink,
+}
+
+/// What a previous daemon had attached.
+#[derive(Debug)]
+enum OldLink {
+    /// Nothing.
+    None,
+    /// The link we use, with this program.
+    Same(OwnedFd),
+    /// A link in this other mode, with this program. The kernel runs one mode at a time, so it had to go.
+    OtherMode(AttachMode, OwnedFd),
+}
+
+/// An interface's link.
+struct Linked {
+    link: OwnedFd,
+    pin: PathBuf,
+    old: OldLink,
+}
+
 impl Dataplane {
-    /// Takes over the maps pinned in `options.pin_dir` if they are of this ABI; makes new ones otherwise. Attaches nothing.
+    /// Takes over the maps pinned in `options.pin_dir` if they are of this ABI; makes new ones otherwise, which take the
+    /// others' place once [`Self::commit`] is called. Attaches nothing.
     ///
     /// # Errors
     ///
     /// `PinDirInUse`, `NotBpffs`, `MountBpffs`, `NotPrivileged`, `Object`, `ObjectMismatch`, or a failure to pin.
     pub fn load(options: &LoadOptions) -> Result<Self, DataplaneError> {
-        let pins = PinDir::open(&options.pin_dir)?;
+        let mut pins = PinDir::open(&options.pin_dir)?;
         let (maps, previous) = match take_over(&pins)? {
             Some((maps, previous)) => {
                 if maps.flows.capacity() != options.max_flows {
@@ -175,8 +206,8 @@ impl Dataplane {
                 (maps, Some(previous))
             }
             None => {
-                for map in shared_names() {
-                    PinDir::remove(&pins.join(map))?;
+                if shared_names().any(|map| pins.join(map).exists()) {
+                    pins.stage()?;
                 }
                 instance(&pins, 0, options.max_flows, "its maps")?;
                 (open_fresh(&pins)?, None)
@@ -216,13 +247,15 @@ impl Dataplane {
         let program = load_program(&mut ebpf, &facts.name)?;
         let interface = Interface { mac: facts.mac, armed: before.armed, queues, ifindex: facts.ifindex };
         self.maps.write_interface(slot, &interface)?;
-        let (link, pin, taken_over) = match self.link(program, &facts, spec.mode) {
+        let Linked { link, pin, old } = match self.link(program, &facts, spec.mode) {
             Ok(linked) => linked,
             Err(error) => {
                 self.maps.write_interface(slot, &before)?;
                 return Err(error);
             }
         };
+        let taken_over = matches!(old, OldLink::Same(_));
+        let before = Before { interface: before, link: old };
         if !facts.up {
             tracing::warn!(
                 interface = facts.name,
@@ -232,8 +265,70 @@ impl Dataplane {
         }
         let InterfaceFacts { name, ifindex, mac, mtu, .. } = facts;
         let attached = Attached { name, slot, ifindex, queues, mac, mtu, taken_over };
-        self.guarded.push(Guarded { attached: attached.clone(), link, pin, _lock: lock });
+        self.guarded.push(Guarded { attached: attached.clone(), link, pin, before, _lock: lock });
         Ok(attached)
+    }
+
+    /// What was attached stays, and maps made afresh take the place of a previous daemon's of another ABI.
+    ///
+    /// # Errors
+    ///
+    /// A pin that cannot be moved; [`Self::undo`] is then still possible.
+    pub fn commit(&mut self) -> Result<(), DataplaneError> {
+        // The settings come last: they carry the ABI, by which half a change would show.
+        let names: Vec<_> = shared_names().collect();
+        self.pins.unstage(names.into_iter().rev())
+    }
+
+    /// Puts every interface back to how it was, and removes the maps that were made afresh. Goes on past failures and
+    /// reports the first. A program that was replaced comes back only with `CAP_SYS_ADMIN`: otherwise the new one, which
+    /// uses the same maps, stays in its place.
+    ///
+    /// # Errors
+    ///
+    /// A link, a pin or a map that cannot be put back.
+    pub fn undo(mut self) -> Result<(), DataplaneError> {
+        let mut result = Ok(());
+        while let Some(guarded) = self.guarded.pop() {
+            result = result.and(self.put_back(&guarded));
+        }
+        if self.previous.is_none() {
+            for map in shared_names() {
+                result = result.and(PinDir::remove(&self.pins.map(map)));
+            }
+            self.pins.remove_dir();
+        }
+        result
+    }
+
+    fn put_back(&self, guarded: &Guarded) -> Result<(), DataplaneError> {
+        let Guarded { attached, link, pin, before, _lock } = guarded;
+        let name = &attached.name;
+        match &before.link {
+            OldLink::None => release(link.as_fd(), pin)?,
+            OldLink::Same(program) => bpf::link_update(link.as_fd(), program.as_fd())
+                .map_err(|source| DataplaneError::Restore { name: name.clone(), source })?,
+            OldLink::OtherMode(mode, program) => {
+                release(link.as_fd(), pin)?;
+                self.attach_again(name, attached.ifindex, *mode, program.as_fd())?;
+            }
+        }
+        self.maps.write_interface(attached.slot, &before.interface)
+    }
+
+    /// Attaches what a change of mode took off.
+    fn attach_again(
+        &self,
+        name: &str,
+        ifindex: u32,
+        mode: AttachMode,
+        program: BorrowedFd<'_>,
+    ) -> Result<(), DataplaneError> {
+        let pin = self.link_pin(ifindex, mode);
+        let attached = bpf::link_create(program, ifindex, mode.flags());
+        attached
+            .and_then(|link| bpf::pin(link.as_fd(), &pin))
+            .map_err(|source| DataplaneError::Restore { name: name.to_owned(), source })
     }
 
     /// The interfaces attached so far.
@@ -381,19 +476,20 @@ impl Dataplane {
             }
             result = result.and(PinDir::remove(&guarded.pin));
         }
-        match self.pins.with_prefix(LINK_PREFIX) {
-            Ok(links) => {
-                for pin in links {
-                    result = result.and(release_link(&pin));
-                }
-            }
-            Err(error) => result = result.and(Err(error)),
+        result.and(clear(self.pins).map(drop))
+    }
+
+    /// Removes what a killed daemon left in `pin_dir`, without loading anything. Returns whether there was anything.
+    ///
+    /// # Errors
+    ///
+    /// `PinDirInUse` while a daemon runs, or a pin that cannot be removed.
+    pub fn remove(pin_dir: &Path) -> Result<bool, DataplaneError> {
+        match pin_dir.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            // If it cannot be looked into, opening it says why.
+            _ => clear(PinDir::open(pin_dir)?),
         }
-        for map in shared_names() {
-            result = result.and(PinDir::remove(&self.pins.join(map)));
-        }
-        self.pins.remove_dir();
-        result
     }
 
     /// Leaves program, maps and pins in place, for the next daemon to take over. The same as a kill.
@@ -433,40 +529,63 @@ impl Dataplane {
         free.ok_or(DataplaneError::TooManyInterfaces { limit: MAX_INTERFACES })
     }
 
-    /// Links the program to the interface: its link, the link's pin, and whether the link was there before.
+    /// Links the program to the interface, in place of what a previous daemon had there.
     fn link(
         &self,
         program: &Xdp,
         facts: &InterfaceFacts,
         mode: AttachMode,
-    ) -> Result<(OwnedFd, PathBuf, bool), DataplaneError> {
+    ) -> Result<Linked, DataplaneError> {
         let not_loaded =
             |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {PROGRAM}") };
         let program = program.fd().map_err(not_loaded)?.as_fd();
-        let pin = self.link_pin(facts, mode);
+        let pin = self.link_pin(facts.ifindex, mode);
+        let refused = |source| attach_error(facts, mode, source);
         if let Some(link) = live_link(&pin, facts.ifindex) {
-            bpf::link_update(link.as_fd(), program).map_err(|source| attach_error(facts, mode, source))?;
-            return Ok((link, pin, true));
+            let old = program_of(link.as_fd(), program).map_err(refused)?;
+            bpf::link_update(link.as_fd(), program).map_err(refused)?;
+            return Ok(Linked { link, pin, old: OldLink::Same(old) });
         }
         PinDir::remove(&pin)?;
-        let other = self.link_pin(facts, mode.other());
-        if other.exists() {
-            tracing::info!(interface = facts.name, "changing from {} to {mode} mode", mode.other());
-            release_link(&other)?;
+        let other = self.link_pin(facts.ifindex, mode.other());
+        let Some(link) = live_link(&other, facts.ifindex) else {
+            PinDir::remove(&other)?;
+            let link = self.new_link(program, facts, mode, &pin)?;
+            return Ok(Linked { link, pin, old: OldLink::None });
+        };
+        tracing::info!(interface = facts.name, "changing from {} to {mode} mode", mode.other());
+        let old = program_of(link.as_fd(), program).map_err(refused)?;
+        // While one mode's program is attached the kernel refuses the other's: there is a moment without either.
+        release(link.as_fd(), &other)?;
+        match self.new_link(program, facts, mode, &pin) {
+            Ok(link) => Ok(Linked { link, pin, old: OldLink::OtherMode(mode.other(), old) }),
+            Err(error) => {
+                let restored = self.attach_again(&facts.name, facts.ifindex, mode.other(), old.as_fd());
+                if let Err(lost) = restored {
+                    tracing::error!(%lost, "the interface is without protection");
+                }
+                Err(error)
+            }
         }
+    }
+
+    fn new_link(
+        &self,
+        program: BorrowedFd<'_>,
+        facts: &InterfaceFacts,
+        mode: AttachMode,
+        pin: &Path,
+    ) -> Result<OwnedFd, DataplaneError> {
         let link = bpf::link_create(program, facts.ifindex, mode.flags())
             .map_err(|source| attach_error(facts, mode, source))?;
-        bpf::pin(link.as_fd(), &pin).map_err(|source| DataplaneError::Pin {
-            action: "create",
-            path: pin.clone(),
-            source,
-        })?;
-        Ok((link, pin, false))
+        let pinned = bpf::pin(link.as_fd(), pin);
+        pinned.map_err(|source| DataplaneError::Pin { action: "create", path: pin.to_owned(), source })?;
+        Ok(link)
     }
 
     /// The name tells interfaces of different network namespaces apart, and the modes, which a link does not tell.
-    fn link_pin(&self, facts: &InterfaceFacts, mode: AttachMode) -> PathBuf {
-        self.pins.join(&format!("{LINK_PREFIX}{}_{}_{mode}", network_namespace(), facts.ifindex))
+    fn link_pin(&self, ifindex: u32, mode: AttachMode) -> PathBuf {
+        self.pins.join(&format!("{LINK_PREFIX}{}_{ifindex}_{mode}", network_namespace()))
     }
 }
 
@@ -483,14 +602,15 @@ fn take_over(pins: &PinDir) -> Result<Option<(Maps, Previous)>, DataplaneError> 
         return Ok(None);
     }
     let epochs = maps.read_epochs()?;
+    let silent = Duration::from_nanos(monotonic_ns().saturating_sub(maps.heartbeats.newest()));
     tracing::info!(dir = %pins.path().display(), generation = settings.generation, "took over a previous daemon's maps");
-    Ok(Some((maps, Previous { settings, epochs })))
+    Ok(Some((maps, Previous { settings, epochs, silent })))
 }
 
 /// Opens the maps that loading an instance just pinned.
 fn open_fresh(pins: &PinDir) -> Result<Maps, DataplaneError> {
     for map in shared_names() {
-        if !pins.join(map).exists() {
+        if !pins.map(map).exists() {
             return Err(DataplaneError::ObjectMismatch { kind: "map", name: map.to_owned() });
         }
     }
@@ -506,7 +626,7 @@ fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<E
     // Rejected programs are verified again for the log: the reason is enough, every instruction would take minutes.
     loader.verifier_log_level(VerifierLogLevel::STATS);
     for map in shared_names() {
-        loader.map_pin_path(map, pins.join(map));
+        loader.map_pin_path(map, pins.map(map));
     }
     loader.map_max_entries(name::FLOWS_V4, max_flows).map_max_entries(name::FLOWS_V6, max_flows);
     loader.override_global(SLOT, &slot, true);
@@ -540,20 +660,50 @@ fn object_error(subject: &str, error: EbpfError) -> DataplaneError {
 }
 
 /// The link pinned at `pin`, if it still holds that interface.
-fn live_link(pin: &std::path::Path, ifindex: u32) -> Option<OwnedFd> {
+fn live_link(pin: &Path, ifindex: u32) -> Option<OwnedFd> {
     let link = bpf::get(pin).ok()?;
     let info = bpf::link_info(link.as_fd()).ok()?;
     // The index is 0 once the device is gone.
     (info.kind == LINK_TYPE_XDP && info.ifindex == ifindex).then_some(link)
 }
 
+/// The program of a link; `otherwise` where the kernel does not hand it out.
+fn program_of(link: BorrowedFd<'_>, otherwise: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let program = bpf::link_info(link).and_then(|info| bpf::program_by_id(info.prog_id));
+    program.or_else(|_| otherwise.try_clone_to_owned())
+}
+
 /// Takes a pinned link's program off its interface and removes the pin.
-fn release_link(pin: &std::path::Path) -> Result<(), DataplaneError> {
-    if let Ok(link) = bpf::get(pin) {
-        // Fails only when the device is gone and there is nothing to detach.
-        let _ = bpf::link_detach(link.as_fd());
+fn release_link(pin: &Path) -> Result<(), DataplaneError> {
+    match bpf::get(pin) {
+        Ok(link) => release(link.as_fd(), pin),
+        Err(_) => PinDir::remove(pin),
     }
+}
+
+fn release(link: BorrowedFd<'_>, pin: &Path) -> Result<(), DataplaneError> {
+    // Fails only when the device is gone and there is nothing to detach.
+    let _ = bpf::link_detach(link);
     PinDir::remove(pin)
+}
+
+/// Removes every pin, links first, and the directory. Goes on past failures and reports the first. Returns whether there
+/// was anything.
+fn clear(pins: PinDir) -> Result<bool, DataplaneError> {
+    let (links, mut result) = match pins.with_prefix(LINK_PREFIX) {
+        Ok(links) => (links, Ok(())),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let maps: Vec<PathBuf> = shared_names().map(|map| pins.join(map)).filter(|pin| pin.exists()).collect();
+    let found = !links.is_empty() || !maps.is_empty();
+    for pin in &links {
+        result = result.and(release_link(pin));
+    }
+    for pin in &maps {
+        result = result.and(PinDir::remove(pin));
+    }
+    pins.remove_dir();
+    result.map(|()| found)
 }
 
 fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, DataplaneError> {

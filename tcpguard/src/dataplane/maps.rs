@@ -122,7 +122,7 @@ impl Maps {
     pub(super) fn open(dir: &PinDir) -> Result<Option<Self>, DataplaneError> {
         let mut infos = HashMap::new();
         for layout in &SHARED {
-            let Ok(info) = MapInfo::from_pin(dir.join(layout.name)) else { return Ok(None) };
+            let Ok(info) = MapInfo::from_pin(dir.map(layout.name)) else { return Ok(None) };
             if !matches(layout, &info) {
                 tracing::debug!(map = layout.name, "pinned map of another layout");
                 return Ok(None);
@@ -130,7 +130,7 @@ impl Maps {
             infos.insert(layout.name, info);
         }
         let failed = |map| move |source| DataplaneError::Map { action: "open", map, source };
-        let open = |map: &'static str| bpf::get(&dir.join(map)).map_err(failed(map));
+        let open = |map: &'static str| bpf::get(&dir.map(map)).map_err(failed(map));
         let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(name::COUNTERS)(source))?;
         let capacity = infos[name::FLOWS_V4].max_entries();
         let front = Front::map(open(name::KNOWN)?.as_fd()).map_err(failed(name::KNOWN))?;

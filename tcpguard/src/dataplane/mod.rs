@@ -28,4 +28,4 @@ pub use shared::{Fingerprints, Heartbeat};
 pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, XskSocket};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

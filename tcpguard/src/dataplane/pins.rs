@@ -13,6 +13,8 @@ use super::lock::{LockError, lock_directory};
 
 /// Where systems mount the BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
+/// Where maps wait until they take the place of others.
+const STAGE: &str = "new";
 /// `BPF_FS_MAGIC`.
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
@@ -20,6 +22,8 @@ const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 #[derive(Debug)]
 pub(super) struct PinDir {
     path: PathBuf,
+    /// Maps are pinned below [`STAGE`].
+    staged: bool,
     /// Its flock keeps other daemons out.
     _lock: File,
 }
@@ -38,7 +42,7 @@ impl PinDir {
             })
         })?;
         match lock_directory(path) {
-            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(lock) => Ok(Self { path: path.to_owned(), staged: false, _lock: lock }),
             Err(LockError::Held(_)) => Err(DataplaneError::PinDirInUse { dir: path.to_owned() }),
             Err(LockError::Io(source)) => {
                 Err(DataplaneError::or_privilege(format!("open {}", path.display()), source, |source| {
@@ -51,6 +55,48 @@ impl PinDir {
     /// The pin called `name`.
     pub(super) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Where the map called `name` is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        if self.staged { self.path.join(STAGE).join(name) } else { self.path.join(name) }
+    }
+
+    /// From now on maps are pinned beside those that are there, until [`Self::unstage`].
+    pub(super) fn stage(&mut self) -> Result<(), DataplaneError> {
+        self.clear_stage();
+        let path = self.path.join(STAGE);
+        let created = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        created.map_err(|source| DataplaneError::Pin { action: "create", path, source })?;
+        self.staged = true;
+        Ok(())
+    }
+
+    /// Puts the staged maps called `names` in the place of those that are there, in this order.
+    pub(super) fn unstage<'a>(
+        &mut self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), DataplaneError> {
+        if !self.staged {
+            return Ok(());
+        }
+        for name in names {
+            let path = self.join(name);
+            let moved = std::fs::rename(self.map(name), &path);
+            moved.map_err(|source| DataplaneError::Pin { action: "replace", path, source })?;
+        }
+        self.staged = false;
+        self.clear_stage();
+        Ok(())
+    }
+
+    /// Removes what a start left that did not get as far as [`Self::unstage`].
+    fn clear_stage(&self) {
+        let path = self.path.join(STAGE);
+        for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+        let _ = std::fs::remove_dir(path);
     }
 
     /// The directory.
@@ -86,6 +132,7 @@ impl PinDir {
 
     /// Removes the directory itself; it stays if something else is in it.
     pub(super) fn remove_dir(self) {
+        self.clear_stage();
         let _ = std::fs::remove_dir(&self.path);
     }
 }

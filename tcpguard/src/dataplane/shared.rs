@@ -64,6 +64,12 @@ impl Heartbeats {
         Ok(Self { mapping: Arc::new(Mapping::new(fd, entries as usize * 8)?), entries })
     }
 
+    /// When an engine last turned, whichever did last; 0 for never.
+    pub(super) fn newest(&self) -> u64 {
+        let words = (0..self.entries).filter_map(|index| self.of(index));
+        words.map(|heartbeat| heartbeat.last()).max().unwrap_or(0)
+    }
+
     pub(super) fn of(&self, index: u32) -> Option<Heartbeat> {
         (index < self.entries)
             .then(|| Heartbeat { mapping: Arc::clone(&self.mapping), index: index as usize })
@@ -138,6 +144,13 @@ impl Fingerprints {
     /// Whether `word` is in `bucket`.
     pub fn contains(&self, bucket: u32, word: u32) -> bool {
         self.bucket(bucket).iter().any(|place| place.load(Ordering::Relaxed) == word)
+    }
+
+    /// The words that are not 0.
+    #[cfg(test)]
+    pub(super) fn all(&self) -> impl Iterator<Item = u32> {
+        let words = (0..self.buckets).flat_map(|bucket| self.bucket(bucket));
+        words.map(|place| place.load(Ordering::Relaxed)).filter(|&word| word != 0)
     }
 
     /// Empties every bucket.

@@ -27,11 +27,50 @@ pub struct EngineHandle {
     pub(crate) thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
+/// An engine that has all it needs and does not turn yet. Dropping it ends its thread and frees its socket.
+pub struct ReadyEngine {
+    handle: EngineHandle,
+    start: Option<oneshot::Sender<()>>,
+}
+
+impl ReadyEngine {
+    pub(crate) fn new(handle: EngineHandle, start: oneshot::Sender<()>) -> Self {
+        Self { handle, start: Some(start) }
+    }
+
+    /// What it will be steered by.
+    #[cfg(test)]
+    pub(crate) fn handle(&self) -> &EngineHandle {
+        &self.handle
+    }
+
+    /// Lets it turn.
+    pub fn start(mut self) -> EngineHandle {
+        if let Some(start) = self.start.take() {
+            // It waits for nothing else. Should its thread have died, the handle tells.
+            let _ = start.send(());
+        }
+        self.handle.clone()
+    }
+}
+
+impl Drop for ReadyEngine {
+    fn drop(&mut self) {
+        // Unless started, in which case it is the handle's now.
+        if let Some(start) = self.start.take() {
+            drop(start);
+            self.handle.join();
+        }
+    }
+}
+
 /// How an engine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// It was told to.
     Stopped,
+    /// Its interface was removed, or moved to another network namespace.
+    InterfaceGone,
     /// It could not go on: an error, or a panic with its message.
     Failed(String),
 }
@@ -133,17 +172,21 @@ impl EngineHandle {
     pub async fn ended(&self) -> End {
         let mut end = self.end.clone();
         let told = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // The end was announced as the thread's last act: this does not block.
-            let _ = thread.join();
-        }
+        // The end was announced as the thread's last act: this does not block.
+        self.join();
         told.unwrap_or_else(|| End::Failed("the engine's thread vanished".to_owned()))
     }
 
     /// Whether it has ended, and how.
     pub fn end(&self) -> Option<End> {
         self.end.borrow().clone()
+    }
+
+    fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, EngineError> {

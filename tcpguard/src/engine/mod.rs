@@ -26,12 +26,12 @@ use std::thread;
 
 use tcpguard_common::cookie::Clock;
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
 pub use exchange::Exchange;
 pub use flows::{FlowCounters, KernelTables, SharedTables};
-pub use handle::{DrainReport, End, EngineHandle};
+pub use handle::{DrainReport, End, EngineHandle, ReadyEngine};
 pub use listener::TcpListener;
 pub use net::{Net, NetCounters};
 pub use port::{FramePort, XskPort};
@@ -94,6 +94,9 @@ pub enum EngineError {
     /// The application did not start.
     #[error("cannot start the engine's services: {0}")]
     Application(#[source] io::Error),
+    /// The port's interface was removed, or moved to another network namespace.
+    #[error("the engine's interface is gone")]
+    InterfaceGone,
     /// The socket failed while the engine ran.
     #[error("the engine's socket failed: {0}")]
     Socket(#[source] io::Error),
@@ -105,8 +108,9 @@ pub enum EngineError {
     Gone,
 }
 
-/// Starts an engine on a thread of its own. `open` and `application` run there: the first yields the port, the second
-/// starts the tasks that accept connections (with `spawn_local`). When this returns, the engine turns.
+/// Prepares an engine on a thread of its own. `open` and `application` run there: the first yields the port, the second
+/// starts the tasks that accept connections (with `spawn_local`). When this returns, nothing is left that could fail; the
+/// engine touches port and tables once it is started.
 ///
 /// # Errors
 /// When the thread, the port or the application did not start; nothing is left then.
@@ -115,7 +119,7 @@ pub fn spawn<P, T>(
     tables: T,
     open: impl FnOnce() -> io::Result<P> + Send + 'static,
     application: impl FnOnce(&Net) -> io::Result<()> + Send + 'static,
-) -> Result<EngineHandle, EngineError>
+) -> Result<ReadyEngine, EngineError>
 where
     P: FramePort + 'static,
     T: SharedTables + Send + 'static,
@@ -123,16 +127,18 @@ where
     let engine = config.engine;
     let (commands, orders) = mpsc::channel(COMMANDS);
     let (announce, end) = watch::channel(None);
-    let (started, start) = std::sync::mpsc::sync_channel(1);
+    let (prepared, outcome) = std::sync::mpsc::sync_channel(1);
+    let (start, started) = oneshot::channel();
     let body = thread::Builder::new().name(config.name.clone());
     let thread = body.spawn(move || {
-        let work = || run(config, tables, open, application, orders, &started);
+        let work = || run(config, tables, open, application, orders, &prepared, started);
         let end = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => End::Stopped,
+            Ok(Err(EngineError::InterfaceGone)) => End::InterfaceGone,
             Ok(Err(error)) => {
                 let end = End::Failed(error.to_string());
-                // Only a start that failed is still waited for.
-                let _ = started.try_send(Err(error));
+                // Only a preparation that failed is still waited for.
+                let _ = prepared.try_send(Err(error));
                 end
             }
             Err(panic) => End::Failed(message(&*panic)),
@@ -140,10 +146,10 @@ where
         announce.send_replace(Some(end));
     });
     let thread = thread.map_err(EngineError::Thread)?;
-    match start.recv() {
+    match outcome.recv() {
         Ok(Ok(())) => {
             let thread = Arc::new(Mutex::new(Some(thread)));
-            Ok(EngineHandle { engine, commands, end, thread })
+            Ok(ReadyEngine::new(EngineHandle { engine, commands, end, thread }, start))
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(EngineError::Gone),
@@ -157,7 +163,8 @@ fn run<P: FramePort + 'static, T: SharedTables + 'static>(
     open: impl FnOnce() -> io::Result<P>,
     application: impl FnOnce(&Net) -> io::Result<()>,
     commands: mpsc::Receiver<Command>,
-    started: &SyncSender<Result<(), EngineError>>,
+    prepared: &SyncSender<Result<(), EngineError>>,
+    started: oneshot::Receiver<()>,
 ) -> Result<(), EngineError> {
     let unparked = Arc::new(AtomicU64::new(0));
     let woken = Arc::clone(&unparked);
@@ -171,8 +178,11 @@ fn run<P: FramePort + 'static, T: SharedTables + 'static>(
         let port = open().map_err(EngineError::Port)?;
         let (net, driver) = assemble(&config, port, tables, commands, unparked);
         application(&net).map_err(EngineError::Application)?;
-        // The starter waits for nothing else, so there is room.
-        let _ = started.try_send(Ok(()));
+        // Who prepares it waits for nothing else, so there is room.
+        let _ = prepared.try_send(Ok(()));
+        if started.await.is_err() {
+            return Ok(());
+        }
         match tokio::task::spawn_local(driver.run()).await {
             Ok(end) => end,
             Err(error) => resume_unwind(error.into_panic()),

@@ -264,8 +264,10 @@ fn a_new_daemon_goes_on_with_the_keys_of_a_killed_one_even_with_another_secret()
     let cookies = [true, false].map(|timestamps| issue(&old, timestamps));
     let settings = Settings { epoch: old.clock().epoch, ..Settings::default() };
     clocks.pass(Duration::from_secs(3));
+    let silent = Duration::from_secs(3);
     let mut new =
-        KeySchedule::resume(secret(9), MINUTE, ADVERTISED, clocks.0, &settings, &old.slots()).unwrap();
+        KeySchedule::resume(secret(9), MINUTE, ADVERTISED, clocks.0, &settings, &old.slots(), silent)
+            .unwrap();
     new.poll(clocks.0);
     assert!(cookies.iter().all(|cookie| accepts(&new, cookie)));
     for _ in 0..30 {
@@ -284,12 +286,45 @@ fn pins_without_a_current_epoch_are_not_resumed() {
     let clocks = Clocks::start();
     let fresh = schedule(clocks);
     let resume = |settings: Settings, epochs: [EpochSlot; 4]| {
-        KeySchedule::resume(secret(7), MINUTE, ADVERTISED, clocks.0, &settings, &epochs).unwrap()
+        let silent = Duration::ZERO;
+        KeySchedule::resume(secret(7), MINUTE, ADVERTISED, clocks.0, &settings, &epochs, silent).unwrap()
     };
     let empty = [EpochSlot::default(); 4];
     let other = Settings { epoch: 12345, ..Settings::default() };
     for resumed in [resume(Settings::default(), empty), resume(other, empty), resume(other, fresh.slots())] {
         assert_eq!((resumed.slots(), resumed.clock()), (fresh.slots(), fresh.clock()));
+    }
+}
+
+#[test]
+fn the_keys_of_a_daemon_long_dead_open_nothing_any_more() {
+    let mut clocks = Clocks::start();
+    let old = schedule(clocks);
+    let cookies = [true, false].map(|timestamps| issue(&old, timestamps));
+    let settings = Settings { epoch: old.clock().epoch, ..Settings::default() };
+    let mut resume = |silent| {
+        let now = clocks.pass(silent);
+        KeySchedule::resume(secret(9), MINUTE, ADVERTISED, now, &settings, &old.slots(), silent).unwrap()
+    };
+    let soon = resume(2 * MINUTE);
+    assert!(cookies.iter().all(|cookie| accepts(&soon, cookie)));
+    let late = resume(2 * MINUTE + Duration::from_millis(1));
+    assert!(!cookies.iter().any(|cookie| accepts_with(&late, cookie, Clock { extra: 1, ..late.clock() })));
+    assert_eq!(late.slots(), KeySchedule::new(secret(9), MINUTE, ADVERTISED, clocks.0).unwrap().slots());
+}
+
+/// Four periods and eight: the number then has the same bits, which used to keep the old key current.
+#[test]
+fn a_daemon_that_was_stopped_for_long_goes_on_with_fresh_keys() {
+    for periods in [3, 4, 7, 8, 4000] {
+        let mut clocks = Clocks::start();
+        let mut stopped = schedule(clocks);
+        let cookies = [true, false].map(|timestamps| issue(&stopped, timestamps));
+        assert!(stopped.poll(clocks.pass(periods * MINUTE)));
+        let open = |cookie| accepts_with(&stopped, cookie, Clock { extra: 1, ..stopped.clock() });
+        assert!(!cookies.iter().any(open), "stopped for {periods} periods");
+        let fresh = schedule(clocks);
+        assert_eq!((stopped.slots(), stopped.clock()), (fresh.slots(), fresh.clock()));
     }
 }
 
@@ -325,7 +360,8 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     /// Whatever clocks and operators do: four slots of consecutive numbers with four different keys, a number that goes
-    /// up by one at most, and no cookie that dies younger than the hold.
+    /// up by one at most unless nobody looked for longer than a cookie lives, and no cookie that dies younger than the
+    /// hold.
     #[test]
     fn no_two_live_slots_share_their_bits_and_no_young_cookie_dies(events in prop::collection::vec(event(), 1..80)) {
         let mut clocks = Clocks::start();
@@ -335,7 +371,7 @@ proptest! {
             // The hold of the epoch a cookie belongs to, and of the one after it.
             let hold = HOLD.min(schedule.period() / 2);
             issued.extend([true, false].map(|stamped| (clocks.0.monotonic, hold, issue(&schedule, stamped))));
-            let epoch = schedule.clock().epoch;
+            let (epoch, before) = (schedule.clock().epoch, clocks.0.monotonic);
             match event {
                 Event::Pass(millis) => { clocks.pass(Duration::from_millis(millis)); }
                 Event::Step(seconds) => { clocks.step(seconds); }
@@ -350,7 +386,8 @@ proptest! {
             }
             schedule.poll(clocks.0);
             let moved = schedule.clock().epoch.wrapping_sub(epoch);
-            prop_assert!(moved <= 1, "moved by {moved}");
+            let looked = clocks.0.monotonic - before <= 2 * schedule.period();
+            prop_assert!(moved <= 1 || !looked, "moved by {moved}");
             let slots = schedule.slots();
             for offset in 0..4u32 {
                 let epoch = schedule.clock().epoch.wrapping_sub(2).wrapping_add(offset);

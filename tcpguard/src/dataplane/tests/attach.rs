@@ -3,7 +3,8 @@ use std::os::fd::AsFd as _;
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::{ABI_VERSION, EpochSlot, Flow, Interface, Settings};
 
-use super::{Sandbox, bpf, chain, ifindex, ip, pass_program, with_veth};
+use super::{Sandbox, attach_foreign, bpf, chain, contents, ifindex, ip, pass_program, with_veth};
+use crate::dataplane::maps::Maps;
 use crate::dataplane::pins::PinDir;
 use crate::dataplane::{
     AttachMode, Attached, Dataplane, DataplaneError, InterfaceSpec, LoadOptions, SocketConfig, SocketError,
@@ -104,8 +105,103 @@ fn pins_of_another_version_are_replaced_and_the_link_is_kept() {
         assert!(new.previous().is_none() && attached.taken_over);
         assert_eq!(new.settings().unwrap(), Settings::default());
         assert_eq!(new.flows().capacity(), 4096);
-        assert_eq!(bpf::link_info(new.guarded[0].link.as_fd()).unwrap().id, link.id);
+        let now = bpf::link_info(new.guarded[0].link.as_fd()).unwrap();
+        assert_eq!(now.id, link.id);
+        // Until the start is committed the other version's maps are those that a daemon finds.
+        new.undo().unwrap();
+        let pins = PinDir::open(&sandbox.options.pin_dir).unwrap();
+        assert_eq!(Maps::open(&pins).unwrap().unwrap().read_settings().unwrap().abi, ABI_VERSION + 1);
+        drop(pins);
+
+        let (mut new, _) = guard(&sandbox.options);
+        new.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        new.commit().unwrap();
+        let pins = new.pins.with_prefix("").unwrap().len();
+        new.leave();
+        let (newer, _) = guard(&sandbox.options);
+        assert!(newer.previous().is_some());
+        assert_eq!(newer.pins.with_prefix("").unwrap().len(), pins);
+        newer.detach().unwrap();
+        assert!(!sandbox.options.pin_dir.exists());
+    });
+}
+
+#[test]
+fn an_undone_start_leaves_links_programs_and_entries_as_they_were() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (old, _) = guard(&sandbox.options);
+        old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        old.arm(0, true).unwrap();
+        old.leave();
+        let before = contents(&sandbox.options.pin_dir);
+        let program = || {
+            let pins = PinDir::open(&sandbox.options.pin_dir).unwrap().with_prefix("xdp_").unwrap();
+            bpf::link_info(bpf::get(&pins[0]).unwrap().as_fd()).unwrap().prog_id
+        };
+        let old_program = program();
+        for spec in [native("tgd-a"), generic("tgd-a")] {
+            let mut new = Dataplane::load(&sandbox.options).unwrap();
+            new.attach(&spec).unwrap();
+            new.attach(&native("tgd-b")).unwrap();
+            assert_ne!(xdp_of("tgd-b"), "");
+            new.undo().unwrap();
+            assert_eq!((xdp_of("tgd-a").as_str(), xdp_of("tgd-b").as_str()), ("xdp", ""));
+            assert_eq!(program(), old_program);
+            // A link that had to go comes back under another number.
+            assert!(spec.mode == AttachMode::Generic || contents(&sandbox.options.pin_dir) == before);
+        }
+        assert!(Dataplane::remove(&sandbox.options.pin_dir).unwrap());
+    });
+}
+
+#[test]
+fn an_undone_first_start_leaves_nothing() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        guard(&sandbox.options).0.undo().unwrap();
+        assert_eq!(xdp_of("tgd-a"), "");
+        assert!(!sandbox.options.pin_dir.exists());
+    });
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_removed_without_being_loaded() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let pin_dir = &sandbox.options.pin_dir;
+        let (old, _) = guard(&sandbox.options);
+        assert!(matches!(Dataplane::remove(pin_dir), Err(DataplaneError::PinDirInUse { .. })));
+        // Whatever version it was of: nothing there is looked into.
+        old.write_settings(&Settings { abi: ABI_VERSION + 1, ..Settings::default() }).unwrap();
+        std::fs::remove_file(pin_dir.join("SETTINGS")).unwrap();
+        old.leave();
+        assert!(Dataplane::remove(pin_dir).unwrap());
+        assert_eq!(xdp_of("tgd-a"), "");
+        assert!(!Dataplane::remove(pin_dir).unwrap() && !pin_dir.exists());
+    });
+}
+
+#[test]
+fn a_mode_that_is_refused_puts_the_other_back() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        ip("link add tgd-br type bridge");
+        let mut old = Dataplane::load(&sandbox.options).unwrap();
+        old.attach(&generic("tgd-br")).unwrap();
+        old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        let program = bpf::link_info(old.guarded[0].link.as_fd()).unwrap().prog_id;
+        old.leave();
+        let mut new = Dataplane::load(&sandbox.options).unwrap();
+        let error = refused(&mut new, &native("tgd-br"));
+        assert!(matches!(error, DataplaneError::NativeUnsupported { .. }), "{error}");
+        assert_eq!(xdp_of("tgd-br"), "xdpgeneric");
+        let pins = new.pins.with_prefix("xdp_").unwrap();
+        let back = bpf::link_info(bpf::get(&pins[0]).unwrap().as_fd()).unwrap();
+        assert_eq!((pins.len(), back.prog_id), (1, program));
+        assert!(new.attach(&generic("tgd-br")).unwrap().taken_over);
         new.detach().unwrap();
+        assert_eq!(xdp_of("tgd-br"), "");
     });
 }
 
@@ -174,7 +270,7 @@ fn a_link_whose_interface_was_removed_is_forgotten() {
 fn another_program_on_the_interface_is_named_and_left_alone() {
     with_veth(1, 1500, || {
         let sandbox = Sandbox::new();
-        let other = bpf::link_create(pass_program().as_fd(), ifindex("tgd-a"), 1 << 2).unwrap();
+        let other = attach_foreign(&pass_program(), "tgd-a");
         let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
         for spec in [native("tgd-a"), generic("tgd-a")] {
             let error = refused(&mut dataplane, &spec);
@@ -200,7 +296,7 @@ fn a_refused_take_over_leaves_the_previous_daemons_entry_as_it_was() {
         // Removing the pin alone would detach it some time later.
         bpf::link_detach(bpf::get(&pin).unwrap().as_fd()).unwrap();
         std::fs::remove_file(pin).unwrap();
-        let _other = bpf::link_create(pass_program().as_fd(), ifindex("tgd-a"), 1 << 2).unwrap();
+        let _other = attach_foreign(&pass_program(), "tgd-a");
         let mut new = Dataplane::load(&sandbox.options).unwrap();
         assert!(matches!(refused(&mut new, &native("tgd-a")), DataplaneError::OtherProgram { .. }));
         assert_eq!((entry.armed, new.maps.read_interface(0).unwrap()), (1, entry));

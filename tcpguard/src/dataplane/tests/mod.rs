@@ -5,16 +5,21 @@ mod attach;
 mod maps;
 mod socket;
 
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tcpguard_common::map::{MAX_INTERFACES, PORT_WORDS, XSK_ENTRIES};
 
 use super::bpf;
+use super::maps::Maps;
+use super::pins::PinDir;
 use super::{DataplaneError, LoadOptions};
 
 /// Runs `test` in a fresh network namespace with a veth pair `tgd-a`, `tgd-b` of `queues` queues each.
-fn with_veth(queues: u32, mtu: u32, test: impl FnOnce() + Send + 'static) {
+pub(crate) fn with_veth(queues: u32, mtu: u32, test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::Builder::new().name(std::thread::current().name().unwrap_or("veth").to_owned());
     let thread = thread.spawn(move || {
         // SAFETY: no pointers; only this thread changes namespace.
@@ -40,12 +45,12 @@ fn ip(arguments: &str) {
 }
 
 /// Pins and locks of one test, gone afterwards.
-struct Sandbox {
-    options: LoadOptions,
+pub(crate) struct Sandbox {
+    pub(crate) options: LoadOptions,
 }
 
 impl Sandbox {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("tcpguard-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let options = LoadOptions {
@@ -139,7 +144,6 @@ const fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
 
 /// Redirects every frame to the socket of its queue, and passes it where there is none.
 fn redirect_program(sockets: &bpf::Map<u32, u32>) -> OwnedFd {
-    use std::os::fd::AsFd as _;
     let map = sockets.as_fd().as_raw_fd();
     program(&[
         insn(0x61, 2, 1, 16, 0),  // r2 = ctx->rx_queue_index
@@ -152,12 +156,54 @@ fn redirect_program(sockets: &bpf::Map<u32, u32>) -> OwnedFd {
 }
 
 /// Passes every frame.
-fn pass_program() -> OwnedFd {
+pub(crate) fn pass_program() -> OwnedFd {
     program(&[insn(0xb7, 0, 0, 0, 2), insn(0x95, 0, 0, 0, 0)])
 }
 
-fn ifindex(name: &str) -> u32 {
+pub(crate) fn ifindex(name: &str) -> u32 {
     super::InterfaceFacts::query(name).unwrap().ifindex
+}
+
+/// Puts a program on an interface, as somebody else would, until it is dropped.
+pub(crate) fn attach_foreign(program: &OwnedFd, name: &str) -> OwnedFd {
+    bpf::link_create(program.as_fd(), ifindex(name), 1 << 2).unwrap()
+}
+
+/// All that is pinned in a directory, and what the maps hold but for the counters: text that differs when they do.
+pub(crate) fn contents(pin_dir: &Path) -> String {
+    // A process that a test beside this one is just starting holds our descriptors, and with them the lock, for a moment.
+    let pins = (0..100).find_map(|_| {
+        let pins = PinDir::open(pin_dir).ok();
+        if pins.is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        pins
+    });
+    let pins = pins.unwrap();
+    let maps = Maps::open(&pins).unwrap().unwrap();
+    let links = pins.with_prefix("xdp_").unwrap().into_iter().map(|pin| {
+        let link = bpf::link_info(bpf::get(&pin).unwrap().as_fd()).unwrap();
+        (pin, link.id, link.prog_id)
+    });
+    let mut flows = Vec::new();
+    let mut scan = maps.flows.scan();
+    while scan.next_slice(|key, flow| flows.push((key, *flow))).unwrap() {}
+    let services = |keys: Vec<_>| -> Vec<_> {
+        keys.into_iter().map(|key| (key, maps.services_v4.lookup(&key).unwrap())).collect()
+    };
+    format!(
+        "{:?}",
+        (
+            links.collect::<Vec<_>>(),
+            (maps.read_settings().unwrap(), maps.read_epochs().unwrap()),
+            (0..MAX_INTERFACES).map(|slot| maps.read_interface(slot).unwrap()).collect::<Vec<_>>(),
+            (0..PORT_WORDS).map(|word| maps.ports.lookup(&word).unwrap()).collect::<Vec<_>>(),
+            services(maps.services_v4.keys().unwrap()),
+            flows,
+            (0..XSK_ENTRIES).map(|index| maps.heartbeats.of(index).unwrap().last()).collect::<Vec<_>>(),
+            maps.fingerprints.all().collect::<Vec<_>>(),
+        )
+    )
 }
 
 /// The message a user would read, causes included.

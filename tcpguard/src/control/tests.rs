@@ -1,0 +1,77 @@
+//! Starts that fail: what was there before is there afterwards, byte for byte. Needs root.
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::map::Flow;
+
+use super::daemon::DaemonError;
+use super::guard::Guard;
+use super::server::{Server, ServerError};
+use crate::config::{AttachMode, Config, Interface};
+use crate::dataplane::tests::{Sandbox, attach_foreign, contents, ifindex, pass_program, with_veth};
+use crate::dataplane::{DataplaneError, SocketConfig, SocketError, XskSocket};
+
+/// One interface and one service.
+fn config(sandbox: &Sandbox, service: &str) -> Config {
+    let mut config = Config::empty();
+    config.interfaces.push(Interface::new("tgd-a", AttachMode::Native, None).unwrap());
+    config.services.push(service.parse().unwrap());
+    (config.pin_dir, config.max_flows) = (sandbox.options.pin_dir.clone(), sandbox.options.max_flows);
+    config
+}
+
+fn start(sandbox: &Sandbox, config: Config) -> Result<(Guard, Server), DaemonError> {
+    Guard::start(config, || Server::bind(&sandbox.options.lock_dir.join("control"), None))
+}
+
+/// Ends a guard as a kill would: nothing is told or removed.
+async fn kill((guard, server): (Guard, Server)) {
+    for engine in guard.engines() {
+        engine.handle.stop().await;
+    }
+    guard.leave();
+    drop(server);
+}
+
+#[test]
+fn a_take_over_that_fails_leaves_maps_links_and_programs_as_they_were() {
+    with_veth(1, 1500, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let sandbox = Sandbox::new();
+            let first = start(&sandbox, config(&sandbox, "10.0.0.1:80=127.0.0.1:9")).unwrap();
+            let dataplane = &first.0.dataplane;
+            let (flows, fingerprints) = (dataplane.flows(), dataplane.fingerprints());
+            kill(first).await;
+            let key = AnyFlowKey::new("10.0.0.2:7".parse().unwrap(), "10.0.0.1:80".parse().unwrap()).unwrap();
+            flows.insert(&key, &Flow { generation: 1, ..Flow::default() }).unwrap();
+            fingerprints.set(3, 7);
+            let before = contents(&sandbox.options.pin_dir);
+
+            let other = config(&sandbox, "10.0.0.1:81=127.0.0.1:9");
+            let refused = |config: Config| start(&sandbox, config).err().expect("it started");
+            let unbound = Guard::start(other.clone(), || Err(ServerError::UnknownGroup("x".to_owned())));
+            assert!(matches!(unbound, Err(DaemonError::Control(_))));
+            assert_eq!(contents(&sandbox.options.pin_dir), before, "the control socket failed");
+
+            let foreign = attach_foreign(&pass_program(), "tgd-b");
+            let mut both = other.clone();
+            both.interfaces.push(Interface::new("tgd-b", AttachMode::Native, None).unwrap());
+            let error = refused(both);
+            assert!(matches!(error, DaemonError::Dataplane(DataplaneError::OtherProgram { .. })), "{error}");
+            assert_eq!(contents(&sandbox.options.pin_dir), before, "the second interface failed");
+            drop(foreign);
+
+            let stranger = XskSocket::open(ifindex("tgd-a"), 0, &SocketConfig::for_mtu(1500)).unwrap();
+            let error = refused(other.clone());
+            assert!(matches!(error, DaemonError::Socket { source: SocketError::Busy { .. }, .. }), "{error}");
+            assert_eq!(contents(&sandbox.options.pin_dir), before, "the AF_XDP socket failed");
+            drop(stranger);
+
+            let second = start(&sandbox, other).unwrap();
+            assert_eq!(second.0.settings().generation, 2);
+            kill(second).await;
+            assert_ne!(contents(&sandbox.options.pin_dir), before);
+            assert!(super::daemon::detach(&sandbox.options.pin_dir).unwrap());
+        });
+    });
+}
