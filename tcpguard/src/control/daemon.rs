@@ -12,11 +12,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::dataplane::{
-    Dataplane, DataplaneError, InterfaceFacts, KeyError, LoadOptions, MasterSecret, SecretError, SocketError,
+    Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError,
 };
 use crate::engine::{End, EngineError};
 
@@ -72,6 +72,15 @@ pub enum DaemonError {
         /// What it said.
         why: String,
     },
+    /// An interface was removed, or moved to another network namespace.
+    #[error(
+        "interface {interface} is gone: its connections are lost, those of other interfaces were drained, and \
+         on_daemon_exit applies there until a new daemon takes over"
+    )]
+    InterfaceGone {
+        /// Its name.
+        interface: String,
+    },
     /// No runtime, or no signals.
     #[error("cannot start: {0}")]
     Runtime(#[source] io::Error),
@@ -101,7 +110,11 @@ impl DaemonError {
             Self::Control(_) => true,
             Self::Keys(_) | Self::Secret(_) => true,
             Self::Socket { source: SocketError::NotPrivileged(_), .. } => true,
-            Self::Socket { .. } | Self::Engine { .. } | Self::EngineEnded { .. } | Self::Runtime(_) => false,
+            Self::Socket { .. }
+            | Self::Engine { .. }
+            | Self::EngineEnded { .. }
+            | Self::InterfaceGone { .. }
+            | Self::Runtime(_) => false,
         }
     }
 }
@@ -109,7 +122,7 @@ impl DaemonError {
 /// Runs the daemon until a signal or a failure ends it.
 ///
 /// # Errors
-/// Before it is armed nothing is left behind. After an engine's failure, program and pins stay for the next daemon.
+/// Before it is armed everything is left as it was. After an engine's failure, program and pins stay for the next daemon.
 pub fn run(config: Config) -> Result<(), DaemonError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
@@ -132,10 +145,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 /// # Errors
 /// A running daemon's pins are refused.
 pub fn detach(pin_dir: &Path) -> Result<bool, DaemonError> {
-    let dataplane = Dataplane::load(&LoadOptions { pin_dir: pin_dir.to_owned(), ..LoadOptions::default() })?;
-    let left = dataplane.previous().is_some();
-    dataplane.detach()?;
-    Ok(left)
+    Ok(Dataplane::remove(pin_dir)?)
 }
 
 /// From the checks to the end of service. The outer error is one before anything was armed.
@@ -183,20 +193,31 @@ async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Res
             failure = keep_keys(guard) => Err(Some(failure)),
         }
     };
-    let name = tokio::select! {
-        told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into())))?,
+    let told = tokio::select! {
+        told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into()))),
         () = server.serve(Rc::clone(guard)) => return Ok(()),
     };
-    info!(signal = name, time = ?guard.drain_time(), "draining; another signal ends it now");
+    let time = guard.drain_time();
+    let end = match told {
+        Ok(name) => {
+            info!(signal = name, ?time, "draining; another signal ends it now");
+            Ok(())
+        }
+        Err(DaemonError::InterfaceGone { interface }) => {
+            error!(interface, ?time, "the interface is gone: draining what other interfaces have");
+            Err(DaemonError::InterfaceGone { interface })
+        }
+        Err(failure) => return Err(failure),
+    };
     tokio::select! {
-        () = drain(guard, guard.drain_time()) => {}
+        () = drain(guard, time) => {}
         name = signals.next() => {
             warn!(signal = name, "not waiting for connections to finish");
             drain(guard, Duration::ZERO).await;
         }
         () = server.serve(Rc::clone(guard)) => {}
     }
-    Ok(())
+    end
 }
 
 async fn drain(guard: &Guard, time: Duration) {
@@ -210,8 +231,11 @@ async fn drain(guard: &Guard, time: Duration) {
 async fn keep_keys(guard: &Guard) -> DaemonError {
     loop {
         sleep(KEY_TICK).await;
-        if let Err(failure) = guard.refresh_keys().await {
-            return failure;
+        match guard.refresh_keys().await {
+            Ok(()) => {}
+            // Whoever watches the engines knows more about its end.
+            Err(DaemonError::Engine { source: EngineError::Gone, .. }) => std::future::pending().await,
+            Err(failure) => return failure,
         }
     }
 }
@@ -220,12 +244,16 @@ async fn keep_keys(guard: &Guard) -> DaemonError {
 fn watch_engines(guard: &Guard) -> mpsc::Receiver<DaemonError> {
     let (sender, ends) = mpsc::channel(1);
     for engine in guard.engines() {
-        let (sender, handle, name) = (sender.clone(), engine.handle.clone(), engine.name());
+        let (sender, handle) = (sender.clone(), engine.handle.clone());
+        let (interface, name) = (engine.interface.clone(), engine.name());
         tokio::task::spawn_local(async move {
-            if let End::Failed(why) = handle.ended().await {
-                // The first failure ends the daemon: there is room for it, and nobody waits for the others.
-                drop(sender.try_send(DaemonError::EngineEnded { engine: name, why }));
-            }
+            let failure = match handle.ended().await {
+                End::Stopped => return,
+                End::InterfaceGone => DaemonError::InterfaceGone { interface },
+                End::Failed(why) => DaemonError::EngineEnded { engine: name, why },
+            };
+            // The first failure ends the daemon: there is room for it, and nobody waits for the others.
+            drop(sender.try_send(failure));
         });
     }
     ends

@@ -297,6 +297,16 @@ impl XskSocket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
+    /// Whether the socket still has its interface. Costs a system call.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` once the interface is gone, `ENETDOWN` while it is down.
+    pub fn check(&self) -> io::Result<()> {
+        // With frames in the ring this would be a kick, which has more to look after and tells the same.
+        if self.views.tx.len() == 0 { self.wake_tx() } else { Ok(()) }
+    }
+
     /// Puts the socket on the reactor of the tokio runtime that this thread is in: readable once frames arrived.
     ///
     /// # Errors

@@ -59,6 +59,8 @@ pub(crate) struct Driver<P, T: SharedTables> {
     stopping: bool,
     timer: Pin<Box<Sleep>>,
     turned: Instant,
+    /// When the port was last asked whether it still has its interface.
+    checked: Instant,
     unparked: Arc<AtomicU64>,
     gaps: Gaps,
     complaints: Throttle,
@@ -146,6 +148,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             stopping: false,
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             turned: started,
+            checked: started,
             unparked,
             gaps: Gaps::default(),
             complaints: Throttle::new(COMPLAIN),
@@ -178,6 +181,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         }
         let now = now();
         self.measure(now);
+        self.check_port(now)?;
         self.desk.flows.beat(now);
         self.obey(now);
         let received = self.receive(now);
@@ -192,9 +196,9 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             self.desk.settle(now, state);
         });
         let more_to_send = net.with(|state| {
-            let next = self.transmit(now, state);
-            self.conclude_drain(state, next)
-        });
+            let next = self.transmit(now, state)?;
+            Ok::<_, EngineError>(self.conclude_drain(state, next))
+        })?;
         self.turned = super::net::now();
         Ok(match more_to_send {
             Next::Sleep if received >= BURST => Next::Again,
@@ -207,6 +211,18 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         let awake = self.turned.0.max(self.unparked.load(Ordering::Relaxed));
         self.gaps.record(now.0.saturating_sub(awake));
         self.desk.counters.turns += 1;
+    }
+
+    fn check_port(&mut self, now: Instant) -> Result<(), EngineError> {
+        if now < self.checked + HEARTBEAT {
+            return Ok(());
+        }
+        self.checked = now;
+        match self.port.check() {
+            Err(error) if is_final(&error) => Err(EngineError::InterfaceGone),
+            // An interface that is down comes up again.
+            _ => Ok(()),
+        }
     }
 
     /// Takes a burst from the ring and from the other engines. Returns the larger of the two counts.
@@ -226,7 +242,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         received.max(forwarded)
     }
 
-    fn transmit(&mut self, now: Instant, state: &mut State) -> Next {
+    fn transmit(&mut self, now: Instant, state: &mut State) -> Result<Next, EngineError> {
         let Self { port, desk, complaints, .. } = self;
         let mut sent = 0;
         let mut done = false;
@@ -242,8 +258,9 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         desk.counters.sent += sent as u64;
         let kicked = if sent > 0 || desk.kick_again { port.kick() } else { Ok(()) };
         desk.kick_again = kicked.is_err();
-        match kicked {
+        Ok(match kicked {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::Retry,
+            Err(error) if is_final(&error) => return Err(EngineError::InterfaceGone),
             Err(error) => {
                 desk.counters.kick_errors += 1;
                 if let Some(times) = complaints.event(std::time::Instant::now()) {
@@ -257,7 +274,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 desk.counters.transmit_blocked += 1;
                 Next::Retry
             }
-        }
+        })
     }
 
     /// Sleeps until a frame, a command, an application or a timer wants something, but at most `limit`.
@@ -580,6 +597,11 @@ impl<T: SharedTables> Desk<T> {
         self.probes.pop_front();
         Some(len)
     }
+}
+
+/// Whether an error of a port means that its interface is gone: what else goes wrong may go right again.
+fn is_final(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV | libc::EBADF))
 }
 
 /// Whether a segment carries the cookie that opened the flow of an entry.

@@ -19,8 +19,12 @@ pub trait FramePort {
     /// is no room. Returns how many were queued.
     fn transmit(&mut self, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize;
 
-    /// Makes queued frames leave. `WouldBlock` when some had to stay: try again in a moment.
+    /// Makes queued frames leave. `WouldBlock` when some had to stay: try again in a moment. `ENXIO`, `ENODEV` or
+    /// `EBADF` when no frame will ever leave again, for [`Self::check`] too.
     fn kick(&mut self) -> io::Result<()>;
+
+    /// Whether frames still come and go: without traffic nothing else would tell that the interface has gone.
+    fn check(&self) -> io::Result<()>;
 
     /// Counters of the queues themselves, by name.
     fn rows(&self) -> Vec<(&'static str, u64)>;
@@ -57,6 +61,10 @@ impl FramePort for XskPort {
 
     fn kick(&mut self) -> io::Result<()> {
         self.socket.get_mut().kick()
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.socket.get_ref().check()
     }
 
     fn rows(&self) -> Vec<(&'static str, u64)> {

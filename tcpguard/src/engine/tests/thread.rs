@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::task::{Context, Poll};
 
 use tcpguard_common::cookie::Clock;
@@ -11,11 +12,16 @@ use tokio::task::spawn_local;
 use super::on_one_thread;
 use super::world::NoTables;
 use crate::config::Tunables;
-use crate::engine::{End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, spawn};
+use crate::engine::{
+    End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, ReadyEngine, spawn,
+};
 
-/// A port where nothing ever arrives, or where looking is fatal.
+/// A port where nothing ever arrives, or where looking is fatal, and whose interface may go.
+#[derive(Default)]
 struct Silent {
     fatal: bool,
+    /// The error number of its disappearance.
+    gone: Arc<AtomicI32>,
 }
 
 impl FramePort for Silent {
@@ -36,6 +42,13 @@ impl FramePort for Silent {
         Ok(())
     }
 
+    fn check(&self) -> io::Result<()> {
+        match self.gone.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            code => Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+
     fn rows(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
@@ -49,6 +62,13 @@ fn start(
     open: impl FnOnce() -> io::Result<Silent> + Send + 'static,
     application: impl FnOnce(&Net) -> io::Result<()> + Send + 'static,
 ) -> Result<EngineHandle, EngineError> {
+    prepare(open, application).map(ReadyEngine::start)
+}
+
+fn prepare(
+    open: impl FnOnce() -> io::Result<Silent> + Send + 'static,
+    application: impl FnOnce(&Net) -> io::Result<()> + Send + 'static,
+) -> Result<ReadyEngine, EngineError> {
     let config = EngineConfig {
         name: "test".to_owned(),
         engine: 3,
@@ -68,7 +88,7 @@ fn start(
 #[test]
 fn an_engine_answers_until_it_is_stopped() {
     on_one_thread(async {
-        let handle = start(|| Ok(Silent { fatal: false }), |_| Ok(())).unwrap();
+        let handle = start(|| Ok(Silent::default()), |_| Ok(())).unwrap();
         let stats = handle.stats().await.unwrap();
         assert_eq!((stats.engine, stats.connections), (3, 0));
         assert!(handle.flows(|_| true, 1).await.unwrap().is_empty());
@@ -81,10 +101,38 @@ fn an_engine_answers_until_it_is_stopped() {
     });
 }
 
+/// Its port is one that does not bear being looked at.
+#[test]
+fn an_engine_that_is_never_started_touches_nothing_and_ends() {
+    let ready = prepare(|| Ok(Silent { fatal: true, ..Silent::default() }), |_| Ok(())).unwrap();
+    let handle = ready.handle().clone();
+    drop(ready);
+    assert_eq!(handle.end(), Some(End::Stopped));
+}
+
+#[test]
+fn an_engine_whose_interface_is_gone_ends_and_one_whose_interface_is_down_does_not() {
+    on_one_thread(async {
+        for (code, end) in [(libc::ENXIO, true), (libc::ENODEV, true), (libc::ENETDOWN, false)] {
+            let gone = Arc::new(AtomicI32::new(0));
+            let port = Silent { gone: Arc::clone(&gone), ..Silent::default() };
+            let handle = start(|| Ok(port), |_| Ok(())).unwrap();
+            gone.store(code, Ordering::Relaxed);
+            let ended = tokio::time::timeout(std::time::Duration::from_millis(500), handle.ended());
+            // Unless it is over, it still answers.
+            match ended.await {
+                Ok(how) => assert!(end && how == End::InterfaceGone, "{code}: {how:?}"),
+                Err(_) => assert!(!end && handle.stats().await.is_ok(), "{code}"),
+            }
+            handle.stop().await;
+        }
+    });
+}
+
 #[test]
 fn a_panic_on_the_engines_thread_is_its_end_and_not_a_secret() {
     on_one_thread(async {
-        let handle = start(|| Ok(Silent { fatal: true }), |_| Ok(())).unwrap();
+        let handle = start(|| Ok(Silent { fatal: true, ..Silent::default() }), |_| Ok(())).unwrap();
         assert_eq!(handle.ended().await, End::Failed("the engine panicked: the port broke".to_owned()));
     });
 }
@@ -96,7 +144,7 @@ fn a_task_that_panics_inside_the_stack_takes_the_engine_with_it_and_another_does
             spawn_local(async { panic!("a service's own affair") });
             Ok(())
         };
-        let handle = start(|| Ok(Silent { fatal: false }), harmless).unwrap();
+        let handle = start(|| Ok(Silent::default()), harmless).unwrap();
         handle.stats().await.unwrap();
         assert_eq!(handle.stop().await, End::Stopped);
 
@@ -105,7 +153,7 @@ fn a_task_that_panics_inside_the_stack_takes_the_engine_with_it_and_another_does
             spawn_local(async move { net.with(|_| panic!("halfway")) });
             Ok(())
         };
-        let handle = start(|| Ok(Silent { fatal: false }), harmful).unwrap();
+        let handle = start(|| Ok(Silent::default()), harmful).unwrap();
         assert_eq!(handle.ended().await, End::Failed(EngineError::Poisoned.to_string()));
     });
 }
@@ -115,5 +163,5 @@ fn what_keeps_an_engine_from_starting_is_told_to_who_starts_it() {
     let refused = || Err(io::ErrorKind::PermissionDenied.into());
     assert!(matches!(start(refused, |_| Ok(())), Err(EngineError::Port(_))));
     let taken = |net: &Net| net.listen(1).map(|_kept| ()).and_then(|()| Err(io::ErrorKind::AddrInUse.into()));
-    assert!(matches!(start(|| Ok(Silent { fatal: false }), taken), Err(EngineError::Application(_))));
+    assert!(matches!(start(|| Ok(Silent::default()), taken), Err(EngineError::Application(_))));
 }

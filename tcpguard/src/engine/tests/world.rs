@@ -272,6 +272,10 @@ impl FramePort for MemoryPort {
         Ok(())
     }
 
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn rows(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
