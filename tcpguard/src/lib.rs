@@ -8,4 +8,6 @@ pub mod dataplane;
 pub mod engine;
 pub mod service;
 pub mod stack;
+#[cfg(test)]
+mod starved;
 pub mod telemetry;

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -20,6 +19,7 @@ use crate::dataplane::{
 };
 use crate::engine::{End, EngineError};
 
+use super::descriptors;
 use super::guard::Guard;
 use super::server::{self, Server, ServerError};
 
@@ -81,6 +81,17 @@ pub enum DaemonError {
         /// Its name.
         interface: String,
     },
+    /// The limit of descriptors leaves none for connections.
+    #[error(
+        "a limit of {limit} descriptors leaves none for connections, {needed} being needed besides: raise it \
+         (`ulimit -Hn`, LimitNOFILE= of a unit)"
+    )]
+    Descriptors {
+        /// `RLIMIT_NOFILE`.
+        limit: u64,
+        /// What is open, and what control clients may need.
+        needed: u64,
+    },
     /// No runtime, or no signals.
     #[error("cannot start: {0}")]
     Runtime(#[source] io::Error),
@@ -108,7 +119,7 @@ impl DaemonError {
                 matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
             }
             Self::Control(_) => true,
-            Self::Keys(_) | Self::Secret(_) => true,
+            Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
             Self::Socket { source: SocketError::NotPrivileged(_), .. } => true,
             Self::Socket { .. }
             | Self::Engine { .. }
@@ -151,7 +162,7 @@ pub fn detach(pin_dir: &Path) -> Result<bool, DaemonError> {
 /// From the checks to the end of service. The outer error is one before anything was armed.
 async fn live(config: Config) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
     check(&config)?;
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     // From here on a signal ends the daemon in order.
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let group = config.control.group.clone();
@@ -174,14 +185,6 @@ fn check(config: &Config) -> Result<(), DaemonError> {
         MasterSecret::from_file(path)?;
     }
     Ok(server::check(&config.control.socket, config.control.group.as_deref())?)
-}
-
-/// A relayed connection costs one descriptor; the usual soft limit of 1024 is for programs that use select(2).
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
-        warn!(limit = limit.current, "the limit of descriptors stays, and bounds the connections");
-    }
 }
 
 async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Result<(), DaemonError> {

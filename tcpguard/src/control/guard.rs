@@ -20,9 +20,10 @@ use crate::dataplane::{
     ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
-use crate::service::{ServiceSpec, Services};
+use crate::service::{Descriptors, ServiceSpec, Services};
 
 use super::daemon::DaemonError;
+use super::descriptors;
 use super::limits::limits;
 use super::server::{Server, ServerError};
 
@@ -90,7 +91,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables } = prepared;
+        let Prepared { keys, settings, tunables, descriptors: _ } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -265,6 +266,7 @@ impl Started {
         let server = bind()?;
         let prepared = Prepared::new(dataplane, config, &attached)?;
         let engines = prepared.engines(dataplane, config, &attached)?;
+        prepared.descriptors.limit_to(descriptors::room()?);
         prepared.write(dataplane, config)?;
         dataplane.commit()?;
         for attached in &attached {
@@ -279,6 +281,7 @@ struct Prepared {
     keys: KeySchedule,
     settings: Settings,
     tunables: Arc<Tunables>,
+    descriptors: Descriptors,
 }
 
 impl Prepared {
@@ -314,7 +317,7 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
-        Ok(Self { keys, settings, tunables })
+        Ok(Self { keys, settings, tunables, descriptors: Descriptors::default() })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
@@ -358,7 +361,7 @@ impl Prepared {
         let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.mtu))
             .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
         dataplane.register_socket(attached.slot, queue, socket.as_fd())?;
-        let services = Services::new(service_specs(config));
+        let services = Services::new(service_specs(config)).sharing(self.descriptors.clone());
         let (hash_key, flows, fingerprints) =
             (self.settings.hash_key, dataplane.flows(), dataplane.fingerprints());
         let heartbeat =

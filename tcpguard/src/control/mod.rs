@@ -4,6 +4,7 @@
 mod answers;
 pub mod client;
 pub mod daemon;
+mod descriptors;
 mod guard;
 mod limits;
 pub mod protocol;

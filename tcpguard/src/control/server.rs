@@ -1,6 +1,8 @@
 //! The control socket's listening side: who may connect, and how much time and memory a client gets. What a
 //! request does is its [`Handler`]'s business.
 
+use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
 
@@ -39,6 +41,11 @@ impl Default for Limits {
         }
     }
 }
+
+/// How long a client that waits already may take to be let in.
+const AT_ONCE: Duration = Duration::from_millis(10);
+/// Pause when not even the reserved descriptor lets a client in.
+const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Does what clients ask.
 pub trait Handler {
@@ -75,6 +82,8 @@ pub struct Server {
     path: PathBuf,
     inode: u64,
     limits: Limits,
+    /// Kept back from the beginning: when clients come, there may be none left.
+    reserve: RefCell<Option<File>>,
 }
 
 /// Refuses what [`Server::bind`] would refuse, and touches nothing.
@@ -117,7 +126,8 @@ impl Server {
             return Err(system(error));
         }
         let inode = path.symlink_metadata().map_err(system)?.ino();
-        Ok(Self { listener, path: path.to_owned(), inode, limits: Limits::default() })
+        let reserve = RefCell::new(File::open("/dev/null").ok());
+        Ok(Self { listener, path: path.to_owned(), inode, limits: Limits::default(), reserve })
     }
 
     /// Where it listens.
@@ -135,16 +145,16 @@ impl Server {
     pub async fn serve<H: Handler + 'static>(&self, handler: Rc<H>) {
         let limits = self.limits;
         let places = Arc::new(Semaphore::new(limits.clients));
+        let mut reserve = Reserve::new(self.reserve.take());
         loop {
             let client = match self.listener.accept().await {
                 Ok((client, _)) => client,
                 Err(error) => {
-                    // Out of descriptors, most likely: the clients already here will free some.
-                    warn!(%error, "cannot accept on the control socket");
-                    sleep(Duration::from_millis(100)).await;
+                    self.refuse(&error, &mut reserve).await;
                     continue;
                 }
             };
+            reserve.relax();
             match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
                     let handler = Rc::clone(&handler);
@@ -153,9 +163,22 @@ impl Server {
                         drop(place);
                     });
                 }
-                Err(_) => turn_away(&client, &limits),
+                Err(_) => turn_away(&client, &format!("{} clients are being served", limits.clients)),
             }
         }
+    }
+}
+
+impl Server {
+    /// A client waits that cannot be let in, for want of a descriptor most likely: it has the reserved one for as long as
+    /// it takes to be told so. When even that is gone, clients wait a little.
+    async fn refuse(&self, error: &io::Error, reserve: &mut Reserve) {
+        reserve.spend(error);
+        match timeout(AT_ONCE, self.listener.accept()).await {
+            Ok(Ok((client, _))) => turn_away(&client, "the daemon has no descriptor left"),
+            Ok(Err(_)) | Err(_) => sleep(BACK_OFF).await,
+        }
+        reserve.refill();
     }
 }
 
@@ -188,8 +211,43 @@ fn group_id(group: &str) -> Result<u32, ServerError> {
     gid.and_then(|gid| gid.parse().ok()).ok_or_else(unknown)
 }
 
-fn turn_away(client: &UnixStream, limits: &Limits) {
-    let message = format!("{} clients are being served; try again", limits.clients);
+/// A descriptor kept back, and whether it is being lived on.
+struct Reserve {
+    file: Option<File>,
+    needed: bool,
+}
+
+impl Reserve {
+    fn new(file: Option<File>) -> Self {
+        let mut reserve = Self { file, needed: false };
+        reserve.refill();
+        reserve
+    }
+
+    /// Gives the descriptor up. The log hears of the first time only.
+    fn spend(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.needed, true) {
+            warn!(%error, "cannot accept on the control socket: clients are turned away until that is over");
+        }
+        self.file = None;
+    }
+
+    fn refill(&mut self) {
+        if self.file.is_none() {
+            self.file = File::open("/dev/null").ok();
+        }
+    }
+
+    /// A client was let in without it.
+    fn relax(&mut self) {
+        if std::mem::take(&mut self.needed) {
+            info!("clients are let in on the control socket again");
+        }
+    }
+}
+
+fn turn_away(client: &UnixStream, why: &str) {
+    let message = format!("{why}; try again");
     let reply = Reply::Error(Refusal { kind: Fault::Busy, message });
     // One line fits the empty buffer of a new socket; a client for which it does not is none to wait for.
     drop(client.try_write(&reply.to_line()));
@@ -263,6 +321,7 @@ mod tests {
     use super::*;
     use crate::control::client::Client;
     use crate::control::protocol::Tuned;
+    use crate::starved;
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream as Blocking;
 
@@ -387,6 +446,39 @@ mod tests {
             let answer = exchange(path, b"", false);
             assert!(answer.contains("\"busy\""), "{answer}");
         });
+    }
+
+    #[test]
+    fn without_a_descriptor_left_each_client_is_told_so_and_the_log_once() {
+        let name =
+            "control::server::tests::without_a_descriptor_left_each_client_is_told_so_and_the_log_once";
+        if !starved::is_starved(name) {
+            return;
+        }
+        let log = directory("starved-log").join("log");
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(Arc::new(File::create(&log).unwrap())).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        against_server("starved", |path| {
+            let address = socket2::SockAddr::unix(path).unwrap();
+            let new = || socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+            let clients: Vec<_> = (0..20).map(|_| new()).collect();
+            let hoard = starved::hoard();
+            for mut client in clients {
+                client.connect(&address).unwrap();
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).unwrap();
+                assert!(answer.contains("\"busy\"") && answer.contains("no descriptor left"), "{answer}");
+                // Its own would be the next one's.
+                std::mem::forget(client);
+            }
+            drop(hoard);
+            assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
+        });
+        let said = std::fs::read_to_string(&log).unwrap();
+        let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
+        assert_eq!((count("WARN"), count("let in on the control socket again")), (1, 1), "{said}");
+        std::fs::remove_dir_all(log.parent().unwrap()).unwrap();
     }
 
     #[test]

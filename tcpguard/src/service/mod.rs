@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod counters;
+mod descriptors;
 mod proxy;
 mod relay;
 #[cfg(test)]
@@ -14,8 +15,10 @@ use std::sync::Arc;
 use tokio::task::spawn_local;
 
 pub use counters::{ServiceCounters, ServiceStats};
+pub use descriptors::Descriptors;
 
 use crate::engine::{Listen, Net};
+use proxy::Proxy;
 
 /// One protected address and port, and what becomes of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +35,19 @@ pub struct ServiceSpec {
 #[derive(Clone, Debug)]
 pub struct Services {
     services: Arc<[(ServiceSpec, Arc<ServiceCounters>)]>,
+    descriptors: Descriptors,
 }
 
 impl Services {
     /// Services that count for themselves. Make one set for each engine.
     pub fn new(specs: impl IntoIterator<Item = ServiceSpec>) -> Self {
-        Self { services: specs.into_iter().map(|spec| (spec, Arc::default())).collect() }
+        let services = specs.into_iter().map(|spec| (spec, Arc::default())).collect();
+        Self { services, descriptors: Descriptors::default() }
+    }
+
+    /// The same services, which take no more descriptors than these.
+    pub fn sharing(self, descriptors: Descriptors) -> Self {
+        Self { descriptors, ..self }
     }
 
     /// What the engine has to admit for them.
@@ -58,7 +68,9 @@ impl Services {
         let scratch = relay::Scratch::default();
         for (spec, counters) in self.services.iter() {
             let listener = net.listen(spec.id)?;
-            spawn_local(proxy::serve(listener, spec.backend, Arc::clone(counters), scratch.clone()));
+            let proxy =
+                Proxy::new(spec.backend, Arc::clone(counters), self.descriptors.clone(), scratch.clone());
+            spawn_local(proxy.serve(listener));
         }
         Ok(())
     }

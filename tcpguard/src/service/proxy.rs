@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::counters::{ServiceCounters, add};
+use super::descriptors::Descriptors;
 use super::relay::{End, Relay, Scratch};
 use crate::engine::{TcpListener, TcpStream};
 use crate::telemetry::throttle::Throttle;
@@ -26,54 +27,62 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a backend that cannot be had is complained about.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
-/// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
-/// connections and never this loop.
-pub(super) async fn serve(
-    listener: TcpListener,
+/// One service on one engine.
+pub(super) struct Proxy {
     backend: SocketAddr,
-    counters: Arc<ServiceCounters>,
-    scratch: Scratch,
-) {
-    let backend = Rc::new(Backend { addr: backend, complaints: RefCell::new(Throttle::new(COMPLAIN)) });
-    loop {
-        let (client, _) = listener.accept().await;
-        add(&counters.accepted, 1);
-        spawn_local(connection(client, Rc::clone(&backend), Arc::clone(&counters), scratch.clone()));
-    }
-}
-
-/// Where a service's connections go.
-struct Backend {
-    addr: SocketAddr,
     complaints: RefCell<Throttle>,
+    counters: Arc<ServiceCounters>,
+    descriptors: Descriptors,
+    scratch: Scratch,
 }
 
-impl Backend {
-    /// Says why it cannot be had, but not for every client.
+impl Proxy {
+    pub(super) fn new(
+        backend: SocketAddr,
+        counters: Arc<ServiceCounters>,
+        descriptors: Descriptors,
+        scratch: Scratch,
+    ) -> Self {
+        Self { backend, complaints: RefCell::new(Throttle::new(COMPLAIN)), counters, descriptors, scratch }
+    }
+
+    /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
+    /// connections and never this loop.
+    pub(super) async fn serve(self, listener: TcpListener) {
+        let proxy = Rc::new(self);
+        loop {
+            let (client, _) = listener.accept().await;
+            add(&proxy.counters.accepted, 1);
+            spawn_local(connection(client, Rc::clone(&proxy)));
+        }
+    }
+
+    /// Says why there is no connection to the backend, but not for every client.
     fn complain(&self, error: &io::Error) {
         if let Some(clients) = self.complaints.borrow_mut().event(Instant::now()) {
-            warn!(backend = %self.addr, clients, %error, "no connection to the backend, clients were reset");
+            warn!(backend = %self.backend, clients, %error, "no connection to the backend, clients were reset");
         }
     }
 }
 
-async fn connection(
-    client: TcpStream,
-    backend: Rc<Backend>,
-    counters: Arc<ServiceCounters>,
-    scratch: Scratch,
-) {
-    let backend = match connect(&client, backend.addr).await {
+async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
+    let counters = &proxy.counters;
+    let descriptor = proxy.descriptors.take();
+    let connected = match &descriptor {
+        Some(_) => connect(&client, proxy.backend).await,
+        None => Err(Refusal::Backend(io::Error::from_raw_os_error(libc::EMFILE))),
+    };
+    let backend = match connected {
         Ok(backend) => backend,
         Err(Refusal::Client) => return add(&counters.client_failed, 1),
         Err(Refusal::Backend(error)) => {
-            backend.complain(&error);
-            add(cause(&counters, &error), 1);
+            proxy.complain(&error);
+            add(cause(counters, &error), 1);
             return client.abort();
         }
     };
     add(&counters.connected, 1);
-    let mut relay = Relay::new(client, backend, Arc::clone(&counters), scratch);
+    let mut relay = Relay::new(client, backend, Arc::clone(counters), proxy.scratch.clone());
     match poll_fn(|cx| relay.poll(cx)).await {
         End::Finished => add(&counters.finished, 1),
         End::ClientFailed => {

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -13,16 +12,18 @@ use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{ServiceSpec, ServiceStats, Services};
+use super::{Descriptors, ServiceSpec, ServiceStats, Services};
 use crate::config::Tunables;
 use crate::engine::tests::world::{Host, PORT, SERVICE, World, eventually};
-use crate::engine::tests::{on_one_thread, pair_with, pattern, read_all};
+use crate::engine::tests::{exchange, on_one_thread, pair_with, pattern, read_all};
+use crate::starved;
 
 struct Lab {
     _world: Rc<World>,
     guard: Host,
     client: Host,
     services: Services,
+    descriptors: Descriptors,
 }
 
 impl Lab {
@@ -34,9 +35,11 @@ impl Lab {
     fn tuned(backend: SocketAddr, tunables: Tunables) -> Self {
         let (_world, guard, client) = pair_with(tunables);
         let listen = SocketAddr::from(([10, 0, 0, 1], PORT));
-        let services = Services::new([ServiceSpec { id: SERVICE, listen, backend }]);
+        let descriptors = Descriptors::default();
+        let services =
+            Services::new([ServiceSpec { id: SERVICE, listen, backend }]).sharing(descriptors.clone());
         services.start(&guard.net).unwrap();
-        Self { _world, guard, client, services }
+        Self { _world, guard, client, services, descriptors }
     }
 
     fn stats(&self) -> ServiceStats {
@@ -80,14 +83,7 @@ fn megabytes_pass_through_the_proxy_and_back_unchanged() {
         serve(listener, echo);
         let lab = Lab::new(addr);
         let sent = pattern(8 << 20);
-        let (mut reader, mut writer) = tokio::io::split(lab.client.connect().await);
-        let to_send = sent.clone();
-        spawn_local(async move {
-            writer.write_all(&to_send).await.unwrap();
-            writer.shutdown().await.unwrap();
-        });
-        let mut received = Vec::new();
-        reader.read_to_end(&mut received).await.unwrap();
+        let received = exchange(lab.client.connect().await, &sent).await;
         assert!(received == sent, "{} of {} bytes, or wrong ones", received.len(), sent.len());
         eventually("finished", || lab.stats().finished == 1).await;
         let stats = lab.stats();
@@ -372,18 +368,8 @@ fn many_connections_pass_at_once() {
             .map(|index| {
                 let lab = Rc::clone(&lab);
                 spawn_local(async move {
-                    let mut stream = lab.client.connect().await;
                     let sent = pattern(500 * index + 1);
-                    let (mut reader, mut writer) = tokio::io::split(&mut stream);
-                    let write = async {
-                        writer.write_all(&sent).await.unwrap();
-                        writer.shutdown().await.unwrap();
-                    };
-                    let mut received = Vec::new();
-                    let read = reader.read_to_end(&mut received);
-                    let (_, read) = tokio::join!(write, read);
-                    read.unwrap();
-                    assert!(received == sent);
+                    assert!(exchange(lab.client.connect().await, &sent).await == sent);
                 })
             })
             .collect();
@@ -396,25 +382,16 @@ fn many_connections_pass_at_once() {
     });
 }
 
-/// Set in the process that has few descriptors.
-const STARVED: &str = "TCPGUARD_TEST_STARVED";
-
-/// The limit is the process's: the test runs itself in one of its own.
 #[test]
 fn running_out_of_descriptors_resets_single_clients_and_ends_by_itself() {
-    if std::env::var_os(STARVED).is_none() {
-        let name = "service::tests::running_out_of_descriptors_resets_single_clients_and_ends_by_itself";
-        let mut child = Command::new("prlimit");
-        child.arg("--nofile=64:64").arg(std::env::current_exe().unwrap()).args(["--exact", name]);
-        let output = child.env(STARVED, "1").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let name = "service::tests::running_out_of_descriptors_resets_single_clients_and_ends_by_itself";
+    if !starved::is_starved(name) {
         return;
     }
     on_one_thread(async {
         let (listener, addr) = backend().await;
         let lab = Lab::new(addr);
-        let hoard: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
-        assert!(!hoard.is_empty());
+        let hoard = starved::hoard();
         for _ in 0..5 {
             let mut client = lab.client.connect().await;
             assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -422,6 +399,33 @@ fn running_out_of_descriptors_resets_single_clients_and_ends_by_itself() {
         assert_eq!(lab.stats().exhausted, 5);
         drop(hoard);
         serve(listener, echo);
+        let mut client = lab.client.connect().await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'x');
+    });
+}
+
+#[test]
+fn connections_take_no_more_descriptors_than_they_are_allowed() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        serve(listener, echo);
+        let lab = Lab::new(addr);
+        lab.descriptors.limit_to(2);
+        let mut open = Vec::new();
+        for _ in 0..2 {
+            let mut client = lab.client.connect().await;
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'x');
+            open.push(client);
+        }
+        let mut client = lab.client.connect().await;
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!((lab.stats().connected, lab.stats().exhausted), (2, 1));
+        let mut first = open.remove(0);
+        first.shutdown().await.unwrap();
+        assert!(read_all(&mut first).await.unwrap().is_empty());
+        eventually("one is given back", || lab.stats().finished == 1).await;
         let mut client = lab.client.connect().await;
         client.write_all(b"x").await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'x');

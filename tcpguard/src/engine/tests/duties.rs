@@ -14,8 +14,8 @@ use tokio::task::spawn_local;
 use super::world::{CLIENT_MAC, Host, PORT, SERVICE, World, eventually};
 use super::{echo, on_one_thread, pair, pair_with, pattern, read_all};
 use crate::config::Tunables;
-use crate::engine::Exchange;
 use crate::engine::net::now;
+use crate::engine::{Exchange, TcpListener};
 use crate::stack::State;
 
 /// Two engines of one daemon.
@@ -29,6 +29,18 @@ fn entry(world: &World, port: u16) -> Flow {
     world.flows.borrow()[&key(port)]
 }
 
+/// A connection from port 5000 that the server closes first: its end waits out 2MSL, without an entry.
+async fn wait_out(world: &World, client: &Host, listener: &TcpListener) {
+    let mut stream = client.connect_from(5000).await.unwrap();
+    let (mut accepted, _) = listener.accept().await;
+    assert!(world.flows.borrow().contains_key(&key(5000)));
+    accepted.shutdown().await.unwrap();
+    assert!(read_all(&mut stream).await.unwrap().is_empty());
+    drop(stream);
+    assert!(read_all(&mut accepted).await.unwrap().is_empty());
+    eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+}
+
 fn key(port: u16) -> AnyFlowKey {
     let peer = format!("10.0.0.2:{port}").parse().unwrap();
     AnyFlowKey::new(peer, format!("10.0.0.1:{PORT}").parse().unwrap()).unwrap()
@@ -40,14 +52,7 @@ fn time_wait_trades_the_flow_entry_for_a_fingerprint_until_it_expires() {
         let tunables = Tunables { time_wait: Duration::from_millis(400), ..Tunables::default() };
         let (world, guard, client) = pair_with(tunables);
         let listener = guard.listen();
-        let mut stream = client.connect_from(5000).await.unwrap();
-        let (mut accepted, _) = listener.accept().await;
-        assert!(world.flows.borrow().contains_key(&key(5000)));
-        accepted.shutdown().await.unwrap();
-        assert!(read_all(&mut stream).await.unwrap().is_empty());
-        stream.shutdown().await.unwrap();
-        assert!(read_all(&mut accepted).await.unwrap().is_empty());
-        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        wait_out(&world, &client, &listener).await;
         assert_eq!(world.fingerprints.borrow().len(), 1);
         let flows = guard.handle.flows(|_| true, 10).await.unwrap();
         assert_eq!(flows.len(), 1);
@@ -79,14 +84,7 @@ fn a_tuple_that_comes_back_out_of_time_wait_is_known_to_xdp_again() {
     on_one_thread(async {
         let (world, guard, client) = pair();
         let listener = guard.listen();
-        let mut stream = client.connect_from(5000).await.unwrap();
-        let (mut accepted, _) = listener.accept().await;
-        accepted.shutdown().await.unwrap();
-        assert!(read_all(&mut stream).await.unwrap().is_empty());
-        drop(stream);
-        assert!(read_all(&mut accepted).await.unwrap().is_empty());
-        drop(accepted);
-        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        wait_out(&world, &client, &listener).await;
 
         let mut stream = client.connect_from(5000).await.unwrap();
         let (accepted, _) = listener.accept().await;
@@ -288,14 +286,7 @@ fn a_tuple_that_comes_back_at_another_queue_goes_to_the_engine_that_has_it_in_ti
         let [first, second] = engines(&world);
         let client = world.client();
         let (listener, _other) = (first.listen(), second.listen());
-        let mut stream = client.connect_from(5000).await.unwrap();
-        let (mut accepted, _) = listener.accept().await;
-        accepted.shutdown().await.unwrap();
-        assert!(read_all(&mut stream).await.unwrap().is_empty());
-        drop(stream);
-        assert!(read_all(&mut accepted).await.unwrap().is_empty());
-        drop(accepted);
-        eventually("entry deleted", || world.flows.borrow().is_empty()).await;
+        wait_out(&world, &client, &listener).await;
         world.steer.set(1);
         let mut stream = client.connect_from(5000).await.unwrap();
         let (accepted, _) = listener.accept().await;

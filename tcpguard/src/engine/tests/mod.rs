@@ -47,6 +47,19 @@ pub(crate) async fn read_all(stream: &mut TcpStream) -> std::io::Result<Vec<u8>>
     Ok(bytes)
 }
 
+/// Sends bytes and closes, while it reads to the end.
+pub(crate) async fn exchange(stream: TcpStream, sent: &[u8]) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let write = async {
+        writer.write_all(sent).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let (_, read) = tokio::join!(write, reader.read_to_end(&mut received));
+    read.unwrap();
+    received
+}
+
 /// Sends everything back until the peer closes, then closes.
 pub(crate) async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
     let mut buffer = vec![0; 16 << 10];

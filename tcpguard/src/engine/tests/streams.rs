@@ -8,7 +8,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::super::TcpStream;
-use super::{echo, on_one_thread, pair, pattern, read_all};
+use super::{echo, exchange, on_one_thread, pair, pattern, read_all};
 
 #[test]
 fn megabytes_come_back_as_they_went() {
@@ -22,14 +22,7 @@ fn megabytes_come_back_as_they_went() {
             echo(stream).await.unwrap();
         });
         let sent = pattern(8 << 20);
-        let (mut reader, mut writer) = tokio::io::split(client.connect().await);
-        let to_send = sent.clone();
-        spawn_local(async move {
-            writer.write_all(&to_send).await.unwrap();
-            writer.shutdown().await.unwrap();
-        });
-        let mut received = Vec::new();
-        reader.read_to_end(&mut received).await.unwrap();
+        let received = exchange(client.connect().await, &sent).await;
         assert!(received == sent, "{} of {} bytes, or wrong ones", received.len(), sent.len());
     });
 }
@@ -184,11 +177,8 @@ fn a_thousand_connections_at_once_each_get_their_own_bytes() {
             .map(|index| {
                 let client = std::rc::Rc::clone(&client);
                 spawn_local(async move {
-                    let mut stream = client.connect().await;
                     let sent = pattern(1000 + index);
-                    stream.write_all(&sent).await.unwrap();
-                    stream.shutdown().await.unwrap();
-                    assert!(read_all(&mut stream).await.unwrap() == sent);
+                    assert!(exchange(client.connect().await, &sent).await == sent);
                 })
             })
             .collect();

@@ -1,0 +1,47 @@
+//! The process's descriptors: the limit raised as far as it goes, and how many of them connections may have. What is
+//! kept from them is the operator's, who must get in when clients have taken all they can.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
+
+use super::daemon::DaemonError;
+use super::server::Limits;
+
+/// Kept for files that are opened for a moment.
+const SPARE: usize = 16;
+/// Room for fewer connections than this is worth a warning.
+const FEW: usize = 1000;
+
+/// Raises the limit: the usual soft one of 1024 is for programs that use select(2).
+pub(super) fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
+        warn!(limit = limit.current, "the limit of descriptors stays, and bounds the connections");
+    }
+}
+
+/// How many relayed connections, one descriptor each, there is room for beside what is open now and every control client.
+///
+/// # Errors
+/// `Descriptors` when there is none.
+pub(super) fn room() -> Result<usize, DaemonError> {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(usize::MAX / 2) };
+    let needed = open_now() + Limits::default().clients + SPARE;
+    match usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(needed) {
+        0 => Err(DaemonError::Descriptors { limit, needed: needed as u64 }),
+        room => {
+            if room < FEW {
+                warn!(
+                    limit,
+                    room, "few descriptors: each relayed connection takes one; raise the limit (ulimit -Hn)"
+                );
+            }
+            Ok(room)
+        }
+    }
+}
+
+/// Without /proc, more than a daemon with many queues has.
+fn open_now() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(1024, Iterator::count)
+}
