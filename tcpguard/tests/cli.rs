@@ -49,6 +49,8 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["run", "-i", "lo", "--protect", SERVICE, "--set", "time-wait=1h"], "out of range"),
         (&["run", "-i", "lo", "--protect", SERVICE, "--set", "time-wait=30"], "a duration looks like"),
         (&["run", "-i", "lo", "--protect", SERVICE, "--queues", "0"], "queues"),
+        (&["run", "--protect", SERVICE, "--mode", "generic"], "--mode is for interfaces given with -i"),
+        (&["run", "--protect", SERVICE, "--queues", "2"], "--queues is for interfaces given with -i"),
         (&["run", "-i", "lo", "--protect", SERVICE, "--max-flows", "1"], "not within"),
         (&["run", "-i", "lo", "--protect", SERVICE, "--log", "tcpguard=loud"], "log filter"),
         (&["run", "--config", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),

@@ -34,9 +34,9 @@ pub(super) struct Args {
     /// An interface to guard; may be repeated
     #[arg(short, long, value_name = "IFACE")]
     interface: Vec<String>,
-    /// How XDP attaches to the interfaces given with -i: native, generic
-    #[arg(long, default_value_t)]
-    mode: AttachMode,
+    /// How XDP attaches to the interfaces given with -i: native, generic [default: native]
+    #[arg(long)]
+    mode: Option<AttachMode>,
     /// Receive queues that the interfaces given with -i must have [default: as many as they have]
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
@@ -100,8 +100,19 @@ fn configuration(args: Args, control: Option<&Path>) -> Result<Config, Failure> 
 }
 
 fn apply(config: &mut Config, args: Args, control: Option<&Path>) -> Result<(), Failure> {
+    if args.interface.is_empty() {
+        for (given, name) in [(args.mode.is_some(), "mode"), (args.queues.is_some(), "queues")] {
+            if given {
+                let why = format!(
+                    "--{name} is for interfaces given with -i, and there is none; those of a file have their own `{name}`"
+                );
+                return Err(Failure::BadInput(why));
+            }
+        }
+    }
+    let mode = args.mode.unwrap_or_default();
     for name in &args.interface {
-        config.interfaces.push(Interface::new(name, args.mode, args.queues).map_err(Failure::BadInput)?);
+        config.interfaces.push(Interface::new(name, mode, args.queues).map_err(Failure::BadInput)?);
     }
     config.services.extend(args.protect);
     for assignment in &args.set {
