@@ -24,7 +24,7 @@ pub enum Request {
     Status {},
     /// Every counter.
     Stats {},
-    /// The flows, newest first within an engine.
+    /// The flows, in no particular order, each of them once.
     Flows {
         /// Only this state, by the name that [`Flow::state`] carries.
         #[serde(default, skip_serializing_if = "Option::is_none")]

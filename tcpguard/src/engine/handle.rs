@@ -1,5 +1,7 @@
 //! The engine seen from other threads: questions, orders, and the news of its end. The work is the driver's.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -111,19 +113,24 @@ impl EngineHandle {
         self.ask(Command::Stats).await
     }
 
-    /// At most `limit` flows that `filter` lets through, TIME_WAIT entries included. The engine answers in slices
-    /// between which it works: flows that come or go meanwhile may be missing.
+    /// At most `limit` flows that `filter` lets through, TIME_WAIT entries included, in no particular order. The engine
+    /// answers in slices between which it works: flows that come or go meanwhile may be missing, and one that moves, as
+    /// into TIME_WAIT, is there as it was first met.
     pub async fn flows(
         &self,
         mut filter: impl FnMut(&FlowInfo) -> bool,
         limit: usize,
     ) -> Result<Vec<FlowInfo>, EngineError> {
         let mut flows = Vec::new();
+        // Hashes of a million flows are far less than their keys.
+        let (hasher, mut met) = (RandomState::new(), HashSet::new());
         let mut next = Some(Cursor::START);
         while let Some(start) = next {
             let (slice, after) = self.ask(|reply| Command::Flows { start, reply }).await?;
             let room = limit - flows.len();
-            flows.extend(slice.into_iter().filter(|flow| filter(flow)).take(room));
+            let slice =
+                slice.into_iter().filter(|flow| met.insert(hasher.hash_one(flow.key)) && filter(flow));
+            flows.extend(slice.take(room));
             next = after.filter(|_| flows.len() < limit);
         }
         Ok(flows)
@@ -197,5 +204,54 @@ impl EngineHandle {
 
     async fn order(&self, command: Command) -> Result<(), EngineError> {
         self.commands.send(command).await.map_err(|_| EngineError::Gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::on_one_thread;
+    use tcpguard_common::flow::AnyFlowKey;
+
+    fn flow(port: u16, state: State) -> FlowInfo {
+        let peer = ([10, 0, 0, 2], port).into();
+        FlowInfo {
+            key: AnyFlowKey::new(peer, ([10, 0, 0, 1], 80).into()).unwrap(),
+            state,
+            service: None,
+            age: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+            recv_queued: 0,
+            send_queued: 0,
+            rtt: None,
+            timer: None,
+        }
+    }
+
+    /// It used to be listed twice, and counted twice.
+    #[test]
+    fn a_flow_that_moves_between_two_slices_is_listed_once() {
+        on_one_thread(async {
+            let (commands, mut orders) = mpsc::channel(1);
+            let (_, end) = watch::channel(None);
+            let handle = EngineHandle { engine: 0, commands, end, thread: Arc::default() };
+            let slices = [
+                (vec![flow(1, State::FinWait2), flow(2, State::Established)], Some(Cursor::START)),
+                (vec![flow(1, State::TimeWait), flow(3, State::TimeWait)], None),
+            ];
+            let engine = tokio::task::spawn_local(async move {
+                for slice in slices {
+                    let Some(Command::Flows { reply, .. }) = orders.recv().await else { panic!() };
+                    assert!(reply.send(slice).is_ok());
+                }
+            });
+            let listed = handle.flows(|_| true, usize::MAX).await.unwrap();
+            let listed: Vec<_> =
+                listed.iter().map(|flow| (flow.key.peer_addr().port(), flow.state)).collect();
+            let expected = [(1, State::FinWait2), (2, State::Established), (3, State::TimeWait)];
+            assert_eq!(listed, expected);
+            engine.await.unwrap();
+        });
     }
 }
