@@ -2,7 +2,8 @@
 //! ends and what it leaves. Needs root.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use xtask::lab::{Backend, GUARD_ADDRESS, GUARD_INTERFACE, Lab, LabConfig, Proces
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tcpguard");
 const SERVICE: SocketAddrV4 = SocketAddrV4::new(GUARD_ADDRESS, 80);
+/// The service on a second link.
+const SECOND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 78, 0, 1), 80);
 const BACKEND_PORT: u16 = 8080;
 const SOON: Duration = Duration::from_secs(10);
 /// The kernel's verifier alone takes a good part of a second for each interface, and labs share two cores.
@@ -21,7 +24,7 @@ const START: Duration = Duration::from_secs(60);
 /// A lab with a backend, and the arguments of a daemon that guards it.
 struct Setup {
     // Dropped in order: the backend before its lab.
-    _backend: Backend,
+    backend: Backend,
     lab: Lab,
 }
 
@@ -32,7 +35,7 @@ impl Setup {
         let lab = Lab::up(config)?;
         let backend = lab.backend(BACKEND_PORT)?;
         backend.file("small", 1000)?;
-        Ok(Self { _backend: backend, lab })
+        Ok(Self { backend, lab })
     }
 
     fn control(&self) -> PathBuf {
@@ -81,6 +84,27 @@ impl Setup {
         );
         std::fs::write(&path, text)?;
         self.start(self.lab.guard().command(BINARY).args(["run", "--config"]).arg(&path))
+    }
+
+    /// Another link between client and guard, `guard1` at this end; the service there.
+    fn second_link(&self) -> Result<SocketAddrV4> {
+        let (client, guard) = (self.lab.client(), self.lab.guard());
+        let peer = format!("type veth peer name guard1 netns {}", guard.name());
+        client.ip(&format!(
+            "link add client1 {peer}\nlink set client1 up\naddr add 10.78.0.2/24 dev client1"
+        ))?;
+        guard.ip("link set guard1 up\naddr add 10.78.0.1/24 dev guard1")?;
+        client.output("ethtool", &["-K", "client1", "tx", "off"])?;
+        Ok(SECOND)
+    }
+
+    /// What a configuration file says about that link. Its far end has no XDP, without which a veth strands what native
+    /// XDP sends.
+    fn second_guarded() -> String {
+        format!(
+            "[[interface]]\nname = \"guard1\"\nmode = \"generic\"\n\
+             [[service]]\nlisten = \"{SECOND}\"\nbackend = \"127.0.0.1:{BACKEND_PORT}\"\n"
+        )
     }
 
     fn log(&self) -> PathBuf {
@@ -135,8 +159,9 @@ impl Setup {
         self.connect_to(SERVICE)
     }
 
-    fn connect_to(&self, service: SocketAddrV4) -> Result<TcpStream> {
-        let connect = || TcpStream::connect_timeout(&service.into(), SOON);
+    fn connect_to(&self, service: impl Into<SocketAddr>) -> Result<TcpStream> {
+        let service = service.into();
+        let connect = || TcpStream::connect_timeout(&service, SOON);
         let stream = self.lab.client().enter(connect)??;
         stream.set_read_timeout(Some(SOON))?;
         Ok(stream)
@@ -147,17 +172,22 @@ impl Setup {
         self.fetch_from(SERVICE)
     }
 
-    fn fetch_from(&self, service: SocketAddrV4) -> Result<()> {
+    fn fetch_from(&self, service: impl Into<SocketAddr>) -> Result<()> {
+        let body = self.download(service, "small")?;
+        ensure!(body.len() == 1000, "{} bytes", body.len());
+        Ok(())
+    }
+
+    /// What a file holds for who fetches it.
+    fn download(&self, service: impl Into<SocketAddr>, name: &str) -> Result<Vec<u8>> {
         let mut stream = self.connect_to(service)?;
-        stream.write_all(b"GET /small HTTP/1.0\r\n\r\n")?;
+        write!(stream, "GET /{name} HTTP/1.0\r\n\r\n")?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
-        ensure!(
-            answer.starts_with(b"HTTP/1.1 200") && answer.len() > 1000,
-            "{}",
-            String::from_utf8_lossy(&answer)
-        );
-        Ok(())
+        let text = || String::from_utf8_lossy(&answer).into_owned();
+        let body = answer.windows(4).position(|end| end == b"\r\n\r\n").with_context(text)?;
+        ensure!(answer.starts_with(b"HTTP/1.1 200"), "{}", text());
+        Ok(answer.split_off(body + 4))
     }
 
     /// A connection that has transferred something and stays open.
@@ -516,22 +546,14 @@ fn a_configuration_file_says_the_same_as_arguments() -> Result<()> {
 #[test]
 fn one_daemon_guards_several_interfaces_each_in_its_own_mode() -> Result<()> {
     let setup = Setup::new()?;
-    let (client, guard) = (setup.lab.client(), setup.lab.guard());
-    let peer = format!("type veth peer name guard1 netns {}", guard.name());
-    client.ip(&format!("link add client1 {peer}\nlink set client1 up\naddr add 10.78.0.2/24 dev client1"))?;
-    guard.ip("link set guard1 up\naddr add 10.78.0.1/24 dev guard1")?;
-    client.output("ethtool", &["-K", "client1", "tx", "off"])?;
-
-    let second = SocketAddrV4::new([10, 78, 0, 1].into(), 80);
-    let daemon = setup.daemon_from_file(&format!(
-        "[[interface]]\nname = \"guard1\"\nmode = \"generic\"\n\
-         [[service]]\nlisten = \"{second}\"\nbackend = \"127.0.0.1:{BACKEND_PORT}\"\n"
-    ))?;
+    let guard = setup.lab.guard();
+    let second = setup.second_link()?;
+    let daemon = setup.daemon_from_file(&Setup::second_guarded())?;
     for _ in 0..3 {
         setup.fetch()?;
         setup.fetch_from(second)?;
     }
-    // A listing is no snapshot: a flow that moves on between two of its slices is in both.
+    // A client's last acknowledgement may still be on its way.
     let deadline = Instant::now() + SOON;
     let flows = loop {
         let flows = setup.json(&["flows"])?;
@@ -550,5 +572,111 @@ fn one_daemon_guards_several_interfaces_each_in_its_own_mode() -> Result<()> {
     assert!(guard.output("ip", &["link", "show", "dev", "guard1"])?.contains("xdpgeneric"));
     assert_eq!(daemon.stop(SOON)?.code(), Some(0));
     assert!(!guard.output("ip", &["link", "show", "dev", "guard1"])?.contains("xdp"));
+    Ok(())
+}
+
+#[test]
+fn a_removed_interface_ends_the_daemon_once_what_the_others_have_is_drained() -> Result<()> {
+    let setup = Setup::new()?;
+    let guard = setup.lab.guard();
+    let second = setup.second_link()?;
+    let mut daemon = setup.daemon_from_file(&Setup::second_guarded())?;
+    setup.fetch_from(second)?;
+    let mut open = setup.keep_alive()?;
+    guard.ip("link del guard1")?;
+    // Nothing is sent on that interface any more: it must be noticed all the same.
+    eventually("draining", || Ok(setup.said().contains("draining what other interfaces have")))?;
+    assert_eq!(setup.json(&["status"])?["phase"], "draining");
+    open.write_all(b"GET /small HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    open.read_to_end(&mut answer)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(daemon.wait(SOON)?.code(), Some(1));
+    let said = setup.said();
+    assert!(said.lines().last().is_some_and(|line| line.contains("interface guard1 is gone")), "{said}");
+    // The other interface is left to on_daemon_exit, as after a kill, and to the next daemon.
+    assert!(setup.link()?.contains("xdp"));
+    let daemon = setup.daemon(&[])?;
+    assert!(setup.said().contains("taken over"), "{}", setup.said());
+    setup.fetch()?;
+    assert_eq!(daemon.stop(SOON)?.code(), Some(0));
+    assert_eq!(setup.pins(), 0);
+    Ok(())
+}
+
+#[test]
+fn an_ipv6_service_is_guarded_relayed_listed_and_counted_like_any() -> Result<()> {
+    let setup = Setup::new()?;
+    setup.lab.guard().ip("addr add fd77::1/64 dev guard0 nodad")?;
+    setup.lab.client().ip("addr add fd77::2/64 dev client0 nodad")?;
+    let service: SocketAddr = "[fd77::1]:80".parse()?;
+    let _daemon = setup.daemon(&["--protect", &format!("{service}=127.0.0.1:{BACKEND_PORT}")])?;
+    setup.backend.file("large", 3_000_000)?;
+    let cookies = setup.reason("cookie-sent")?;
+    let body = setup.download(service, "large")?;
+    assert!(body == std::fs::read(setup.backend.root().join("large"))?, "{} bytes", body.len());
+    let open = setup.connect_to(service)?;
+
+    eventually("both listed", || Ok(setup.json(&["flows"])?["total"] == 2))?;
+    let listed = setup.json(&["flows", "--state", "established"])?;
+    let flow = &listed["flows"][0];
+    assert_eq!(flow["local"], service.to_string());
+    assert_eq!(flow["service"], service.to_string());
+    assert_eq!(flow["peer"], open.local_addr()?.to_string());
+    assert_eq!(setup.state("TIME_WAIT")?, 1);
+    assert!(setup.text(&["flows"])?.contains("[fd77::2]:"));
+    assert_eq!(setup.reason("cookie-sent")?, cookies + 2);
+    assert_eq!(setup.reason("ack-valid")?, 2);
+    let stats = setup.json(&["stats"])?;
+    assert!(stats["totals"]["service"]["bytes-to-client"].as_u64() > Some(3_000_000), "{stats}");
+    // And the other family beside it.
+    setup.fetch()?;
+    Ok(())
+}
+
+#[test]
+fn only_root_and_the_sockets_group_may_ask_the_daemon() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    let setup = Setup::new()?;
+    let ask = || -> Result<Output> {
+        let mut command = Command::new(BINARY);
+        command.args(["status", "--control"]).arg(setup.control()).uid(NOBODY).gid(NOBODY);
+        Ok(command.output()?)
+    };
+    let daemon = setup.daemon(&[])?;
+    let said = one_line(&ask()?, 2)?;
+    assert!(said.contains("permission denied"), "{said}");
+    assert_eq!(daemon.stop(SOON)?.code(), Some(0));
+    let _daemon = setup.daemon(&["--group", &NOBODY.to_string()])?;
+    let output = ask()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn clients_that_take_every_descriptor_they_can_do_not_keep_the_operator_out() -> Result<()> {
+    let setup = Setup::new()?;
+    let with_limit = |limit: u32| {
+        let mut command = setup.lab.guard().command("prlimit");
+        command.arg(format!("--nofile={limit}:{limit}")).arg(BINARY).args(setup.arguments());
+        command
+    };
+    let said = one_line(&with_limit(60).output()?, 2)?;
+    assert!(said.contains("a limit of 60 descriptors leaves none for connections"), "{said}");
+    assert_eq!(setup.pins(), 0);
+
+    let _daemon = setup.start(&mut with_limit(256))?;
+    assert!(setup.said().contains("few descriptors"), "{}", setup.said());
+    // A reset may be there before the connection is looked at.
+    let held: Vec<_> = (0..300).filter_map(|_| setup.connect().ok()).collect();
+    let count = |name: &str| -> Result<u64> {
+        let stats = setup.json(&["stats"])?;
+        stats["totals"]["service"][name].as_u64().context("no such counter")
+    };
+    eventually("none left", || Ok(count("connected")? + count("exhausted")? == 300))?;
+    assert!(count("connected")? > 0 && count("exhausted")? > 0);
+    assert_eq!(setup.text(&["tune", "time-wait", "30s"])?, "time-wait: 1m -> 30s\n");
+    drop(held);
+    eventually("room again", || Ok(setup.fetch().is_ok()))?;
     Ok(())
 }

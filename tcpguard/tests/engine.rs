@@ -29,8 +29,7 @@ impl Setup {
         let mut config = LabConfig::new(lab_object());
         (config.queues, config.loss) = (queues, loss);
         let guarded = Guarded::up(config, &["--protect", &format!("{SERVICE}={BACKEND}")]);
-        let backend = guarded.lab.guard().enter(|| TcpListener::bind(BACKEND));
-        Self { backend: backend.expect("entering the guard's namespace").expect("a free port"), guarded }
+        Self { backend: guarded.listen(BACKEND), guarded }
     }
 
     /// A new connection to the service.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::raw::{Outgoing, RawPort, linux_options};
 use support::{Guarded, PORT, wait_for};
@@ -165,4 +165,33 @@ fn syn_acks_seen_equal_cookies_counted_and_every_segment_has_one_reason() {
     let lost = guarded.transmit_drops();
     assert_eq!(seen, cookies - lost, "{cookies} cookies sent, {lost} dropped by the driver");
     assert!(cookies >= flood.delivered());
+}
+
+/// How long the guard waits with the second copy of an answer whose first copy nobody acknowledges.
+fn until_sent_again(raw: &RawPort, port: u16) -> Duration {
+    // Without timestamps the handshake tells no round trip: nothing but the tunable is known.
+    let options = Options { timestamps: None, ..linux_options() };
+    let handshake = raw.syn(port, PORT, 1000, options).expect("a SYN-ACK");
+    raw.send(&raw.frame(port, PORT, &handshake.ack(REQUEST)));
+    let mut first = None;
+    loop {
+        let (segment, _) = raw.receive(PORT, port, Duration::from_secs(20)).expect("an answer");
+        match first {
+            _ if segment.payload.is_empty() => {}
+            None => first = Some((segment.tcp.seq, Instant::now())),
+            Some((seq, at)) if segment.tcp.seq == seq => return at.elapsed(),
+            Some(_) => {}
+        }
+    }
+}
+
+#[test]
+fn a_tuned_initial_rto_decides_when_unacknowledged_data_is_sent_again() {
+    let (guarded, raw) = guarded_with_hello();
+    guarded.tune("min-rto", "10ms");
+    guarded.tune("initial-rto", "100ms");
+    let soon = until_sent_again(&raw, 50_020);
+    guarded.tune("initial-rto", "4s");
+    let late = until_sent_again(&raw, 50_021);
+    assert!(late > 2 * soon, "{soon:?} with 100ms, {late:?} with 4s");
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use support::{BACKEND_PORT, Guarded, PORT, lab_object, wait_for};
@@ -51,12 +51,7 @@ fn with_the_service_off_the_kernel_sees_the_port_and_the_segments_are_counted() 
     std::fs::write(&file, config("off")).expect("a configuration");
     guarded.start_daemon_with_config(&file);
     count_in_prerouting(&guarded);
-    let listener = guarded
-        .lab
-        .guard()
-        .enter(|| TcpListener::bind((GUARD_ADDRESS, PORT)))
-        .expect("the guard's namespace")
-        .expect("a listener of the host's own");
+    let listener = guarded.listen((GUARD_ADDRESS, PORT));
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a connection");
         let mut request = [0; 16];
@@ -76,12 +71,7 @@ fn with_the_service_off_the_kernel_sees_the_port_and_the_segments_are_counted() 
 fn other_ports_icmp_arp_and_udp_fragments_work_as_before() {
     let guarded = Guarded::simple();
     let before = guarded.reasons();
-    let listener = guarded
-        .lab
-        .guard()
-        .enter(|| TcpListener::bind((GUARD_ADDRESS, 9000)))
-        .expect("the guard's namespace")
-        .expect("a listener");
+    let listener = guarded.listen((GUARD_ADDRESS, 9000));
     let client = guarded.lab.client();
     let mut stream = client
         .enter(|| std::net::TcpStream::connect((GUARD_ADDRESS, 9000)))

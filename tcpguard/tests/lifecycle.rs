@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -13,6 +13,7 @@ use tcpguard_common::flow::{FlowKey, V4};
 use tcpguard_common::map::{self, Flow};
 use xtask::lab::{GUARD_ADDRESS, LabConfig};
 
+const BACKEND: &str = "127.0.0.1:8181";
 const SOON: Duration = Duration::from_secs(5);
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\n\r\n";
 const LAST_REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
@@ -21,6 +22,12 @@ fn guarded_with_hello() -> Guarded {
     let guarded = Guarded::simple();
     guarded.backend.file("hello", 5).expect("a file");
     guarded
+}
+
+/// Port 81 is guarded as well; whether anything listens behind it is the test's business.
+fn guarded_with_port_81() -> Guarded {
+    let other = format!("{GUARD_ADDRESS}:81={BACKEND}");
+    Guarded::up(LabConfig::new(lab_object()), &["--protect", &other])
 }
 
 fn connect(guarded: &Guarded, port: u16) -> TcpStream {
@@ -104,14 +111,8 @@ fn remembered(guarded: &Guarded) -> (usize, usize) {
 
 #[test]
 fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
-    let other = format!("{GUARD_ADDRESS}:81=127.0.0.1:8181");
-    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &other]);
-    let listener = guarded
-        .lab
-        .guard()
-        .enter(|| TcpListener::bind("127.0.0.1:8181"))
-        .expect("the guard's namespace")
-        .expect("a listener");
+    let guarded = guarded_with_port_81();
+    let listener = guarded.listen(BACKEND);
     // The client ends its direction first; the server answers two seconds later.
     let mut client = connect(&guarded, 81);
     client.write_all(b"question").expect("sending");
@@ -142,14 +143,8 @@ fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
 
 #[test]
 fn a_backend_that_does_not_read_stops_the_client_and_loses_nothing() {
-    let other = format!("{GUARD_ADDRESS}:81=127.0.0.1:8181");
-    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &other]);
-    let listener = guarded
-        .lab
-        .guard()
-        .enter(|| TcpListener::bind("127.0.0.1:8181"))
-        .expect("the guard's namespace")
-        .expect("a listener");
+    let guarded = guarded_with_port_81();
+    let listener = guarded.listen(BACKEND);
     let mut client = connect(&guarded, 81);
     let (mut server, _) = listener.accept().expect("the relayed connection");
     client.set_write_timeout(Some(Duration::from_secs(3))).expect("a write timeout");
@@ -171,8 +166,7 @@ fn a_backend_that_does_not_read_stops_the_client_and_loses_nothing() {
 
 #[test]
 fn a_refused_backend_answers_the_client_with_a_reset() {
-    let other = format!("{GUARD_ADDRESS}:81=127.0.0.1:9");
-    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &other]);
+    let guarded = guarded_with_port_81();
     let mut client = connect(&guarded, 81);
     let error = client.read(&mut [0; 8]).expect_err("a reset");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);

@@ -5,7 +5,7 @@
 pub mod raw;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -130,6 +130,12 @@ impl Guarded {
     pub fn tune(&self, name: &str, value: &str) {
         let output = self.cli(&["tune", name, value]);
         assert!(output.status.success(), "tune: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A listener of the test's own on the guarded host.
+    pub fn listen(&self, address: impl ToSocketAddrs + Send) -> TcpListener {
+        let listener = self.lab.guard().enter(|| TcpListener::bind(address));
+        listener.expect("entering the guard's namespace").expect("a free port")
     }
 
     /// The address that clients connect to.
