@@ -16,8 +16,8 @@ use tracing::{info, warn};
 
 use crate::config::{Config, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
-    AttachMode, Attached, Dataplane, InterfaceSpec, KeySchedule, LoadOptions, MasterSecret, Now, Previous,
-    ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
+    AttachMode, Attached, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LoadOptions, MasterSecret, Now,
+    Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
 use crate::service::{Descriptors, ServiceSpec, Services};
@@ -270,6 +270,10 @@ impl Started {
         prepared.write(dataplane, config)?;
         dataplane.commit()?;
         for attached in &attached {
+            // Engines that are about to turn are alive: XDP must not take them for dead before they do.
+            for queue in 0..attached.queues {
+                heartbeat(dataplane, attached, queue)?.beat(monotonic_ns());
+            }
             dataplane.arm(attached.slot, true)?;
         }
         Ok(Self { attached, server, prepared, engines })
@@ -364,8 +368,7 @@ impl Prepared {
         let services = Services::new(service_specs(config)).sharing(self.descriptors.clone());
         let (hash_key, flows, fingerprints) =
             (self.settings.hash_key, dataplane.flows(), dataplane.fingerprints());
-        let heartbeat =
-            dataplane.heartbeat(index).ok_or(DaemonError::Runtime(std::io::ErrorKind::Other.into()))?;
+        let heartbeat = heartbeat(dataplane, attached, queue)?;
         let tables = KernelTables::new(flows, fingerprints, hash_key, heartbeat);
         let engine_config = EngineConfig {
             name: format!("{interface}/{queue}"),
@@ -390,6 +393,11 @@ impl Prepared {
         .map_err(|source| DaemonError::Engine { interface: interface.clone(), queue, source })?;
         Ok(Engine { interface, queue, handle, services })
     }
+}
+
+fn heartbeat(dataplane: &Dataplane, attached: &Attached, queue: u32) -> Result<Heartbeat, DaemonError> {
+    let heartbeat = dataplane.heartbeat(xsk_index(attached.slot, queue));
+    heartbeat.ok_or(DaemonError::Runtime(std::io::ErrorKind::Other.into()))
 }
 
 /// `settings` with what changes in a running daemon. Written whole, always.

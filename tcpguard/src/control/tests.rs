@@ -8,7 +8,7 @@ use super::guard::Guard;
 use super::server::{Server, ServerError};
 use crate::config::{AttachMode, Config, Interface};
 use crate::dataplane::tests::{Sandbox, attach_foreign, contents, ifindex, pass_program, with_veth};
-use crate::dataplane::{DataplaneError, SocketConfig, SocketError, XskSocket};
+use crate::dataplane::{DataplaneError, SocketConfig, SocketError, XskSocket, monotonic_ns};
 
 /// One interface and one service.
 fn config(sandbox: &Sandbox, service: &str) -> Config {
@@ -38,8 +38,10 @@ fn a_take_over_that_fails_leaves_maps_links_and_programs_as_they_were() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let sandbox = Sandbox::new();
+            let begun = monotonic_ns();
             let first = start(&sandbox, config(&sandbox, "10.0.0.1:80=127.0.0.1:9")).unwrap();
             let dataplane = &first.0.dataplane;
+            assert!(dataplane.heartbeat(0).unwrap().last() > begun, "armed, and taken for dead");
             let (flows, fingerprints) = (dataplane.flows(), dataplane.fingerprints());
             kill(first).await;
             let key = AnyFlowKey::new("10.0.0.2:7".parse().unwrap(), "10.0.0.1:80".parse().unwrap()).unwrap();
