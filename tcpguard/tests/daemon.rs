@@ -245,7 +245,13 @@ fn every_verb_answers_for_people_and_for_programs() -> Result<()> {
     assert_eq!(status["interfaces"][0]["name"], GUARD_INTERFACE);
     assert_eq!(status["interfaces"][0]["queues"], 2);
     assert_eq!(status["services"][0]["listen"], SERVICE.to_string());
-    assert!(setup.text(&["status"])?.contains("interface guard0"));
+    // veth has no other.
+    assert_eq!(status["interfaces"][0]["af_xdp"], "copy");
+    let text = setup.text(&["status"])?;
+    assert!(
+        text.contains("interface guard0") && text.contains("native XDP, AF_XDP copy, queues 2"),
+        "{text}"
+    );
 
     assert!(setup.reason("cookie-sent")? >= 6);
     assert!(setup.reason("ack-valid")? >= 6);

@@ -27,7 +27,12 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     writeln!(out, "generation {}, cookie epoch {}", status.generation, status.epoch)?;
     for interface in &status.interfaces {
         let (name, mode, queues) = (&interface.name, &interface.mode, interface.queues);
-        writeln!(out, "interface {name} ({}), {mode} XDP, queues {queues}", interface.ifindex)?;
+        let af_xdp = &interface.af_xdp;
+        writeln!(
+            out,
+            "interface {name} ({}), {mode} XDP, AF_XDP {af_xdp}, queues {queues}",
+            interface.ifindex
+        )?;
     }
     for service in &status.services {
         let backend = service.backend.map(|backend| format!(" -> {backend}")).unwrap_or_default();

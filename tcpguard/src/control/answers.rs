@@ -55,6 +55,7 @@ impl Guard {
                     ifindex: attached.ifindex,
                     mode: interface.mode.to_string(),
                     queues: attached.queues,
+                    af_xdp: if self.is_zero_copy(&attached.name) { "zero-copy" } else { "copy" }.to_owned(),
                 })
                 .collect(),
             services: services
@@ -65,6 +66,10 @@ impl Guard {
                 })
                 .collect(),
         }
+    }
+
+    fn is_zero_copy(&self, interface: &str) -> bool {
+        self.engines().iter().filter(|engine| engine.interface == interface).all(|engine| engine.zero_copy)
     }
 
     async fn stats(&self) -> Result<wire::Stats, DaemonError> {

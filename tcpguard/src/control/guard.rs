@@ -55,13 +55,15 @@ pub(super) struct Guard {
 pub(super) struct Engine<H = EngineHandle> {
     pub(super) interface: String,
     pub(super) queue: u32,
+    /// Whether the device reads and writes its frames itself.
+    pub(super) zero_copy: bool,
     pub(super) handle: H,
     pub(super) services: Services,
 }
 
 impl Engine {
-    fn start(Engine { interface, queue, handle, services }: Engine<ReadyEngine>) -> Self {
-        Self { interface, queue, handle: handle.start(), services }
+    fn start(Engine { interface, queue, zero_copy, handle, services }: Engine<ReadyEngine>) -> Self {
+        Self { interface, queue, zero_copy, handle: handle.start(), services }
     }
 
     /// Interface and queue, for messages.
@@ -364,6 +366,7 @@ impl Prepared {
         let index = xsk_index(attached.slot, queue);
         let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.mtu))
             .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
+        let zero_copy = socket.is_zero_copy();
         dataplane.register_socket(attached.slot, queue, socket.as_fd())?;
         let services = Services::new(service_specs(config)).sharing(self.descriptors.clone());
         let (hash_key, flows, fingerprints) =
@@ -391,7 +394,7 @@ impl Prepared {
             move |net| started.start(net),
         )
         .map_err(|source| DaemonError::Engine { interface: interface.clone(), queue, source })?;
-        Ok(Engine { interface, queue, handle, services })
+        Ok(Engine { interface, queue, zero_copy, handle, services })
     }
 }
 

@@ -114,6 +114,9 @@ pub struct Interface {
     pub mode: String,
     /// Receive queues with an engine.
     pub queues: u32,
+    /// How AF_XDP moves frames: `zero-copy` where the driver can, or `copy`.
+    #[serde(default)]
+    pub af_xdp: String,
 }
 
 /// A protected service.

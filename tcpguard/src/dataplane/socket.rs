@@ -319,6 +319,23 @@ impl XskSocket {
         registered.map_err(Into::into)
     }
 
+    /// Whether the device reads and writes the frames itself, instead of the kernel copying them.
+    pub fn is_zero_copy(&self) -> bool {
+        let mut options: u32 = 0;
+        let mut len = size_of::<u32>() as libc::socklen_t;
+        // SAFETY: the option is one u32, and there is room for it.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_XDP,
+                libc::XDP_OPTIONS,
+                std::ptr::from_mut(&mut options).cast(),
+                &raw mut len,
+            )
+        };
+        result == 0 && options & libc::XDP_OPTIONS_ZEROCOPY != 0
+    }
+
     /// Counts the frames where they are.
     pub fn audit(&self) -> FrameAudit {
         FrameAudit {
