@@ -519,11 +519,17 @@ impl<T: SharedTables> Desk<T> {
         self.flows.has_fingerprint(key) && !state.stack.remembers_time_wait(key, now)
     }
 
-    /// Shows a frame to every other engine; whether there is one that takes it.
+    /// Shows a frame to every other engine; whether there can be one. With their queues full it is lost, and its peer
+    /// sends it again.
     fn broadcast(&mut self, frame: &[u8]) -> bool {
-        let taken = self.exchange.broadcast(self.engine, frame) > 0;
-        self.counters.forwarded_out += u64::from(taken);
-        taken
+        if self.exchange.is_alone() {
+            return false;
+        }
+        match self.exchange.broadcast(self.engine, frame) {
+            0 => self.counters.forward_lost += 1,
+            _ => self.counters.forwarded_out += 1,
+        }
+        true
     }
 
     /// The connection died with an earlier daemon: its peer gets a reset instead of silence.

@@ -214,15 +214,13 @@ impl<T: SharedTables> Ownership<T> {
         }
     }
 
-    /// Whose flow a segment is that the stack does not know. One or two system calls.
-    pub(crate) fn claim(&mut self, key: &AnyFlowKey) -> Claim {
-        // What we closed must not be found again.
-        if self.closing.contains(key) {
-            self.flush();
-        }
-        match self.tables.lookup(key) {
-            None => Claim::Missing,
-            Some(flow) => self.classify(flow),
+    /// Whose flow a segment is that the stack does not know. One system call.
+    pub(crate) fn claim(&self, key: &AnyFlowKey) -> Claim {
+        match self.tables.lookup(key).map_or(Claim::Missing, |flow| self.classify(flow)) {
+            // What we closed must not be found again. It is not deleted before its time: until a new incarnation's
+            // takes its place, XDP would make another, and the engine of its queue a second connection.
+            Claim::Mine(_) if self.closing.contains(key) => Claim::Missing,
+            claim => claim,
         }
     }
 

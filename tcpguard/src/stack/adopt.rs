@@ -51,7 +51,8 @@ impl Stack {
                 self.shared.events.push_back(Event::FlowReleased { key });
                 return Received::Consumed;
             }
-            self.leave_time_wait(&key);
+            self.time_waits.remove(&key);
+            self.shared.events.push_back(Event::TimeWaitExpired { key });
         }
         let vlan = Vlan { count: flow.vlan_count.min(2), tags: flow.vlan };
         let link = Link { dst: flow.peer_mac, src: local_mac, vlan };
@@ -96,11 +97,13 @@ impl Stack {
     }
 
     /// A segment of a flow in TIME_WAIT (RFC 9293 §3.10.7.4): a retransmitted FIN is acknowledged and restarts
-    /// 2MSL, a reset is ignored (RFC 1337 §3), a cookie of a newer incarnation takes the flow over (RFC 6191).
+    /// 2MSL, a reset is ignored (RFC 1337 §3), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
+    /// `at_once` that incarnation may be another engine's: XDP forgets flows in TIME_WAIT when it has no room for them.
     pub(super) fn handle_in_time_wait(
         &mut self,
         segment: &Incoming<'_>,
         remains: Remains,
+        at_once: bool,
         now: Instant,
     ) -> Received {
         if segment.has(Flags::RST) {
@@ -113,12 +116,21 @@ impl Stack {
         if let Some(adoption) = self.adoption(segment)
             && self.may_follow(&segment.key, &adoption, &Earlier::from(&remains))
         {
-            self.leave_time_wait(&segment.key);
+            if !at_once {
+                return Received::Adoptable(segment.key);
+            }
+            self.time_waits.remove(&segment.key);
             self.shared.counters.reincarnated += 1;
-            return match self.begin(segment, &adoption, now) {
+            let begun = self.begin(segment, &adoption, now);
+            // Told last: XDP must know the flow by one or the other, or it would give it to another engine.
+            self.shared.events.push_back(Event::TimeWaitExpired { key: segment.key });
+            return match begun {
                 Ok(()) => Received::Consumed,
                 Err(why) => Received::Dropped(why),
             };
+        }
+        if !at_once && is_beyond(segment, &remains) {
+            return Received::Unknown(segment.key);
         }
         let fin_again = segment.has(Flags::FIN) && segment.end() == remains.rcv_nxt;
         if fin_again && is_current(segment, &remains) {
@@ -266,11 +278,6 @@ impl Stack {
         }
     }
 
-    fn leave_time_wait(&mut self, key: &AnyFlowKey) {
-        self.time_waits.remove(key);
-        self.shared.events.push_back(Event::TimeWaitExpired { key: *key });
-    }
-
     fn reply_from_time_wait(&mut self, segment: &Incoming<'_>, remains: &Remains, now: Instant) {
         let clock = now.millis() as u32;
         let timestamps = remains.timestamps.map(|(recent, offset)| (offset.wrapping_add(clock), recent));
@@ -301,6 +308,12 @@ impl From<&Remains> for Earlier {
 /// moment on a machine of the same fleet whose clock is ahead; two are not.
 fn is_certainly_younger(epoch: u32, earlier: u32) -> bool {
     epoch.wrapping_sub(earlier) as i32 >= 2
+}
+
+/// Whether neither end of the connection that closed can have sent a segment: it comes after the peer's FIN, or
+/// acknowledges what comes after ours.
+fn is_beyond(segment: &Incoming<'_>, remains: &Remains) -> bool {
+    segment.seq.after(remains.rcv_nxt) || segment.has(Flags::ACK) && segment.ack.after(remains.snd_nxt)
 }
 
 /// RFC 7323 §5.3: not an old duplicate.

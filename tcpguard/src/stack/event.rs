@@ -95,13 +95,14 @@ impl fmt::Display for State {
 pub enum Received {
     /// It belonged to a connection or a TIME_WAIT entry, or created a connection.
     Consumed,
-    /// It carries a valid cookie of a flow we do not have; only without [`super::Config::adopt_at_once`]. Ask
-    /// who owns the flow and, if it is us, call [`super::Stack::adopt`].
+    /// It carries a valid cookie of a flow we do not have, or have in TIME_WAIT; only without
+    /// [`super::Config::adopt_at_once`]. Ask who owns the flow and, if it is us, call [`super::Stack::adopt`].
     Adoptable(AnyFlowKey),
     /// It carries the cookie of a flow that has closed; only without [`super::Config::adopt_at_once`]. If another
     /// engine owns the flow, it may have reset it a moment ago and may want to do so again.
     Replayed(AnyFlowKey),
-    /// No such flow here, and no valid cookie.
+    /// No such flow here, and no valid cookie. Without [`super::Config::adopt_at_once`] also a segment that cannot be
+    /// of the flow that is in TIME_WAIT here: another engine may have its successor.
     Unknown(AnyFlowKey),
     /// Dropped, and counted.
     Dropped(StackDrop),

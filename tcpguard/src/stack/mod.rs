@@ -179,6 +179,15 @@ impl Stack {
 
     /// Takes in one Ethernet frame.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Received {
+        self.handle(now, frame, self.shared.config.adopt_at_once)
+    }
+
+    /// Takes in a frame that was [`Received::Adoptable`], once it is clear that the flow is ours.
+    pub fn adopt(&mut self, now: Instant, frame: &[u8]) -> Received {
+        self.handle(now, frame, true)
+    }
+
+    fn handle(&mut self, now: Instant, frame: &[u8], at_once: bool) -> Received {
         let segment = match self.parse(frame) {
             Ok(segment) => segment,
             Err(why) => return Received::Dropped(why),
@@ -186,22 +195,9 @@ impl Stack {
         if let Some(id) = self.find(&segment.key) {
             self.handle_known(id, &segment, now)
         } else if let Some((remains, _)) = self.time_wait_entry(&segment.key, now) {
-            self.handle_in_time_wait(&segment, remains, now)
+            self.handle_in_time_wait(&segment, remains, at_once, now)
         } else {
-            let at_once = self.shared.config.adopt_at_once;
             self.handle_unknown(&segment, at_once, now)
-        }
-    }
-
-    /// Takes in a frame that was [`Received::Adoptable`], once it is clear that the flow is ours.
-    pub fn adopt(&mut self, now: Instant, frame: &[u8]) -> Received {
-        let segment = match self.parse(frame) {
-            Ok(segment) => segment,
-            Err(why) => return Received::Dropped(why),
-        };
-        match self.find(&segment.key) {
-            Some(id) => self.handle_known(id, &segment, now),
-            None => self.handle_unknown(&segment, true, now),
         }
     }
 

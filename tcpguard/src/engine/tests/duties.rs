@@ -8,15 +8,17 @@ use std::time::Duration;
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::Flow;
 use tcpguard_common::reason::Reason;
+use tcpguard_common::seq::Seq;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::spawn_local;
 
 use super::world::{CLIENT_MAC, Host, PORT, SERVICE, World, eventually};
 use super::{echo, on_one_thread, pair, pair_with, pattern, read_all};
 use crate::config::Tunables;
+use crate::engine::flows::{Claim, Ownership};
 use crate::engine::net::now;
-use crate::engine::{Exchange, TcpListener};
-use crate::stack::State;
+use crate::engine::{Exchange, SharedTables as _, TcpListener};
+use crate::stack::{Link, Origin, State};
 
 /// Two engines of one daemon.
 fn engines(world: &Rc<World>) -> [Host; 2] {
@@ -298,6 +300,72 @@ fn a_tuple_that_comes_back_at_another_queue_goes_to_the_engine_that_has_it_in_ti
         assert_eq!(second.net.accepted, 0);
         assert_eq!(entry(&world, 5000).owner, 0);
     });
+}
+
+#[test]
+fn a_tuple_reused_out_of_time_wait_at_another_queue_has_one_connection() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let [first, second] = engines(&world);
+        let client = world.client();
+        let (listener, other) = (first.listen(), second.listen());
+        wait_out(&world, &client, &listener).await;
+        // Its place was taken by another flow's: XDP takes the next handshake for a stranger's.
+        world.fingerprints.borrow_mut().clear();
+        world.steer.set(1);
+        let mut stream = client.connect_from(5000).await.unwrap();
+        let (mut accepted, _) = other.accept().await;
+        // The first data still carries the cookie, the second does not.
+        world.steer.set(0);
+        for round in 0..2 {
+            stream.write_all(&[round]).await.unwrap();
+            assert_eq!(accepted.read_u8().await.unwrap(), round);
+            accepted.write_all(b"x").await.unwrap();
+            stream.read_u8().await.unwrap();
+        }
+        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+        assert_eq!((first.net.accepted, second.net.accepted), (1, 1), "the request ran twice");
+        assert_eq!((first.frames.orphans, second.frames.forwarded_in > 1), (0, true));
+        assert_eq!(entry(&world, 5000).owner, 1);
+    });
+}
+
+#[test]
+fn an_engine_adopts_nothing_in_place_of_one_that_is_too_busy_to_answer() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let exchange = Exchange::new(2);
+        // An engine that has the flow in TIME_WAIT, and whose queue is full.
+        let _inbox = exchange.join(0);
+        while exchange.broadcast(1, b"") > 0 {}
+        world.tables().set_fingerprint(&key(5000));
+        let guard = world.guard(1, exchange, Tunables::default());
+        world.steer.set(1);
+        let client = world.client();
+        let _stream = client.connect_from(5000).await.unwrap();
+        eventually("the handshake's end", || world.count(Reason::TimeWait) > 0).await;
+        // A turn of the engine tells its numbers before it looks at its ring.
+        guard.handle.stats().await.unwrap();
+        let stats = guard.handle.stats().await.unwrap();
+        assert_eq!((stats.connections, stats.frames.forward_lost, stats.frames.orphans), (0, 1, 0));
+    });
+}
+
+#[test]
+fn an_entry_is_not_deleted_before_a_new_incarnations_takes_its_place() {
+    let world = World::new(2);
+    let mut flows = Ownership::new(world.tables(), 0, 1, now());
+    let (now, key, link) = (now(), key(5000), Link { dst: CLIENT_MAC, ..Link::default() });
+    let old = Origin { link, seq: Seq(1), ack: Seq(2) };
+    flows.insert(now, key, &old);
+    assert!(matches!(flows.claim(&key), Claim::Mine(_)));
+    flows.released(now, key);
+    assert_eq!(flows.claim(&key), Claim::Missing);
+    assert_eq!(entry(&world, 5000).owner, 0, "XDP made one for another queue");
+    flows.adopted(now, key, || Some(Origin { seq: Seq(3), ..old }));
+    flows.delete_due(now + Duration::from_secs(1));
+    assert_eq!((entry(&world, 5000).seq, flows.counters.deleted), (3, 0));
+    assert!(matches!(flows.claim(&key), Claim::Mine(_)));
 }
 
 #[test]

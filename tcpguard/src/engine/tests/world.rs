@@ -135,6 +135,11 @@ impl World {
         self.counts.borrow().get(&reason).copied().unwrap_or(0)
     }
 
+    /// XDP's maps as an engine sees them.
+    pub(crate) fn tables(self: &Rc<Self>) -> MemoryTables {
+        MemoryTables { world: Rc::clone(self) }
+    }
+
     /// A frame from the client reaches the guarded host's interface.
     fn arrive(self: &Rc<Self>, mut frame: Vec<u8>) {
         let len = frame.len();
@@ -154,7 +159,7 @@ impl World {
     pub(crate) fn guard(self: &Rc<Self>, queue: u32, exchange: Exchange, tunables: Tunables) -> Host {
         let port = MemoryPort { world: Rc::clone(self), place: Place::Guard(queue) };
         let listen = vec![Listen { addr: None, port: PORT, service: SERVICE }];
-        self.host(queue, port, MemoryTables { world: Rc::clone(self) }, listen, exchange, tunables)
+        self.host(queue, port, self.tables(), listen, exchange, tunables)
     }
 
     /// The client's host, which is no guarded one.
@@ -289,7 +294,7 @@ impl FramePort for MemoryPort {
     }
 }
 
-struct MemoryTables {
+pub(crate) struct MemoryTables {
     world: Rc<World>,
 }
 
