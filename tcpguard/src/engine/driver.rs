@@ -33,7 +33,8 @@ use crate::telemetry::throttle::Throttle;
 const BURST: usize = 64;
 /// Frames sent in one turn.
 const TRANSMIT_BURST: usize = 256;
-/// Unknown flows looked up in one turn: each costs a system call, and a peer can cause them.
+/// Unknown flows looked up in one turn: each costs a system call, and a peer can cause them. Those of another engine do
+/// not count: they are looked up once and then remembered for a while.
 const MISSES: usize = 16;
 /// Replayed first segments looked up in one turn, likewise; apart, because anybody can replay a connection of its own.
 const REPLAYS: usize = 4;
@@ -481,12 +482,20 @@ impl<T: SharedTables> Desk<T> {
     /// nobody's.
     fn miss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
         self.counters.misses += 1;
+        if let Some(owner) = self.flows.known_owner(now, &key)
+            && self.forward(owner, frame)
+        {
+            return;
+        }
         if !self.may_look_up() {
             self.counters.misses_dropped += 1;
             return;
         }
         match self.flows.claim(&key) {
             Claim::Foreign(owner) => {
+                if self.flows.note_owner(key, owner) {
+                    self.misses -= 1;
+                }
                 if !self.forward(owner, frame) {
                     self.dismiss(now, state, key, frame);
                 }

@@ -2,7 +2,7 @@
 //! lives again, replaced by fingerprints in TIME_WAIT, and swept for flows nobody adopted. Whether a segment
 //! may open a connection is the stack's judgement, not this file's.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tcpguard_common::fingerprint::fingerprint;
@@ -20,6 +20,11 @@ const DELETE_DELAY: Duration = Duration::from_millis(20);
 /// How long it is remembered that a tuple has no entry of ours. A segment that XDP redirected before an entry was
 /// deleted can be adopted after it: it sat in the receive ring meanwhile, far less than this.
 const REMEMBER: Duration = Duration::from_secs(1);
+/// How long it is believed whose a flow is without another look at the table. An owner changes only when a tuple is used
+/// anew, and the first segment of that is always looked up.
+const BELIEVE: Duration = Duration::from_secs(1);
+/// Flows of other engines that are known at once. What comes beyond is looked up segment by segment.
+const OWNERS: usize = 4096;
 /// An entry older than this without a connection lost its first segment. XDP stamps entries with the coarse clock.
 const UNADOPTED_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two sweeps of the table.
@@ -109,6 +114,9 @@ pub(crate) struct Ownership<T: SharedTables> {
     /// [`REMEMBER`].
     absent: [HashSet<AnyFlowKey>; 2],
     rotated: Instant,
+    /// Other engines' flows that were met in the present [`BELIEVE`], and their owners.
+    owners: HashMap<AnyFlowKey, u32>,
+    owners_since: Instant,
     next_slice: Instant,
     /// Sweeps finished, and whether the present one probes the peers of flows that an earlier daemon had.
     sweeps: u64,
@@ -132,6 +140,8 @@ impl<T: SharedTables> Ownership<T> {
             batch: Vec::new(),
             absent: [HashSet::new(), HashSet::new()],
             rotated: now,
+            owners: HashMap::new(),
+            owners_since: now,
             next_slice: now + SWEEP_PAUSE,
             sweeps: 0,
             probing: true,
@@ -222,6 +232,24 @@ impl<T: SharedTables> Ownership<T> {
             Claim::Mine(_) if self.closing.contains(key) => Claim::Missing,
             claim => claim,
         }
+    }
+
+    /// The other engine that a flow was found to be owned by a moment ago.
+    pub(crate) fn known_owner(&mut self, now: Instant, key: &AnyFlowKey) -> Option<u32> {
+        if now >= self.owners_since + BELIEVE {
+            self.owners_since = now;
+            self.owners.clear();
+        }
+        self.owners.get(key).copied()
+    }
+
+    /// Notes which engine owns a flow; whether there was room.
+    pub(crate) fn note_owner(&mut self, key: AnyFlowKey, owner: u32) -> bool {
+        let has_room = self.owners.len() < OWNERS;
+        if has_room {
+            self.owners.insert(key, owner);
+        }
+        has_room
     }
 
     fn classify(&self, flow: Flow) -> Claim {

@@ -30,7 +30,7 @@ counters! {
         sent = "sent";
         /// Turns of the engine's loop.
         turns = "turns";
-        /// Frames of flows the stack did not know: a look into the flow table each.
+        /// Frames of flows the stack did not know.
         misses = "misses";
         /// Of these, frames dropped unseen because one turn had too many.
         misses_dropped = "misses-dropped";

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::spawn_local;
 
 use super::world::{CLIENT_MAC, Host, PORT, SERVICE, World, eventually};
-use super::{echo, on_one_thread, pair, pair_with, pattern, read_all};
+use super::{echo, exchange, on_one_thread, pair, pair_with, pattern, read_all};
 use crate::config::Tunables;
 use crate::engine::flows::{Claim, Ownership};
 use crate::engine::net::now;
@@ -209,6 +209,41 @@ fn frames_that_arrive_at_another_engine_reach_their_owner() {
             taken += stats.frames.forwarded_in;
         }
         assert!(out > 0 && out == taken, "{out} out, {taken} in");
+    });
+}
+
+#[test]
+fn a_moved_upload_loses_nothing_between_engines() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let [first, second] = engines(&world);
+        let client = Rc::new(world.client());
+        let (listener, _other) = (first.listen(), second.listen());
+        // More flows than may be looked up in one turn, each with bursts of its own.
+        let mut transfers = Vec::new();
+        for index in 0..40 {
+            let stream = client.connect().await;
+            let (accepted, _) = listener.accept().await;
+            transfers.push((stream, accepted, pattern(200_000 + index)));
+        }
+        world.steer.set(1);
+        let transfers = transfers.into_iter().map(|(stream, accepted, sent)| {
+            spawn_local(async move {
+                let echoed = spawn_local(async move { echo(accepted).await.unwrap() });
+                assert!(exchange(stream, &sent).await == sent);
+                echoed.await.unwrap();
+            })
+        });
+        for transfer in transfers.collect::<Vec<_>>() {
+            transfer.await.unwrap();
+        }
+        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+        assert_eq!((first.net.accepted, second.net.accepted), (40, 0));
+        assert!(second.frames.misses > 40 * 100, "{} segments moved", second.frames.misses);
+        assert_eq!(
+            (second.frames.misses_dropped, second.frames.forward_lost, second.frames.orphans),
+            (0, 0, 0)
+        );
     });
 }
 
