@@ -77,6 +77,8 @@ impl Stack {
     /// application.
     pub(super) fn supersede(&mut self, id: ConnId, now: Instant) {
         let Some(tcb) = self.connections.get_mut(id) else { return };
+        // XDP's entry describes this incarnation; the adoption of the next one replaces it.
+        self.shared.events.push_back(Event::FlowReleased { key: tcb.key });
         tcb.fail(Error::Reset, false, &mut self.shared);
         tcb.tell_end(&mut self.shared);
         self.unlink(id, now);

@@ -296,6 +296,40 @@ fn a_tuple_that_lives_again_under_a_new_daemon_has_the_new_ones_entry() {
 }
 
 #[test]
+fn a_reused_tuples_first_segment_is_not_adopted_by_the_next_daemon() {
+    for was_alive in [false, true] {
+        on_one_thread(async move {
+            let (world, guard, client) = pair();
+            let listener = guard.listen();
+            if was_alive {
+                let stream = client.connect_from(5000).await.unwrap();
+                std::mem::forget(listener.accept().await);
+                world.lose.set(1);
+                stream.abort();
+                eventually("the client's reset lost", || world.lose.get() == 0).await;
+            } else {
+                wait_out(&world, &client, &listener).await;
+            }
+            let mut stream = client.connect_from(5000).await.unwrap();
+            let (accepted, _) = listener.accept().await;
+            let stats = guard.handle.stats().await.unwrap();
+            assert_eq!(stats.stack.reincarnated, 1);
+            world.lose.set(1);
+            stream.write_all(b"request").await.unwrap();
+            eventually("the request lost", || world.lose.get() == 0).await;
+            guard.task.abort();
+            std::mem::forget((accepted, listener));
+            world.next_generation();
+            let guard = world.guard(0, Exchange::new(1), Tunables::default());
+            let _listener = guard.listen();
+            // For all that the next daemon knows, the request was heard and only its answer was lost.
+            assert_eq!(stream.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+            assert_eq!(guard.handle.stats().await.unwrap().net.accepted, 0);
+        });
+    }
+}
+
+#[test]
 fn a_flow_whose_entry_vanished_before_its_adoption_is_known_to_xdp_again() {
     on_one_thread(async {
         let world = World::new(2);
