@@ -541,11 +541,13 @@ impl<T: SharedTables> Desk<T> {
         true
     }
 
-    /// The connection died with an earlier daemon: its peer gets a reset instead of silence.
+    /// The connection died with an earlier daemon: its peer gets a reset instead of silence. The entry stays: the reset
+    /// may be lost, or answer a segment that is not the peer's.
     fn dismiss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
-        state.stack.reset_unknown(now, frame);
-        self.counters.old_generation_resets += 1;
-        self.flows.old(now, key);
+        if self.flows.may_reset(now, key) {
+            state.stack.reset_unknown(now, frame);
+            self.counters.old_generation_resets += 1;
+        }
     }
 
     /// Whether there is an engine that answers for the frame now.

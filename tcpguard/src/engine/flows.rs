@@ -31,8 +31,13 @@ const UNADOPTED_AFTER: Duration = Duration::from_secs(1);
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two slices of a sweep: with some hundred entries a slice, 1 % of a core at most.
 const SLICE_PAUSE: Duration = Duration::from_millis(10);
-/// An earlier daemon's entries are kept this long, so that a peer that speaks meets a reset and not silence.
+/// An earlier daemon's entries are kept this long, so that a peer that speaks meets a reset and not silence, and another
+/// one if that is lost.
 const KEEP_OLD_GENERATION: Duration = Duration::from_secs(60);
+/// Pause between two resets of one of its flows, and how many flows are reset in each: whoever can forge segments of
+/// such flows gets no more than that out of us.
+const RESET_PAUSE: Duration = Duration::from_millis(100);
+const RESETS: usize = 4096;
 
 /// What XDP and an engine tell each other through maps.
 pub trait SharedTables {
@@ -114,6 +119,9 @@ pub(crate) struct Ownership<T: SharedTables> {
     /// [`REMEMBER`].
     absent: [HashSet<AnyFlowKey>; 2],
     rotated: Instant,
+    /// An earlier daemon's flows that were reset in the present [`RESET_PAUSE`].
+    resets: HashSet<AnyFlowKey>,
+    resets_since: Instant,
     /// Other engines' flows that were met in the present [`BELIEVE`], and their owners.
     owners: HashMap<AnyFlowKey, u32>,
     owners_since: Instant,
@@ -140,6 +148,8 @@ impl<T: SharedTables> Ownership<T> {
             batch: Vec::new(),
             absent: [HashSet::new(), HashSet::new()],
             rotated: now,
+            resets: HashSet::new(),
+            resets_since: now,
             owners: HashMap::new(),
             owners_since: now,
             next_slice: now + SWEEP_PAUSE,
@@ -310,6 +320,7 @@ impl<T: SharedTables> Ownership<T> {
             return;
         }
         let mut found = std::mem::take(&mut self.found);
+        let mut outlived = Vec::new();
         let more = self.tables.scan(&mut found);
         for (key, flow) in found.drain(..) {
             if self.closing.contains(&key) || !(flow.owner == self.engine || is_stray(flow.owner)) {
@@ -317,10 +328,11 @@ impl<T: SharedTables> Ownership<T> {
             }
             match self.classify(flow) {
                 Claim::Missing | Claim::Foreign(_) => {}
-                Claim::OldGeneration(_) if now >= self.started + KEEP_OLD_GENERATION => self.old(now, key),
                 Claim::OldGeneration(flow) => {
                     self.met_old = true;
-                    if self.probing {
+                    if now >= self.started + KEEP_OLD_GENERATION {
+                        outlived.push(key);
+                    } else if self.probing {
                         offer(Offer::Probe, key, &flow);
                     }
                 }
@@ -332,6 +344,7 @@ impl<T: SharedTables> Ownership<T> {
             }
         }
         self.found = found;
+        self.remove_old(outlived);
         self.next_slice = now + if more { SLICE_PAUSE } else { SWEEP_PAUSE };
         if !more {
             self.sweeps += 1;
@@ -341,10 +354,24 @@ impl<T: SharedTables> Ownership<T> {
         }
     }
 
-    /// An entry of an earlier daemon is of no more use.
-    pub(crate) fn old(&mut self, now: Instant, key: AnyFlowKey) {
-        self.counters.old_generation += 1;
-        self.released(now, key);
+    /// Whether a flow that an earlier daemon had may be reset now; if so, not again for a while.
+    pub(crate) fn may_reset(&mut self, now: Instant, key: AnyFlowKey) -> bool {
+        if now >= self.resets_since + RESET_PAUSE {
+            self.resets_since = now;
+            self.resets.clear();
+        }
+        self.resets.len() < RESETS && self.resets.insert(key)
+    }
+
+    /// Entries of an earlier daemon are of no more use. At once, and not with a later batch: the tuple may live again at
+    /// another engine, whose entry takes the place of the old one.
+    fn remove_old(&mut self, mut keys: Vec<AnyFlowKey>) {
+        let is_old = |flow| matches!(self.classify(flow), Claim::OldGeneration(_));
+        keys.retain(|key| self.tables.lookup(key).is_some_and(is_old));
+        if !keys.is_empty() {
+            self.tables.remove_batch(&keys);
+            self.counters.old_generation += keys.len() as u64;
+        }
     }
 
     /// Counts what the stack made of an entry of ours, and gives up the entry if it made nothing.
