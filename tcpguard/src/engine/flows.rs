@@ -3,6 +3,7 @@
 //! may open a connection is the stack's judgement, not this file's.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::time::Duration;
 
 use tcpguard_common::fingerprint::fingerprint;
@@ -49,7 +50,10 @@ pub trait SharedTables {
     fn remove_batch(&self, keys: &[AnyFlowKey]);
     /// Appends the next slice of the table, some hundred entries, to `found`. `false` at the end, where the next
     /// call starts over.
-    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool;
+    ///
+    /// # Errors
+    /// When the table could not be read. The next call goes on from there.
+    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool>;
 
     /// XDP hands segments of `key` over even without an entry, from now on.
     fn set_fingerprint(&self, key: &AnyFlowKey);
@@ -89,6 +93,8 @@ counters! {
         refused = "refused";
         /// Entries of an earlier daemon removed.
         old_generation = "old-generation";
+        /// Slices of the table that could not be read.
+        scan_errors = "scan-errors";
     }
 }
 
@@ -345,12 +351,17 @@ impl<T: SharedTables> Ownership<T> {
         }
         self.found = found;
         self.remove_old(outlived);
-        self.next_slice = now + if more { SLICE_PAUSE } else { SWEEP_PAUSE };
-        if !more {
-            self.sweeps += 1;
-            self.old_possible = std::mem::take(&mut self.met_old);
-            // Twice as long after each: a peer that does not answer will hardly do so the next second.
-            self.probing = self.sweeps.is_power_of_two();
+        self.next_slice = now + if matches!(more, Ok(true)) { SLICE_PAUSE } else { SWEEP_PAUSE };
+        match more {
+            Ok(true) => {}
+            Ok(false) => {
+                self.sweeps += 1;
+                self.old_possible = std::mem::take(&mut self.met_old);
+                // Twice as long after each: a peer that does not answer will hardly do so the next second.
+                self.probing = self.sweeps.is_power_of_two();
+            }
+            // What was not seen may be anything.
+            Err(_) => self.counters.scan_errors += 1,
         }
     }
 
@@ -441,8 +452,8 @@ impl SharedTables for KernelTables {
         let _ = self.flows.remove_batch(keys);
     }
 
-    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
-        self.scan.next_slice(|key, flow| found.push((key, *flow))).unwrap_or(false)
+    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
+        self.scan.next_slice(|key, flow| found.push((key, *flow)))
     }
 
     fn set_fingerprint(&self, key: &AnyFlowKey) {

@@ -317,6 +317,23 @@ fn a_dead_daemons_client_whose_reset_was_lost_gets_another() {
 }
 
 #[test]
+fn an_engine_that_cannot_read_the_flow_table_goes_on_asking_for_old_entries() {
+    let world = World::new(1);
+    let start = now();
+    let [mut old, mut mine] = [1, 2].map(|generation| Ownership::new(world.tables(), 0, generation, start));
+    old.insert(start, key(5000), &Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) });
+    let mut sweep = |second| {
+        mine.sweep(start + Duration::from_secs(second), |_| false, |_, _, _| Swept::Refused);
+        (mine.old_generation_possible(), mine.counters.scan_errors)
+    };
+    world.unreadable.set(true);
+    assert_eq!((sweep(2), sweep(4)), ((true, 1), (true, 2)));
+    world.unreadable.set(false);
+    assert_eq!((sweep(6), sweep(70)), ((true, 2), (true, 2)));
+    assert_eq!(sweep(80), (false, 2), "there is none");
+}
+
+#[test]
 fn segments_of_a_dead_daemons_flow_cause_few_resets() {
     let world = World::new(1);
     let start = now();

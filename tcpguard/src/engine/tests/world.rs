@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) lose_sent: Cell<u32>,
     /// Entries XDP makes that are gone before an engine looks for them.
     pub(crate) forget: Cell<u32>,
+    /// Whether the flow table can only be asked for single entries.
+    pub(crate) unreadable: Cell<bool>,
 }
 
 const HASH_KEY: [u64; 2] = [11, 12];
@@ -123,6 +125,7 @@ impl World {
             lose: Cell::new(0),
             lose_sent: Cell::new(0),
             forget: Cell::new(0),
+            unreadable: Cell::new(false),
         })
     }
 
@@ -322,9 +325,12 @@ impl SharedTables for MemoryTables {
         });
     }
 
-    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
+    fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
+        if self.world.unreadable.get() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         found.extend(self.world.flows.borrow().iter().map(|(key, flow)| (*key, *flow)));
-        false
+        Ok(false)
     }
 
     fn set_fingerprint(&self, key: &AnyFlowKey) {
@@ -363,8 +369,8 @@ impl SharedTables for NoTables {
 
     fn remove_batch(&self, _: &[AnyFlowKey]) {}
 
-    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> bool {
-        false
+    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn set_fingerprint(&self, _: &AnyFlowKey) {}
