@@ -149,10 +149,10 @@ impl Server {
         loop {
             let client = match self.listener.accept().await {
                 Ok((client, _)) => client,
-                Err(error) => {
-                    self.refuse(&error, &mut reserve).await;
-                    continue;
-                }
+                Err(error) => match self.accept_on_reserve(&error, &mut reserve).await {
+                    Some(client) => client,
+                    None => continue,
+                },
             };
             reserve.relax();
             match Arc::clone(&places).try_acquire_owned() {
@@ -170,15 +170,19 @@ impl Server {
 }
 
 impl Server {
-    /// A client waits that cannot be let in, for want of a descriptor most likely: it has the reserved one for as long as
-    /// it takes to be told so. When even that is gone, clients wait a little.
-    async fn refuse(&self, error: &io::Error, reserve: &mut Reserve) {
+    /// A client cannot be let in, for want of a descriptor most likely: it gets the reserved one. It may keep it if there is
+    /// another by now, and is told and hung up on otherwise. When even the reserved one is gone, clients wait a little.
+    async fn accept_on_reserve(&self, error: &io::Error, reserve: &mut Reserve) -> Option<UnixStream> {
         reserve.spend(error);
-        match timeout(AT_ONCE, self.listener.accept()).await {
+        let accepted = timeout(AT_ONCE, self.listener.accept()).await;
+        reserve.refill();
+        match accepted {
+            Ok(Ok((client, _))) if reserve.file.is_some() => return Some(client),
             Ok(Ok((client, _))) => turn_away(&client, "the daemon has no descriptor left"),
             Ok(Err(_)) | Err(_) => sleep(BACK_OFF).await,
         }
         reserve.refill();
+        None
     }
 }
 
