@@ -15,6 +15,7 @@ extern crate std;
 pub mod bench;
 pub mod cookie;
 pub mod decision;
+pub mod filter;
 pub mod fingerprint;
 pub mod flow;
 #[cfg(test)]

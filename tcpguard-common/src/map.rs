@@ -65,6 +65,19 @@ pub mod name {
     pub const VERIFIED: &str = "VERIFIED";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// Mmapable `Array<Head>`: [`crate::filter::HEADS`] for each bank. Here and below the daemon writes, XDP reads.
+    pub const FILTER_HEADS_V4: &str = "FILTER_HEADS_V4";
+    /// As [`FILTER_HEADS_V4`].
+    pub const FILTER_HEADS_V6: &str = "FILTER_HEADS_V6";
+    /// Mmapable `Array<SpanV4>`: [`crate::filter::SPANS`] for each bank.
+    pub const FILTER_SPANS_V4: &str = "FILTER_SPANS_V4";
+    /// Mmapable `Array<SpanV6>`: [`crate::filter::SPANS`] for each bank.
+    pub const FILTER_SPANS_V6: &str = "FILTER_SPANS_V6";
+    /// Mmapable `Array<FilterRule>`: [`crate::filter::RULES`] for each bank.
+    pub const FILTER_RULES: &str = "FILTER_RULES";
+    /// `PerCpuArray<[u64; HITS_PER_BLOCK]>`: [`crate::filter::HIT_BLOCKS`] for each bank, where rule `r`'s hits are word
+    /// `r`. XDP writes.
+    pub const FILTER_HITS: &str = "FILTER_HITS";
 }
 
 /// Places for TIME_WAIT fingerprints; a power of two.
@@ -100,6 +113,10 @@ pub struct Settings {
     pub on_exit: u32,
     /// How many receive queues the interface with the most of them has: so many share the reply budgets.
     pub queues: u32,
+    /// Which bank of the filter lists counts, and which families are in it: bits of [`crate::filter`]. 0 is an empty list.
+    pub filters: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Keys the fingerprints and sketches: random per boot, so that nobody can aim at a slot.
     pub hash_key: [u64; 2],
     /// What anybody may use up.
@@ -314,7 +331,7 @@ mod tests {
     /// The sum of the fields' sizes is the size of the type: no byte that nobody wrote reaches the kernel.
     #[test]
     fn map_values_have_no_padding() {
-        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 2 + 16 + size_of::<Limits>());
+        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 4 + 16 + size_of::<Limits>());
         assert_eq!(size_of::<Limits>(), 2 * 16 + 3 * 8);
         assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
         assert_eq!(size_of::<Interface>(), 8 + 8);

@@ -62,6 +62,8 @@ reasons! {
     FlowMapFull = "flow-map-full", Answered;
     /// As flow-map-full, but the frame could not be turned into a reset.
     FlowMapFullSilent = "flow-map-full-silent", Dropped;
+    /// The source is on the deny list.
+    FilterDeny = "filter-deny", Dropped;
     /// RST of an unknown flow.
     NoFlowRst = "no-flow-rst", Dropped;
     /// Segment of an unknown flow with neither SYN, ACK nor RST, or a SYN-ACK nobody asked for.

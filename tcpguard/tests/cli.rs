@@ -61,6 +61,18 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["tune", "time-wait", "1s", "2s"], "unexpected argument"),
         (&["flows", "--state", "OPEN"], "unknown state `OPEN`"),
         (&["flows", "--limit", "-1"], "-1"),
+        (&["filters", "add", "block", "192.0.2.0/24"], "deny, allow"),
+        (&["filters", "add", "deny", "192.0.2.1/24"], "is it 192.0.2.0/24, or 192.0.2.1/32?"),
+        (&["filters", "add", "deny", "192.0.2.0/33"], "at most 32"),
+        (&["filters", "add", "deny", "example.org"], "not an address or prefix"),
+        (&["filters", "add", "deny", "192.0.2.0/24", "--expires", "soon"], "a duration looks like"),
+        (&["filters", "add", "deny", "192.0.2.0/24", "--expires", "0s"], "over before it begins"),
+        (&["filters", "add", "deny"], "PREFIX"),
+        (&["filters", "del", "::1/0"], "is it ::/0, or ::1/128?"),
+        (&["filters", "load", "/nonexistent/list"], "/nonexistent/list: No such file"),
+        (&["filters", "load"], "FILE"),
+        (&["filters", "flush", "all"], "deny, allow"),
+        (&["filters", "frobnicate"], "'frobnicate'"),
         (&["stats", "--watch", "soon"], "not a number of seconds"),
         (&["stats", "--control"], "--control"),
     ] {
@@ -83,8 +95,33 @@ fn a_bad_configuration_file_is_refused_with_file_and_line() {
 }
 
 #[test]
+fn a_bad_list_is_refused_with_file_and_line() {
+    for (text, line, why) in [
+        ("192.0.2.0/24\n\n192.0.2.1/24 # one\n", 3, "bits beyond its length"),
+        ("deny 192.0.2.0/24\nallow 192.0.2.0/24\n", 2, "both denied and allowed"),
+        ("192.0.2.0/24 for ever\n", 1, "only `expires DURATION`"),
+    ] {
+        let path = file("list", text);
+        let said = refused(&["filters", "load", path.to_str().unwrap()], 2);
+        assert!(said.contains(&format!("{}:{line}: ", path.display())) && said.contains(why), "{said}");
+        std::fs::remove_file(path).unwrap();
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tcpguard"))
+        .args(["filters", "load", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"192.0.2.0/24\nnonsense\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.starts_with("tcpguard: standard input:2: `nonsense`"), "{said}");
+}
+
+#[test]
 fn without_a_daemon_questions_fail_with_exit_code_1() {
-    for verb in ["status", "stats", "flows", "tune"] {
+    for verb in ["status", "stats", "flows", "tune", "filters"] {
         let said = refused(&[verb, "--control", "/nonexistent/tcpguard.sock"], 1);
         assert!(said.contains("no daemon answers there"), "{said}");
     }

@@ -1,14 +1,19 @@
 //! The program in the kernel against the decision on the host: the truth table, and a million generated frames, through
 //! BPF_PROG_RUN. Verdict, frame, counters and remembered flows must agree. Needs root.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, XskMap};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, XskMap};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tcpguard_common::decision::budget::{Ledger as _, verified_place};
 use tcpguard_common::decision::{Tables as _, Verdict, decide};
+use tcpguard_common::filter::{
+    ALLOW, DENY, FilterRule, HEADS, HIT_BLOCKS, HITS_PER_BLOCK, Head, RULES, SECOND_BANK, SPANS, bank,
+};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{self, Bucket, Presence, ROOM};
 use tcpguard_common::map::{EpochSlot, Flow, Interface, Service, ServiceKey, ServicePlace, Settings, name};
@@ -17,7 +22,9 @@ use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::{Sketch, WORDS};
 
 use table::cases;
-use table::generator::{self, Generator, Wild as _};
+use table::filters::Said;
+use table::frames::{LINUX, Spec};
+use table::generator::{self, Generator, Random, Wild as _};
 use table::world::{EPOCH, Place, SLOT, World, places};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
@@ -25,7 +32,7 @@ mod table;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
 /// What the verifier follows on its way through; the kernel stops at a million.
-const MOST_VERIFIED: u32 = 150_000;
+const MOST_VERIFIED: u32 = 180_000;
 /// Frames in the differential test; with `--long` ten times as many.
 const FRAMES: usize = 1_000_000;
 /// What they follow from.
@@ -111,6 +118,34 @@ impl Kernel {
         self.flows_become::<V4>(world, name::FLOWS_V4);
         self.flows_become::<V6>(world, name::FLOWS_V6);
         self.hash_key = world.settings.hash_key;
+        self.lists::<V4>(world, name::FILTER_HEADS_V4, name::FILTER_SPANS_V4);
+        self.lists::<V6>(world, name::FILTER_HEADS_V6, name::FILTER_SPANS_V6);
+        let first = bank(world.settings.filters) * RULES + 1;
+        for (index, rule) in (first..).zip(&world.lists.rules) {
+            self.array::<FilterRule>(name::FILTER_RULES).set(index, rule, 0).unwrap();
+        }
+    }
+
+    fn lists<A: Place>(&mut self, world: &World, heads: &str, spans: &str)
+    where
+        A::Span: Pod,
+    {
+        let Some(line) = A::line(&world.lists) else { return };
+        let bank = bank(world.settings.filters);
+        for (index, head) in (bank * HEADS..).zip(&line.heads).filter(|(_, head)| **head != Head::default()) {
+            self.array::<Head>(heads).set(index, head, 0).unwrap();
+        }
+        for (index, span) in (bank * SPANS..).zip(&line.spans) {
+            self.array::<A::Span>(spans).set(index, span, 0).unwrap();
+        }
+    }
+
+    /// The hits of the first rules of the bank that counts, those without left out.
+    fn hits(&mut self, world: &World) -> BTreeMap<u32, u64> {
+        let hits: PerCpuArray<&mut MapData, [u64; HITS_PER_BLOCK as usize]> = self.map(name::FILTER_HITS);
+        let blocks = hits.get(&(bank(world.settings.filters) * HIT_BLOCKS), 0).unwrap();
+        let sum = |rule: u32| blocks.iter().map(|words| words[rule as usize]).sum();
+        (0..HITS_PER_BLOCK).map(|rule| (rule, sum(rule))).filter(|&(_, sum)| sum > 0).collect()
     }
 
     /// A world whose sketch nobody has touched has full budgets, and nobody cares who is verified then.
@@ -190,6 +225,24 @@ impl Kernel {
     fn forget(&mut self, world: &World) {
         for &bucket in world.fingerprints.keys() {
             self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, [0; 4], 0).unwrap();
+        }
+        let bank = bank(world.settings.filters);
+        let lines = [
+            (name::FILTER_HEADS_V4, V4::line(&world.lists).map(|line| &line.heads)),
+            (name::FILTER_HEADS_V6, V6::line(&world.lists).map(|line| &line.heads)),
+        ];
+        for (map, heads) in lines {
+            let heads = (bank * HEADS..).zip(heads.into_iter().flatten());
+            for (index, _) in heads.filter(|(_, head)| **head != Head::default()) {
+                self.array::<Head>(map).set(index, Head::default(), 0).unwrap();
+            }
+        }
+        if !world.lists.rules.is_empty() {
+            let mut hits: PerCpuArray<&mut MapData, [u64; HITS_PER_BLOCK as usize]> =
+                self.map(name::FILTER_HITS);
+            let cpus = aya::util::nr_cpus().unwrap();
+            let none = PerCpuValues::try_from(vec![[0; HITS_PER_BLOCK as usize]; cpus]).unwrap();
+            hits.set(bank * HIT_BLOCKS, none, 0).unwrap();
         }
     }
 
@@ -279,6 +332,9 @@ fn the_kernel_decides_every_row_of_the_table_as_the_host_does() {
         if !same_flows(v4, &world.flows_v4.borrow()) || !same_flows(v6, &world.flows_v6.borrow()) {
             failures.push(format!("{}: the flow tables differ", case.name));
         }
+        if !world.lists.rules.is_empty() && kernel.hits(&world) != *world.lists.hits.borrow() {
+            failures.push(format!("{}: the hits of the filters differ", case.name));
+        }
         kernel.forget(&world);
     }
     for &reason in Reason::ALL {
@@ -326,6 +382,9 @@ fn a_million_frames_meet_the_same_verdict_in_the_kernel_and_on_the_host() {
         assert_eq!(kernel.counters(), expected, "seed {SEED}");
         assert!(same_flows(kernel.flows::<V4>(name::FLOWS_V4), &world.flows_v4.borrow()));
         assert!(same_flows(kernel.flows::<V6>(name::FLOWS_V6), &world.flows_v6.borrow()));
+        if !world.lists.rules.is_empty() {
+            assert_eq!(kernel.hits(world), *world.lists.hits.borrow());
+        }
         kernel.forget(world);
     }
     for &reason in Reason::ALL {
@@ -360,6 +419,82 @@ fn both(kernel: &mut Kernel, world: &mut World, frame: &[u8]) -> (Outcome, Outco
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn random_lists_deny_in_the_kernel_whom_walking_them_denies() {
+    let mut kernel = Kernel::load(2);
+    let mut random = Random::new(SEED);
+    for round in 0..20 {
+        let mut world = World::new();
+        if round % 2 == 1 {
+            world.settings.filters |= SECOND_BANK;
+        }
+        let (v4, v6) = (random_list::<V4>(&mut random), random_list::<V6>(&mut random));
+        world.list_all::<V4>(v4.clone());
+        world.list_all::<V6>(v6.clone());
+        kernel.become_like(&world);
+        let edges: Vec<IpAddr> = v4.iter().chain(&v6).flat_map(edges).collect();
+        for source in edges {
+            let frame = match source {
+                IpAddr::V4(ip) => Spec { src: V4(ip.octets()), ..Spec::<V4>::syn(LINUX) }.frame(),
+                IpAddr::V6(ip) => Spec { src: V6(ip.octets()), ..Spec::<V6>::syn(LINUX) }.frame(),
+            };
+            let (outcome, host) = both(&mut kernel, &mut world, &frame);
+            assert_eq!(outcome.verdict, host.verdict, "round {round}: {source}");
+            let denied = world.counted.take() == [Reason::FilterDeny];
+            assert_eq!(denied, is_denied(&world, source), "round {round}: {source}");
+        }
+        assert_eq!(kernel.hits(&world), *world.lists.hits.borrow(), "round {round}");
+        kernel.forget(&world);
+    }
+}
+
+/// Prefixes that are often near each other; none has expired, or all long ago.
+fn random_list<A: Place>(random: &mut Random) -> Vec<Said> {
+    let said = |random: &mut Random| {
+        let near = [
+            u128::from(random.word()) << 3 | 0x2a00 << 112,
+            (0x2a00 << 112) | u128::from(random.word() as u8),
+        ];
+        let any = [random.word(), random.word()].map(u128::from);
+        let v6 = near.into_iter().chain([any[0] << 64 | any[1]]).nth(random.below(3)).unwrap();
+        let near =
+            [0x0a00_0000 | random.word() as u32 & 0xff, 0x0a00_0000 | random.word() as u32 & 0xff_ffff];
+        let v4 = near.into_iter().chain([random.word() as u32]).nth(random.below(3)).unwrap();
+        let ip = if A::VERSION == 4 { IpAddr::V4(v4.into()) } else { IpAddr::V6(v6.into()) };
+        let expires = [0, 0, u64::MAX, 1][random.below(4)];
+        // Few wide ones, or nobody would be left.
+        let len = A::BITS - random.below(usize::from(A::BITS) * 9 / 10) as u8;
+        Said { addr: ip, len, action: [ALLOW, DENY][random.below(2)], expires }.masked()
+    };
+    let mut list: Vec<Said> = (0..100).map(|_| said(random)).collect();
+    list.sort_by_key(|said| (said.addr, said.len));
+    list.dedup_by_key(|said| (said.addr, said.len));
+    list
+}
+
+/// The addresses on both sides of both ends of a prefix.
+fn edges(said: &Said) -> [IpAddr; 4] {
+    match said.addr {
+        IpAddr::V4(ip) => {
+            let last = ip.to_bits() | u32::MAX.checked_shr(said.len.into()).unwrap_or(0);
+            [ip.to_bits().wrapping_sub(1), ip.to_bits(), last, last.wrapping_add(1)]
+                .map(|ip| IpAddr::V4(ip.into()))
+        }
+        IpAddr::V6(ip) => {
+            let last = ip.to_bits() | u128::MAX.checked_shr(said.len.into()).unwrap_or(0);
+            [ip.to_bits().wrapping_sub(1), ip.to_bits(), last, last.wrapping_add(1)]
+                .map(|ip| IpAddr::V6(ip.into()))
+        }
+    }
+}
+
+/// What walking the list says of a source.
+fn is_denied(world: &World, source: IpAddr) -> bool {
+    let alive = world.lists.said.iter().filter(|said| said.expires != 1);
+    let around = alive.filter(|said| Said { addr: source, ..**said }.masked().addr == said.addr);
+    around.max_by_key(|said| said.len).is_some_and(|said| said.action == DENY)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! tests take it too. It keeps no state of its own; everything it knows comes from [`Env`] and the frame.
 
 use crate::cookie::{self, Clock, Epochs, SynOptions};
+use crate::filter::Point;
 use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
 use crate::known::{Place, Presence};
@@ -15,6 +16,9 @@ use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
 
 pub mod budget;
+pub mod filter;
+
+use filter::{Listed, Rules, Spans};
 
 /// What the driver is to do with the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +34,7 @@ pub enum Verdict {
 }
 
 /// The tables that exist once per address family.
-pub trait Tables<A> {
+pub trait Tables<A: Point>: Spans<A> {
     /// One place of the array in front of the services, by [`ServiceKey::place`].
     fn place(&self, index: u32) -> Option<ServicePlace<A>>;
     /// The service at exactly this address and port.
@@ -42,7 +46,7 @@ pub trait Tables<A> {
 }
 
 /// The maps and the clock, seen from one receive queue of one guarded interface.
-pub trait Env: Epochs + budget::Ledger + Tables<V4> + Tables<V6> {
+pub trait Env: Epochs + Rules + budget::Ledger + Tables<V4> + Tables<V6> {
     /// What the daemon last wrote.
     fn settings(&self) -> Option<&Settings>;
     /// The interface the frame arrived on.
@@ -166,6 +170,14 @@ impl<A: Family> Arrival<'_, A> {
         if service.mode == MODE_OFF {
             return Err(Reason::ServiceOff);
         }
+        // First of all that drops: denied stays denied while no daemon lives, and costs the least. The word is read once,
+        // for it may change at any time.
+        let filters = frame.opaque(self.settings.filters);
+        let listed = filter::look_up(env, filters, self.ip.src, self.now);
+        if listed == Listed::Denied {
+            return Err(Reason::FilterDeny);
+        }
+        let allowed = frame.opaque(u32::from(listed == Listed::Allowed)) != 0;
         self.check_alive(env)?;
         if let Some(fault) = self.ip.fault {
             return Err(fault);
@@ -173,7 +185,7 @@ impl<A: Family> Arrival<'_, A> {
         let tcp = Tcp::parse(frame, &self.ip)?;
         self.check_possible(frame, &tcp)?;
         if tcp.flags.contains(Flags::SYN) && !tcp.flags.contains(Flags::ACK) {
-            return self.judge_syn(frame, env, &tcp);
+            return self.judge_syn(frame, env, &tcp, allowed);
         }
         let flow = FlowKey {
             peer: self.ip.src,
@@ -260,7 +272,7 @@ impl<A: Family> Arrival<'_, A> {
     /// Answers a SYN with a cookie. It never looks at the flow table: a new incarnation on a known tuple shows
     /// itself by the ACK that its cookie comes back with.
     #[inline(always)]
-    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp) -> Judgement
+    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, allowed: bool) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + ?Sized,
@@ -274,7 +286,9 @@ impl<A: Family> Arrival<'_, A> {
         }
         let options = self.options(frame, tcp)?;
         let slot = env.slot(self.settings.epoch).ok_or(Reason::SynUnanswerable)?;
-        budget::charge_reply(env, self.settings, self.ip.src, self.now)?;
+        if !allowed {
+            budget::charge_reply(env, self.settings, self.ip.src, self.now)?;
+        }
         let answer = self.syn_ack(frame, tcp, &options, slot);
         answer.answer(frame, self.ip.l3).ok_or(Reason::SynUnanswerable)?;
         Ok(if cookie::mss_is_small::<A>(options.mss) {
@@ -302,7 +316,9 @@ impl<A: Family> Arrival<'_, A> {
         };
         let syn = SynOptions {
             mss: options.mss.map(|mss| frame.opaque(mss.into()) as u16),
-            window_scale: options.window_scale,
+            // An absent option's value is whatever the register held. Hidden, nothing is calculated with it before it is known
+            // to be there: the verifier would take that for arithmetic on a pointer that was in the register.
+            window_scale: options.window_scale.map(|shift| frame.opaque(shift.into()) as u8),
             sack_permitted: options.sack_permitted,
             timestamps: options.timestamps.map(|(value, _)| value),
             // Not before the stack echoes congestion marks.

@@ -2,7 +2,8 @@
 //! malformed is still taken apart, with the fault noted: the ports must be known before anybody may drop it.
 
 use super::{Frame, FrameMut, Tcp, checksum, part};
-use crate::flow::{Address, FlowKey, V4, V6};
+use crate::filter::Point;
+use crate::flow::{FlowKey, V4, V6};
 use crate::reason::Reason;
 use crate::siphash::sip24;
 
@@ -36,7 +37,7 @@ pub struct Ip<A> {
 }
 
 /// What the two families do differently on the wire.
-pub trait Family: Address {
+pub trait Family: Point {
     /// The Ethernet type.
     const ETHER_TYPE: u16;
     /// Length of the header without options, bytes.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod detach;
+mod filters;
 mod flows;
 mod output;
 mod run;
@@ -51,6 +52,8 @@ enum Verb {
     Stats(stats::Args),
     /// List the connections, like `ss`
     Flows(flows::Args),
+    /// List or change whom to drop unseen, and whom to spare the budgets
+    Filters(filters::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
     /// Remove what a killed daemon left in the kernel
@@ -97,6 +100,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Status(args) => status::run(&args, &client(control)),
         Verb::Stats(args) => stats::run(&args, &client(control)),
         Verb::Flows(args) => flows::run(&args, &client(control)),
+        Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
         Verb::Detach(args) => detach::run(&args),
     }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service, ServiceMode};
+use super::{
+    Action, AttachMode, Config, ConfigError, Filter, FilterSet, Interface, OnDaemonExit, Service, ServiceMode,
+};
 
 /// Nobody writes a configuration of this size: what is larger is some other file.
 const MAX_FILE: u64 = 4 << 20;
@@ -25,6 +27,8 @@ struct RawFile {
     tunables: BTreeMap<Spanned<String>, Spanned<RawValue>>,
     #[serde(default)]
     control: RawControl,
+    #[serde(default)]
+    filters: RawFilters,
     secret_file: Option<PathBuf>,
     pin_dir: Option<PathBuf>,
     max_flows: Option<Spanned<i64>>,
@@ -52,6 +56,17 @@ struct RawService {
 struct RawControl {
     socket: Option<PathBuf>,
     group: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFilters {
+    #[serde(default)]
+    deny: Vec<Spanned<String>>,
+    #[serde(default)]
+    allow: Vec<Spanned<String>>,
+    #[serde(default)]
+    files: Vec<Spanned<PathBuf>>,
 }
 
 #[derive(Deserialize)]
@@ -108,7 +123,28 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     if let Some(action) = raw.on_daemon_exit {
         config.on_daemon_exit = source.at(&action, |action| action.parse::<OnDaemonExit>())?;
     }
+    config.filters = read_filters(&source, &raw.filters)?;
     Ok(config)
+}
+
+fn read_filters(source: &Source<'_>, raw: &RawFilters) -> Result<FilterSet, ConfigError> {
+    let mut filters = FilterSet::default();
+    for (action, list) in [(Action::Deny, &raw.deny), (Action::Allow, &raw.allow)] {
+        for text in list {
+            source.at(text, |text| match Filter::parse(text, Some(action))? {
+                filter if filter.action == action => filters.insert(filter),
+                filter => Err(format!("`{text}` in the list of what to {action}: not {}", filter.action)),
+            })?;
+        }
+    }
+    for path in &raw.files {
+        filters.read_file(path.get_ref()).map_err(|error| match error {
+            // Which line of the configuration names a file that is not there helps more than the bare name.
+            ConfigError::Read { .. } => source.error(path.span().start, error.to_string()),
+            ConfigError::At { .. } | ConfigError::Whole(_) => error,
+        })?;
+    }
+    Ok(filters)
 }
 
 fn read_interface(source: &Source<'_>, raw: RawInterface) -> Result<Interface, ConfigError> {
@@ -203,6 +239,10 @@ backend = "127.0.0.1:8443"
 listen = "192.0.2.1:22"
 mode = "off"
 
+[filters]
+deny = ["203.0.113.0/24", "2001:db8:bad::/48 expires 1h"]
+allow = ["203.0.113.7"]
+
 [tunables]
 time-wait = "30s"
 retries = 8
@@ -223,6 +263,23 @@ retries = 8
         assert_eq!(config.pin_dir, Path::new("/sys/fs/bpf/edge"));
         assert_eq!(config.max_flows, 65536);
         assert_eq!(config.on_daemon_exit, OnDaemonExit::Drop);
+        let filters: Vec<_> = config.filters.iter().map(ToString::to_string).collect();
+        let expected = ["deny 203.0.113.0/24", "allow 203.0.113.7/32", "deny 2001:db8:bad::/48 expires 1h"];
+        assert_eq!(filters, expected);
+    }
+
+    #[test]
+    fn files_of_filters_add_to_the_lists_and_are_named_when_they_are_wrong() {
+        let list = std::env::temp_dir().join(format!("tcpguard-filters-{}", std::process::id()));
+        let config = format!("[filters]\ndeny = [\"10.0.0.0/8\"]\n\nfiles = [\"{}\"]\n", list.display());
+        std::fs::write(&list, "allow 10.1.0.0/16\n10.0.0.0/8\n").unwrap();
+        assert_eq!(read(&config).unwrap().filters.len(), 2);
+        std::fs::write(&list, "\nallow 10.0.0.0/8\n").unwrap();
+        let error = read(&config).unwrap_err().to_string();
+        assert_eq!(error, format!("{}:2: 10.0.0.0/8 is both denied and allowed", list.display()));
+        std::fs::remove_file(&list).unwrap();
+        let error = read(&config).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("tcpguard.toml:4: {}: No such file", list.display())), "{error}");
     }
 
     #[test]
@@ -251,6 +308,10 @@ retries = 8
             ("max_flows = \"many\"\n", 1, "invalid type"),
             ("on_daemon_exit = \"explode\"\n", 1, "pass, drop"),
             ("secret_file = \"a\"\nsecret_file = \"b\"\n", 2, "duplicate key"),
+            ("[filters]\ndeny = [\"10.0.0.0/8\",\n\"10.0.0.1/8\"]\n", 3, "bits beyond its length"),
+            ("[filters]\ndeny = [\"::/0\"]\nallow = [\"::/0\"]\n", 3, "both denied and allowed"),
+            ("[filters]\nallow = [\"deny ::/0\"]\n", 2, "in the list of what to allow"),
+            ("[filters]\nblock = []\n", 2, "unknown field `block`"),
             ("a\nb", 1, ""),
             ("[control", 1, ""),
         ] {

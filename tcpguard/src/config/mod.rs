@@ -4,6 +4,7 @@
 
 pub mod duration;
 pub mod file;
+pub mod filters;
 pub mod tunables;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use tunables::{TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
 
 /// Where `tcpguard run` looks when nothing on the command line says what to guard.
@@ -44,6 +46,8 @@ pub struct Config {
     pub max_flows: u32,
     /// What becomes of protected ports once the daemon has been dead for longer than `exit-grace`.
     pub on_daemon_exit: OnDaemonExit,
+    /// Sources to deny or to spare the budgets from the start.
+    pub filters: FilterSet,
 }
 
 /// One interface to guard.
@@ -154,6 +158,9 @@ macro_rules! words {
     };
 }
 
+// For the files of this room.
+use words;
+
 words!(AttachMode, "XDP mode", Native = "native", Generic = "generic");
 words!(ServiceMode, "service mode", Cookie = "cookie", Off = "off");
 words!(OnDaemonExit, "action", Pass = "pass", Drop = "drop");
@@ -240,6 +247,7 @@ impl Config {
             pin_dir: DEFAULT_PIN_DIR.into(),
             max_flows: tcpguard_common::map::DEFAULT_MAX_FLOWS,
             on_daemon_exit: OnDaemonExit::default(),
+            filters: FilterSet::default(),
         }
     }
 

@@ -1,16 +1,18 @@
 //! Clients' questions, answered from the running guard: types of other rooms put into the protocol's.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tcpguard_common::reason::{Outcome, Reason};
 
-use crate::config::{TUNABLES, Tunable};
+use crate::config::{Filter, FilterSet, TUNABLES, Tunable};
 use crate::dataplane::monotonic_ns;
 use crate::engine::EngineStats;
 use crate::stack::{FlowInfo, State};
 
 use super::daemon::DaemonError;
+use super::filters::{self, Change, Filters};
 use super::guard::{Engine, Guard, engine_error};
 use super::protocol::{self as wire, Groups, Reply, Request};
 use super::server::Handler;
@@ -32,6 +34,33 @@ impl Handler for Guard {
             }
             Request::Tune { name, value: None } => return self.tunables(name.as_deref()),
             Request::Tune { name: Some(name), value: Some(value) } => return self.tune(&name, &value).await,
+            Request::Filters { limit } => {
+                let list = self.filters.with(move |filters| filters.list(limit as usize)).await;
+                return list.map_or_else(Reply::from, Reply::Filters);
+            }
+            Request::FiltersAdd { filter, session } => {
+                let mut set = FilterSet::default();
+                let added = Filter::parse(&filter, None).and_then(|filter| set.insert(filter));
+                return self.change_filters(added.map(|_| Change::Add(set)), session).await;
+            }
+            Request::FiltersDel { prefix, session } => {
+                return self.change_filters(prefix.parse().map(Change::Remove), session).await;
+            }
+            Request::FiltersFlush { action, session } => {
+                let action = action.map(|action| action.parse()).transpose();
+                return self.change_filters(action.map(Change::Flush), session).await;
+            }
+            Request::FiltersLoad { load, filters, last, replace, session } => {
+                let caller = self.caller(session);
+                let load = move |held: &mut Filters| match held.load(load, &filters, last)? {
+                    Some(list) => {
+                        let change = if replace { Change::Replace(list) } else { Change::Add(list) };
+                        held.change(&change, caller).map(Reply::FiltersChanged)
+                    }
+                    None => Ok(Reply::FiltersPart {}),
+                };
+                return self.filters.with(load).await.unwrap_or_else(Reply::from);
+            }
         };
         answer.unwrap_or_else(|error| Reply::failed(error.to_string()))
     }
@@ -187,6 +216,20 @@ impl Guard {
             old: old.number,
             new: new.number,
         })
+    }
+
+    async fn change_filters(&self, change: Result<Change, String>, session: Option<wire::Session>) -> Reply {
+        let caller = self.caller(session);
+        let change = match change {
+            Ok(change) => change,
+            Err(message) => return Reply::bad_input(message),
+        };
+        let changed = self.filters.with(move |filters| filters.change(&change, caller)).await;
+        changed.map_or_else(Reply::from, Reply::FiltersChanged)
+    }
+
+    fn caller(&self, session: Option<wire::Session>) -> Option<IpAddr> {
+        filters::caller(&session?, &self.config.services)
     }
 
     fn uptime_ms(&self) -> u64 {

@@ -2,6 +2,7 @@
 //! signals are served until the end; and the end is a drained and detached one, or one that the next daemon can
 //! take over. What it does while it runs is `guard`'s.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -20,12 +21,15 @@ use crate::dataplane::{
 use crate::engine::{End, EngineError};
 
 use super::descriptors;
+use super::filters::Filters;
 use super::guard::Guard;
 use super::server::{self, Server, ServerError};
 
 /// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
 /// at this often.
 const KEY_TICK: Duration = Duration::from_millis(100);
+/// How often expired filters are looked for.
+const FILTER_TICK: Duration = Duration::from_secs(1);
 /// What an engine may take beyond the drain time to reset what is left.
 const DRAIN_SLACK: Duration = Duration::from_secs(5);
 
@@ -194,6 +198,7 @@ async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Res
             name = signals.next() => Ok(name),
             failure = ends.recv() => Err(failure),
             failure = keep_keys(guard) => Err(Some(failure)),
+            never = forget_expired_filters(guard) => match never {},
         }
     };
     let told = tokio::select! {
@@ -239,6 +244,18 @@ async fn keep_keys(guard: &Guard) -> DaemonError {
             // Whoever watches the engines knows more about its end.
             Err(DaemonError::Engine { source: EngineError::Gone, .. }) => std::future::pending().await,
             Err(failure) => return failure,
+        }
+    }
+}
+
+/// Takes expired filters out of the lists, now and then: they say nothing any more, but take up room.
+async fn forget_expired_filters(guard: &Guard) -> Infallible {
+    loop {
+        sleep(FILTER_TICK).await;
+        match guard.filters.with(Filters::forget_expired).await {
+            Ok(0) => {}
+            Ok(expired) => info!(expired, "forgot expired filters"),
+            Err(error) => warn!(%error, "expired filters stay in the lists"),
         }
     }
 }

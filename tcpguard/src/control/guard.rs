@@ -24,6 +24,7 @@ use crate::service::{Descriptors, ServiceSpec, Services};
 
 use super::daemon::DaemonError;
 use super::descriptors;
+use super::filters::SharedFilters;
 use super::limits::limits;
 use super::server::{Server, ServerError};
 
@@ -43,6 +44,7 @@ pub(super) struct Guard {
     pub(super) attached: Vec<Attached>,
     engines: Vec<Engine>,
     pub(super) tunables: RefCell<Arc<Tunables>>,
+    pub(super) filters: SharedFilters,
     keys: RefCell<KeySchedule>,
     settings: RefCell<Settings>,
     publishing: Mutex<()>,
@@ -85,7 +87,7 @@ impl Guard {
             ..LoadOptions::default()
         };
         let mut dataplane = Dataplane::load(&options)?;
-        let Started { attached, server, prepared, engines } =
+        let Started { attached, server, prepared, engines, filters } =
             match Started::new(&mut dataplane, &config, bind) {
                 Ok(started) => started,
                 Err(error) => {
@@ -106,6 +108,7 @@ impl Guard {
             attached,
             engines,
             tunables: RefCell::new(tunables),
+            filters,
             keys: RefCell::new(keys),
             settings: RefCell::new(settings),
             publishing: Mutex::new(()),
@@ -256,6 +259,7 @@ struct Started {
     server: Server,
     prepared: Prepared,
     engines: Vec<Engine<ReadyEngine>>,
+    filters: SharedFilters,
 }
 
 impl Started {
@@ -270,6 +274,7 @@ impl Started {
         let engines = prepared.engines(dataplane, config, &attached)?;
         prepared.descriptors.limit_to(descriptors::room()?);
         prepared.write(dataplane, config)?;
+        let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
         dataplane.commit()?;
         for attached in &attached {
             // Engines that are about to turn are alive: XDP must not take them for dead before they do.
@@ -278,7 +283,7 @@ impl Started {
             }
             dataplane.arm(attached.slot, true)?;
         }
-        Ok(Self { attached, server, prepared, engines })
+        Ok(Self { attached, server, prepared, engines, filters })
     }
 }
 

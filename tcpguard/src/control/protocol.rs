@@ -4,7 +4,7 @@
 //! Numbers are exact and carry their unit in the field's name (`_ms`, bytes otherwise).
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,6 +15,9 @@ pub const VERSION: u32 = 1;
 pub const MAX_REQUEST: usize = 16 << 10;
 /// `flows` lists at most this many.
 pub const MAX_FLOWS_LISTED: u32 = 1 << 20;
+/// Bytes of filters to put into one [`Request::FiltersLoad`]: with their quotes and commas, and what stands around them,
+/// it stays below [`MAX_REQUEST`].
+pub const MAX_FILTERS_PART: usize = 12 << 10;
 
 /// What a client may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,59 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<String>,
     },
+    /// The filter lists.
+    Filters {
+        /// List at most this many; the totals count all.
+        limit: u32,
+    },
+    /// Puts one filter into the lists.
+    FiltersAdd {
+        /// As a line of a list: `deny 192.0.2.0/24 expires 1h`.
+        filter: String,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// Takes one filter out.
+    FiltersDel {
+        /// Its prefix.
+        prefix: String,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// Takes all filters out, or all of one kind.
+    FiltersFlush {
+        /// `deny` or `allow`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        action: Option<String>,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// One part of a list that is put into the lists, or takes their place, once its last part is there: all at once.
+    FiltersLoad {
+        /// The same for all parts of a list; chosen at random.
+        load: u64,
+        /// Lines, each with its action.
+        filters: Vec<String>,
+        /// The list is whole.
+        last: bool,
+        /// It takes the place of what is there.
+        replace: bool,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+}
+
+/// The connection through which a client reached the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Where the client sits.
+    pub peer: IpAddr,
+    /// Our end.
+    pub local: SocketAddr,
 }
 
 /// What the daemon answers.
@@ -57,6 +113,12 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::Filters`].
+    Filters(Filters),
+    /// To every other request about filters.
+    FiltersChanged(FiltersChanged),
+    /// To a part of a list that is not the last one.
+    FiltersPart {},
     /// Nothing was done.
     Error(Refusal),
 }
@@ -260,6 +322,45 @@ pub struct Tuned {
     pub new: u64,
 }
 
+/// The filter lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filters {
+    /// How many there are, listed or not.
+    pub total: u64,
+    /// How many of them deny.
+    pub denied: u64,
+    /// How many of them allow.
+    pub allowed: u64,
+    /// Hits of all of them.
+    pub hits: u64,
+    /// The listed ones, ordered by family, address and length.
+    pub filters: Vec<Filter>,
+}
+
+/// One filter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filter {
+    /// `deny` or `allow`.
+    pub action: String,
+    /// Address and length.
+    pub prefix: String,
+    /// Segments for which it was the longest prefix, since it was put in.
+    pub hits: u64,
+    /// Until it is forgotten.
+    pub expires_ms: Option<u64>,
+}
+
+/// The filter lists were changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FiltersChanged {
+    /// Prefixes that are new.
+    pub added: u64,
+    /// Prefixes that are gone.
+    pub removed: u64,
+    /// Prefixes that there are now.
+    pub total: u64,
+}
+
 /// A line: the version beside the content.
 #[derive(Serialize)]
 struct Line<'a, T> {
@@ -333,6 +434,7 @@ mod tests {
             String::from_utf8(tune.to_line()).unwrap(),
             "{\"v\":1,\"op\":\"tune\",\"name\":\"time-wait\",\"value\":\"30s\"}\n"
         );
+        let session = Session { peer: "::1".parse().unwrap(), local: "[::2]:22".parse().unwrap() };
         for request in [
             tune,
             Request::Status {},
@@ -340,6 +442,17 @@ mod tests {
             Request::Flows { state: None, limit: 7 },
             Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
             Request::Tune { name: None, value: None },
+            Request::Filters { limit: 3 },
+            Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
+            Request::FiltersDel { prefix: "::/0".into(), session: None },
+            Request::FiltersFlush { action: Some("deny".into()), session: None },
+            Request::FiltersLoad {
+                load: u64::MAX,
+                filters: vec![],
+                last: true,
+                replace: false,
+                session: None,
+            },
         ] {
             assert_eq!(Request::from_line(&request.to_line()), Ok(request));
         }

@@ -333,25 +333,26 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 }
 
-/// A per-CPU array of `u64`.
+/// A per-CPU array whose values are `u64` words.
 #[derive(Debug)]
 pub(super) struct PerCpuArray {
     fd: OwnedFd,
     cpus: usize,
+    words: usize,
 }
 
 impl PerCpuArray {
     /// # Safety
     ///
-    /// `fd` must be a `BPF_MAP_TYPE_PERCPU_ARRAY` of 8-byte values, and `cpus` the kernel's number of possible CPUs: it
-    /// copies that many values.
-    pub(super) unsafe fn from_fd(fd: OwnedFd, cpus: usize) -> Self {
-        Self { fd, cpus }
+    /// `fd` must be a `BPF_MAP_TYPE_PERCPU_ARRAY` of values of `words` × 8 bytes, and `cpus` the kernel's number of possible
+    /// CPUs: it copies that many values.
+    pub(super) unsafe fn from_fd(fd: OwnedFd, cpus: usize, words: usize) -> Self {
+        Self { fd, cpus, words }
     }
 
-    /// The value of `index` on each possible CPU.
+    /// The words of `index` on each possible CPU, one CPU's after the other's.
     pub(super) fn lookup(&self, index: u32) -> io::Result<Vec<u64>> {
-        let mut values = vec![0u64; self.cpus];
+        let mut values = vec![0u64; self.cpus * self.words];
         let mut attr = ElementAttr {
             map_fd: fd_number(self.fd.as_fd()),
             key: std::ptr::from_ref(&index) as u64,

@@ -17,6 +17,7 @@ use tcpguard_common::map::{
 use super::bpf::{self, LINK_TYPE_XDP};
 use super::clock::monotonic_ns;
 use super::error::DataplaneError;
+use super::filters::FilterTable;
 use super::flows::FlowTable;
 use super::lock::{FileLock, LockError};
 use super::maps::{Counters, Maps, ServiceEntry, shared_names};
@@ -377,7 +378,7 @@ impl Dataplane {
         self.maps.set_services(services)
     }
 
-    /// Writes the settings, whole.
+    /// Writes the settings, whole but for [`Settings::filters`], which is the [`FilterTable`]'s.
     ///
     /// # Errors
     ///
@@ -440,6 +441,15 @@ impl Dataplane {
     /// The heartbeat word of the engine with this `xsk_index`; `None` past the last one.
     pub fn heartbeat(&self, xsk_index: u32) -> Option<Heartbeat> {
         self.maps.heartbeats.of(xsk_index)
+    }
+
+    /// The filter lists, still those of a previous daemon where maps were taken over. For one owner.
+    ///
+    /// # Errors
+    ///
+    /// A map that cannot be opened.
+    pub fn filters(&self) -> Result<FilterTable, DataplaneError> {
+        FilterTable::open(&self.pins, self.maps.settings.clone())
     }
 
     /// The TIME_WAIT fingerprints.

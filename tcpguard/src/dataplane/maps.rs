@@ -6,9 +6,13 @@ use std::hash::Hash;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::Pod;
 use aya::maps::MapInfo;
+use tcpguard_common::filter::{
+    BANKS, FilterRule, HEADS, HIT_BLOCKS, HITS_PER_BLOCK, Head, RULES, SPANS, SpanV4, SpanV6,
+};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket};
@@ -73,7 +77,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 17] = [
+const SHARED: [Layout; 23] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -91,6 +95,12 @@ const SHARED: [Layout; 17] = [
     Layout::of::<u32, [u64; WORDS]>(name::REPLIES, MAX_QUEUES),
     Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
+    Layout::of::<u32, Head>(name::FILTER_HEADS_V4, BANKS * HEADS),
+    Layout::of::<u32, Head>(name::FILTER_HEADS_V6, BANKS * HEADS),
+    Layout::of::<u32, SpanV4>(name::FILTER_SPANS_V4, BANKS * SPANS),
+    Layout::of::<u32, SpanV6>(name::FILTER_SPANS_V6, BANKS * SPANS),
+    Layout::of::<u32, FilterRule>(name::FILTER_RULES, BANKS * RULES),
+    Layout::of::<u32, [u64; HITS_PER_BLOCK as usize]>(name::FILTER_HITS, BANKS * HIT_BLOCKS),
 ];
 
 /// The names of the shared maps.
@@ -98,10 +108,60 @@ pub(super) fn shared_names() -> impl Iterator<Item = &'static str> {
     SHARED.iter().map(|layout| layout.name)
 }
 
+/// The settings as two write them: the guard, who writes them whole, and whoever fills the filter tables, whose one word
+/// the guard's writes leave alone.
+#[derive(Clone, Debug)]
+pub(super) struct SettingsMap {
+    map: Map<u32, Settings>,
+    /// [`Settings::filters`], held while anybody writes.
+    filters: Arc<Mutex<u32>>,
+}
+
+impl SettingsMap {
+    fn new(map: Map<u32, Settings>) -> Result<Self, DataplaneError> {
+        let settings = Self { map, filters: Arc::default() };
+        *settings.lock() = settings.read()?.filters;
+        Ok(settings)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        // A word is never half written.
+        self.filters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn read(&self) -> Result<Settings, DataplaneError> {
+        let read = self.map.lookup(&0).map_err(|source| DataplaneError::Map {
+            action: "read",
+            map: name::SETTINGS,
+            source,
+        })?;
+        Ok(read.unwrap_or_default())
+    }
+
+    /// Writes `settings`, but for the filters' word.
+    pub(super) fn write(&self, settings: &Settings) -> Result<(), DataplaneError> {
+        let filters = self.lock();
+        write(&self.map, name::SETTINGS, &0, &Settings { filters: *filters, ..*settings })
+    }
+
+    /// The filters' word.
+    pub(super) fn filters(&self) -> u32 {
+        *self.lock()
+    }
+
+    /// Writes the filters' word alone.
+    pub(super) fn write_filters(&self, word: u32) -> Result<(), DataplaneError> {
+        let mut filters = self.lock();
+        write(&self.map, name::SETTINGS, &0, &Settings { filters: word, ..self.read()? })?;
+        *filters = word;
+        Ok(())
+    }
+}
+
 /// The maps.
 #[derive(Debug)]
 pub(super) struct Maps {
-    pub(super) settings: Map<u32, Settings>,
+    pub(super) settings: SettingsMap,
     pub(super) epochs: Map<u32, EpochSlot>,
     pub(super) interfaces: Map<u32, Interface>,
     pub(super) ports: Map<u32, u64>,
@@ -144,7 +204,7 @@ impl Maps {
         // SAFETY: as above; COUNTERS is the per-CPU array of 8-byte values that the object declares.
         let maps = unsafe {
             Self {
-                settings: Map::from_fd(open(name::SETTINGS)?),
+                settings: SettingsMap::new(Map::from_fd(open(name::SETTINGS)?))?,
                 epochs: Map::from_fd(open(name::EPOCHS)?),
                 interfaces: Map::from_fd(open(name::INTERFACES)?),
                 ports: Map::from_fd(open(name::PORTS)?),
@@ -154,7 +214,7 @@ impl Maps {
                 places_v6: Map::from_fd(open(name::SERVICE_PLACES_V6)?),
                 sockets: Map::from_fd(open(name::SOCKETS)?),
                 replies: Map::from_fd(open(name::REPLIES)?),
-                counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus),
+                counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus, 1),
                 flows,
                 heartbeats,
                 fingerprints,
@@ -165,12 +225,7 @@ impl Maps {
     }
 
     pub(super) fn read_settings(&self) -> Result<Settings, DataplaneError> {
-        let read = self.settings.lookup(&0).map_err(|source| DataplaneError::Map {
-            action: "read",
-            map: name::SETTINGS,
-            source,
-        })?;
-        Ok(read.unwrap_or_default())
+        self.settings.read()
     }
 
     pub(super) fn read_epochs(&self) -> Result<[EpochSlot; EPOCH_SLOTS as usize], DataplaneError> {
@@ -212,7 +267,7 @@ impl Maps {
 
     pub(super) fn write_settings(&self, settings: &Settings) -> Result<(), DataplaneError> {
         self.flows.front.set_hash_key(settings.hash_key);
-        write(&self.settings, name::SETTINGS, &0, settings)
+        self.settings.write(settings)
     }
 
     /// Makes the service maps and the port bitmap equal to `services`. Services that stay are guarded throughout: new

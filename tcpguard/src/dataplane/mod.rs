@@ -4,6 +4,7 @@
 mod bpf;
 mod clock;
 mod error;
+mod filters;
 mod flows;
 mod keys;
 mod loader;
@@ -18,6 +19,7 @@ mod socket;
 
 pub use clock::{coarse_clock_ns, monotonic_ns};
 pub use error::{DataplaneError, SocketError};
+pub use filters::{FilterEntry, FilterTable};
 pub use flows::{FlowScan, FlowTable};
 pub use keys::{KeyError, KeySchedule, MAX_PERIOD, MIN_PERIOD, Now};
 pub use loader::{AttachMode, Attached, Dataplane, InterfaceSpec, LoadOptions, Previous};

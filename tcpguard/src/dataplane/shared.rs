@@ -1,12 +1,14 @@
-//! Maps that the kernel lends us as memory: engine heartbeats, TIME_WAIT fingerprints, and the front of the flow tables. One store instead of one
-//! system call; what the words mean is agreed in `tcpguard-common`.
+//! Maps that the kernel lends us as memory: engine heartbeats, TIME_WAIT fingerprints, the front of the flow tables, and
+//! the filter tables. One store instead of one system call; what the words mean is agreed in `tcpguard-common`.
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use aya::Pod;
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::known::{BUCKETS, Bucket, Place, ROOM};
@@ -18,7 +20,7 @@ struct Mapping {
     len: usize,
 }
 
-// SAFETY: plain shared memory, only ever accessed through atomics.
+// SAFETY: plain shared memory, only ever accessed through atomics, or through volatile stores of one owner.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -224,5 +226,33 @@ impl Front {
             self.mapping.base.cast::<([AtomicU64; ROOM], AtomicU64)>().add(place.bucket as usize).as_ref()
         };
         (&bucket.0, &bucket.1, place.word)
+    }
+}
+
+/// An array of plain values that this side only writes, and only where XDP does not read: which part that is, the caller
+/// arranges.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    mapping: Mapping,
+    entries: usize,
+    values: PhantomData<fn(T)>,
+}
+
+impl<T: Pod> Table<T> {
+    /// Maps an array of `entries` values.
+    pub(super) fn map(fd: BorrowedFd<'_>, entries: u32) -> io::Result<Self> {
+        // The kernel starts every value of an array at a multiple of 8 bytes.
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
+        let entries = entries as usize;
+        Ok(Self { mapping: Mapping::new(fd, entries * size_of::<T>())?, entries, values: PhantomData })
+    }
+
+    /// Stores `values` from index `at` on. Those past the last index are left out.
+    pub(super) fn store(&mut self, at: usize, values: impl IntoIterator<Item = T>) {
+        for (index, value) in (at..self.entries).zip(values) {
+            // SAFETY: the index is below `entries`, which the mapping holds, aligned to 8 bytes. Volatile, because nothing
+            // here ever reads it back.
+            unsafe { self.mapping.base.cast::<T>().add(index).write_volatile(value) };
+        }
     }
 }

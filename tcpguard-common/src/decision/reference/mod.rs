@@ -14,6 +14,7 @@ use std::vec::Vec;
 
 use super::table::world::{Place, World};
 use tcpguard_common::decision::{Verdict, budget, decide};
+use tcpguard_common::filter::{ALLOW, DENY};
 use tcpguard_common::fingerprint::fingerprint;
 use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::map::{
@@ -156,7 +157,8 @@ fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
         return Some(Fate::Done(Reason::ServiceOff));
     }
     Some(
-        liveness(world)
+        denied(world, arrival.source)
+            .or_else(|| liveness(world))
             .or_else(|| impossible(&arrival))
             .map_or_else(|| accepted(world, &arrival), Fate::Done),
     )
@@ -182,6 +184,25 @@ fn find<A: Place>(
     port: [u8; 2],
 ) -> Option<Service> {
     [exact, any].into_iter().find_map(|addr| services.get(&ServiceKey::new(addr, port)).copied())
+}
+
+/// Whether the longest prefix around the source denies it.
+fn denied(world: &World, source: IpAddr) -> Option<Reason> {
+    (listed(world, source)? == DENY).then_some(Reason::FilterDeny)
+}
+
+/// What the longest prefix around the source says.
+fn listed(world: &World, source: IpAddr) -> Option<u32> {
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => format!("{:032b}", ip.to_bits()),
+        IpAddr::V6(ip) => format!("{:0128b}", ip.to_bits()),
+    };
+    let alive = world.lists.said.iter().filter(|said| said.expires == 0 || world.now < said.expires);
+    let around = alive.filter(|said| {
+        said.addr.is_ipv4() == source.is_ipv4()
+            && bits(source).starts_with(&bits(said.addr)[..said.len.into()])
+    });
+    around.max_by_key(|said| said.len).map(|said| said.action)
 }
 
 /// Why nothing is answered or redirected now, if so.
@@ -271,6 +292,7 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
     let options = segment.options().ok_or(Reason::BadOptions)?;
     let slot = cookie::slot(&world.epochs, world.settings.epoch).ok_or(Reason::SynUnanswerable)?;
     match arrival.source {
+        _ if listed(world, arrival.source) == Some(ALLOW) => {}
         IpAddr::V4(ip) => within_budget(world, V4(ip.octets()))?,
         IpAddr::V6(ip) => within_budget(world, V6(ip.octets()))?,
     }

@@ -34,6 +34,7 @@ pub(crate) fn all() -> Vec<Case> {
     table.ipv4();
     table.ipv6();
     table.hostile();
+    table.filters();
     table.cases
 }
 

@@ -5,6 +5,7 @@ use core::ops::RangeInclusive;
 use std::vec;
 use std::vec::Vec;
 
+use super::filters;
 use super::frames::{ACK, CLIENT_ISN, CLIENT_PORT, FIN, PSH, RST, SYN, Spec};
 use super::systems::SYSTEMS;
 use super::world::{ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, Place, World};
@@ -89,7 +90,7 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (40, like(&|_| {})),
+        (35, like(&|_| {})),
         (5, like(&|world| spent(world, false))),
         (5, like(&|world| spent(world, true))),
         (20, like(&|world| world.settings.epoch_second_half = 1)),
@@ -102,6 +103,7 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         (1, like(&|world| dead(world, 1, ON_EXIT_PASS))),
         (1, like(&|world| dead(world, 1, ON_EXIT_PASS + 1))),
         (1, like(&|world| world.interface.armed = 0)),
+        (5, like(&filters::some)),
     ]
 }
 

@@ -3,12 +3,15 @@
 use std::boxed::Box;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
+use super::filters::Lists;
 use tcpguard_common::cookie::{Advertised, Epochs};
 use tcpguard_common::decision::budget::{self, Ledger};
 use tcpguard_common::decision::{Env, Tables};
+use tcpguard_common::filter::Line;
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{self, Bucket, Presence};
@@ -53,6 +56,8 @@ pub(crate) trait Place: Family {
     const CLIENT: Self;
     fn services(world: &World) -> &HashMap<ServiceKey<Self>, Service>;
     fn flows(world: &World) -> &RefCell<HashMap<FlowKey<Self>, Flow>>;
+    fn line(lists: &Lists) -> Option<&Line<Self>>;
+    fn line_mut(lists: &mut Lists) -> &mut Option<Rc<Line<Self>>>;
 }
 
 impl Place for V4 {
@@ -67,6 +72,14 @@ impl Place for V4 {
     fn flows(world: &World) -> &RefCell<HashMap<FlowKey<Self>, Flow>> {
         &world.flows_v4
     }
+
+    fn line(lists: &Lists) -> Option<&Line<Self>> {
+        lists.v4.as_deref()
+    }
+
+    fn line_mut(lists: &mut Lists) -> &mut Option<Rc<Line<Self>>> {
+        &mut lists.v4
+    }
 }
 
 impl Place for V6 {
@@ -80,6 +93,14 @@ impl Place for V6 {
 
     fn flows(world: &World) -> &RefCell<HashMap<FlowKey<Self>, Flow>> {
         &world.flows_v6
+    }
+
+    fn line(lists: &Lists) -> Option<&Line<Self>> {
+        lists.v6.as_deref()
+    }
+
+    fn line_mut(lists: &mut Lists) -> &mut Option<Rc<Line<Self>>> {
+        &mut lists.v6
     }
 }
 
@@ -98,6 +119,7 @@ pub(crate) struct World {
     /// Made when it is first asked for: it is large, and there are many worlds.
     pub(crate) replies: OnceCell<Box<Sketch>>,
     pub(crate) verified: RefCell<HashMap<u32, u64>>,
+    pub(crate) lists: Lists,
     pub(crate) engine: u32,
     /// Whether the front of the flow tables was full before any of the flows came.
     pub(crate) crowded: bool,
@@ -125,6 +147,8 @@ impl World {
             exit_grace: 3_000_000_000,
             on_exit: ON_EXIT_DROP,
             queues: 1,
+            filters: 0,
+            reserved: 0,
             hash_key: [3, 4],
             limits: LIMITS,
         };
@@ -141,6 +165,7 @@ impl World {
             fingerprints: HashMap::new(),
             replies: OnceCell::new(),
             verified: RefCell::default(),
+            lists: Lists::default(),
             engine: xsk_index(SLOT, 0),
             crowded: false,
             beating: true,

@@ -2,6 +2,7 @@
 //! without it.
 
 mod attach;
+mod filters;
 mod maps;
 mod socket;
 

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use tcpguard_common::cookie::{Advertised, Clock, Epochs};
 use tcpguard_common::decision::budget::Ledger;
+use tcpguard_common::decision::filter::{Rules, Spans};
 use tcpguard_common::decision::{Env, Tables, Verdict, decide};
+use tcpguard_common::filter::{FilterRule, Head, Point};
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::known::{self, Presence};
@@ -396,8 +398,26 @@ impl Epochs for Queued<'_> {
     }
 }
 
+impl Rules for Queued<'_> {
+    fn rule(&self, _: u32) -> Option<&FilterRule> {
+        None
+    }
+
+    fn hit(&self, _: u32, _: u32) {}
+}
+
 macro_rules! tables {
     ($address:ty) => {
+        impl Spans<$address> for Queued<'_> {
+            fn head(&self, _: u32) -> Option<Head> {
+                None
+            }
+
+            fn span(&self, _: u32) -> Option<&<$address as Point>::Span> {
+                None
+            }
+        }
+
         impl Tables<$address> for Queued<'_> {
             fn place(&self, _: u32) -> Option<ServicePlace<$address>> {
                 Some(ServicePlace { state: PLACE_SHARED, ..ServicePlace::EMPTY })

@@ -11,12 +11,13 @@ use aya::programs::{ProgramFd, ProgramInfo, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, Pod};
 use socket2::{Domain, Socket, Type};
 use tcpguard_common::bench::{Rewrite, name};
+use tcpguard_common::filter::{ALLOW, DENY, MAX_FILTERS};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::EpochSlot;
 
 use super::frames::{Kind, Sources, rewrite};
 use super::guard::{self, Guard, Tables, check};
-use super::rows::{Contestant, DROP, FEW, KNOWN, Spec, Version};
+use super::rows::{ALLOWED, Contestant, DENIED, DROP, FEW, KNOWN, Spec, Version};
 use super::{Effort, Objects, Peer, Run};
 
 /// `AF_XDP`.
@@ -29,6 +30,8 @@ pub(super) struct Contest {
     bench: Ebpf,
     hot: Guard,
     cold: Guard,
+    denying: Guard,
+    listing: Guard,
     peers: Vec<Loaded>,
     effort: Effort,
     slot: EpochSlot,
@@ -45,9 +48,13 @@ impl Contest {
         fill(&mut hot, slot, FEW)?;
         let mut cold = Guard::load(objects.guard, &socket)?;
         fill(&mut cold, slot, effort.flows.into())?;
+        let mut denying = Guard::load(objects.guard, &socket)?;
+        denying.list(&[(u32::from(DENIED) << 24, 8, DENY)])?;
+        let mut listing = Guard::load(objects.guard, &socket)?;
+        listing.list(&full_list())?;
         let peers = peers.iter().map(Loaded::open).collect::<Result<_>>()?;
         let bench = load(objects.bench, &socket)?;
-        Ok(Self { bench, hot, cold, peers, effort, slot, _socket: socket })
+        Ok(Self { bench, hot, cold, denying, listing, peers, effort, slot, _socket: socket })
     }
 
     /// One run of a row and one of its null.
@@ -109,6 +116,8 @@ impl Contest {
         match contestant {
             Contestant::Hot => self.hot.counters(),
             Contestant::Cold => self.cold.counters(),
+            Contestant::Denying => self.denying.counters(),
+            Contestant::Listing => self.listing.counters(),
             Contestant::Null | Contestant::Redirect | Contestant::Peer(_) => Ok(Vec::new()),
         }
     }
@@ -120,6 +129,8 @@ impl Contest {
             Contestant::Redirect => program(&self.bench, name::REDIRECT)?.fd()?.try_clone()?,
             Contestant::Hot => self.hot.program()?,
             Contestant::Cold => self.cold.program()?,
+            Contestant::Denying => self.denying.program()?,
+            Contestant::Listing => self.listing.program()?,
             Contestant::Peer(index) => self.peers.get(index).context("no such peer")?.program()?,
         };
         ProgramArray::try_from(self.bench.map_mut(name::NEXT).context(name::NEXT)?)?
@@ -130,6 +141,16 @@ impl Contest {
         let outcome = program(&self.bench, name::REWRITE)?.test_run(options).context("BPF_PROG_RUN")?;
         Ok((outcome.return_value, outcome.duration.as_nanos() as f64))
     }
+}
+
+/// As many prefixes as a list can have: every /24 of a network that is denied, and allowed hosts all over another.
+fn full_list() -> Vec<(u32, u8, u32)> {
+    let denied = (0..1 << 16).map(|index: u32| (u32::from(DENIED) << 24 | index << 8, 24, DENY));
+    let hosts = (1 << 16..MAX_FILTERS).map(|index: u32| index.wrapping_mul(0x9e_3779) & 0xff_ffff);
+    let allowed = hosts.map(|host| (u32::from(ALLOWED) << 24 | host, 32, ALLOW));
+    let mut list: Vec<_> = denied.chain(allowed).collect();
+    list.sort_unstable();
+    list
 }
 
 /// Makes a guard know `count` flows of each family.

@@ -10,6 +10,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use socket2::Socket;
 use tcpguard_common::bench::{Ends, PORT, Rewrite};
 use tcpguard_common::cookie::Advertised;
+use tcpguard_common::filter::{Entry, FilterRule, LISTED_V4, Line};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{Bucket, Place};
 use tcpguard_common::map::{
@@ -104,11 +105,37 @@ impl Guard {
                 exit_grace: 0,
                 on_exit: ON_EXIT_PASS,
                 queues: 1,
+                filters: 0,
+                reserved: 0,
                 hash_key: HASH_KEY,
                 limits: LIMITS,
             },
         )?;
         Ok(guard)
+    }
+
+    /// Puts IPv4 prefixes into the filter lists: first address, length and action, sorted by the first two.
+    pub(super) fn list(&mut self, filters: &[(u32, u8, u32)]) -> Result<()> {
+        let entry = |(rule, &(start, len, _)): (u32, &(u32, u8, u32))| Entry {
+            start: start.into(),
+            len,
+            rule,
+            expires: 0,
+        };
+        let line = Line::<V4>::cut(&(1..).zip(filters).map(entry).collect::<Vec<_>>());
+        self.set_all(name::FILTER_HEADS_V4, 0, line.heads)?;
+        self.set_all(name::FILTER_SPANS_V4, 0, line.spans)?;
+        let rules = filters.iter().map(|&(_, _, action)| FilterRule { expires: 0, action, next: 0 });
+        self.set_all(name::FILTER_RULES, 1, rules)?;
+        let map = self.ebpf.map_mut(name::SETTINGS).context(name::SETTINGS)?;
+        let mut settings = Array::<_, Settings>::try_from(map)?;
+        let held = settings.get(&0, 0)?;
+        Ok(settings.set(0, Settings { filters: LISTED_V4, ..held }, 0)?)
+    }
+
+    fn set_all<V: Pod>(&mut self, map: &str, first: u32, values: impl IntoIterator<Item = V>) -> Result<()> {
+        let mut array = Array::<_, V>::try_from(self.ebpf.map_mut(map).with_context(|| map.to_owned())?)?;
+        (first..).zip(values).try_for_each(|(index, value)| Ok(array.set(index, value, 0)?))
     }
 
     pub(super) fn program(&self) -> Result<ProgramFd> {

@@ -15,6 +15,10 @@ pub(super) const REDIRECT: u32 = 4;
 pub(super) const KNOWN: u8 = 11;
 /// First byte of all other sources.
 const STRANGERS: u8 = 12;
+/// First byte of the sources that are denied where anybody is.
+pub(super) const DENIED: u8 = 13;
+/// First byte of sources of which some are allowed, in a full list.
+pub(super) const ALLOWED: u8 = 14;
 /// Flows that a hot row knows: their entries stay in the first-level cache.
 pub(super) const FEW: u64 = 64;
 /// Strangers of a row whose frames' numbers repeat.
@@ -40,6 +44,10 @@ pub(super) enum Contestant {
     Hot,
     /// The guard with a full table.
     Cold,
+    /// The guard that denies one network.
+    Denying,
+    /// The guard with full filter lists.
+    Listing,
     /// A peer, by its number.
     Peer(usize),
 }
@@ -60,7 +68,7 @@ pub(super) struct Spec {
 
 /// Every row, in the order of the table.
 pub(super) fn all(peers: &[Peer]) -> Vec<Spec> {
-    use Contestant::{Cold, Hot, Null, Redirect};
+    use Contestant::{Cold, Denying, Hot, Listing, Null, Redirect};
     use Version::{V4, V6};
     let row = |name: &str, contestant, version, kind, (network, count), verdict, reason| Spec {
         name: name.to_owned(),
@@ -90,6 +98,10 @@ pub(super) fn all(peers: &[Peer]) -> Vec<Spec> {
         row("ack_invalid_v6", Hot, V6, stamped, repeating, DROP, invalid),
         row("flow_hit_v4", Hot, V4, stamped, few, REDIRECT, known),
         row("flow_hit_v6", Hot, V6, stamped, few, REDIRECT, known),
+        row("filter_deny", Denying, V4, Kind::Syn, (DENIED, MANY), DROP, Some(Reason::FilterDeny)),
+        row("filter_deny_full", Listing, V4, Kind::Syn, (DENIED, MANY), DROP, Some(Reason::FilterDeny)),
+        row("filter_none_full", Listing, V4, stamped, repeating, DROP, invalid),
+        row("filter_near_full", Listing, V4, stamped, (ALLOWED, MANY), DROP, invalid),
         row("ack_valid_new_cold", Cold, V4, cookie, new, REDIRECT, valid),
         row("ack_invalid_v4_cold", Cold, V4, stamped, many, DROP, invalid),
         row("ack_invalid_v6_cold", Cold, V6, stamped, many, DROP, invalid),
