@@ -4,6 +4,12 @@ use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a lock that was let go may still seem held: a child that its holder was just starting has the file open, too,
+/// until it executes.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// Why a lock was not taken.
 #[derive(Debug)]
@@ -26,7 +32,7 @@ impl FileLock {
     /// killed holders left.
     pub(super) fn acquire(path: &Path) -> Result<Self, LockError> {
         loop {
-            if let Some(mut lock) = Self::lock(path, OpenOptions::new().create(true))? {
+            if let Some(mut lock) = Self::lock(path, OpenOptions::new().create(true), LINGER)? {
                 lock.file.set_len(0).map_err(LockError::Io)?;
                 writeln!(lock.file, "{}", std::process::id()).map_err(LockError::Io)?;
                 sweep(path);
@@ -36,15 +42,13 @@ impl FileLock {
     }
 
     /// Locks the file; `None` when it lost its name meanwhile, because a holder removes it before it lets go.
-    fn lock(path: &Path, options: &mut OpenOptions) -> Result<Option<Self>, LockError> {
+    fn lock(path: &Path, options: &mut OpenOptions, patience: Duration) -> Result<Option<Self>, LockError> {
         // Nobody else may even read it: whoever can open a file can lock it, and so keep the next daemon out.
         let options = options.read(true).write(true).truncate(false).mode(0o600);
         let mut file = options.open(path).map_err(LockError::Io)?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(LockError::Io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(LockError::Held(holder(&mut file))),
-            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+        if !try_lock(&file, patience)? {
+            return Err(LockError::Held(holder(&mut file)));
         }
         let locked = file.metadata().map_err(LockError::Io)?.ino();
         let named = std::fs::metadata(path).is_ok_and(|now| now.ino() == locked);
@@ -58,7 +62,7 @@ fn sweep(mine: &Path) {
     for path in entries.flatten().map(|entry| entry.path()) {
         if path != mine && path.extension() == mine.extension() {
             // Taken and dropped, which removes it.
-            drop(FileLock::lock(&path, &mut OpenOptions::new()));
+            drop(FileLock::lock(&path, &mut OpenOptions::new(), Duration::ZERO));
         }
     }
 }
@@ -74,10 +78,19 @@ impl Drop for FileLock {
 /// Locks an existing directory.
 pub(super) fn lock_directory(path: &Path) -> Result<File, LockError> {
     let directory = File::open(path).map_err(LockError::Io)?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(TryLockError::WouldBlock) => Err(LockError::Held(None)),
-        Err(TryLockError::Error(error)) => Err(LockError::Io(error)),
+    if try_lock(&directory, LINGER)? { Ok(directory) } else { Err(LockError::Held(None)) }
+}
+
+/// Whether the file could be locked within `patience`.
+fn try_lock(file: &File, patience: Duration) -> Result<bool, LockError> {
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if start.elapsed() < patience => sleep(Duration::from_millis(5)),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+        }
     }
 }
 
@@ -127,6 +140,23 @@ mod tests {
         assert!(held.exists() && other.exists() && !left.exists());
         drop(lock);
         std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    /// What a fork leaves open until it executes is as good as another descriptor of the same open file.
+    #[test]
+    fn a_lock_that_a_starting_child_still_shares_is_waited_for() {
+        let path = directory("linger").join("a.lock");
+        let lock = FileLock::acquire(&path).unwrap();
+        let shared = lock.file.try_clone().unwrap();
+        // Gone without its `Drop`, which unlocks for all: as when the holder is killed.
+        std::mem::forget(lock);
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(super::LINGER / 10);
+            super::File::unlock(&shared).unwrap();
+        });
+        drop(FileLock::acquire(&path).unwrap());
+        child.join().unwrap();
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
     }
 
     #[test]
