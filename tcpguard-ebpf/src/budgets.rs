@@ -1,4 +1,4 @@
-//! The maps of budgets and admission, bound to what the decision asks of them.
+//! The maps of the reply budgets, bound to what the decision asks of them.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;

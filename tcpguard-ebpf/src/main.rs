@@ -5,6 +5,8 @@
 #![feature(asm_experimental_arch)]
 
 mod budgets;
+mod filters;
+mod object;
 mod packet;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action};
@@ -14,11 +16,7 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
 use core::arch::asm;
 use tcpguard_common::cookie::Epochs;
-use tcpguard_common::decision::filter::{Rules, Spans};
 use tcpguard_common::decision::{self, Env, Tables, Verdict};
-use tcpguard_common::filter::{
-    BANKS, FilterRule, HEADS, HIT_BLOCKS, HITS_PER_BLOCK, Head, Point, RULES, SPANS, SpanV4, SpanV6,
-};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket, Place, Presence, ROOM};
@@ -65,19 +63,6 @@ static TIME_WAIT: Array<[u32; WAYS as usize]> = Array::with_max_entries(FINGERPR
 /// The coarse clock stands still between two timer ticks, but asking for it is a call: 8 of what would be 60 ns.
 #[map]
 static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
-#[map]
-static FILTER_HEADS_V4: Array<Head> = Array::with_max_entries(BANKS * HEADS, BPF_F_MMAPABLE);
-#[map]
-static FILTER_HEADS_V6: Array<Head> = Array::with_max_entries(BANKS * HEADS, BPF_F_MMAPABLE);
-#[map]
-static FILTER_SPANS_V4: Array<SpanV4> = Array::with_max_entries(BANKS * SPANS, BPF_F_MMAPABLE);
-#[map]
-static FILTER_SPANS_V6: Array<SpanV6> = Array::with_max_entries(BANKS * SPANS, BPF_F_MMAPABLE);
-#[map]
-static FILTER_RULES: Array<FilterRule> = Array::with_max_entries(BANKS * RULES, BPF_F_MMAPABLE);
-#[map]
-static FILTER_HITS: PerCpuArray<[u64; HITS_PER_BLOCK as usize]> =
-    PerCpuArray::with_max_entries(BANKS * HIT_BLOCKS, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
 
@@ -227,38 +212,11 @@ unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
     was
 }
 
-impl Rules for Maps {
-    #[inline(always)]
-    fn rule(&self, index: u32) -> Option<&FilterRule> {
-        FILTER_RULES.get(index)
-    }
-
-    #[inline(always)]
-    fn hit(&self, bank: u32, rule: u32) {
-        if let Some(block) = FILTER_HITS.get_ptr_mut(bank * HIT_BLOCKS + rule / HITS_PER_BLOCK) {
-            // SAFETY: this CPU's own block, as for the counters, and the index stays inside it.
-            unsafe { *block.cast::<u64>().add((rule % HITS_PER_BLOCK) as usize) += 1 }
-        }
-    }
-}
-
 /// What inserting a key that is already there returns.
 const NEG_EEXIST: i32 = -17;
 
 macro_rules! tables {
-    ($family:ty, $places:ident, $services:ident, $flows:ident, $heads:ident, $spans:ident) => {
-        impl Spans<$family> for Maps {
-            #[inline(always)]
-            fn head(&self, index: u32) -> Option<Head> {
-                $heads.get(index).copied()
-            }
-
-            #[inline(always)]
-            fn span(&self, index: u32) -> Option<&<$family as Point>::Span> {
-                $spans.get(index)
-            }
-        }
-
+    ($family:ty, $places:ident, $services:ident, $flows:ident) => {
         impl Tables<$family> for Maps {
             #[inline(always)]
             fn place(&self, index: u32) -> Option<ServicePlace<$family>> {
@@ -286,15 +244,5 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, SERVICE_PLACES_V4, SERVICES_V4, FLOWS_V4, FILTER_HEADS_V4, FILTER_SPANS_V4);
-tables!(V6, SERVICE_PLACES_V6, SERVICES_V6, FLOWS_V6, FILTER_HEADS_V6, FILTER_SPANS_V6);
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
+tables!(V4, SERVICE_PLACES_V4, SERVICES_V4, FLOWS_V4);
+tables!(V6, SERVICE_PLACES_V6, SERVICES_V6, FLOWS_V6);

@@ -4,6 +4,8 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[path = "../object.rs"]
+mod object;
 #[path = "../packet.rs"]
 mod packet;
 
@@ -137,13 +139,3 @@ fn numbers<A: Ends>(config: &Rewrite, flow: &FlowKey<A>, number: u64) -> Numbers
     let cookie = cookie::encode(&config.slot, flow, numbers.seq.wrapping_sub(1), &syn, 0);
     Numbers { ack: cookie.isn.wrapping_add(1), tsecr: cookie.tsval.unwrap_or(0), ..numbers }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,9 +1,8 @@
 //! Loads the XDP program and attaches it: one instance per interface, sharing maps through pins, on links that outlive
 //! the daemon. Until a start is committed it can be undone. What the maps say is up to the caller.
 
-use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,11 +13,12 @@ use tcpguard_common::map::{
     name,
 };
 
-use super::bpf::{self, LINK_TYPE_XDP};
+use super::bpf;
 use super::clock::monotonic_ns;
 use super::error::DataplaneError;
 use super::filters::FilterTable;
 use super::flows::FlowTable;
+use super::links::{self, AttachMode, LINK_PREFIX, Linked, OldLink};
 use super::lock::{FileLock, LockError};
 use super::maps::{Counters, Maps, ServiceEntry, shared_names};
 use super::netdev::InterfaceFacts;
@@ -32,14 +32,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 const PROGRAM: &str = "tcpguard";
 /// The global that tells an instance which interface slot is its own.
 const SLOT: &str = "SLOT";
-/// Link pins start with this.
-const LINK_PREFIX: &str = "xdp_";
-
-/// `XDP_FLAGS_SKB_MODE`.
-const SKB_MODE: u32 = 1 << 1;
-/// `XDP_FLAGS_DRV_MODE`.
-const DRV_MODE: u32 = 1 << 2;
-
 /// Ethernet header and two VLAN tags, in front of an MTU's worth of IP.
 const LINK_HEADER: u32 = 14 + 2 * 4;
 
@@ -61,41 +53,6 @@ impl Default for LoadOptions {
             lock_dir: "/run/tcpguard".into(),
             max_flows: DEFAULT_MAX_FLOWS,
         }
-    }
-}
-
-/// Where the kernel runs the program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// In the driver.
-    #[default]
-    Native,
-    /// In the network stack, for drivers without XDP of their own: later and slower. Never chosen by itself.
-    Generic,
-}
-
-impl AttachMode {
-    fn flags(self) -> u32 {
-        match self {
-            Self::Native => DRV_MODE,
-            Self::Generic => SKB_MODE,
-        }
-    }
-
-    fn other(self) -> Self {
-        match self {
-            Self::Native => Self::Generic,
-            Self::Generic => Self::Native,
-        }
-    }
-}
-
-impl fmt::Display for AttachMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        })
     }
 }
 
@@ -155,35 +112,10 @@ pub struct Dataplane {
 #[derive(Debug)]
 pub(super) struct Guarded {
     attached: Attached,
-    pub(super) link: OwnedFd,
-    pub(super) pin: PathBuf,
-    before: Before,
+    pub(super) linked: Linked,
+    /// What the interface's slot held before we guarded it.
+    before: Interface,
     _lock: FileLock,
-}
-
-/// How an interface was before we guarded it.
-#[derive(Debug)]
-struct Before {
-    interface: Interface,
-    link: OldLink,
-}
-
-/// What a previous daemon had attached.
-#[derive(Debug)]
-enum OldLink {
-    /// Nothing.
-    None,
-    /// The link we use, with this program.
-    Same(OwnedFd),
-    /// A link in this other mode, with this program. The kernel runs one mode at a time, so it had to go.
-    OtherMode(AttachMode, OwnedFd),
-}
-
-/// An interface's link.
-struct Linked {
-    link: OwnedFd,
-    pin: PathBuf,
-    old: OldLink,
 }
 
 impl Dataplane {
@@ -248,15 +180,14 @@ impl Dataplane {
         let program = load_program(&mut ebpf, &facts.name)?;
         let interface = Interface { mac: facts.mac, armed: before.armed, queues, ifindex: facts.ifindex };
         self.maps.write_interface(slot, &interface)?;
-        let Linked { link, pin, old } = match self.link(program, &facts, spec.mode) {
+        let linked = match links::link(&self.pins, program, &facts, spec.mode) {
             Ok(linked) => linked,
             Err(error) => {
                 self.maps.write_interface(slot, &before)?;
                 return Err(error);
             }
         };
-        let taken_over = matches!(old, OldLink::Same(_));
-        let before = Before { interface: before, link: old };
+        let taken_over = matches!(linked.old, OldLink::Same(_));
         if !facts.up {
             tracing::warn!(
                 interface = facts.name,
@@ -266,7 +197,7 @@ impl Dataplane {
         }
         let InterfaceFacts { name, ifindex, mac, mtu, .. } = facts;
         let attached = Attached { name, slot, ifindex, queues, mac, mtu, taken_over };
-        self.guarded.push(Guarded { attached: attached.clone(), link, pin, before, _lock: lock });
+        self.guarded.push(Guarded { attached: attached.clone(), linked, before, _lock: lock });
         Ok(attached)
     }
 
@@ -303,33 +234,9 @@ impl Dataplane {
     }
 
     fn put_back(&self, guarded: &Guarded) -> Result<(), DataplaneError> {
-        let Guarded { attached, link, pin, before, _lock } = guarded;
-        let name = &attached.name;
-        match &before.link {
-            OldLink::None => release(link.as_fd(), pin)?,
-            OldLink::Same(program) => bpf::link_update(link.as_fd(), program.as_fd())
-                .map_err(|source| DataplaneError::Restore { name: name.clone(), source })?,
-            OldLink::OtherMode(mode, program) => {
-                release(link.as_fd(), pin)?;
-                self.attach_again(name, attached.ifindex, *mode, program.as_fd())?;
-            }
-        }
-        self.maps.write_interface(attached.slot, &before.interface)
-    }
-
-    /// Attaches what a change of mode took off.
-    fn attach_again(
-        &self,
-        name: &str,
-        ifindex: u32,
-        mode: AttachMode,
-        program: BorrowedFd<'_>,
-    ) -> Result<(), DataplaneError> {
-        let pin = self.link_pin(ifindex, mode);
-        let attached = bpf::link_create(program, ifindex, mode.flags());
-        attached
-            .and_then(|link| bpf::pin(link.as_fd(), &pin))
-            .map_err(|source| DataplaneError::Restore { name: name.to_owned(), source })
+        let Guarded { attached, linked, before, _lock } = guarded;
+        links::put_back(&self.pins, &attached.name, attached.ifindex, linked)?;
+        self.maps.write_interface(attached.slot, before)
     }
 
     /// The interfaces attached so far.
@@ -346,8 +253,8 @@ impl Dataplane {
     pub fn release_unclaimed(&mut self) -> Result<usize, DataplaneError> {
         let mut released = 0;
         for pin in self.pins.with_prefix(LINK_PREFIX)? {
-            if !self.guarded.iter().any(|guarded| guarded.pin == pin) {
-                release_link(&pin)?;
+            if !self.guarded.iter().any(|guarded| guarded.linked.pin == pin) {
+                links::release_link(&pin)?;
                 released += 1;
             }
         }
@@ -481,10 +388,10 @@ impl Dataplane {
         let mut result = Ok(());
         for guarded in &self.guarded {
             // The link goes even if somebody else holds a descriptor of it.
-            if let Err(source) = bpf::link_detach(guarded.link.as_fd()) {
+            if let Err(source) = bpf::link_detach(guarded.linked.link.as_fd()) {
                 tracing::warn!(interface = guarded.attached.name, "could not detach: {source}");
             }
-            result = result.and(PinDir::remove(&guarded.pin));
+            result = result.and(PinDir::remove(&guarded.linked.pin));
         }
         result.and(clear(self.pins).map(drop))
     }
@@ -538,65 +445,6 @@ impl Dataplane {
         }
         free.ok_or(DataplaneError::TooManyInterfaces { limit: MAX_INTERFACES })
     }
-
-    /// Links the program to the interface, in place of what a previous daemon had there.
-    fn link(
-        &self,
-        program: &Xdp,
-        facts: &InterfaceFacts,
-        mode: AttachMode,
-    ) -> Result<Linked, DataplaneError> {
-        let not_loaded =
-            |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {PROGRAM}") };
-        let program = program.fd().map_err(not_loaded)?.as_fd();
-        let pin = self.link_pin(facts.ifindex, mode);
-        let refused = |source| attach_error(facts, mode, source);
-        if let Some(link) = live_link(&pin, facts.ifindex) {
-            let old = program_of(link.as_fd(), program).map_err(refused)?;
-            bpf::link_update(link.as_fd(), program).map_err(refused)?;
-            return Ok(Linked { link, pin, old: OldLink::Same(old) });
-        }
-        PinDir::remove(&pin)?;
-        let other = self.link_pin(facts.ifindex, mode.other());
-        let Some(link) = live_link(&other, facts.ifindex) else {
-            PinDir::remove(&other)?;
-            let link = self.new_link(program, facts, mode, &pin)?;
-            return Ok(Linked { link, pin, old: OldLink::None });
-        };
-        tracing::info!(interface = facts.name, "changing from {} to {mode} mode", mode.other());
-        let old = program_of(link.as_fd(), program).map_err(refused)?;
-        // While one mode's program is attached the kernel refuses the other's: there is a moment without either.
-        release(link.as_fd(), &other)?;
-        match self.new_link(program, facts, mode, &pin) {
-            Ok(link) => Ok(Linked { link, pin, old: OldLink::OtherMode(mode.other(), old) }),
-            Err(error) => {
-                let restored = self.attach_again(&facts.name, facts.ifindex, mode.other(), old.as_fd());
-                if let Err(lost) = restored {
-                    tracing::error!(%lost, "the interface is without protection");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn new_link(
-        &self,
-        program: BorrowedFd<'_>,
-        facts: &InterfaceFacts,
-        mode: AttachMode,
-        pin: &Path,
-    ) -> Result<OwnedFd, DataplaneError> {
-        let link = bpf::link_create(program, facts.ifindex, mode.flags())
-            .map_err(|source| attach_error(facts, mode, source))?;
-        let pinned = bpf::pin(link.as_fd(), pin);
-        pinned.map_err(|source| DataplaneError::Pin { action: "create", path: pin.to_owned(), source })?;
-        Ok(link)
-    }
-
-    /// The name tells interfaces of different network namespaces apart, and the modes, which a link does not tell.
-    fn link_pin(&self, ifindex: u32, mode: AttachMode) -> PathBuf {
-        self.pins.join(&format!("{LINK_PREFIX}{}_{ifindex}_{mode}", network_namespace()))
-    }
 }
 
 /// The previous daemon's maps, if they are all there and of this ABI.
@@ -643,12 +491,14 @@ fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<E
     loader.load(OBJECT).map_err(|error| object_error(subject, error))
 }
 
-fn load_program<'a>(ebpf: &'a mut Ebpf, subject: &str) -> Result<&'a Xdp, DataplaneError> {
+fn load_program<'a>(ebpf: &'a mut Ebpf, subject: &str) -> Result<BorrowedFd<'a>, DataplaneError> {
     let missing = || DataplaneError::ObjectMismatch { kind: "program", name: PROGRAM.to_owned() };
     let program = ebpf.program_mut(PROGRAM).ok_or_else(missing)?;
     let program: &mut Xdp = program.try_into().map_err(|_| missing())?;
     program.load().map_err(|error| object_error(subject, error.into()))?;
-    Ok(program)
+    let not_loaded =
+        |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {PROGRAM}") };
+    Ok(program.fd().map_err(not_loaded)?.as_fd())
 }
 
 fn object_error(subject: &str, error: EbpfError) -> DataplaneError {
@@ -669,34 +519,6 @@ fn object_error(subject: &str, error: EbpfError) -> DataplaneError {
     DataplaneError::Object { subject: subject.to_owned(), source: Box::new(error) }
 }
 
-/// The link pinned at `pin`, if it still holds that interface.
-fn live_link(pin: &Path, ifindex: u32) -> Option<OwnedFd> {
-    let link = bpf::get(pin).ok()?;
-    let info = bpf::link_info(link.as_fd()).ok()?;
-    // The index is 0 once the device is gone.
-    (info.kind == LINK_TYPE_XDP && info.ifindex == ifindex).then_some(link)
-}
-
-/// The program of a link; `otherwise` where the kernel does not hand it out.
-fn program_of(link: BorrowedFd<'_>, otherwise: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let program = bpf::link_info(link).and_then(|info| bpf::program_by_id(info.prog_id));
-    program.or_else(|_| otherwise.try_clone_to_owned())
-}
-
-/// Takes a pinned link's program off its interface and removes the pin.
-fn release_link(pin: &Path) -> Result<(), DataplaneError> {
-    match bpf::get(pin) {
-        Ok(link) => release(link.as_fd(), pin),
-        Err(_) => PinDir::remove(pin),
-    }
-}
-
-fn release(link: BorrowedFd<'_>, pin: &Path) -> Result<(), DataplaneError> {
-    // Fails only when the device is gone and there is nothing to detach.
-    let _ = bpf::link_detach(link);
-    PinDir::remove(pin)
-}
-
 /// Removes every pin, links first, and the directory. Goes on past failures and reports the first. Returns whether there
 /// was anything.
 fn clear(pins: PinDir) -> Result<bool, DataplaneError> {
@@ -707,7 +529,7 @@ fn clear(pins: PinDir) -> Result<bool, DataplaneError> {
     let maps: Vec<PathBuf> = shared_names().map(|map| pins.join(map)).filter(|pin| pin.exists()).collect();
     let found = !links.is_empty() || !maps.is_empty();
     for pin in &links {
-        result = result.and(release_link(pin));
+        result = result.and(links::release_link(pin));
     }
     for pin in &maps {
         result = result.and(PinDir::remove(pin));
@@ -737,27 +559,4 @@ fn check_mtu(facts: &InterfaceFacts) -> Result<(), DataplaneError> {
         return Err(DataplaneError::MtuTooLarge { name: facts.name.clone(), mtu: facts.mtu, limit });
     }
     Ok(())
-}
-
-/// The largest MTU that drivers with one 4 KB page a frame commonly take, veth being the strictest.
-const DRIVER_MTU: u32 = 3498;
-
-fn attach_error(facts: &InterfaceFacts, mode: AttachMode, source: io::Error) -> DataplaneError {
-    let name = facts.name.clone();
-    let driver = facts.driver.clone();
-    match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            DataplaneError::NotPrivileged { action: format!("attach XDP to {name}"), source }
-        }
-        // EEXIST: a program in the other mode.
-        Some(libc::EBUSY | libc::EEXIST) => DataplaneError::OtherProgram { name, source },
-        Some(libc::EOPNOTSUPP) if mode == AttachMode::Native => {
-            DataplaneError::NativeUnsupported { name, driver, source }
-        }
-        // veth and others say so when the MTU of this end, or the peer's, is too large.
-        Some(libc::ERANGE | libc::EMSGSIZE) => {
-            DataplaneError::MtuTooLarge { name, mtu: facts.mtu, limit: DRIVER_MTU }
-        }
-        _ => DataplaneError::AttachRefused { name, driver, mode, mtu: facts.mtu, source },
-    }
 }

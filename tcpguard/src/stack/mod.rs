@@ -45,6 +45,7 @@ use std::time::Duration;
 
 use tcpguard_common::cookie::{Clock, Epochs as _};
 use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::hash;
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
@@ -499,10 +500,7 @@ impl Stack {
     }
 }
 
-/// Spreads a seed over 64 bits (the finalizer of SplitMix64).
+/// The number that SplitMix64 makes of a seed.
 fn mix(seed: u64) -> u64 {
-    let word = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ word >> 31
+    hash::mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }

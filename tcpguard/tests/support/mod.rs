@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "a module of every test binary, a library of none")]
 
 pub mod raw;
+pub mod setup;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, ToSocketAddrs};

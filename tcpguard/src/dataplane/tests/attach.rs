@@ -75,7 +75,7 @@ fn a_new_daemon_takes_over_link_flows_keys_and_counters_from_one_that_was_killed
         old.write_settings(&settings).unwrap();
         old.flows().insert(&key, &flow).unwrap();
         old.arm(0, true).unwrap();
-        let link = bpf::link_info(old.guarded[0].link.as_fd()).unwrap();
+        let link = bpf::link_info(old.guarded[0].linked.link.as_fd()).unwrap();
         old.leave();
         assert_eq!(xdp_of("tgd-a"), "xdp", "protection stays on");
 
@@ -86,7 +86,7 @@ fn a_new_daemon_takes_over_link_flows_keys_and_counters_from_one_that_was_killed
         assert_eq!(new.flows().lookup(&key).unwrap(), Some(flow));
         assert_eq!(new.flows().capacity(), 1024, "a map in use keeps its size");
         assert_eq!(new.maps.read_interface(0).unwrap().armed, 1, "armed throughout");
-        let now = bpf::link_info(new.guarded[0].link.as_fd()).unwrap();
+        let now = bpf::link_info(new.guarded[0].linked.link.as_fd()).unwrap();
         assert_eq!(now.id, link.id, "the same link");
         assert_ne!(now.prog_id, link.prog_id, "with the new program");
         new.detach().unwrap();
@@ -99,13 +99,13 @@ fn pins_of_another_version_are_replaced_and_the_link_is_kept() {
         let sandbox = Sandbox::new();
         let (old, _) = guard(&sandbox.options);
         old.write_settings(&Settings { abi: ABI_VERSION + 1, ..Settings::default() }).unwrap();
-        let link = bpf::link_info(old.guarded[0].link.as_fd()).unwrap();
+        let link = bpf::link_info(old.guarded[0].linked.link.as_fd()).unwrap();
         old.leave();
         let (new, attached) = guard(&LoadOptions { max_flows: 4096, ..sandbox.options.clone() });
         assert!(new.previous().is_none() && attached.taken_over);
         assert_eq!(new.settings().unwrap(), Settings::default());
         assert_eq!(new.flows().capacity(), 4096);
-        let now = bpf::link_info(new.guarded[0].link.as_fd()).unwrap();
+        let now = bpf::link_info(new.guarded[0].linked.link.as_fd()).unwrap();
         assert_eq!(now.id, link.id);
         // Until the start is committed the other version's maps are those that a daemon finds.
         new.undo().unwrap();
@@ -190,7 +190,7 @@ fn a_mode_that_is_refused_puts_the_other_back() {
         let mut old = Dataplane::load(&sandbox.options).unwrap();
         old.attach(&generic("tgd-br")).unwrap();
         old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
-        let program = bpf::link_info(old.guarded[0].link.as_fd()).unwrap().prog_id;
+        let program = bpf::link_info(old.guarded[0].linked.link.as_fd()).unwrap().prog_id;
         old.leave();
         let mut new = Dataplane::load(&sandbox.options).unwrap();
         let error = refused(&mut new, &native("tgd-br"));
@@ -291,7 +291,7 @@ fn a_refused_take_over_leaves_the_previous_daemons_entry_as_it_was() {
         let (old, _) = guard(&sandbox.options);
         old.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
         old.arm(0, true).unwrap();
-        let (entry, pin) = (old.maps.read_interface(0).unwrap(), old.guarded[0].pin.clone());
+        let (entry, pin) = (old.maps.read_interface(0).unwrap(), old.guarded[0].linked.pin.clone());
         old.leave();
         // Removing the pin alone would detach it some time later.
         bpf::link_detach(bpf::get(&pin).unwrap().as_fd()).unwrap();
