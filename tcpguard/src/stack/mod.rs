@@ -15,6 +15,7 @@ mod lifecycle;
 mod pool;
 mod pressure;
 mod recv;
+mod reordering;
 mod resets;
 mod rto;
 mod scoreboard;

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use core::time::Duration;
 use tcpguard_common::seq::Seq;
 
+use super::reordering::Reordering;
 use super::time::Instant;
 
 /// Most segments in flight: bounds the work per acknowledgement. New data waits beyond it.
@@ -45,6 +46,8 @@ pub(crate) struct Progress {
     pub(crate) delivered: u32,
     /// The round trip of the newest segment among them that was never retransmitted.
     pub(crate) rtt: Option<Duration>,
+    /// One of them arrived after a segment that was sent later (RFC 8985 §6.2, step 3).
+    pub(crate) reordered: bool,
 }
 
 /// RFC 8985 §5.3.
@@ -54,11 +57,31 @@ struct Rack {
     sent_at: Instant,
     end: Seq,
     rtt: Duration,
-    /// The least round trip seen; zero before the first.
+    /// The least round trip of the last minutes, and when it was measured; zero before the first.
     min_rtt: Duration,
+    min_rtt_at: Instant,
     /// The highest sequence number known to have arrived.
     fack: Seq,
-    reordering_seen: bool,
+}
+
+impl Rack {
+    /// A round trip. The least one is that of the last minutes: routes change.
+    fn measured(&mut self, rtt: Duration, now: Instant) {
+        const LASTS: Duration = Duration::from_secs(300);
+        if self.min_rtt.is_zero() || rtt <= self.min_rtt || now.since(self.min_rtt_at) > LASTS {
+            (self.min_rtt, self.min_rtt_at) = (rtt, now);
+        }
+    }
+}
+
+/// What decides how long a hole is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) reordering: Reordering,
+    /// The smoothed round trip, once measured.
+    pub(crate) smoothed: Option<Duration>,
+    /// Whether losses are being repaired already.
+    pub(crate) recovering: bool,
 }
 
 /// The segments between SND.UNA and SND.NXT.
@@ -217,20 +240,19 @@ impl Scoreboard {
         }
     }
 
-    /// RFC 8985 §6.2: marks what was sent long enough before something that has arrived. Returns whether
+    /// RFC 8985 §6.2, step 5: marks what was sent long enough before something that has arrived. Returns whether
     /// anything is newly lost, and until when to wait for the next candidate.
-    pub(crate) fn detect_losses(&mut self, now: Instant, recovering: bool) -> (bool, Option<Instant>) {
-        if self.sacked == 0 && self.lost == 0 {
-            return (false, None);
-        }
-        let window = self.reordering_window(recovering);
+    pub(crate) fn detect_losses(&mut self, now: Instant, patience: &Patience) -> (bool, Option<Instant>) {
+        let window = self.reordering_window(patience);
         let (mut any, mut wait) = (false, None);
         for index in 0..self.segments.len() {
             let segment = self.segments[index];
-            if segment.seq.after(self.rack.fack) {
+            let overtaken = self.sent_before_rack(&segment);
+            if !overtaken && !segment.ever_resent {
+                // Whatever is behind it left later still.
                 break;
             }
-            if segment.sacked || (segment.lost && !segment.resent) || !self.sent_before_rack(&segment) {
+            if segment.sacked || (segment.lost && !segment.resent) || !overtaken {
                 continue;
             }
             let deadline = segment.sent_at + self.rack.rtt + window;
@@ -244,23 +266,40 @@ impl Scoreboard {
         (any, wait)
     }
 
-    /// The retransmission timer fired: everything the peer does not hold is lost. A peer that claimed to hold
-    /// the very first segment has gone back on its word (RFC 2018 §8): then nothing it claimed counts.
+    /// Everything the peer does not hold is lost: the retransmission timer fired, and no SACK blocks will tell more.
     pub(crate) fn mark_all_lost(&mut self) {
+        self.mark_lost_if(|_, _| true);
+    }
+
+    /// The retransmission timer fired (RFC 8985 §6.3): the first segment is lost, and so is whatever would have been
+    /// acknowledged by now.
+    pub(crate) fn mark_timed_out(&mut self, now: Instant, patience: &Patience) {
+        let measured = !self.rack.rtt.is_zero();
+        let rtt = if measured { self.rack.rtt } else { patience.smoothed.unwrap_or_default() };
+        let due = rtt + self.reordering_window(patience);
+        self.mark_lost_if(|index, segment| index == 0 || segment.sent_at + due <= now);
+    }
+
+    /// A timeout: what the peer does not hold is lost, if `is_lost` agrees. A peer that claimed to hold the very first
+    /// segment has gone back on its word (RFC 2018 §8): then nothing it claimed counts.
+    fn mark_lost_if(&mut self, is_lost: impl Fn(usize, &InFlight) -> bool) {
         let reneged = self.segments.front().is_some_and(|first| first.sacked);
-        (self.sacked, self.lost, self.resent, self.sacked_segments, self.duplicates) = (0, 0, 0, 0, 0);
-        for segment in &mut self.segments {
-            segment.sacked &= !reneged;
-            segment.lost = !segment.sacked;
-            segment.resent = false;
-            if segment.sacked {
-                self.sacked += segment.len;
-                self.sacked_segments += 1;
-            } else {
-                self.lost += segment.len;
+        self.duplicates = 0;
+        for index in 0..self.segments.len() {
+            let mut segment = self.segments[index];
+            if segment.sacked && !reneged {
+                continue;
             }
+            self.forget(&segment);
+            segment.sacked = false;
+            if reneged || is_lost(index, &segment) {
+                (segment.lost, segment.resent) = (true, false);
+            }
+            self.lost += if segment.lost { segment.len } else { 0 };
+            self.resent += if segment.resent { segment.len } else { 0 };
+            self.unsent += if segment.lost && !segment.resent { segment.len } else { 0 };
+            self.segments[index] = segment;
         }
-        self.unsent = self.lost;
     }
 
     /// Whether SACK blocks alone show a loss: enough segments beyond a hole (RFC 6675 §5).
@@ -268,12 +307,9 @@ impl Scoreboard {
         self.sacked_segments >= DUP_THRESH
     }
 
-    /// RFC 8985 §6.2 step 4: no patience while no reordering was ever seen and the loss is plain.
-    fn reordering_window(&self, recovering: bool) -> Duration {
-        if !self.rack.reordering_seen && (recovering || self.enough_sacked()) {
-            return Duration::ZERO;
-        }
-        self.rack.min_rtt / 4
+    fn reordering_window(&self, patience: &Patience) -> Duration {
+        let plain = patience.recovering || self.enough_sacked();
+        patience.reordering.window(self.rack.min_rtt, patience.smoothed, plain)
     }
 
     fn sent_before_rack(&self, segment: &InFlight) -> bool {
@@ -286,11 +322,10 @@ impl Scoreboard {
         let rtt = now.since(segment.sent_at);
         if !segment.ever_resent {
             progress.rtt = Some(progress.rtt.map_or(rtt, |least| least.min(rtt)));
-            let fresh = self.rack.min_rtt.is_zero();
-            self.rack.min_rtt = if fresh { rtt } else { self.rack.min_rtt.min(rtt) };
+            self.rack.measured(rtt, now);
             let known = self.rack.sent_at != Instant::default();
             if known && segment.end().before(self.rack.fack) {
-                self.rack.reordering_seen |= segment.sent_at <= self.rack.sent_at;
+                progress.reordered |= segment.sent_at <= self.rack.sent_at;
             }
         } else if rtt < self.rack.min_rtt {
             // Most likely the answer to the first copy.

@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use super::{Config, Event, Fin, Incoming, Instant, Recovery, Retransmit, Shared, State, Tcb};
+use tcpguard_common::seq::Seq;
+
+use super::{Config, Event, Fin, Incoming, Instant, Patience, Recovery, Retransmit, Shared, State, Tcb};
 use crate::stack::congestion::{Acked, Reduction};
 
 impl Tcb {
@@ -30,6 +32,9 @@ impl Tcb {
         let repeated = !advanced && segment.ack == self.snd_una && is_bare && self.snd_wnd == window_before;
         let duplicate = repeated && flight > 0;
         let sacked = self.sack_permitted && !segment.options.sack.as_slice().is_empty();
+        if sacked {
+            self.note_duplicates(segment);
+        }
         if advanced || duplicate || sacked {
             let delivered = self.account(segment, flight, now, shared);
             self.repair(advanced, duplicate, flight, now, shared);
@@ -37,6 +42,9 @@ impl Tcb {
                 let pipe = self.pipe();
                 self.congestion.on_repair(&mut self.work.reduction, delivered, pipe, self.mss.into());
             }
+        }
+        if (advanced || sacked) && self.flight() > 0 {
+            self.work.probe_base = now;
         }
         if self.work.probe && (advanced || sacked) {
             // The tail speaks for itself: the probe that is still to leave has nothing to ask (RFC 8985 §7.2).
@@ -71,11 +79,16 @@ impl Tcb {
         };
         let cumulative = transfer.scoreboard.acknowledge(ack, now);
         let (mut rtt, mut delivered) = (cumulative.rtt, cumulative.delivered);
+        let mut reordered = cumulative.reordered;
         if self.sack_permitted {
             let blocks = segment.options.sack.as_slice();
             let selective = transfer.scoreboard.selectively_acknowledge(blocks, (ack, self.snd_nxt), now);
             rtt = rtt.or(selective.rtt);
             delivered += selective.delivered;
+            reordered |= selective.reordered;
+        }
+        if reordered {
+            self.reordering.see();
         }
         let mut acked = ack.distance(una);
         if self.fin == Fin::Sent && ack == self.snd_nxt && acked > 0 {
@@ -116,26 +129,64 @@ impl Tcb {
                 self.congestion.on_repaired();
             }
             self.work.recovery = Recovery::None;
+            self.reordering.recovered();
         }
-        let Some(transfer) = &mut self.transfer else { return };
+        let lost = if self.sack_permitted {
+            self.detect_losses(now)
+        } else {
+            self.count_duplicates(advanced, duplicate)
+        };
+        if lost && self.work.recovery == Recovery::None {
+            self.enter_recovery(flight, now, shared);
+        }
+    }
+
+    /// RFC 8985 §6.2; whether anything is newly lost.
+    pub(super) fn detect_losses(&mut self, now: Instant) -> bool {
+        let patience = self.patience();
+        let Some(transfer) = &mut self.transfer else { return false };
+        let (lost, wait) = transfer.scoreboard.detect_losses(now, &patience);
+        self.work.reorder_at = wait.unwrap_or(Instant::NEVER);
+        lost
+    }
+
+    /// How long a hole is waited for now.
+    pub(super) fn patience(&self) -> Patience {
+        Patience {
+            reordering: self.reordering,
+            smoothed: self.rtt.smoothed(),
+            recovering: self.work.recovery != Recovery::None,
+        }
+    }
+
+    /// Loss as a peer without SACK shows it; whether that is new.
+    fn count_duplicates(&mut self, advanced: bool, duplicate: bool) -> bool {
+        let Some(transfer) = &mut self.transfer else { return false };
         let board = &mut transfer.scoreboard;
-        let mut lost = false;
-        if self.sack_permitted {
-            let (any, wait) = board.detect_losses(now, self.work.recovery != Recovery::None);
-            lost = any;
-            self.work.reorder_at = wait.unwrap_or(Instant::NEVER);
-        } else if duplicate {
-            if board.duplicate_ack() && self.work.recovery == Recovery::None {
+        if duplicate {
+            let lost = board.duplicate_ack() && self.work.recovery == Recovery::None;
+            if lost {
                 board.mark_first_lost();
-                lost = true;
             }
-        } else if advanced && self.work.recovery == Recovery::Fast {
+            return lost;
+        }
+        if advanced && self.work.recovery == Recovery::Fast {
             // RFC 6582 §3.2: a partial acknowledgement shows the next hole.
             board.mark_first_lost();
             self.work.force = true;
         }
-        if lost && self.work.recovery == Recovery::None {
-            self.enter_recovery(flight, now, shared);
+        false
+    }
+
+    /// RFC 8985 §6.2, step 4: data that came twice (RFC 2883) was taken for lost too soon, if the path reorders at all.
+    /// A tail loss probe is no such judgement.
+    fn note_duplicates(&mut self, segment: &Incoming<'_>) {
+        let Some(right) = reported_duplicate(segment) else { return };
+        let of_probe = self.work.probe_repeated && self.work.probed == Some(right);
+        let same_round = self.work.dsack_round.is_some_and(|end| segment.ack.before(end));
+        if self.reordering.was_seen() && !of_probe && !same_round {
+            self.reordering.widen();
+            self.work.dsack_round = Some(self.snd_nxt);
         }
     }
 
@@ -157,7 +208,7 @@ impl Tcb {
     fn end_probe(&mut self, segment: &Incoming<'_>, repeated: bool, flight: u32, config: &Config) {
         let Some(probed) = self.work.probed.filter(|&probed| segment.ack.at_or_after(probed)) else { return };
         let blocks = segment.options.sack.as_slice();
-        let reported = blocks.first().is_some_and(|(_, right)| right.at_or_before(segment.ack));
+        let reported = reported_duplicate(segment) == Some(probed);
         let needless = !self.work.probe_repeated || reported || (repeated && blocks.is_empty());
         if needless {
             self.work.probed = None;
@@ -201,4 +252,13 @@ impl Tcb {
             shared.events.push_back(Event::Writable(self.id));
         }
     }
+}
+
+/// The end of the data that an acknowledgement says came twice: its first SACK block lies below SEG.ACK or inside the
+/// second (RFC 2883 §4).
+fn reported_duplicate(segment: &Incoming<'_>) -> Option<Seq> {
+    let blocks = segment.options.sack.as_slice();
+    let (left, right) = *blocks.first()?;
+    let inside = |&(outer, end): &(Seq, Seq)| outer.at_or_before(left) && right.at_or_before(end);
+    (right.at_or_before(segment.ack) || blocks.get(1).is_some_and(inside)).then_some(right)
 }

@@ -25,8 +25,9 @@ use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
 use super::pressure::{Stall, recv_limit, send_limit};
 use super::recv::RecvBuffer;
+use super::reordering::Reordering;
 use super::rto::Rtt;
-use super::scoreboard::Scoreboard;
+use super::scoreboard::{Patience, Scoreboard};
 use super::table::Placed;
 use super::time::Instant;
 use super::wire::{Incoming, ip_header_len};
@@ -161,6 +162,7 @@ pub(crate) struct Tcb {
     wants_write: bool,
     /// Acknowledgements still to be sent without delay, to help the peer's slow start.
     quick_acks: u8,
+    reordering: Reordering,
 
     rtt: Rtt,
     congestion: Congestion,
@@ -280,6 +282,7 @@ impl Tcb {
             readable_told: false,
             wants_write: false,
             quick_acks: QUICK_ACKS,
+            reordering: Reordering::NONE,
             rtt: Rtt::default(),
             congestion: Congestion::new(mss.into()),
             rests_since: now.millis() as u32,

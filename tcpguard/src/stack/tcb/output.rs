@@ -313,6 +313,7 @@ impl Tcb {
                 (self.work.force, self.work.probe) = (false, false);
             }
             Plan::Fresh { .. } => {
+                self.work.probe_base = now;
                 if self.work.probe {
                     self.work.probe_repeated = false;
                     self.work.probed = Some(self.snd_nxt);

@@ -65,8 +65,13 @@ impl Tcb {
         let first = self.work.recovery != Recovery::Timeout;
         let cubic = self.work.cubic(&shared.config);
         self.congestion.on_timeout(flight, self.mss.into(), first, cubic);
+        let patience = self.patience();
         if let Some(transfer) = &mut self.transfer {
-            transfer.scoreboard.mark_all_lost();
+            if self.sack_permitted {
+                transfer.scoreboard.mark_timed_out(now, &patience);
+            } else {
+                transfer.scoreboard.mark_all_lost();
+            }
         }
         self.work.recovery = Recovery::Timeout;
         self.work.recover = self.snd_nxt;
@@ -79,12 +84,8 @@ impl Tcb {
     fn handle_reordering_timer(&mut self, now: Instant, shared: &mut Shared) {
         let flight = self.flight();
         self.work.reorder_at = Instant::NEVER;
-        if let Some(transfer) = &mut self.transfer {
-            let (lost, wait) = transfer.scoreboard.detect_losses(now, self.work.recovery != Recovery::None);
-            self.work.reorder_at = wait.unwrap_or(Instant::NEVER);
-            if lost && self.work.recovery == Recovery::None {
-                self.enter_recovery(flight, now, shared);
-            }
+        if self.detect_losses(now) && self.work.recovery == Recovery::None {
+            self.enter_recovery(flight, now, shared);
         }
         self.arm_retransmit(now, &shared.config);
     }
@@ -129,7 +130,7 @@ impl Tcb {
             (Retransmit::Reordering, self.work.reorder_at)
         } else if let Some(wait) = self.probe_wait(config) {
             // RFC 8985 §7.2: never later than the retransmission timeout would be.
-            (Retransmit::Probe, (now + wait).min(timeout))
+            (Retransmit::Probe, (self.work.probe_base + wait).min(timeout))
         } else {
             (Retransmit::Timeout, timeout)
         };
@@ -148,6 +149,7 @@ impl Tcb {
     /// How long to wait for an acknowledgement before probing the tail; `None` when that is not to be done.
     fn probe_wait(&self, config: &Config) -> Option<Duration> {
         const LEAST: Duration = Duration::from_millis(2);
+        const UNMEASURED: Duration = Duration::from_secs(1);
         let board = &self.transfer.as_ref()?.scoreboard;
         let calm =
             self.work.recovery == Recovery::None && self.work.probed.is_none() && !board.is_disturbed();
@@ -155,7 +157,8 @@ impl Tcb {
             return None;
         }
         let single = self.flight() <= u32::from(self.mss);
-        Some(self.rtt.smoothed()? * 2 + if single { config.min_rto } else { LEAST })
+        let extra = if single { config.min_rto } else { LEAST };
+        Some(self.rtt.smoothed().map_or(UNMEASURED, |smoothed| smoothed * 2 + extra))
     }
 
     /// There is something to send, nothing is in flight, and the peer's window does not let it go.

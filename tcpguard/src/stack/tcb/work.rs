@@ -52,6 +52,11 @@ pub(super) struct Work {
     pub(super) probe_repeated: bool,
     /// The persist timer fired.
     pub(super) persist: bool,
+    /// When the wait for a tail loss probe began (RFC 8985 §7.2).
+    pub(super) probe_base: Instant,
+    /// A needless retransmission was reported; until this is acknowledged, further ones belong to the same round trip
+    /// (RACK.dsack_round).
+    pub(super) dsack_round: Option<Seq>,
     /// When another segment may count as lost (RFC 8985 §6.2).
     pub(super) reorder_at: Instant,
     /// When a delayed acknowledgement leaves.
@@ -77,6 +82,8 @@ impl Work {
         probed: None,
         probe_repeated: false,
         persist: false,
+        probe_base: Instant(0),
+        dsack_round: None,
         reorder_at: Instant::NEVER,
         ack_at: Instant::NEVER,
         peer_fin: None,
