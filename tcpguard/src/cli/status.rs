@@ -35,8 +35,10 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         )?;
     }
     for service in &status.services {
-        let backend = service.backend.map(|backend| format!(" -> {backend}")).unwrap_or_default();
-        writeln!(out, "service {}{backend}, {}", service.listen, service.mode)?;
+        let backend = service.backend.map(|backend| format!(" -> {backend}"));
+        let responder = service.respond.as_ref().map(|responder| format!(" -> respond:{responder}"));
+        let destination = backend.or(responder).unwrap_or_default();
+        writeln!(out, "service {}{destination}, {}", service.listen, service.mode)?;
     }
     Ok(out.flush()?)
 }

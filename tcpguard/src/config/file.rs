@@ -10,7 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Action, AttachMode, Config, ConfigError, Filter, FilterSet, Interface, OnDaemonExit, Service, ServiceMode,
+    Action, AttachMode, Config, ConfigError, Destination, Filter, FilterSet, Interface, OnDaemonExit,
+    Responder, Service, ServiceMode,
 };
 
 /// Nobody writes a configuration of this size: what is larger is some other file.
@@ -48,6 +49,7 @@ struct RawInterface {
 struct RawService {
     listen: Spanned<String>,
     backend: Option<Spanned<String>>,
+    respond: Option<Spanned<String>>,
     mode: Option<Spanned<String>>,
 }
 
@@ -166,17 +168,31 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
         Some(mode) => source.at(mode, |mode| mode.parse::<ServiceMode>())?,
         None => ServiceMode::default(),
     };
-    let backend = match &raw.backend {
-        Some(backend) => Some(source.at(backend, |backend| super::backend_address(backend))?),
-        None => None,
-    };
-    let service =
-        Service { listen: source.at(&raw.listen, |listen| super::listen_address(listen))?, mode, backend };
-    if mode == ServiceMode::Cookie && backend.is_none() {
-        let message = format!("service {}: no backend; add backend = \"ADDR:PORT\"", service.listen);
+    let destination = read_destination(source, &raw)?;
+    let listen = source.at(&raw.listen, |listen| super::listen_address(listen))?;
+    if mode == ServiceMode::Cookie && destination.is_none() {
+        let message = format!(
+            "service {listen}: neither a backend nor a responder; add backend = \"ADDR:PORT\", or respond = \"http\""
+        );
         return Err(source.error(raw.listen.span().start, message));
     }
-    Ok(service)
+    Ok(Service { listen, mode, destination })
+}
+
+fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Destination>, ConfigError> {
+    match (&raw.backend, &raw.respond) {
+        (Some(_), Some(respond)) => {
+            let message = "both a backend and a responder: which of them?".to_owned();
+            Err(source.error(respond.span().start, message))
+        }
+        (Some(backend), None) => {
+            source.at(backend, |backend| super::backend_address(backend)).map(Destination::Backend).map(Some)
+        }
+        (None, Some(respond)) => {
+            source.at(respond, |respond| respond.parse::<Responder>()).map(Destination::Responder).map(Some)
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 struct Source<'a> {
@@ -239,6 +255,10 @@ backend = "127.0.0.1:8443"
 listen = "192.0.2.1:22"
 mode = "off"
 
+[[service]]
+listen = "192.0.2.1:7"
+respond = "echo"
+
 [filters]
 deny = ["203.0.113.0/24", "2001:db8:bad::/48 expires 1h"]
 allow = ["203.0.113.7"]
@@ -255,6 +275,7 @@ retries = 8
         assert_eq!(config.interfaces[1], Interface::new("eth1", AttachMode::Generic, Some(2)).unwrap());
         assert_eq!(config.services[0], "192.0.2.1:443=127.0.0.1:8443".parse().unwrap());
         assert_eq!(config.services[1], "192.0.2.1:22=off".parse().unwrap());
+        assert_eq!(config.services[2], "192.0.2.1:7=respond:echo".parse().unwrap());
         assert_eq!(config.tunables.time_wait, std::time::Duration::from_secs(30));
         assert_eq!(config.tunables.retries, 8);
         assert_eq!(config.secret_file.as_deref(), Some(Path::new("/etc/tcpguard/secret")));
@@ -297,7 +318,13 @@ retries = 8
             ("[[interface]]\nname = \"eth0\"\nmode = \"fast\"\n", 3, "native, generic"),
             ("[[interface]]\nname = \"eth0\"\nqueues = -1\n", 3, "-1"),
             ("[[service]]\nlisten = \"10.0.0.1:0\"\nbackend = \"10.0.0.2:1\"\n", 2, "port 0"),
-            ("[[service]]\n\nlisten = \"10.0.0.1:80\"\n", 3, "no backend"),
+            ("[[service]]\n\nlisten = \"10.0.0.1:80\"\n", 3, "neither a backend nor a responder"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nrespond = \"ftp\"\n", 3, "echo, discard, http"),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"10.0.0.2:1\"\nrespond = \"echo\"\n",
+                4,
+                "which of them",
+            ),
             ("[[service]]\nlisten = \"10.0.0.1:80\"\nmode = \"maybe\"\n", 3, "cookie, off"),
             ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"x\"\n", 3, "`x` is not an address"),
             ("[tunables]\nretries = 3\ntimewait = \"3s\"\n", 3, "did you mean `time-wait`"),

@@ -2,6 +2,7 @@
 //! the running system (does the interface exist, who owns the lock) is asked by `control`.
 #![forbid(unsafe_code)]
 
+mod destination;
 pub mod duration;
 pub mod file;
 pub mod filters;
@@ -12,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use destination::{Destination, Responder};
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use tunables::{TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
 
@@ -78,8 +80,8 @@ pub struct Service {
     pub listen: SocketAddr,
     /// How SYNs to it are treated.
     pub mode: ServiceMode,
-    /// Where its connections are relayed to. `None` only with [`ServiceMode::Off`].
-    pub backend: Option<SocketAddr>,
+    /// Where its connections go. `None` only with [`ServiceMode::Off`].
+    pub destination: Option<Destination>,
 }
 
 /// How a service treats SYNs.
@@ -187,16 +189,16 @@ impl Interface {
 impl FromStr for Service {
     type Err = String;
 
-    /// Reads `ADDR:PORT=BACKEND`, where `off` as the backend leaves the port to the host.
+    /// Reads `ADDR:PORT=DESTINATION`, where `off` as the destination leaves the port to the host.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (listen, backend) = text
+        let (listen, destination) = text
             .split_once('=')
             .ok_or_else(|| format!("`{text}` is not ADDR:PORT=BACKEND, as in 192.0.2.1:80=127.0.0.1:8080"))?;
         let listen = listen_address(listen)?;
-        if backend == "off" {
-            return Ok(Self { listen, mode: ServiceMode::Off, backend: None });
+        if destination == "off" {
+            return Ok(Self { listen, mode: ServiceMode::Off, destination: None });
         }
-        Ok(Self { listen, mode: ServiceMode::Cookie, backend: Some(backend_address(backend)?) })
+        Ok(Self { listen, mode: ServiceMode::Cookie, destination: Some(destination.parse()?) })
     }
 }
 
@@ -282,11 +284,11 @@ impl Config {
             if self.services[..index].iter().any(|other| other.listen == service.listen) {
                 return whole(format!("service {} is given twice", service.listen));
             }
-            match (service.mode, service.backend) {
+            match (service.mode, service.destination) {
                 (ServiceMode::Cookie, None) => {
-                    return whole(format!("service {}: no backend", service.listen));
+                    return whole(format!("service {}: neither a backend nor a responder", service.listen));
                 }
-                (_, Some(backend)) if backend == service.listen => {
+                (_, Some(Destination::Backend(backend))) if backend == service.listen => {
                     return whole(format!("service {backend}: its backend is the service itself"));
                 }
                 _ => {}
@@ -316,12 +318,15 @@ mod tests {
     }
 
     #[test]
-    fn protect_takes_both_families_and_off() {
+    fn protect_takes_both_families_responders_and_off() {
         let service: Service = "[2001:db8::1]:443=[::1]:8443".parse().unwrap();
         assert_eq!(service.listen, "[2001:db8::1]:443".parse().unwrap());
-        assert_eq!(service.backend, Some("[::1]:8443".parse().unwrap()));
+        assert_eq!(service.destination, Some(Destination::Backend("[::1]:8443".parse().unwrap())));
         let service: Service = "0.0.0.0:443=off".parse().unwrap();
-        assert_eq!((service.mode, service.backend), (ServiceMode::Off, None));
+        assert_eq!((service.mode, service.destination), (ServiceMode::Off, None));
+        let service: Service = "192.0.2.1:7=respond:echo".parse().unwrap();
+        let echo = Destination::Responder(Responder::Echo);
+        assert_eq!((service.mode, service.destination), (ServiceMode::Cookie, Some(echo)));
     }
 
     #[test]
@@ -357,8 +362,9 @@ mod tests {
         refused(&|c| c.services.clear(), "nothing to protect");
         refused(&|c| c.interfaces.push(c.interfaces[0].clone()), "named twice");
         refused(&|c| c.services.push(c.services[0]), "given twice");
-        refused(&|c| c.services[0].backend = None, "no backend");
-        refused(&|c| c.services[0].backend = Some(c.services[0].listen), "service itself");
+        refused(&|c| c.services[0].destination = None, "neither a backend nor a responder");
+        let to_itself = |c: &Config| Some(Destination::Backend(c.services[0].listen));
+        refused(&|c| c.services[0].destination = to_itself(c), "service itself");
         refused(&|c| c.tunables.min_rto = c.tunables.max_rto * 2, "min-rto");
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpguard_common::reason::{Outcome, Reason};
 
-use crate::config::{Filter, FilterSet, TUNABLES, Tunable};
+use crate::config::{Destination, Filter, FilterSet, TUNABLES, Tunable};
 use crate::dataplane::monotonic_ns;
 use crate::engine::EngineStats;
 use crate::stack::{FlowInfo, State};
@@ -88,10 +88,13 @@ impl Guard {
                 })
                 .collect(),
             services: services
-                .map(|service| wire::Service {
-                    listen: service.listen,
-                    mode: service.mode.to_string(),
-                    backend: service.backend,
+                .map(|service| {
+                    let (backend, respond) = match service.destination {
+                        Some(Destination::Backend(backend)) => (Some(backend), None),
+                        Some(Destination::Responder(responder)) => (None, Some(responder.to_string())),
+                        None => (None, None),
+                    };
+                    wire::Service { listen: service.listen, mode: service.mode.to_string(), backend, respond }
                 })
                 .collect(),
         }

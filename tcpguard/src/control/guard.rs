@@ -134,8 +134,8 @@ impl Guard {
             let taken_over = if attached.taken_over { ", taken over" } else { "" };
             format!("{} ({} XDP, queues {}{taken_over})", attached.name, interface.mode, attached.queues)
         });
-        let services = self.config.services.iter().map(|service| match service.backend {
-            Some(backend) if service.mode != ServiceMode::Off => format!("{} -> {backend}", service.listen),
+        let services = self.config.services.iter().map(|service| match service.destination {
+            Some(to) if service.mode != ServiceMode::Off => format!("{} -> {to}", service.listen),
             _ => format!("{} {}", service.listen, service.mode),
         });
         let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
@@ -451,8 +451,8 @@ fn service_entries(config: &Config) -> Vec<ServiceEntry> {
 
 fn service_specs(config: &Config) -> impl Iterator<Item = ServiceSpec> {
     config.services.iter().enumerate().filter_map(|(id, service)| {
-        let backend = service.backend.filter(|_| service.mode == ServiceMode::Cookie)?;
-        Some(ServiceSpec { id: id as u32, listen: service.listen, backend })
+        let destination = service.destination.filter(|_| service.mode == ServiceMode::Cookie)?;
+        Some(ServiceSpec { id: id as u32, listen: service.listen, destination })
     })
 }
 

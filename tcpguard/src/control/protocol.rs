@@ -190,6 +190,9 @@ pub struct Service {
     pub mode: String,
     /// Where connections are relayed to.
     pub backend: Option<SocketAddr>,
+    /// Which built-in responder has them instead: `echo`, `discard` or `http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub respond: Option<String>,
 }
 
 /// Every counter.

@@ -31,7 +31,7 @@ macro_rules! counters {
 counters! {
     /// Connections taken from the stack.
     accepted = "accepted";
-    /// Connections whose backend answered.
+    /// Connections whose backend accepted, or that a responder has.
     connected = "connected";
     /// Connections that both sides closed in order.
     finished = "finished";
@@ -39,7 +39,7 @@ counters! {
     client_failed = "client-failed";
     /// Connections that the backend reset, or stopped reading from.
     backend_failed = "backend-failed";
-    /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's end.
+    /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's, or the responder's, end.
     client_silent = "client-silent";
     /// Clients reset because the backend refused the connection.
     backend_refused = "backend-refused";
@@ -51,10 +51,14 @@ counters! {
     exhausted = "exhausted";
     /// Clients reset because connecting to the backend failed for another reason.
     backend_error = "backend-error";
-    /// Payload bytes relayed to the backend.
+    /// Payload bytes relayed to the backend, or taken by a responder.
     bytes_to_backend = "bytes-to-backend";
-    /// Payload bytes relayed to clients.
+    /// Payload bytes sent to clients.
     bytes_to_client = "bytes-to-client";
+    /// HTTP requests answered by a responder.
+    requests = "requests";
+    /// What was no HTTP request, and was refused by a responder.
+    bad_requests = "bad-requests";
 }
 
 /// Adds to a counter that only this thread writes.

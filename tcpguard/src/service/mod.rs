@@ -1,10 +1,15 @@
-//! What a protected port does with its connections: relays them to a backend. It sees streams, never packets.
+//! What a protected port does with its connections: relays them to a backend, or answers them. It sees streams, never
+//! packets.
 #![forbid(unsafe_code)]
 
+mod backend;
 mod counters;
 mod descriptors;
+mod http;
 mod proxy;
 mod relay;
+mod responder;
+mod scratch;
 #[cfg(test)]
 mod tests;
 
@@ -17,8 +22,10 @@ use tokio::task::spawn_local;
 pub use counters::{ServiceCounters, ServiceStats};
 pub use descriptors::Descriptors;
 
+use crate::config::Destination;
 use crate::engine::{Listen, Net};
 use proxy::Proxy;
+use scratch::Scratch;
 
 /// One protected address and port, and what becomes of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +34,8 @@ pub struct ServiceSpec {
     pub id: u32,
     /// Where clients connect; the unspecified address stands for any of its family.
     pub listen: SocketAddr,
-    /// Where connections are relayed to.
-    pub backend: SocketAddr,
+    /// Where its connections go.
+    pub destination: Destination,
 }
 
 /// The services of one engine.
@@ -65,11 +72,11 @@ impl Services {
     /// # Errors
     /// When one is there already.
     pub fn start(&self, net: &Net) -> io::Result<()> {
-        let scratch = relay::Scratch::default();
+        let scratch = Scratch::default();
         for (spec, counters) in self.services.iter() {
             let listener = net.listen(spec.id)?;
-            let proxy =
-                Proxy::new(spec.backend, Arc::clone(counters), self.descriptors.clone(), scratch.clone());
+            let (counters, scratch) = (Arc::clone(counters), scratch.clone());
+            let proxy = Proxy::new(spec.destination, counters, self.descriptors.clone(), scratch);
             spawn_local(proxy.serve(listener));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! The proxy: accepts a service's connections, connects each to the backend, and hands both to the relay. A backend
-//! that cannot be reached is the client's to know at once: it gets a reset, and the cause is counted.
+//! The proxy: accepts a service's connections, connects each to the backend or to a responder, and hands both to the
+//! relay. A backend that cannot be reached is the client's to know at once: it gets a reset, and the cause is counted.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -11,14 +11,18 @@ use std::sync::atomic::AtomicU64;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream as BackendStream;
+use tokio::net::TcpStream as KernelStream;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::backend::Backend;
 use super::counters::{ServiceCounters, add};
-use super::descriptors::Descriptors;
-use super::relay::{End, Relay, Scratch};
+use super::descriptors::{Descriptor, Descriptors};
+use super::relay::{End, Relay};
+use super::responder::Responder;
+use super::scratch::Scratch;
+use crate::config::Destination;
 use crate::engine::{TcpListener, TcpStream};
 use crate::telemetry::throttle::Throttle;
 
@@ -29,7 +33,7 @@ const COMPLAIN: Duration = Duration::from_secs(10);
 
 /// One service on one engine.
 pub(super) struct Proxy {
-    backend: SocketAddr,
+    destination: Destination,
     complaints: RefCell<Throttle>,
     counters: Arc<ServiceCounters>,
     descriptors: Descriptors,
@@ -38,12 +42,18 @@ pub(super) struct Proxy {
 
 impl Proxy {
     pub(super) fn new(
-        backend: SocketAddr,
+        destination: Destination,
         counters: Arc<ServiceCounters>,
         descriptors: Descriptors,
         scratch: Scratch,
     ) -> Self {
-        Self { backend, complaints: RefCell::new(Throttle::new(COMPLAIN)), counters, descriptors, scratch }
+        Self {
+            destination,
+            complaints: RefCell::new(Throttle::new(COMPLAIN)),
+            counters,
+            descriptors,
+            scratch,
+        }
     }
 
     /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
@@ -58,28 +68,28 @@ impl Proxy {
     }
 
     /// Says why there is no connection to the backend, but not for every client.
-    fn complain(&self, error: &io::Error) {
+    fn complain(&self, backend: SocketAddr, error: &io::Error) {
         if let Some(clients) = self.complaints.borrow_mut().event(Instant::now()) {
-            warn!(backend = %self.backend, clients, %error, "no connection to the backend, clients were reset");
+            warn!(%backend, clients, %error, "no connection to the backend, clients were reset");
         }
     }
 }
 
 async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
     let counters = &proxy.counters;
-    let descriptor = proxy.descriptors.take();
-    let connected = match &descriptor {
-        Some(_) => connect(&client, proxy.backend).await,
-        None => Err(Refusal::Backend(io::Error::from_raw_os_error(libc::EMFILE))),
-    };
-    let backend = match connected {
-        Ok(backend) => backend,
-        Err(Refusal::Client) => return add(&counters.client_failed, 1),
-        Err(Refusal::Backend(error)) => {
-            proxy.complain(&error);
-            add(cause(counters, &error), 1);
-            return client.abort();
+    let (backend, _descriptor) = match proxy.destination {
+        Destination::Responder(kind) => {
+            (Backend::Responder(Responder::new(kind, Arc::clone(counters))), None)
         }
+        Destination::Backend(backend) => match relayed(&client, backend, &proxy.descriptors).await {
+            Ok((stream, descriptor)) => (Backend::Tcp(stream), Some(descriptor)),
+            Err(Refusal::Client) => return add(&counters.client_failed, 1),
+            Err(Refusal::Backend(error)) => {
+                proxy.complain(backend, &error);
+                add(cause(counters, &error), 1);
+                return client.abort();
+            }
+        },
     };
     add(&counters.connected, 1);
     let mut relay = Relay::new(client, backend, Arc::clone(counters), proxy.scratch.clone());
@@ -108,8 +118,19 @@ enum Refusal {
     Backend(io::Error),
 }
 
-async fn connect(client: &TcpStream, backend: SocketAddr) -> Result<BackendStream, Refusal> {
-    let connecting = timeout(CONNECT_TIMEOUT, BackendStream::connect(backend));
+/// A connection to the backend, and the descriptor it takes.
+async fn relayed(
+    client: &TcpStream,
+    backend: SocketAddr,
+    descriptors: &Descriptors,
+) -> Result<(KernelStream, Descriptor), Refusal> {
+    let exhausted = || Refusal::Backend(io::Error::from_raw_os_error(libc::EMFILE));
+    let descriptor = descriptors.take().ok_or_else(exhausted)?;
+    Ok((connect(client, backend).await?, descriptor))
+}
+
+async fn connect(client: &TcpStream, backend: SocketAddr) -> Result<KernelStream, Refusal> {
+    let connecting = timeout(CONNECT_TIMEOUT, KernelStream::connect(backend));
     tokio::pin!(connecting);
     let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
         Poll::Ready(Ok(connected)) => Poll::Ready(connected.map_err(Refusal::Backend)),

@@ -1,26 +1,21 @@
-//! Moves bytes between a client on the stack and a backend on a kernel socket, both ways, with half-close and
+//! Moves bytes between a client on the stack and its backend, both ways, with half-close and
 //! back-pressure. It holds no byte itself: what the backend cannot take stays in the stack's receive buffer, and
 //! nothing is read from the backend that the stack's send buffer has no room for.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream as BackendStream;
+use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::backend::Backend;
 use super::counters::{ServiceCounters, add};
+use super::scratch::{SLICE, Scratch};
 use crate::engine::{LendError, TcpStream};
 
-/// Most bytes read from a backend at once.
-const SCRATCH: usize = 64 << 10;
-/// Bytes one connection may move before the others, and the packets, get their turn.
-const SLICE: usize = 256 << 10;
 /// How long a client may take to acknowledge the last words of a backend that failed.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// The shortest and the longest pause between two looks at whether it has.
@@ -29,20 +24,10 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mil
 /// How soon a change of `fin-wait-2` reaches clients that are silent already.
 const RETUNE: Duration = Duration::from_secs(1);
 
-/// The buffer through which all relays of an engine read, one at a time.
-#[derive(Clone)]
-pub(super) struct Scratch(Rc<RefCell<Box<[u8]>>>);
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self(Rc::new(RefCell::new(vec![0; SCRATCH].into_boxed_slice())))
-    }
-}
-
 /// One relayed connection.
 pub(super) struct Relay {
     client: TcpStream,
-    backend: BackendStream,
+    backend: Backend,
     up: Direction,
     down: Direction,
     /// The backend failed while it was written to. The kernel reports that once, and to a read it then looks like an
@@ -92,7 +77,7 @@ enum Fault {
 impl Relay {
     pub(super) fn new(
         client: TcpStream,
-        backend: BackendStream,
+        backend: Backend,
         counters: Arc<ServiceCounters>,
         scratch: Scratch,
     ) -> Self {
@@ -147,13 +132,12 @@ impl Relay {
 
     /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
     pub(super) fn reset_backend(self) {
-        // Nothing else to do if the kernel refuses: the connection is then closed.
-        let _ = self.backend.set_zero_linger();
+        self.backend.reset();
     }
 
     /// Drops both connections with a reset.
     pub(super) fn reset(self) {
-        let _ = self.backend.set_zero_linger();
+        self.backend.reset();
         self.client.abort();
     }
 
@@ -209,7 +193,7 @@ impl Relay {
                 if let Some(patience) = patience {
                     patience.since = Instant::now();
                 }
-                Pin::new(&mut *backend).poll_write_vectored(cx, bytes)
+                backend.poll_write(cx, bytes)
             };
             match ready!(client.poll_lend(cx, sink)) {
                 Ok(0) => *up = Direction::Closing,
@@ -222,7 +206,7 @@ impl Relay {
             }
         }
         if *up == Direction::Closing {
-            ready!(Pin::new(backend).poll_shutdown(cx)).map_err(Fault::Backend)?;
+            ready!(backend.poll_shutdown(cx)).map_err(Fault::Backend)?;
             *up = Direction::Closed;
         }
         Poll::Ready(Ok(()))
@@ -238,10 +222,10 @@ impl Relay {
                 return Poll::Pending;
             }
             let room = ready!(client.poll_room(cx)).map_err(|_| Fault::Client)?;
-            let mut scratch = scratch.0.borrow_mut();
+            let mut scratch = scratch.borrow_mut();
             let room = room.min(scratch.len());
             let mut bytes = ReadBuf::new(&mut scratch[..room]);
-            ready!(Pin::new(&mut *backend).poll_read(cx, &mut bytes)).map_err(Fault::Backend)?;
+            ready!(backend.poll_read(cx, &mut bytes)).map_err(Fault::Backend)?;
             if bytes.filled().is_empty() {
                 if *backend_lost {
                     return Poll::Ready(Err(Fault::Backend(io::ErrorKind::ConnectionReset.into())));

@@ -1,0 +1,111 @@
+//! What a service does with its connections, live: a kernel's clients at one end, the guard's responders at the other.
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use support::{Guarded, lab_object, wait_for};
+use xtask::lab::{GUARD_ADDRESS, LabConfig};
+
+const ECHO: u16 = 81;
+const DISCARD: u16 = 82;
+const HTTP: u16 = 83;
+const SOON: Duration = Duration::from_secs(5);
+
+fn guarded_with_responders() -> Guarded {
+    let services: Vec<_> = [(ECHO, "echo"), (DISCARD, "discard"), (HTTP, "http")]
+        .map(|(port, responder)| format!("{GUARD_ADDRESS}:{port}=respond:{responder}"))
+        .into();
+    let arguments: Vec<_> = services.iter().flat_map(|service| ["--protect", service]).collect();
+    Guarded::up(LabConfig::new(lab_object()), &arguments)
+}
+
+fn connect(guarded: &Guarded, port: u16) -> TcpStream {
+    let stream = guarded.lab.client().enter(|| TcpStream::connect((GUARD_ADDRESS, port)));
+    let stream = stream.expect("the client's namespace").expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a read timeout");
+    stream
+}
+
+fn counted(guarded: &Guarded, name: &str) -> u64 {
+    guarded.json(&["stats"])["totals"]["service"][name].as_u64().expect("a counter")
+}
+
+/// Sends `bytes` and ends, while it reads to the end.
+fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let mut writer = stream.try_clone().expect("a second handle");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            writer.write_all(bytes).expect("sending");
+            writer.shutdown(Shutdown::Write).expect("ending");
+        });
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).expect("reading to the end");
+        received
+    })
+}
+
+#[test]
+fn echo_and_discard_answer_a_kernels_client_and_leave_nothing_behind() {
+    let guarded = guarded_with_responders();
+    let sent: Vec<u8> = (0..5_000_000_u32).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
+    assert!(exchange(connect(&guarded, ECHO), &sent) == sent);
+    assert!(exchange(connect(&guarded, DISCARD), &sent).is_empty());
+    // A question each, on one connection.
+    let mut stream = connect(&guarded, ECHO);
+    for question in [&b"a"[..], b"bc"] {
+        stream.write_all(question).expect("asking");
+        let mut answer = vec![0; question.len()];
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(answer, question);
+    }
+    drop(stream);
+    wait_for("every flow to end", SOON, || guarded.flows(Some("ESTABLISHED")).is_empty());
+    assert_eq!((counted(&guarded, "connected"), counted(&guarded, "client-failed")), (3, 0));
+    assert_eq!(counted(&guarded, "bytes-to-backend"), 2 * sent.len() as u64 + 3);
+}
+
+#[test]
+fn http_is_answered_with_keep_alive_and_pipelined() {
+    let guarded = guarded_with_responders();
+    let url = format!("http://{GUARD_ADDRESS}:{HTTP}/");
+    // curl asks several times on the connection it has, with a body of either framing, and without one.
+    let body = guarded.lab.dir().join("body");
+    xtask::lab::write_pattern(&body, 300_000).expect("a body");
+    let file = format!("@{}", body.display());
+    for framing in
+        [&["--data-binary", &file][..], &["-H", "Transfer-Encoding: chunked", "--data-binary", &file], &[]]
+    {
+        let arguments = [framing, &["--write-out", "%{num_connects} ", &url, &url, &url]].concat();
+        let output = guarded.curl(&arguments);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said, "ok\n1 ok\n0 ok\n0 ", "{framing:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // Many requests in one go, of which the last one ends the connection.
+    let mut stream = connect(&guarded, HTTP);
+    let mut requests = "GET / HTTP/1.1\r\nHost: guard\r\n\r\n".repeat(500);
+    requests += "GET / HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
+    stream.write_all(requests.as_bytes()).expect("asking");
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).expect("all answers and the end");
+    assert_eq!(answers.matches("\r\n\r\nok\n").count(), 501);
+    assert_eq!((counted(&guarded, "requests"), counted(&guarded, "bad-requests")), (9 + 501, 0));
+    let mut stream = connect(&guarded, HTTP);
+    stream.write_all(b"\x16\x03\x01 this is no request\r\n\r\n").expect("sending");
+    let mut refusal = String::new();
+    stream.read_to_string(&mut refusal).expect("a refusal and the end");
+    assert!(refusal.starts_with("HTTP/1.1 400 "), "{refusal}");
+    assert_eq!(counted(&guarded, "bad-requests"), 1);
+}
+
+#[test]
+fn status_names_the_responder_as_it_was_asked_for() {
+    let guarded = guarded_with_responders();
+    let services = guarded.json(&["status"])["services"].clone();
+    let echo = &services[1];
+    assert_eq!((echo["respond"].as_str(), echo["backend"].as_str()), (Some("echo"), None), "{services}");
+    let said = String::from_utf8(guarded.cli(&["status"]).stdout).expect("text");
+    assert!(said.contains(&format!("service {GUARD_ADDRESS}:{HTTP} -> respond:http, cookie\n")), "{said}");
+}
