@@ -30,8 +30,8 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         let af_xdp = &interface.af_xdp;
         writeln!(
             out,
-            "interface {name} ({}), {mode} XDP, AF_XDP {af_xdp}, queues {queues}",
-            interface.ifindex
+            "interface {name} ({}), {mode} XDP, AF_XDP {af_xdp}, queues {queues}, {}, {}, MTU {}",
+            interface.ifindex, interface.link, interface.mac, interface.mtu
         )?;
     }
     for service in &status.services {

@@ -14,6 +14,7 @@ use crate::stack::{FlowInfo, State};
 use super::daemon::DaemonError;
 use super::filters::{self, Change, Filters};
 use super::guard::{Engine, Guard, engine_error};
+use super::links::mac;
 use super::protocol::{self as wire, Groups, Reply, Request};
 use super::server::Handler;
 
@@ -68,7 +69,8 @@ impl Handler for Guard {
 
 impl Guard {
     fn status(&self) -> wire::Status {
-        let interfaces = self.attached.iter().zip(&self.config.interfaces);
+        let links = self.links.borrow();
+        let interfaces = self.attached.iter().zip(&self.config.interfaces).zip(links.iter());
         let services = self.config.services.iter();
         let settings = self.settings();
         wire::Status {
@@ -79,12 +81,15 @@ impl Guard {
             generation: settings.generation,
             epoch: settings.epoch,
             interfaces: interfaces
-                .map(|(attached, interface)| wire::Interface {
+                .map(|((attached, interface), link)| wire::Interface {
                     name: attached.name.clone(),
                     ifindex: attached.ifindex,
                     mode: interface.mode.to_string(),
                     queues: attached.queues,
                     af_xdp: if self.is_zero_copy(&attached.name) { "zero-copy" } else { "copy" }.to_owned(),
+                    link: link.state.to_string(),
+                    mac: mac(link),
+                    mtu: link.mtu,
                 })
                 .collect(),
             services: services

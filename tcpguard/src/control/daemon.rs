@@ -23,6 +23,7 @@ use crate::engine::{End, EngineError};
 use super::descriptors;
 use super::filters::Filters;
 use super::guard::Guard;
+use super::links;
 use super::server::{self, Server, ServerError};
 
 /// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
@@ -198,6 +199,7 @@ async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Res
             name = signals.next() => Ok(name),
             failure = ends.recv() => Err(failure),
             failure = keep_keys(guard) => Err(Some(failure)),
+            failure = follow_links(guard) => Err(Some(failure)),
             never = forget_expired_filters(guard) => match never {},
         }
     };
@@ -239,12 +241,25 @@ async fn drain(guard: &Guard, time: Duration) {
 async fn keep_keys(guard: &Guard) -> DaemonError {
     loop {
         sleep(KEY_TICK).await;
-        match guard.refresh_keys().await {
-            Ok(()) => {}
-            // Whoever watches the engines knows more about its end.
-            Err(DaemonError::Engine { source: EngineError::Gone, .. }) => std::future::pending().await,
-            Err(failure) => return failure,
+        if let Err(failure) = guard.refresh_keys().await {
+            return of_its_own(failure).await;
         }
+    }
+}
+
+/// Keeps XDP and the engines told of what changes on the guarded interfaces; returns only when that fails for good.
+async fn follow_links(guard: &Guard) -> DaemonError {
+    match links::follow(guard).await {
+        Ok(never) => match never {},
+        Err(failure) => of_its_own(failure).await,
+    }
+}
+
+/// A failure that is not just the end of an engine: whoever watches the engines knows more about that.
+async fn of_its_own(failure: DaemonError) -> DaemonError {
+    match failure {
+        DaemonError::Engine { source: EngineError::Gone, .. } => std::future::pending().await,
+        failure => failure,
     }
 }
 

@@ -16,8 +16,8 @@ use tracing::{info, warn};
 
 use crate::config::{Config, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
-    AttachMode, Attached, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LoadOptions, MasterSecret, Now,
-    Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
+    AttachMode, Attached, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
+    MasterSecret, Now, Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
 use crate::service::{Descriptors, ServiceSpec, Services};
@@ -34,14 +34,16 @@ const STALE_AFTER: Duration = Duration::from_secs(1);
 const WINDOW: u16 = u16::MAX;
 const WINDOW_SCALE: u8 = 7;
 /// TCP and IP header, without options.
-const HEADERS_V4: u32 = 40;
-const HEADERS_V6: u32 = 60;
+const HEADERS_V4: u16 = 40;
+const HEADERS_V6: u16 = 60;
 
 /// A running guard.
 pub(super) struct Guard {
     pub(super) config: Config,
     pub(super) dataplane: Dataplane,
     pub(super) attached: Vec<Attached>,
+    /// How each of them was when it was last looked at.
+    pub(super) links: RefCell<Vec<LinkFacts>>,
     engines: Vec<Engine>,
     pub(super) tunables: RefCell<Arc<Tunables>>,
     pub(super) filters: SharedFilters,
@@ -105,6 +107,7 @@ impl Guard {
         let guard = Self {
             config,
             dataplane,
+            links: RefCell::new(attached.iter().map(|attached| attached.link).collect()),
             attached,
             engines,
             tunables: RefCell::new(tunables),
@@ -182,6 +185,13 @@ impl Guard {
         }
         *self.settings.borrow_mut() = settings;
         Ok(())
+    }
+
+    /// Offers clients what the links carry now, from the next epoch on.
+    pub(super) async fn advertise(&self) -> Result<(), DaemonError> {
+        let advertised = advertised(&self.attached, &self.links.borrow());
+        self.keys.borrow_mut().set_advertised(advertised)?;
+        self.publish().await
     }
 
     /// How long connections may finish, by the tunable.
@@ -305,7 +315,8 @@ impl Prepared {
             Some(path) => MasterSecret::from_file(path)?,
             None => MasterSecret::random()?,
         };
-        let (period, advertised, now) = (tunables.cookie_period, advertised(attached), Now::read());
+        let links: Vec<_> = attached.iter().map(|attached| attached.link).collect();
+        let (period, advertised, now) = (tunables.cookie_period, advertised(attached, &links), Now::read());
         let keys = match previous {
             Some(Previous { settings, epochs, silent }) => {
                 KeySchedule::resume(secret, period, advertised, now, settings, epochs, *silent)?
@@ -369,7 +380,7 @@ impl Prepared {
     ) -> Result<Engine<ReadyEngine>, DaemonError> {
         let interface = attached.name.clone();
         let index = xsk_index(attached.slot, queue);
-        let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.mtu))
+        let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.link.mtu))
             .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
         let zero_copy = socket.is_zero_copy();
         dataplane.register_socket(attached.slot, queue, socket.as_fd())?;
@@ -382,8 +393,8 @@ impl Prepared {
             name: format!("{interface}/{queue}"),
             engine: index,
             generation: self.settings.generation,
-            local_mac: attached.mac,
-            mtu: u16::try_from(attached.mtu).unwrap_or(u16::MAX),
+            local_mac: attached.link.mac,
+            mtu: packet_limit(attached, &attached.link),
             listen: services.listen(),
             tunables: Arc::clone(&self.tunables),
             epochs: self.keys.slots(),
@@ -424,10 +435,21 @@ fn stack_clock(clock: &Clock) -> Clock {
     Clock { extra: 1, ..*clock }
 }
 
+/// The longest packet that an interface's sockets carry, bytes: they were opened for the MTU that it had then.
+pub(super) fn carried(attached: &Attached) -> u32 {
+    SocketConfig::for_mtu(attached.link.mtu).mtu()
+}
+
+/// The longest packet to send and to ask for on an interface that is like `link` now, bytes.
+pub(super) fn packet_limit(attached: &Attached, link: &LinkFacts) -> u16 {
+    u16::try_from(link.mtu.min(carried(attached))).unwrap_or(u16::MAX)
+}
+
 /// What every SYN-ACK may promise: the keys are common to all interfaces, so the smallest MTU counts.
-fn advertised(attached: &[Attached]) -> Advertised {
-    let mtu = attached.iter().map(|attached| attached.mtu).min().unwrap_or(1500);
-    let mss = |headers| u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX);
+fn advertised(attached: &[Attached], links: &[LinkFacts]) -> Advertised {
+    let limits = attached.iter().zip(links).map(|(attached, link)| packet_limit(attached, link));
+    let mtu = limits.min().unwrap_or(1500);
+    let mss = |headers| mtu.saturating_sub(headers);
     Advertised {
         mss_v4: mss(HEADERS_V4),
         mss_v6: mss(HEADERS_V6),

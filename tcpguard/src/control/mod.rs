@@ -8,6 +8,7 @@ mod descriptors;
 mod filters;
 mod guard;
 mod limits;
+mod links;
 pub mod protocol;
 pub mod server;
 

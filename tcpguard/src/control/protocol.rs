@@ -179,6 +179,15 @@ pub struct Interface {
     /// How AF_XDP moves frames: `zero-copy` where the driver can, or `copy`.
     #[serde(default)]
     pub af_xdp: String,
+    /// `up`, `no-carrier` or `down`.
+    #[serde(default)]
+    pub link: String,
+    /// Its MAC address.
+    #[serde(default)]
+    pub mac: String,
+    /// Bytes of an IP packet it carries.
+    #[serde(default)]
+    pub mtu: u32,
 }
 
 /// A protected service.

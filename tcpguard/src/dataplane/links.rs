@@ -207,8 +207,8 @@ fn attach_error(facts: &InterfaceFacts, mode: AttachMode, source: io::Error) -> 
         }
         // veth and others say so when the MTU of this end, or the peer's, is too large.
         Some(libc::ERANGE | libc::EMSGSIZE) => {
-            DataplaneError::MtuTooLarge { name, mtu: facts.mtu, limit: DRIVER_MTU }
+            DataplaneError::MtuTooLarge { name, mtu: facts.link.mtu, limit: DRIVER_MTU }
         }
-        _ => DataplaneError::AttachRefused { name, driver, mode, mtu: facts.mtu, source },
+        _ => DataplaneError::AttachRefused { name, driver, mode, mtu: facts.link.mtu, source },
     }
 }

@@ -21,10 +21,10 @@ use super::flows::FlowTable;
 use super::links::{self, AttachMode, LINK_PREFIX, Linked, OldLink};
 use super::lock::{FileLock, LockError};
 use super::maps::{Counters, Maps, ServiceEntry, shared_names};
-use super::netdev::InterfaceFacts;
+use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
 use super::shared::{Fingerprints, Heartbeat};
-use super::socket::MAX_FRAME;
+use super::socket::{LINK_HEADER, MAX_FRAME};
 
 /// The XDP program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
@@ -32,9 +32,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 const PROGRAM: &str = "tcpguard";
 /// The global that tells an instance which interface slot is its own.
 const SLOT: &str = "SLOT";
-/// Ethernet header and two VLAN tags, in front of an MTU's worth of IP.
-const LINK_HEADER: u32 = 14 + 2 * 4;
-
 /// How [`Dataplane::load`] goes about it.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -78,10 +75,8 @@ pub struct Attached {
     pub ifindex: u32,
     /// Receive queues that need an engine, from 0 on.
     pub queues: u32,
-    /// Its MAC address.
-    pub mac: [u8; 6],
-    /// Bytes of an IP packet it carries.
-    pub mtu: u32,
+    /// How it was when it was attached.
+    pub link: LinkFacts,
     /// Whether a previous daemon's link was taken over: protection had no gap.
     pub taken_over: bool,
 }
@@ -178,7 +173,8 @@ impl Dataplane {
         let (slot, before) = self.choose_slot(facts.ifindex)?;
         let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
         let program = load_program(&mut ebpf, &facts.name)?;
-        let interface = Interface { mac: facts.mac, armed: before.armed, queues, ifindex: facts.ifindex };
+        let interface =
+            Interface { mac: facts.link.mac, armed: before.armed, queues, ifindex: facts.ifindex };
         self.maps.write_interface(slot, &interface)?;
         let linked = match links::link(&self.pins, program, &facts, spec.mode) {
             Ok(linked) => linked,
@@ -188,15 +184,15 @@ impl Dataplane {
             }
         };
         let taken_over = matches!(linked.old, OldLink::Same(_));
-        if !facts.up {
+        if facts.link.state == LinkState::Down {
             tracing::warn!(
                 interface = facts.name,
                 "the interface is down: `ip link set dev {} up`",
                 facts.name
             );
         }
-        let InterfaceFacts { name, ifindex, mac, mtu, .. } = facts;
-        let attached = Attached { name, slot, ifindex, queues, mac, mtu, taken_over };
+        let InterfaceFacts { name, ifindex, link, .. } = facts;
+        let attached = Attached { name, slot, ifindex, queues, link, taken_over };
         self.guarded.push(Guarded { attached: attached.clone(), linked, before, _lock: lock });
         Ok(attached)
     }
@@ -274,6 +270,16 @@ impl Dataplane {
     pub fn arm(&self, slot: u32, armed: bool) -> Result<(), DataplaneError> {
         let interface = self.maps.read_interface(slot)?;
         self.maps.write_interface(slot, &Interface { armed: u16::from(armed), ..interface })
+    }
+
+    /// Says that a slot's interface has this MAC address now: frames to it are ours.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn set_mac(&self, slot: u32, mac: [u8; 6]) -> Result<(), DataplaneError> {
+        let interface = self.maps.read_interface(slot)?;
+        self.maps.write_interface(slot, &Interface { mac, ..interface })
     }
 
     /// Makes the protected services equal to `services`.
@@ -554,9 +560,9 @@ fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, Dat
 
 /// A frame must fit an AF_XDP frame whole. What the driver allows besides, it says itself.
 fn check_mtu(facts: &InterfaceFacts) -> Result<(), DataplaneError> {
-    let limit = MAX_FRAME - LINK_HEADER;
-    if facts.mtu > limit {
-        return Err(DataplaneError::MtuTooLarge { name: facts.name.clone(), mtu: facts.mtu, limit });
+    let (mtu, limit) = (facts.link.mtu, MAX_FRAME - LINK_HEADER);
+    if mtu > limit {
+        return Err(DataplaneError::MtuTooLarge { name: facts.name.clone(), mtu, limit });
     }
     Ok(())
 }

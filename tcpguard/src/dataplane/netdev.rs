@@ -2,6 +2,7 @@
 //! that entered a namespace without remounting it would read another namespace's interfaces there.
 
 use std::ffi::CString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
@@ -18,18 +19,63 @@ pub struct InterfaceFacts {
     pub name: String,
     /// The kernel's index.
     pub ifindex: u32,
-    /// Its MAC address.
-    pub mac: [u8; 6],
-    /// Bytes of an IP packet it carries.
-    pub mtu: u32,
+    /// What may change at any time.
+    pub link: LinkFacts,
     /// Receive queues.
     pub rx_queues: u32,
     /// Transmit queues.
     pub tx_queues: u32,
     /// The driver, or `unknown`.
     pub driver: String,
-    /// Whether it is administratively up.
-    pub up: bool,
+}
+
+/// What others may change of an interface while it is guarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkFacts {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Bytes of an IP packet it carries.
+    pub mtu: u32,
+    /// Whether frames come and go.
+    pub state: LinkState,
+}
+
+/// Whether frames come and go on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// They do.
+    Up,
+    /// It is up, but nothing is at the other end of the wire.
+    NoCarrier,
+    /// It was switched off: `ip link set dev NAME down`.
+    Down,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::NoCarrier => "no-carrier",
+            Self::Down => "down",
+        })
+    }
+}
+
+impl LinkFacts {
+    /// Asks the kernel about the interface with this index, whatever it is called by now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `ENXIO` or `ENODEV` when there is no such interface, or none of Ethernet.
+    pub fn of(ifindex: u32) -> io::Result<Self> {
+        Self::read(&Control::of(ifindex)?)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// `None` if the device is not Ethernet.
+    fn read(control: &Control) -> io::Result<Option<Self>> {
+        let Some(mac) = control.mac()? else { return Ok(None) };
+        Ok(Some(Self { mac, mtu: control.mtu()?, state: control.state()? }))
+    }
 }
 
 impl InterfaceFacts {
@@ -52,15 +98,12 @@ impl InterfaceFacts {
         let failed =
             |what| move |source| DataplaneError::InterfaceQuery { name: name.to_owned(), what, source };
         let control = Control::open(name).map_err(failed("state"))?;
-        let mac = control
-            .mac()
-            .map_err(failed("MAC address"))?
+        let link = LinkFacts::read(&control)
+            .map_err(failed("MAC address, MTU or flags"))?
             .ok_or_else(|| DataplaneError::NotEthernet { name: name.to_owned() })?;
-        let mtu = control.mtu().map_err(failed("MTU"))?;
-        let up = control.up().map_err(failed("flags"))?;
         let (rx_queues, tx_queues) = control.queues().map_err(failed("queue count"))?;
         let driver = control.driver().unwrap_or_else(|_| "unknown".to_owned());
-        Ok(Self { name: name.to_owned(), ifindex, mac, mtu, rx_queues, tx_queues, driver, up })
+        Ok(Self { name: name.to_owned(), ifindex, link, rx_queues, tx_queues, driver })
     }
 }
 
@@ -109,6 +152,14 @@ impl Control {
         Ok(Self { socket, name: chars })
     }
 
+    /// The same by the interface's index.
+    fn of(ifindex: u32) -> io::Result<Self> {
+        let mut control = Self::open("")?;
+        // SAFETY: the name has room for IFNAMSIZ bytes, its terminating zero included.
+        let named = unsafe { libc::if_indextoname(ifindex, control.name.as_mut_ptr()) };
+        if named.is_null() { Err(io::Error::last_os_error()) } else { Ok(control) }
+    }
+
     /// # Safety
     ///
     /// `value` must be what `code` reads, and any pointer in it valid for what `code` writes.
@@ -152,11 +203,15 @@ impl Control {
         Ok(unsafe { request.ifr_ifru.ifru_mtu }.cast_unsigned())
     }
 
-    fn up(&self) -> io::Result<bool> {
+    fn state(&self) -> io::Result<LinkState> {
         let request = self.get(libc::SIOCGIFFLAGS)?;
         // SAFETY: SIOCGIFFLAGS wrote a short.
-        let flags = unsafe { request.ifr_ifru.ifru_flags };
-        Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        Ok(match (flags & libc::IFF_UP != 0, flags & libc::IFF_RUNNING != 0) {
+            (false, _) => LinkState::Down,
+            (true, false) => LinkState::NoCarrier,
+            (true, true) => LinkState::Up,
+        })
     }
 
     /// Receive and transmit queues. A driver that cannot say has one of each.

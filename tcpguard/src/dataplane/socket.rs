@@ -23,6 +23,8 @@ const HEADROOM: u32 = 256;
 const SMALL_FRAME: u32 = 2048 - HEADROOM;
 /// The longest Ethernet frame a socket can carry, in bytes.
 pub const MAX_FRAME: u32 = 4096 - HEADROOM;
+/// Ethernet header and two VLAN tags, in front of an MTU's worth of IP.
+pub(super) const LINK_HEADER: u32 = 14 + 2 * 4;
 
 /// `SOL_XDP` option `XDP_MAX_TX_SKB_BUDGET`: frames one `sendto` sends in copy mode (32 otherwise). Linux 6.17.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
@@ -53,12 +55,19 @@ pub struct SocketConfig {
 }
 
 impl SocketConfig {
-    /// The usual sizes for an interface of this MTU.
+    /// The usual sizes for an interface of this MTU. What the frames can hold is used whole: the MTU may grow a little.
     pub fn for_mtu(mtu: u32) -> Self {
-        // Ethernet header and two VLAN tags.
-        let max_frame = mtu.saturating_add(14 + 2 * 4);
+        let max_frame = match mtu.saturating_add(LINK_HEADER) {
+            needed if needed <= SMALL_FRAME => SMALL_FRAME,
+            needed => needed.max(MAX_FRAME),
+        };
         let (rx_frames, tx_frames) = (8192, 4096);
         Self { max_frame, rx_frames, tx_frames, zero_copy: false, bind_timeout: Duration::from_secs(1) }
+    }
+
+    /// The largest MTU of an interface all of whose frames fit.
+    pub fn mtu(&self) -> u32 {
+        self.max_frame - LINK_HEADER
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::Flow;
-use tcpguard_common::packet::{AnySegment, parse};
+use tcpguard_common::packet::{AnySegment, Ethernet, parse};
 use tcpguard_common::seq::Seq;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
@@ -26,7 +26,7 @@ use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::{EngineConfig, EngineError, stack_config};
-use crate::stack::{Event, Instant, Origin, Received, State as TcpState};
+use crate::stack::{Config, Event, Instant, Origin, Received, State as TcpState};
 use crate::telemetry::throttle::Throttle;
 
 /// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
@@ -251,7 +251,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             if sent == TRANSMIT_BURST {
                 return None;
             }
-            let len = desk.next_probe(buffer).or_else(|| state.stack.poll_transmit(now, buffer));
+            let len = desk.next_frame(now, state, buffer);
             done = len.is_none();
             sent += usize::from(len.is_some());
             len
@@ -342,6 +342,13 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 state.stack.set_config(now, config);
             }),
             Command::Epochs(slots, clock) => self.net.with(|state| state.stack.set_epochs(&slots, clock)),
+            Command::Link { local_mac, mtu } => {
+                self.desk.local_mac = local_mac;
+                self.net.with(|state| {
+                    let config = Config { mtu, ..state.stack.config().clone() };
+                    state.stack.set_config(now, config);
+                });
+            }
             Command::Drain { time, reply } => {
                 let before = self.net.with(|state| {
                     state.admitting = false;
@@ -605,6 +612,14 @@ impl<T: SharedTables> Desk<T> {
             }
         }
         self.flows.delete_due(now);
+    }
+
+    /// The next frame to send. It leaves from the interface's address, which may be another by now than the one that
+    /// the peer's last segment came to.
+    fn next_frame(&mut self, now: Instant, state: &mut State, buffer: &mut [u8]) -> Option<usize> {
+        let len = self.next_probe(buffer).or_else(|| state.stack.poll_transmit(now, buffer))?;
+        buffer.get_mut(Ethernet::SRC..Ethernet::SRC + 6)?.copy_from_slice(&self.local_mac);
+        Some(len)
     }
 
     fn next_probe(&mut self, buffer: &mut [u8]) -> Option<usize> {

@@ -95,6 +95,7 @@ pub(crate) enum Command {
     Flows { start: Cursor, reply: oneshot::Sender<(Vec<FlowInfo>, Option<Cursor>)> },
     Tunables(Arc<Tunables>),
     Epochs([EpochSlot; EPOCH_SLOTS as usize], Clock),
+    Link { local_mac: [u8; 6], mtu: u16 },
     Drain { time: Duration, reply: oneshot::Sender<DrainReport> },
     Stop,
 }
@@ -160,6 +161,11 @@ impl EngineHandle {
         clock: Clock,
     ) -> Result<(), EngineError> {
         self.order(Command::Epochs(slots, clock)).await
+    }
+
+    /// The interface's address, and the largest packet to send, bytes: for connections that exist as well.
+    pub async fn set_link(&self, local_mac: [u8; 6], mtu: u16) -> Result<(), EngineError> {
+        self.order(Command::Link { local_mac, mtu }).await
     }
 
     /// Admits no more connections, waits until those there are have ended, but at most `time`, and resets the rest.

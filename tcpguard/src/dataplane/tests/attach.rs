@@ -46,10 +46,10 @@ fn an_attached_interface_is_known_but_not_armed_and_detaching_leaves_nothing() {
     with_veth(2, 1500, || {
         let sandbox = Sandbox::new();
         let (dataplane, attached) = guard(&sandbox.options);
-        assert_eq!((attached.slot, attached.queues, attached.mtu), (0, 2, 1500));
+        assert_eq!((attached.slot, attached.queues, attached.link.mtu), (0, 2, 1500));
         assert_eq!(attached.ifindex, ifindex("tgd-a"));
         assert!(!attached.taken_over && dataplane.previous().is_none());
-        let expected = Interface { mac: attached.mac, armed: 0, queues: 2, ifindex: attached.ifindex };
+        let expected = Interface { mac: attached.link.mac, armed: 0, queues: 2, ifindex: attached.ifindex };
         assert_eq!(dataplane.maps.read_interface(0).unwrap(), expected);
         dataplane.arm(0, true).unwrap();
         assert_eq!(dataplane.maps.read_interface(0).unwrap(), Interface { armed: 1, ..expected });

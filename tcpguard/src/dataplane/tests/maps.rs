@@ -271,7 +271,8 @@ fn only_an_af_xdp_socket_can_be_registered_and_only_in_its_place() {
             queues: None,
         };
         let attached = dataplane.attach(&spec).unwrap();
-        let config = SocketConfig { rx_frames: 64, tx_frames: 64, ..SocketConfig::for_mtu(attached.mtu) };
+        let config =
+            SocketConfig { rx_frames: 64, tx_frames: 64, ..SocketConfig::for_mtu(attached.link.mtu) };
         let socket = XskSocket::open(attached.ifindex, 0, &config).unwrap();
         dataplane.register_socket(attached.slot, 0, socket.as_fd()).unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();

@@ -186,7 +186,8 @@ impl World {
             name: "test".to_owned(),
             engine,
             generation: self.settings.get().generation,
-            local_mac: GUARD_MAC,
+            // The client listens nowhere.
+            local_mac: if listen.is_empty() { CLIENT_MAC } else { GUARD_MAC },
             mtu: 1500,
             listen,
             tunables: Arc::new(tunables),
