@@ -68,7 +68,10 @@ fn table(rows: &[Tunable]) -> Table {
     ]);
     for row in rows {
         let shown = |number| shown(&row.name, number);
-        let range = format!("{} to {}", shown(row.min), shown(row.max));
+        let range = match row.choices.as_slice() {
+            [] => format!("{} to {}", shown(row.min), shown(row.max)),
+            choices => choices.join(", "),
+        };
         table.row(vec![row.name.clone(), shown(row.value), shown(row.default), range]);
     }
     table

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 pub use destination::{Destination, Responder};
 pub use filters::{Action, Filter, FilterSet, Prefix};
-pub use tunables::{TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
+pub use tunables::{CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
 
 /// Where `tcpguard run` looks when nothing on the command line says what to guard.
 pub const DEFAULT_FILE: &str = "/etc/tcpguard/tcpguard.toml";

@@ -13,15 +13,26 @@ pub enum Unit {
     Duration,
     /// A count.
     Count,
+    /// Nothing: which of these names it is.
+    Choice(&'static [&'static str]),
 }
 
-/// A value with its unit: milliseconds or a count.
+/// A value with its unit: milliseconds, a count, or the place of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value {
     /// What `number` counts.
     pub unit: Unit,
-    /// Milliseconds or a count.
+    /// Milliseconds, a count, or the place of a name.
     pub number: u64,
+}
+
+/// How a sender's congestion window grows and shrinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// RFC 5681 and RFC 6582.
+    NewReno,
+    /// RFC 9438.
+    Cubic,
 }
 
 /// One row of the table.
@@ -99,6 +110,21 @@ impl Number for u32 {
     }
 }
 
+impl Number for CongestionControl {
+    const UNIT: Unit = Unit::Choice(&["newreno", "cubic"]);
+
+    fn number(self) -> u64 {
+        match self {
+            Self::NewReno => 0,
+            Self::Cubic => 1,
+        }
+    }
+
+    fn from_number(number: u64) -> Self {
+        if number == 0 { Self::NewReno } else { Self::Cubic }
+    }
+}
+
 const MS: u64 = 1;
 const S: u64 = 1000 * MS;
 const MIN: u64 = 60 * S;
@@ -145,6 +171,19 @@ tunables! {
     /// Retransmissions of the same data, or unanswered zero-window probes, before a connection is given up
     /// (RFC 9293 §3.8.3, R2).
     retries: u32 = "retries", 15, 1 => 50;
+    /// How long data may go unacknowledged before the connection is given up and reset (RFC 5482), instead of after a number of
+    /// retries. 0s is no such limit.
+    user_timeout: Duration = "user-timeout", 0, 0 => 24 * H;
+    /// How long a client may be silent before it is asked whether it is still there (RFC 1122 §4.2.3.6), to a second. Only
+    /// connections with nothing on its way to the client are concerned. 0s is never.
+    keepalive_time: Duration = "keepalive-time", 0, 0 => 12 * H;
+    /// Time between two keepalive probes that are not answered.
+    keepalive_interval: Duration = "keepalive-interval", 75 * S, S => H;
+    /// Keepalive probes without an answer before a connection is given up and reset.
+    keepalive_probes: u32 = "keepalive-probes", 9, 1 => 100;
+    /// How fast connections send: newreno (RFC 5681, RFC 6582) or cubic (RFC 9438), which is as fast on short paths and
+    /// recovers sooner on long ones.
+    congestion_control: CongestionControl = "congestion-control", 1, 0 => 1;
     /// How long a client may keep its receive window closed while memory for sending is short; it is reset then, the
     /// longest-stalled first. With memory to spare it may do so for as long as it answers probes, unless the backend has
     /// closed: then nobody else would ever let it go.
@@ -181,6 +220,10 @@ impl fmt::Display for Value {
         match self.unit {
             Unit::Duration => f.write_str(&duration::format(Duration::from_millis(self.number))),
             Unit::Count => write!(f, "{}", self.number),
+            Unit::Choice(names) => {
+                let name = usize::try_from(self.number).ok().and_then(|place| names.get(place));
+                f.write_str(name.copied().unwrap_or("unknown"))
+            }
         }
     }
 }
@@ -191,6 +234,15 @@ impl Unit {
         match self {
             Self::Duration => "ms",
             Self::Count => "count",
+            Self::Choice(_) => "choice",
+        }
+    }
+
+    /// The names to choose from, if this is a choice.
+    pub fn choices(self) -> &'static [&'static str] {
+        match self {
+            Self::Duration | Self::Count => &[],
+            Self::Choice(names) => names,
         }
     }
 }
@@ -220,6 +272,11 @@ impl Tunable {
         let number = match self.unit {
             Unit::Duration => duration::parse(text).map_err(malformed)?.number(),
             Unit::Count => text.parse().map_err(|_| malformed(format!("`{text}` is not a count")))?,
+            Unit::Choice(names) => names
+                .iter()
+                .position(|name| *name == text)
+                .map(|place| place as u64)
+                .ok_or_else(|| malformed(format!("`{text}` is none of {}", names.join(", "))))?,
         };
         self.check(number)?;
         Ok(self.value(number))
@@ -353,6 +410,10 @@ mod tests {
             for number in [tunable.min, tunable.max] {
                 assert_eq!(tunable.parse(&tunable.value(number).to_string()), Ok(tunable.value(number)));
             }
+            if let Unit::Choice(names) = tunable.unit {
+                assert_eq!((tunable.min, tunable.max), (0, names.len() as u64 - 1), "{}", tunable.name);
+                continue;
+            }
             let past = [tunable.min.checked_sub(1), tunable.max.checked_add(1)];
             for number in past.into_iter().flatten() {
                 let error = tunable.parse(&tunable.value(number).to_string()).unwrap_err();
@@ -376,6 +437,10 @@ mod tests {
         assert_eq!(why("time-wait", "20m"), "time-wait: 20m is out of range, 100ms to 10m");
         assert_eq!(why("time-wait", "60"), "time-wait: `60`: a duration looks like 500ms, 30s, 2m or 1m30s");
         assert_eq!(why("retries", "many"), "retries: `many` is not a count");
+        assert_eq!(why("congestion-control", "bbr"), "congestion-control: `bbr` is none of newreno, cubic");
+        let (changed, old, new) = Tunables::default().with("congestion-control", "newreno").unwrap();
+        assert_eq!((old.to_string(), new.to_string()), ("cubic".into(), "newreno".into()));
+        assert_eq!(changed.congestion_control, CongestionControl::NewReno);
         assert_eq!(why("max-rto", "500ms"), "max-rto: 500ms is out of range, 1s to 10m");
         assert_eq!(why("initial-rto", "1m30s"), "initial-rto: 1m30s is out of range, 10ms to 1m");
     }

@@ -199,6 +199,7 @@ impl Guard {
         let row = |tunable: &Tunable| wire::Tunable {
             name: tunable.name.to_owned(),
             unit: tunable.unit.name().to_owned(),
+            choices: tunable.unit.choices().iter().map(|&name| name.to_owned()).collect(),
             value: tunable.get(&tunables).number,
             default: tunable.default,
             min: tunable.min,

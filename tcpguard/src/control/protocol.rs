@@ -307,8 +307,11 @@ pub struct Tunables {
 pub struct Tunable {
     /// The name.
     pub name: String,
-    /// `ms` or `count`.
+    /// `ms`, `count` or `choice`.
     pub unit: String,
+    /// Of a choice, the names its numbers stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
     /// Now.
     pub value: u64,
     /// Unless configured.
@@ -326,7 +329,7 @@ pub struct Tunable {
 pub struct Tuned {
     /// Which.
     pub name: String,
-    /// `ms` or `count`.
+    /// `ms`, `count` or `choice`.
     pub unit: String,
     /// The value that was replaced.
     pub old: u64,

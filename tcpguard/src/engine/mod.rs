@@ -38,9 +38,9 @@ pub use port::{FramePort, XskPort};
 pub use stats::{EngineStats, FrameCounters, Gaps};
 pub use stream::{LendError, TcpStream};
 
-use crate::config::Tunables;
+use crate::config::{self, Tunables};
 use crate::dataplane::monotonic_ns;
-use crate::stack::{Config, Stack};
+use crate::stack::{Config, CongestionControl, Stack};
 use driver::{Driver, Parts};
 use handle::{COMMANDS, Command};
 
@@ -224,6 +224,14 @@ fn stack_config(base: Config, tunables: &Tunables) -> Config {
         min_rto: tunables.min_rto,
         max_rto: tunables.max_rto,
         retries: u8::try_from(tunables.retries).unwrap_or(u8::MAX),
+        user_timeout: tunables.user_timeout,
+        keepalive_time: tunables.keepalive_time,
+        keepalive_interval: tunables.keepalive_interval,
+        keepalive_probes: u8::try_from(tunables.keepalive_probes).unwrap_or(u8::MAX),
+        congestion_control: match tunables.congestion_control {
+            config::CongestionControl::NewReno => CongestionControl::NewReno,
+            config::CongestionControl::Cubic => CongestionControl::Cubic,
+        },
         stall_time: tunables.stall_time,
         ..base
     }

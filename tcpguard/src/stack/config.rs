@@ -25,6 +25,16 @@ pub struct Config {
     pub retries: u8,
     /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner.
     pub orphan_retries: u8,
+    /// How long data, or a SYN, may stay without the acknowledgement that it waits for before the connection is given up
+    /// (RFC 9293 §3.9.1, RFC 5482). In place of `retries` as long as the application has the connection; zero is no such
+    /// limit.
+    pub user_timeout: Duration,
+    /// Silence after which a peer is asked whether it is still there (RFC 1122 §4.2.3.6); zero is never. To a second.
+    pub keepalive_time: Duration,
+    /// Time between two such questions.
+    pub keepalive_interval: Duration,
+    /// Questions in a row without an answer before the connection is given up.
+    pub keepalive_probes: u8,
     /// How long a peer may keep its window closed while send memory is short. With memory to spare it may do so for as
     /// long as it answers probes (RFC 9293 §3.8.6.1).
     pub stall_time: Duration,
@@ -72,6 +82,10 @@ impl Default for Config {
             max_rto: Duration::from_secs(120),
             retries: 15,
             orphan_retries: 8,
+            user_timeout: Duration::ZERO,
+            keepalive_time: Duration::ZERO,
+            keepalive_interval: Duration::from_secs(75),
+            keepalive_probes: 9,
             stall_time: Duration::from_secs(30),
             syn_retries: 6,
             delayed_ack: Duration::from_millis(40),

@@ -55,8 +55,14 @@ counters! {
     resets_out = "resets-out";
     /// Resets sent again, because the peer went on after the first.
     resets_repeated = "resets-repeated";
-    /// Connections given up after the last retransmission.
+    /// Connections that retransmitted the same data three times (RFC 9293 §3.8.3, R1): a path in trouble.
+    retries_r1 = "retries-r1";
+    /// Connections given up after the last retransmission, or when the user timeout was over.
     timed_out = "timed-out";
+    /// Keepalive probes sent.
+    keepalive_probes = "keepalive-probes";
+    /// Connections given up because their peers did not answer keepalive probes.
+    keepalive_expired = "keepalive-expired";
     /// Orphans whose FIN_WAIT_2 ended by timeout.
     fin_wait_2_expired = "fin-wait-2-expired";
     /// Segments outside the receive window.

@@ -3,8 +3,8 @@
 
 use core::time::Duration;
 
-/// What a connection has learnt of its path. Two bytes, because they outlive every transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a connection has learnt of its path, which delivers in order until it shows otherwise. Two bytes, because they outlive every transfer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reordering {
     /// RACK.reo_wnd_mult, in quarters of the least round trip; 0 while no reordering was seen (RACK.reordering_seen).
     quarters: u8,
@@ -13,8 +13,6 @@ pub(crate) struct Reordering {
 }
 
 impl Reordering {
-    /// A path that delivers in order, until it shows otherwise.
-    pub(crate) const NONE: Self = Self { quarters: 0, persist: 0 };
     /// RFC 8985 §6.2, step 4: loss recoveries without a needless retransmission after which the window is reset.
     const RECOVERIES: u8 = 16;
 
@@ -65,13 +63,13 @@ mod tests {
 
     #[test]
     fn a_path_in_order_is_given_a_quarter_of_a_round_trip_and_none_once_losses_are_plain() {
-        assert_eq!(window(Reordering::NONE), Duration::ZERO);
-        assert_eq!(Reordering::NONE.window(MIN_RTT, SMOOTHED, false), MIN_RTT / 4);
+        assert_eq!(window(Reordering::default()), Duration::ZERO);
+        assert_eq!(Reordering::default().window(MIN_RTT, SMOOTHED, false), MIN_RTT / 4);
     }
 
     #[test]
     fn needless_repairs_widen_the_window_up_to_a_smoothed_round_trip_for_sixteen_recoveries() {
-        let mut reordering = Reordering::NONE;
+        let mut reordering = Reordering::default();
         reordering.see();
         assert_eq!(window(reordering), MIN_RTT / 4);
         reordering.widen();

@@ -4,8 +4,9 @@
 use core::time::Duration;
 
 use super::config::Config;
+use super::reordering::Reordering;
 
-/// Round-trip estimates in microseconds: 71 minutes fit.
+/// Round-trip estimates in microseconds: 71 minutes fit. With them, in what would be padding, how much the path reorders.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Rtt {
     /// Smoothed; 0 before the first sample.
@@ -13,6 +14,7 @@ pub(crate) struct Rtt {
     rttvar: u32,
     /// How often the timeout fired without a sample since.
     pub(crate) backoff: u8,
+    pub(crate) reordering: Reordering,
 }
 
 impl Rtt {

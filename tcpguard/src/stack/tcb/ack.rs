@@ -22,11 +22,9 @@ impl Tcb {
         if segment.ack.at_or_after(self.snd_una) && self.window_is_newer(segment) {
             self.update_send_window(segment.window, segment.seq, segment.ack);
         }
-        if !self.orphan {
+        if !self.orphan && flight == 0 && self.work.retries > 0 {
             // The peer answers: a closed window alone does not end the connection.
-            if flight == 0 && self.work.retries > 0 {
-                self.work.retries = 0;
-            }
+            (self.work.retries, self.work.unacked_since) = (0, now);
         }
         let advanced = segment.ack.after(self.snd_una);
         let repeated = !advanced && segment.ack == self.snd_una && is_bare && self.snd_wnd == window_before;
@@ -88,7 +86,7 @@ impl Tcb {
             reordered |= selective.reordered;
         }
         if reordered {
-            self.reordering.see();
+            self.rtt.reordering.see();
         }
         let mut acked = ack.distance(una);
         if self.fin == Fin::Sent && ack == self.snd_nxt && acked > 0 {
@@ -129,7 +127,7 @@ impl Tcb {
                 self.congestion.on_repaired();
             }
             self.work.recovery = Recovery::None;
-            self.reordering.recovered();
+            self.rtt.reordering.recovered();
         }
         let lost = if self.sack_permitted {
             self.detect_losses(now)
@@ -153,7 +151,7 @@ impl Tcb {
     /// How long a hole is waited for now.
     pub(super) fn patience(&self) -> Patience {
         Patience {
-            reordering: self.reordering,
+            reordering: self.rtt.reordering,
             smoothed: self.rtt.smoothed(),
             recovering: self.work.recovery != Recovery::None,
         }
@@ -184,8 +182,8 @@ impl Tcb {
         let Some(right) = reported_duplicate(segment) else { return };
         let of_probe = self.work.probe_repeated && self.work.probed == Some(right);
         let same_round = self.work.dsack_round.is_some_and(|end| segment.ack.before(end));
-        if self.reordering.was_seen() && !of_probe && !same_round {
-            self.reordering.widen();
+        if self.rtt.reordering.was_seen() && !of_probe && !same_round {
+            self.rtt.reordering.widen();
             self.work.dsack_round = Some(self.snd_nxt);
         }
     }
@@ -223,7 +221,7 @@ impl Tcb {
     /// SND.UNA moved on. A backed-off timeout stays until a round trip was measured (RFC 6298 §5.7, Karn): else a
     /// path slower than the timeout would have everything sent twice for ever.
     fn after_progress(&mut self, now: Instant, shared: &mut Shared) {
-        (self.work.retries, self.work.rto_base) = (0, now);
+        (self.work.retries, self.work.rto_base, self.work.unacked_since) = (0, now, now);
         self.wake_writer(shared);
         if self.fin != Fin::Acked {
             return;
@@ -237,8 +235,7 @@ impl Tcb {
             State::LastAck => self.state = State::Closed,
             _ => {}
         }
-        if !self.fin_acked_told && !self.orphan {
-            self.fin_acked_told = true;
+        if !self.orphan {
             shared.events.push_back(Event::FinAcked(self.id));
         }
     }

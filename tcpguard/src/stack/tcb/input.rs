@@ -107,6 +107,7 @@ impl Tcb {
         if !self.ack_acceptable(segment.ack) {
             return Verdict::Unacceptable;
         }
+        self.hear(now);
         let is_bare = segment.len() == 0;
         // Before it is cut: a segment that begins with what we have acknowledged may end with what we have not.
         self.take_timestamp(&segment, now);
@@ -121,6 +122,14 @@ impl Tcb {
         }
         self.handle_data(&segment, now, shared);
         Verdict::Done
+    }
+
+    /// The peer is there.
+    fn hear(&mut self, now: Instant) {
+        self.heard_at = seconds(now) as u16;
+        if self.work.keepalives > 0 {
+            (self.work.keepalives, self.work.keepalive, self.work.keepalive_at) = (0, false, Instant::NEVER);
+        }
     }
 
     /// RFC 9293 §3.10.7.3.

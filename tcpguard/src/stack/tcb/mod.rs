@@ -25,7 +25,6 @@ use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
 use super::pressure::{Stall, recv_limit, send_limit};
 use super::recv::RecvBuffer;
-use super::reordering::Reordering;
 use super::rto::Rtt;
 use super::scoreboard::{Patience, Scoreboard};
 use super::table::Placed;
@@ -162,7 +161,8 @@ pub(crate) struct Tcb {
     wants_write: bool,
     /// Acknowledgements still to be sent without delay, to help the peer's slow start.
     quick_acks: u8,
-    reordering: Reordering,
+    /// When the peer last sent something acceptable: seconds modulo 2^16, longer than any keepalive time.
+    heard_at: u16,
 
     rtt: Rtt,
     congestion: Congestion,
@@ -185,7 +185,6 @@ pub(crate) struct Tcb {
     pub(crate) error: Option<Error>,
     /// Whether the end of the connection owes the peer a reset.
     pub(crate) send_reset: bool,
-    fin_acked_told: bool,
     /// Stands in the queue for the send pool.
     waits_for_pool: bool,
     /// Challenge acknowledgements in this second, and which it is, modulo 256.
@@ -282,7 +281,7 @@ impl Tcb {
             readable_told: false,
             wants_write: false,
             quick_acks: QUICK_ACKS,
-            reordering: Reordering::NONE,
+            heard_at: seconds(now) as u16,
             rtt: Rtt::default(),
             congestion: Congestion::new(mss.into()),
             rests_since: now.millis() as u32,
@@ -298,7 +297,6 @@ impl Tcb {
             link,
             error: None,
             send_reset: false,
-            fin_acked_told: false,
             waits_for_pool: false,
             challenges: (0, 0),
         }

@@ -19,6 +19,8 @@ enum Plan {
     Fresh { len: u32, fin: bool },
     /// An acknowledgement below SND.UNA, which the peer must answer with its window.
     WindowProbe,
+    /// The same, to hear whether there is a peer (RFC 1122 §4.2.3.6).
+    Keepalive,
     /// A bare acknowledgement.
     Ack,
 }
@@ -45,6 +47,10 @@ impl Tcb {
             Plan::Fresh { len, fin } => self.write_fresh(len, fin, now, shared, frame),
             Plan::WindowProbe => {
                 shared.counters.window_probes += 1;
+                self.write(self.snd_una - 1, Flags::ACK, 0, 0, now, shared, frame)
+            }
+            Plan::Keepalive => {
+                shared.counters.keepalive_probes += 1;
                 self.write(self.snd_una - 1, Flags::ACK, 0, 0, now, shared, frame)
             }
             Plan::Ack => self.write(self.snd_nxt, Flags::ACK, 0, 0, now, shared, frame),
@@ -101,6 +107,9 @@ impl Tcb {
         }
         if self.work.persist {
             return Some(Plan::WindowProbe);
+        }
+        if self.work.keepalive {
+            return Some(Plan::Keepalive);
         }
         self.owed_ack()
     }
@@ -171,7 +180,7 @@ impl Tcb {
         let iss = self.iss;
         self.transfer(shared).scoreboard.sent(iss, 1, true, false, now);
         self.snd_nxt = iss + 1;
-        self.work.rto_base = now;
+        (self.work.rto_base, self.work.unacked_since) = (now, now);
         Some(len)
     }
 
@@ -243,7 +252,7 @@ impl Tcb {
         let written = self.write(seq, flags, offset, len, now, shared, frame)?;
         let taken = len + u32::from(fin);
         if self.flight() == 0 {
-            self.work.rto_base = now;
+            (self.work.rto_base, self.work.unacked_since) = (now, now);
         }
         self.transfer(shared).scoreboard.sent(seq, taken, false, fin, now);
         self.snd_nxt += taken;
@@ -303,6 +312,10 @@ impl Tcb {
         match plan {
             Plan::Ack => return,
             Plan::WindowProbe => self.work.persist = false,
+            Plan::Keepalive => {
+                self.work.keepalive = false;
+                return;
+            }
             Plan::Syn => {}
             Plan::Again(_) => {
                 if self.work.probe {
@@ -318,7 +331,7 @@ impl Tcb {
                     self.work.probe_repeated = false;
                     self.work.probed = Some(self.snd_nxt);
                 }
-                (self.work.probe, self.work.persist) = (false, false);
+                (self.work.probe, self.work.persist, self.work.keepalive) = (false, false, false);
             }
         }
         self.rests_since = now.millis() as u32;

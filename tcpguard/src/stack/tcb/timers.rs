@@ -1,14 +1,18 @@
 //! Time passes for a connection: retransmission (RFC 6298), loss probes and reordering (RFC 8985), persist, delayed
-//! acknowledgements, and the end of an orphan's FIN_WAIT_2.
+//! acknowledgements, keepalive, the user timeout, and the end of an orphan's FIN_WAIT_2.
 
 use core::time::Duration;
 
-use super::{AckOwed, Config, Error, Fin, Instant, Recovery, Retransmit, Shared, State, Tcb};
+use super::{AckOwed, Config, Error, Fin, Instant, Recovery, Retransmit, Shared, State, Tcb, seconds};
+
+/// RFC 9293 §3.8.3: as many retransmissions of the same data mean trouble.
+const R1: u8 = 3;
 
 impl Tcb {
     /// The next point in time at which something is to be done; [`Instant::NEVER`] for none.
     pub(crate) fn deadline(&self, now: Instant, config: &Config) -> Instant {
-        let timers = self.work.retransmit_at.min(self.work.ack_at);
+        let timers = self.work.retransmit_at.min(self.work.ack_at).min(self.user_timeout_at(config));
+        let timers = timers.min(self.keepalive_at(now, config));
         match self.linger(config) {
             Some(linger) => timers.min(now + linger.saturating_sub(self.rested(now))),
             None => timers,
@@ -30,13 +34,58 @@ impl Tcb {
         }
         if self.linger(&shared.config).is_some_and(|linger| linger <= self.rested(now)) {
             shared.counters.fin_wait_2_expired += 1;
-            self.state = State::Closed;
-            self.void(shared);
+            self.fail(Error::TimedOut, true, shared);
+            return;
+        }
+        if self.user_timeout_at(&shared.config) <= now {
+            self.give_up(shared);
             return;
         }
         if self.work.retransmit_at <= now {
             self.handle_retransmit_timer(now, shared);
         }
+        if self.keepalive_at(now, &shared.config) <= now {
+            self.handle_keepalive(now, shared);
+        }
+    }
+
+    /// When what is not acknowledged has waited for too long (RFC 5482 §2), or a closed window's probe for an answer.
+    fn user_timeout_at(&self, config: &Config) -> Instant {
+        let waits = match self.work.retransmit {
+            Retransmit::Off => false,
+            Retransmit::Persist => self.work.retries > 0,
+            Retransmit::Timeout | Retransmit::Probe | Retransmit::Reordering => true,
+        };
+        let limited = !config.user_timeout.is_zero() && waits && !self.orphan;
+        if limited { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
+    }
+
+    /// When a silent peer is asked whether it is still there. As long as anything is on its way to it, other timers do
+    /// that.
+    fn keepalive_at(&self, now: Instant, config: &Config) -> Instant {
+        const SECOND: u64 = 1_000_000_000;
+        let idle = self.work.retransmit == Retransmit::Off && self.state.synchronized() && !self.orphan;
+        if config.keepalive_time.is_zero() || !idle {
+            return Instant::NEVER;
+        }
+        if self.work.keepalives > 0 {
+            return self.work.keepalive_at;
+        }
+        let silent = (seconds(now) as u16).wrapping_sub(self.heard_at);
+        // The second in which it was heard counts from its end.
+        let heard = (now.0 / SECOND).saturating_sub(silent.into()) + 1;
+        Instant(heard * SECOND) + config.keepalive_time
+    }
+
+    /// RFC 1122 §4.2.3.6.
+    fn handle_keepalive(&mut self, now: Instant, shared: &mut Shared) {
+        if self.work.keepalives >= shared.config.keepalive_probes {
+            shared.counters.keepalive_expired += 1;
+            self.end_by_timeout(shared);
+            return;
+        }
+        self.work.keepalives += 1;
+        (self.work.keepalive, self.work.keepalive_at) = (true, now + shared.config.keepalive_interval);
     }
 
     fn handle_retransmit_timer(&mut self, now: Instant, shared: &mut Shared) {
@@ -61,6 +110,7 @@ impl Tcb {
         if !self.count_retry(shared) {
             return;
         }
+        shared.counters.retries_r1 += u64::from(self.work.retries == R1);
         let flight = self.flight();
         let first = self.work.recovery != Recovery::Timeout;
         let cubic = self.work.cubic(&shared.config);
@@ -94,6 +144,9 @@ impl Tcb {
         if !self.count_retry(shared) {
             return;
         }
+        if self.work.retries == 1 {
+            self.work.unacked_since = now;
+        }
         self.work.persist = true;
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
         self.work.rto_base = now;
@@ -103,25 +156,36 @@ impl Tcb {
     /// Whether one more attempt is allowed; ends the connection otherwise (RFC 9293 §3.8.3, R2).
     fn count_retry(&mut self, shared: &mut Shared) -> bool {
         let limit = match self.state {
-            State::SynSent | State::SynReceived => shared.config.syn_retries,
-            _ if self.orphan => shared.config.orphan_retries,
-            _ => shared.config.retries,
+            State::SynSent | State::SynReceived => Some(shared.config.syn_retries),
+            _ if self.orphan => Some(shared.config.orphan_retries),
+            _ => shared.config.user_timeout.is_zero().then_some(shared.config.retries),
         };
-        if self.work.retries >= limit {
-            shared.counters.timed_out += 1;
-            self.fail(Error::TimedOut, false, shared);
-            self.tell_readable(shared);
+        if limit.is_some_and(|limit| self.work.retries >= limit) {
+            self.give_up(shared);
             return false;
         }
-        self.work.retries += 1;
+        self.work.retries = self.work.retries.saturating_add(1);
         true
+    }
+
+    /// The peer has not acknowledged anything for too long.
+    fn give_up(&mut self, shared: &mut Shared) {
+        shared.counters.timed_out += 1;
+        self.end_by_timeout(shared);
+    }
+
+    /// The peer seems to be gone. In case it is not, it is told: what it sends later meets nobody.
+    fn end_by_timeout(&mut self, shared: &mut Shared) {
+        let reset = self.state != State::SynSent;
+        self.fail(Error::TimedOut, reset, shared);
+        self.tell_readable(shared);
     }
 
     /// Chooses the retransmission timer's purpose and time from what is in flight now.
     pub(super) fn arm_retransmit(&mut self, now: Instant, config: &Config) {
         let blocked = self.flight() == 0 && self.blocked_by_window(config);
         if blocked && self.work.retransmit != Retransmit::Persist {
-            self.work.rto_base = now;
+            (self.work.rto_base, self.work.unacked_since) = (now, now);
         }
         let timeout = self.work.rto_base + self.rtt.timeout(config);
         let timer = if self.flight() == 0 {

@@ -39,7 +39,14 @@ pub(super) struct Work {
     pub(super) retransmit_at: Instant,
     /// When the retransmission timer was last started afresh.
     pub(super) rto_base: Instant,
+    /// Since when what is out, or waits for a window, is not acknowledged.
+    pub(super) unacked_since: Instant,
     pub(super) retries: u8,
+    /// Keepalive probes sent since the peer was last heard, and when the next one is due, or the end.
+    pub(super) keepalives: u8,
+    pub(super) keepalive_at: Instant,
+    /// A keepalive probe is due.
+    pub(super) keepalive: bool,
     pub(super) recovery: Recovery,
     pub(super) recover: Seq,
     /// The next retransmission leaves whatever the window says.
@@ -74,7 +81,11 @@ impl Work {
         retransmit: Retransmit::Off,
         retransmit_at: Instant::NEVER,
         rto_base: Instant(0),
+        unacked_since: Instant(0),
         retries: 0,
+        keepalives: 0,
+        keepalive_at: Instant::NEVER,
+        keepalive: false,
         recovery: Recovery::None,
         recover: Seq(0),
         force: false,
@@ -96,6 +107,7 @@ impl Work {
     fn is_done(&self) -> bool {
         self.retransmit == Retransmit::Off
             && !self.persist
+            && self.keepalives == 0
             && !self.ack_at.is_set()
             && self.probed.is_none()
             && self.peer_fin.is_none()

@@ -109,14 +109,15 @@ fn a_peer_that_never_answers_is_given_up_after_the_configured_retries() {
     let mut t = Script::established_with(plain(), Config { retries: 3, ..Config::default() });
     let id = t.conn();
     t.server_sends(1, 100);
-    let mut sent = 0;
+    let mut sent = Vec::new();
     for _ in 0..60 {
-        while t.next_sent().is_some() {
-            sent += 1;
-        }
+        sent.extend(core::iter::from_fn(|| t.next_sent()));
         t.wait(SECOND);
     }
-    assert_eq!(sent, 4);
+    let last = sent.pop();
+    assert_eq!(sent, ["P. 1:101(100) ack 1"; 4]);
+    // Should it be there after all, it is told.
+    assert_eq!(last.as_deref(), Some("R. 101:101(0) ack 1"));
     t.gone();
     assert!(t.events.contains(&Event::Closed { conn: id, error: Some(Error::TimedOut) }));
     assert_eq!(t.stack.recv(t.now, id, &mut [0; 8]), Err(Error::TimedOut));
