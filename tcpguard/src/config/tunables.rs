@@ -188,6 +188,20 @@ tunables! {
     /// longest-stalled first. With memory to spare it may do so for as long as it answers probes, unless the backend has
     /// closed: then nobody else would ever let it go.
     stall_time: Duration = "stall-time", 30 * S, S => H;
+    /// How long to wait for the answer to a SYN-ACK before it is sent again, twice as long each time after that (RFC 6298
+    /// §2.1, §5.5). XDP's answers are sent once.
+    syn_timeout: Duration = "syn-timeout", S, 100 * MS => 10 * S;
+    /// How often a SYN-ACK is sent again before a half-open connection is forgotten; none is for longer than its cookie
+    /// lives.
+    syn_ack_retries: u32 = "syn-ack-retries", 5, 0 => 8;
+    /// Half-open connections that each receive queue has room for, per address family. When they are more, the oldest of
+    /// a few makes room: its SYN-ACK is not sent again, but can still be acknowledged.
+    half_open_limit: u32 = "half-open-limit", 16_384, 8 => 131_072;
+    /// Connections of one service that may wait to be taken by it, on each receive queue.
+    accept_backlog: u32 = "accept-backlog", 4096, 1 => 1_048_576;
+    /// Whether a client whose connection finds the accept queue full is reset (1), or its ACK ignored, so that it comes
+    /// in as soon as there is room (0).
+    abort_on_overflow: u32 = "abort-on-overflow", 0, 0 => 1;
     /// How long a cookie key is used. A cookie lives for one to two periods; a new value starts with the next
     /// key and breaks no handshake under way. So long closed connections are remembered against replays, 8388608 of them
     /// at most: at more than 40000 a second, or with long periods, old cookies are refused early.

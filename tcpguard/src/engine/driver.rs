@@ -26,7 +26,7 @@ use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::{EngineConfig, EngineError, stack_config};
-use crate::stack::{Config, Event, Instant, Origin, Received, State as TcpState};
+use crate::stack::{Config, Event, Instant, Origin, Received, StackDrop, State as TcpState};
 use crate::telemetry::throttle::Throttle;
 
 /// Frames taken from the receive ring in one turn: a fraction of a millisecond of work.
@@ -392,6 +392,8 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             engine: self.desk.engine,
             connections: state.stack.connection_count() as u64,
             time_wait: state.stack.time_wait_count() as u64,
+            half_open: state.stack.half_open_count() as u64,
+            half_open_level: state.stack.half_open_level(),
             frames: self.desk.counters,
             net: state.counters,
             flows: self.desk.flows.counters,
@@ -524,7 +526,7 @@ impl<T: SharedTables> Desk<T> {
     fn make_good(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, flow: &Flow, frame: &[u8]) {
         let swept = adopt_entry(now, state, key, flow, self.local_mac);
         self.flows.account(now, key, swept);
-        if swept != Swept::Refused {
+        if matches!(swept, Swept::Known | Swept::Adopted) {
             state.stack.handle_frame(now, frame);
         }
     }
@@ -654,6 +656,7 @@ fn adopt_entry(now: Instant, state: &mut State, key: AnyFlowKey, flow: &Flow, lo
     }
     match state.stack.adopt_swept(now, key, flow, local_mac) {
         Received::Consumed => Swept::Adopted,
+        Received::Dropped(StackDrop::BacklogFull) if !state.stack.config().reset_on_overflow => Swept::Later,
         Received::Adoptable(_) | Received::Replayed(_) | Received::Unknown(_) | Received::Dropped(_) => {
             Swept::Refused
         }

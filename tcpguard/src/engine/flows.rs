@@ -388,7 +388,7 @@ impl<T: SharedTables> Ownership<T> {
     /// Counts what the stack made of an entry of ours, and gives up the entry if it made nothing.
     pub(crate) fn account(&mut self, now: Instant, key: AnyFlowKey, swept: Swept) {
         match swept {
-            Swept::Known => {}
+            Swept::Known | Swept::Later => {}
             Swept::Adopted => self.counters.swept += 1,
             Swept::Refused => {
                 self.counters.refused += 1;
@@ -414,6 +414,8 @@ pub(crate) enum Swept {
     Known,
     /// It had not, and adopted it from the entry.
     Adopted,
+    /// It has no room in the accept queue: the next sweep offers it again.
+    Later,
     /// It will not adopt it.
     Refused,
 }

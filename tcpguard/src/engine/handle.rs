@@ -232,6 +232,7 @@ mod tests {
             send_queued: 0,
             rtt: None,
             timer: None,
+            syn_ack_retransmits: None,
         }
     }
 

@@ -233,6 +233,11 @@ fn stack_config(base: Config, tunables: &Tunables) -> Config {
             config::CongestionControl::Cubic => CongestionControl::Cubic,
         },
         stall_time: tunables.stall_time,
+        syn_timeout: tunables.syn_timeout,
+        syn_ack_retries: u8::try_from(tunables.syn_ack_retries).unwrap_or(u8::MAX),
+        max_half_open: tunables.half_open_limit,
+        accept_backlog: tunables.accept_backlog,
+        reset_on_overflow: tunables.abort_on_overflow != 0,
         ..base
     }
 }

@@ -16,9 +16,6 @@ use super::stream::TcpStream;
 use crate::dataplane::monotonic_ns;
 use crate::stack::{ConnId, Error, Event, Instant, Link, Stack};
 
-/// Connections of one listener that wait to be accepted; what comes beyond is reset.
-const BACKLOG: usize = 4096;
-
 /// The network as an application on an engine sees it. Clones are the same network; none leaves its thread.
 #[derive(Clone)]
 pub struct Net {
@@ -36,8 +33,6 @@ counters! {
     NetCounters {
         /// Connections handed to a service.
         accepted = "accepted";
-        /// Connections reset because their accept queue was full.
-        backlog_full = "backlog-full";
         /// Connections reset because nobody listens, or the engine drains.
         not_admitted = "not-admitted";
     }
@@ -141,6 +136,7 @@ impl Net {
         self.with(|state| {
             let Some(backlog) = state.listeners.remove(&service) else { return };
             for (conn, _) in backlog.queue {
+                state.stack.accepted(service);
                 state.abort(conn);
             }
         });
@@ -150,8 +146,9 @@ impl Net {
         let next = self.with(|state| {
             let backlog = state.listeners.entry(service).or_default();
             let next = backlog.queue.pop_front();
-            if next.is_none() {
-                store(&mut backlog.acceptor, cx.waker());
+            match next {
+                Some(_) => state.stack.accepted(service),
+                None => store(&mut backlog.acceptor, cx.waker()),
             }
             next
         });
@@ -202,19 +199,18 @@ impl State {
         self.register(conn);
         match self.listeners.get_mut(&service) {
             Some(backlog) if self.admitting => {
-                if backlog.queue.len() < BACKLOG {
-                    self.counters.accepted += 1;
-                    backlog.queue.push_back((conn, key));
-                    if let Some(acceptor) = backlog.acceptor.take() {
-                        acceptor.wake();
-                    }
-                    return;
+                self.counters.accepted += 1;
+                backlog.queue.push_back((conn, key));
+                if let Some(acceptor) = backlog.acceptor.take() {
+                    acceptor.wake();
                 }
-                self.counters.backlog_full += 1;
             }
-            _ => self.counters.not_admitted += 1,
+            _ => {
+                self.counters.not_admitted += 1;
+                self.stack.accepted(service);
+                self.abort(conn);
+            }
         }
-        self.abort(conn);
     }
 
     fn register(&mut self, conn: ConnId) {

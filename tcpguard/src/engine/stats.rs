@@ -101,6 +101,10 @@ pub struct EngineStats {
     pub connections: u64,
     /// Entries in TIME_WAIT.
     pub time_wait: u64,
+    /// Entries in the half-open queue.
+    pub half_open: u64,
+    /// How full that queue is, 0 to 1.
+    pub half_open_level: f64,
     /// Frames.
     pub frames: FrameCounters,
     /// Accepting.
@@ -118,13 +122,26 @@ pub struct EngineStats {
 impl EngineStats {
     /// Every counter by group and name.
     pub fn groups(&self) -> Vec<(&'static str, Vec<(&'static str, u64)>)> {
-        let Self { engine: _, connections, time_wait, frames, net, flows, stack, rings, gaps } = self;
+        let Self {
+            engine: _,
+            connections,
+            time_wait,
+            half_open,
+            half_open_level: _,
+            frames,
+            net,
+            flows,
+            stack,
+            rings,
+            gaps,
+        } = self;
         let plain = |rows: &mut dyn Iterator<Item = (&'static str, u64, &'static str)>| {
             rows.map(|(name, count, _)| (name, count)).collect::<Vec<_>>()
         };
         let gauges = vec![
             ("connections", *connections),
             ("time-wait", *time_wait),
+            ("half-open", *half_open),
             ("gap-p50-us", gaps.percentile(50.0)),
             ("gap-p99-us", gaps.percentile(99.0)),
             ("gap-max-us", gaps.max / 1000),

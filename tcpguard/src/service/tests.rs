@@ -386,7 +386,7 @@ fn many_connections_pass_at_once() {
         }
         eventually("finished", || lab.stats().finished == 200).await;
         let stats = lab.guard.handle.stats().await.unwrap();
-        assert_eq!((stats.connections, stats.net.backlog_full), (0, 0));
+        assert_eq!((stats.connections, stats.stack.backlog_full), (0, 0));
     });
 }
 

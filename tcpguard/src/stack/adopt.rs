@@ -161,7 +161,8 @@ impl Stack {
         }
         self.shared.counters.reincarnated += 1;
         self.supersede(id, now);
-        // Admission can fail only for a full table, and a place has just become free.
+        // Where admission fails (a full accept queue, that is: a place in the table has just become free), the peer comes
+        // again, and finds no earlier incarnation.
         self.begin(segment, &adoption, now).is_ok()
     }
 
@@ -204,12 +205,8 @@ impl Stack {
             self.shared.counters.replays_refused += 1;
             return false;
         }
-        let later_sequence = (adoption.seq - 1).after(earlier.rcv_nxt);
-        let newer = match (earlier.ts_recent, adoption.timestamps) {
-            (Some(recent), Some((value, _))) if value != recent => (value.wrapping_sub(recent) as i32) > 0,
-            (None, Some(_)) => true,
-            (Some(_), Some(_)) | (_, None) => later_sequence,
-        };
+        let tsval = adoption.timestamps.map(|(value, _)| value);
+        let newer = is_newer((adoption.seq - 1, tsval), (earlier.rcv_nxt, earlier.ts_recent));
         let epoch = adoption.accepted.slot.epoch;
         let newer = newer || earlier.cookie_epoch.is_some_and(|earlier| is_certainly_younger(epoch, earlier));
         self.shared.counters.incarnations_refused += u64::from(!newer);
@@ -256,19 +253,28 @@ impl Stack {
             self.shared.counters.no_listener += 1;
             return Err(StackDrop::NoListener);
         };
+        let waiting = self.waiting.entry(service).or_default();
+        if *waiting >= self.shared.config.accept_backlog {
+            self.shared.counters.backlog_full += 1;
+            return Err(StackDrop::BacklogFull);
+        }
         let tcb = Tcb::adopted(key, link, service, adoption, now, &self.shared.config);
         let Some(conn) = self.insert(tcb) else {
             self.shared.counters.table_full += 1;
             return Err(StackDrop::TableFull);
         };
+        *self.waiting.entry(service).or_default() += 1;
         self.shared.counters.adopted += 1;
         self.shared.events.push_back(Event::Incoming { conn, key, service });
         Ok(conn)
     }
 
     /// XDP need not know a refused flow. Its source is proven, so it is told, except for a replay: that may come
-    /// from somebody else.
+    /// from somebody else. An ACK that a full accept queue ignores leaves all as it was: its flow is offered again.
     fn refuse(&mut self, adoption: &Adoption, key: AnyFlowKey, link: Link, why: StackDrop) {
+        if why == StackDrop::BacklogFull && !self.shared.config.reset_on_overflow {
+            return;
+        }
         self.shared.events.push_back(Event::FlowReleased { key });
         if why != StackDrop::Replay {
             let options = Options::default();
@@ -290,6 +296,16 @@ impl Stack {
             options: Options { timestamps, ..Options::default() },
         };
         self.reply(Reply { key: segment.key, link: segment.link, segment: reply });
+    }
+}
+
+/// RFC 6191 §2: whether a SYN with this sequence number and TSval is newer than a connection that got as far as this
+/// RCV.NXT and TS.Recent.
+pub(super) fn is_newer((isn, tsval): (Seq, Option<u32>), (rcv_nxt, recent): (Seq, Option<u32>)) -> bool {
+    match (recent, tsval) {
+        (Some(recent), Some(value)) if value != recent => (value.wrapping_sub(recent) as i32) > 0,
+        (None, Some(_)) => true,
+        (Some(_), Some(_)) | (_, None) => isn.after(rcv_nxt),
     }
 }
 

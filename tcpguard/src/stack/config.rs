@@ -38,8 +38,20 @@ pub struct Config {
     /// How long a peer may keep its window closed while send memory is short. With memory to spare it may do so for as
     /// long as it answers probes (RFC 9293 §3.8.6.1).
     pub stall_time: Duration,
-    /// Retransmissions of a SYN or SYN-ACK before the attempt is given up.
+    /// Retransmissions of an active open's SYN before the attempt is given up.
     pub syn_retries: u8,
+    /// How long to wait for the answer to a SYN-ACK before it is sent again; twice as long each time after that. Applies
+    /// to half-open connections already there.
+    pub syn_timeout: Duration,
+    /// Retransmissions of a SYN-ACK before the half-open connection is forgotten.
+    pub syn_ack_retries: u8,
+    /// Most half-open connections at once, per address family. When the queue is full the oldest in a small sample makes
+    /// room, counted.
+    pub max_half_open: u32,
+    /// Most connections of one service that may wait for the application to take them.
+    pub accept_backlog: u32,
+    /// What a full accept queue does: reset the client, or ignore its ACK, so that it, or whoever swept it up, comes again.
+    pub reset_on_overflow: bool,
     /// How long an acknowledgement may wait for data or a second segment to ride with (RFC 9293 §3.8.6.3).
     pub delayed_ack: Duration,
     /// How much may be in flight.
@@ -88,6 +100,11 @@ impl Default for Config {
             keepalive_probes: 9,
             stall_time: Duration::from_secs(30),
             syn_retries: 6,
+            syn_timeout: Duration::from_secs(1),
+            syn_ack_retries: 5,
+            max_half_open: 1 << 14,
+            accept_backlog: u32::MAX,
+            reset_on_overflow: false,
             delayed_ack: Duration::from_millis(40),
             congestion_control: CongestionControl::NewReno,
             nagle: false,

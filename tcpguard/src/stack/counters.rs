@@ -49,6 +49,26 @@ counters! {
     no_listener = "no-listener";
     /// Active opens started.
     active_opens = "active-opens";
+    /// SYNs of passive opens that got a place in the half-open queue.
+    half_open_entered = "half-open-entered";
+    /// Half-open connections whose handshake was completed.
+    half_open_completed = "half-open-completed";
+    /// Half-open connections reset by the peer.
+    half_open_reset = "half-open-reset";
+    /// Half-open connections forgotten after the last retransmission.
+    half_open_timed_out = "half-open-timed-out";
+    /// Half-open connections forgotten to make room; their handshake can still be completed.
+    half_open_evicted = "half-open-evicted";
+    /// SYNs answered without a place in the half-open queue: from more than 65536 link addresses at once.
+    half_open_unkept = "half-open-unkept";
+    /// SYNs of half-open connections that came again, and were answered again.
+    syns_repeated = "syns-repeated";
+    /// SYN-ACKs sent again because nothing came.
+    syn_acks_retransmitted = "syn-acks-retransmitted";
+    /// SYNs that could not be answered: no cookie key.
+    syns_unanswerable = "syns-unanswerable";
+    /// Connections refused, or left for later, because too many of their service wait to be accepted.
+    backlog_full = "backlog-full";
     /// Connections reset by the peer.
     resets_in = "resets-in";
     /// Resets sent.

@@ -22,7 +22,7 @@ pub struct ConnId {
 pub enum State {
     /// Active open: our SYN is out.
     SynSent,
-    /// Both SYNs are out (simultaneous open), ours is not acknowledged yet.
+    /// Both SYNs are out, ours is not acknowledged yet: a half-open connection, or a simultaneous open.
     SynReceived,
     /// Data flows both ways.
     Established,
@@ -125,6 +125,10 @@ pub enum StackDrop {
     ReplayTableFull,
     /// The port is nobody's.
     NoListener,
+    /// A SYN that no cookie key is there to answer.
+    NoKey,
+    /// Too many connections of the service wait to be accepted.
+    BacklogFull,
 }
 
 /// What happened. Drain with [`super::Stack::poll_event`] after every batch of `handle_*` calls.
@@ -229,7 +233,7 @@ pub struct FlowInfo {
     pub state: State,
     /// The service it belongs to; `None` for our own active opens and where the port has no listener any more.
     pub service: Option<u32>,
-    /// Since adoption, or since the (last) entry into TIME_WAIT.
+    /// Since adoption, or since the (last) entry into TIME_WAIT or into the half-open queue.
     pub age: Duration,
     /// Payload bytes received in order. 0 in TIME_WAIT.
     pub bytes_in: u64,
@@ -243,4 +247,6 @@ pub struct FlowInfo {
     pub rtt: Option<Duration>,
     /// Until the next timer of the flow fires.
     pub timer: Option<Duration>,
+    /// How often the SYN-ACK of a half-open connection was sent again. `None` otherwise.
+    pub syn_ack_retransmits: Option<u8>,
 }

@@ -11,7 +11,10 @@ mod config;
 mod congestion;
 mod counters;
 mod event;
+mod half_open;
 mod lifecycle;
+mod packed;
+mod passive;
 mod pool;
 mod pressure;
 mod recv;
@@ -51,6 +54,7 @@ use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
+use half_open::{Due, HalfOpens, Schedule};
 use resets::Resets;
 use table::{Arena, Index};
 use tcb::{Shared, Tcb, Verdict};
@@ -68,6 +72,11 @@ pub struct Stack {
     time_waits: TimeWaits,
     closed_flows: ClosedFlows,
     resets: Resets,
+    half_opens: HalfOpens,
+    /// What [`HalfOpens::sweep`] found; its memory is kept.
+    due: Vec<(AnyFlowKey, Due)>,
+    /// Connections of each service that wait for the application to take them.
+    waiting: BTreeMap<u32, u32>,
     /// Connections that have something to send, in turn.
     ready: VecDeque<ConnId>,
     /// Connections whose peers closed their windows, and since when; some have opened them again.
@@ -117,6 +126,9 @@ impl Stack {
             time_waits: TimeWaits::new(config.max_time_wait, hash_key),
             closed_flows: ClosedFlows::new(hash_key),
             resets: Resets::new(hash_key),
+            half_opens: HalfOpens::new(config.max_half_open, hash_key),
+            due: Vec::new(),
+            waiting: BTreeMap::new(),
             ready: VecDeque::new(),
             stalls: VecDeque::new(),
             reclaim_hand: 0,
@@ -143,6 +155,7 @@ impl Stack {
     pub fn set_config(&mut self, now: Instant, config: Config) {
         self.shared.send_pool.set_budget(config.send_pool);
         self.shared.recv_pool.set_budget(config.recv_pool);
+        self.half_opens.set_limit(config.max_half_open, now);
         self.shared.config = config;
         self.retune_next = Some(0);
         self.retune_some(now);
@@ -179,6 +192,14 @@ impl Stack {
         self.listeners.remove(&(addr, port));
     }
 
+    /// The application took a connection of `service` that [`Event::Incoming`] told of, or refused it: its place in the
+    /// accept queue ([`Config::accept_backlog`]) is free.
+    pub fn accepted(&mut self, service: u32) {
+        if let Some(waiting) = self.waiting.get_mut(&service) {
+            *waiting = waiting.saturating_sub(1);
+        }
+    }
+
     /// Takes in one Ethernet frame.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Received {
         self.handle(now, frame, self.shared.config.adopt_at_once)
@@ -196,6 +217,10 @@ impl Stack {
         };
         if let Some(id) = self.find(&segment.key) {
             self.handle_known(id, &segment, now)
+        } else if passive::opens(&segment) {
+            self.handle_syn(&segment, now)
+        } else if segment.has(Flags::RST) && self.reset_half_open(&segment, now) {
+            Received::Consumed
         } else if let Some((remains, _)) = self.time_wait_entry(&segment.key, now) {
             self.handle_in_time_wait(&segment, remains, at_once, now)
         } else {
@@ -238,9 +263,10 @@ impl Stack {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.wheel.next_deadline();
         let hand = self.time_waits.next_step();
+        let half_open = self.half_opens.next_step();
         let resets = self.resets.deadline(resets::lifetime(&self.shared.config));
         let retuning = self.retune_next.map(|_| Instant::default());
-        [timers, hand, resets, self.stall_deadline(), retuning].into_iter().flatten().min()
+        [timers, hand, half_open, resets, self.stall_deadline(), retuning].into_iter().flatten().min()
     }
 
     /// Does what is due by `now`.
@@ -254,6 +280,7 @@ impl Stack {
         }
         self.end_stalls(now);
         self.retune_some(now);
+        self.retransmit_syn_acks(now);
         let events = &mut self.shared.events;
         self.time_waits.sweep(now, self.shared.config.time_wait, |key| {
             events.push_back(Event::TimeWaitExpired { key });
@@ -396,7 +423,9 @@ impl Stack {
         let time_wait = self.shared.config.time_wait;
         let connections = self.connections.iter().filter(|tcb| tcb.attached);
         let waiting = self.time_waits.iter(now, time_wait).map(|(key, age)| self.time_wait_info(key, age));
-        connections.map(move |tcb| tcb.info(now, &self.shared.config)).chain(waiting)
+        let half_open = self.half_opens.iter(now, Schedule::new(&self.shared.config), self.clock.epoch);
+        let half_open = half_open.map(|entry| self.half_open_info(entry));
+        connections.map(move |tcb| tcb.info(now, &self.shared.config)).chain(half_open).chain(waiting)
     }
 
     fn time_wait_info(&self, key: AnyFlowKey, age: Duration) -> FlowInfo {
@@ -411,10 +440,11 @@ impl Stack {
             send_queued: 0,
             rtt: None,
             timer: Some(self.shared.config.time_wait.saturating_sub(age)),
+            syn_ack_retransmits: None,
         }
     }
 
-    /// The state of a flow, if we have it.
+    /// The state of a flow, if we have it. One that is half-open has none yet.
     pub fn flow_state(&self, now: Instant, key: &AnyFlowKey) -> Option<State> {
         match self.find(key) {
             Some(id) => self.connections.get(id).map(|tcb| tcb.state),
@@ -456,6 +486,21 @@ impl Stack {
     /// TIME_WAIT entries now; may count some whose time has just ended.
     pub fn time_wait_count(&self) -> usize {
         self.time_waits.len()
+    }
+
+    /// Half-open connections now.
+    pub fn half_open_count(&self) -> usize {
+        self.half_opens.len()
+    }
+
+    /// How full the half-open queue is, 0 to 1: the address family counts that has more of it.
+    pub fn half_open_level(&self) -> f64 {
+        self.half_opens.fullest() as f64 / f64::from(self.shared.config.max_half_open.max(1))
+    }
+
+    /// Whether a SYN of this flow was answered a moment ago, and the answer not acknowledged.
+    pub fn is_half_open(&self, key: &AnyFlowKey) -> bool {
+        self.half_opens.contains(key)
     }
 
     /// Bytes of buffer memory in the hands of connections.

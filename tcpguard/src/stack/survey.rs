@@ -1,7 +1,8 @@
 //! All flows at once, for whoever lists, counts or ends them: in slices, so that a million of them stop nothing.
 
+use super::half_open::Schedule;
+use super::packed::Place;
 use super::tcb::Tcb;
-use super::time_wait::Place;
 use super::{ConnId, FlowInfo, Instant, MAX_REPLIES, Stack, State};
 
 /// Where a survey stands.
@@ -11,6 +12,7 @@ pub struct Cursor(Stage);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Connections(u32),
+    HalfOpens(Place),
     TimeWaits(Place),
 }
 
@@ -37,7 +39,16 @@ impl Stack {
                 if next < self.connections.slots() {
                     Stage::Connections(next)
                 } else {
-                    Stage::TimeWaits(Place::START)
+                    Stage::HalfOpens(Place::START)
+                }
+            }
+            Stage::HalfOpens(place) => {
+                let (schedule, epoch) = (Schedule::new(&self.shared.config), self.clock.epoch);
+                let entries = self.half_opens.slice((place, places as usize), now, schedule, epoch);
+                entries.map(|entry| self.half_open_info(entry)).for_each(visit);
+                match self.half_opens.after_slice(place, places as usize) {
+                    Some(next) => Stage::HalfOpens(next),
+                    None => Stage::TimeWaits(Place::START),
                 }
             }
             Stage::TimeWaits(place) => {
@@ -51,10 +62,11 @@ impl Stack {
     }
 
     /// How many connections among the next `places` places are in each state, in the order of [`State::ALL`], added to
-    /// `counts`; TIME_WAIT, which is no connection's, with the first slice. `None` after the last slice.
+    /// `counts`; those in TIME_WAIT and the half-open ones, which are not connections, with the first slice. `None` after the last slice.
     pub fn count_states(&self, start: u32, places: u32, counts: &mut [u64; State::ALL.len()]) -> Option<u32> {
         if start == 0 {
             counts[State::TimeWait as usize] += self.time_waits.len() as u64;
+            counts[State::SynReceived as usize] += self.half_opens.len() as u64;
         }
         for (_, tcb) in self.slots(start, places).filter(|(_, tcb)| tcb.attached) {
             counts[tcb.state as usize] += 1;

@@ -477,6 +477,7 @@ impl Tcb {
             send_queued: transfer.map_or(0, |transfer| transfer.send.len() as u32),
             rtt: self.rtt.smoothed(),
             timer: deadline.is_set().then(|| deadline.since(now)),
+            syn_ack_retransmits: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod hostile;
 mod loss;
 mod memory;
 mod network;
+mod passive;
 mod patience;
 mod rack;
 mod script;

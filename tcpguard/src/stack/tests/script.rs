@@ -154,6 +154,10 @@ impl Script {
             }
         }
         options.timestamps = self.offer.options.timestamps.map(|_| (self.tsval, self.tsecr));
+        if flags.contains(Flags::SYN) {
+            let SynOptions { mss, window_scale, sack_permitted, .. } = self.offer.options;
+            (options.mss, options.window_scale, options.sack_permitted) = (mss, window_scale, sack_permitted);
+        }
         let seq = Seq(self.offer.isn) + from;
         let data = stream(CLIENT, u64::from(from), len);
         self.write(Outgoing { seq, ack, flags, window, options }, &data)

@@ -5,10 +5,12 @@ use super::script::{Script, plain};
 use super::{CLIENT_MAC, SERVER_MAC, link};
 use crate::stack::State;
 
-/// The columns. CLOSED is a port without a listener; LISTEN is what a cookie finds.
-const STATES: [&str; 11] = [
+/// The columns. CLOSED is a port without a listener; LISTEN is what a cookie finds; HALF_OPEN is a passive open's SYN_RCVD,
+/// the column of that name a simultaneous open's.
+const STATES: [&str; 12] = [
     "CLOSED",
     "LISTEN",
+    "HALF_OPEN",
     "SYN_SENT",
     "SYN_RCVD",
     "ESTAB",
@@ -26,44 +28,44 @@ type Line = (&'static str, &'static str, i64, u32, &'static str, &'static str);
 
 #[rustfmt::skip]
 const TABLE: &[Line] = &[
-    //                                                           CLOSED LISTEN   SYN_SENT      SYN_RCVD  ESTAB        FIN_W_1      FIN_W_2        CLOSE_W CLOSING    LAST_ACK TIME_WAIT
-    // SYNs are XDP's until a cookie comes back. In a synchronized state each is challenged, wherever it lies (RFC 5961 §4).
-    ("SYN at RCV.NXT",             "S",   0,       0,  "",       "-      -        syn>SYN_RCVD  ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("SYN outside the window",     "S",   900_000, 0,  "",       "-      -        syn>SYN_RCVD  ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("SYN-ACK at RCV.NXT",         "S.",  0,       0,  "n",      "-      -        ack>ESTAB     ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("SYN-ACK just before it",     "S.",  -1,      0,  "n",      "-      -        ack>ESTAB     >ESTAB    ack          ack          ack            ack     ack        ack      ack"),
-    ("SYN-ACK of something else",  "S.",  0,       0,  "n+1",    "-      -        rst           ack       ack          ack          ack            ack     ack        ack      ack"),
+    //                                                             CLOSED LISTEN        HALF_OPEN   SYN_SENT     SYN_RCVD    ESTAB       FIN_W_1       FIN_W_2       CLOSE_W CLOSING    LAST_ACK TIME_WAIT
+    // Those that XDP leaves to the stack. In a synchronized state each is challenged, wherever it lies (RFC 5961 §4).
+    ("SYN at RCV.NXT",             "S",   0,       0,  "",        "-      syn>HALF_OPEN syn         syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN outside the window",     "S",   900_000, 0,  "",        "-      syn>HALF_OPEN syn         syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      syn"),
+    ("SYN-ACK at RCV.NXT",         "S.",  0,       0,  "n",       "-      -             -           ack>ESTAB    ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN-ACK just before it",     "S.",  -1,      0,  "n",       "-      -             -           ack>ESTAB    >ESTAB      ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN-ACK of something else",  "S.",  0,       0,  "n+1",     "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
     // Only a reset at RCV.NXT is believed, one elsewhere in the window challenged (RFC 5961 §3); TIME_WAIT ignores all (RFC 1337).
-    ("RST at RCV.NXT",             "R",   0,       0,  "",       "-      -        -             >CLOSED   >CLOSED      >CLOSED      >CLOSED        >CLOSED >CLOSED    >CLOSED  -"),
-    ("RST in the window",          "R",   1,       0,  "",       "-      -        -             ack       ack          ack          ack            ack     ack        ack      -"),
-    ("RST outside the window",     "R",   900_000, 0,  "",       "-      -        -             -         -            -            -              -       -          -        -"),
-    ("RST before the window",      "R",   -1,      0,  "",       "-      -        -             -         -            -            -              -       -          -        -"),
-    ("RST with ACK at RCV.NXT",    "R.",  0,       0,  "n",      "-      -        >CLOSED       >CLOSED   >CLOSED      >CLOSED      >CLOSED        >CLOSED >CLOSED    >CLOSED  -"),
-    ("RST with a wrong ACK",       "R.",  0,       0,  "n+1",    "-      -        -             >CLOSED   >CLOSED      >CLOSED      >CLOSED        >CLOSED >CLOSED    >CLOSED  -"),
-    // A forged cookie meets silence, a good one of a port that is nobody's a reset.
-    ("ACK of everything",          ".",   0,       0,  "n",      "rst    >ESTAB   -             >ESTAB    -            >FIN_W_2     -              -       >TIME_WAIT >CLOSED  -"),
-    ("ACK once more",              ".",   0,       0,  "u",      "rst    >ESTAB   rst           rst       -            -            -              -       -          -        -"),
-    ("ACK of an earlier moment",   ".",   0,       0,  "u-50",   "-      -        rst           rst       -            -            -              -       -          -        ack"),
-    ("ACK of long ago",            ".",   0,       0,  "u-90000","-      -        rst           rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("ACK of what was never sent", ".",   0,       0,  "n+1",    "-      -        rst           rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("ACK outside the window",     ".",   900_000, 0,  "u",      "-      -        rst           ack       ack          ack          ack            ack     ack        ack      ack"),
+    ("RST at RCV.NXT",             "R",   0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("RST in the window",          "R",   1,       0,  "",        "-      -             ack         -            ack         ack         ack           ack           ack     ack        ack      -"),
+    ("RST outside the window",     "R",   900_000, 0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
+    ("RST before the window",      "R",   -1,      0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
+    ("RST with ACK at RCV.NXT",    "R.",  0,       0,  "n",       "-      -             >LISTEN     >CLOSED      >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("RST with a wrong ACK",       "R.",  0,       0,  "n+1",     "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    // A forged cookie meets silence, of a half-open connection too, and a good one of a port that is nobody's a reset.
+    ("ACK of everything",          ".",   0,       0,  "n",       "rst    >ESTAB        >ESTAB      -            >ESTAB      -           >FIN_W_2      -             -       >TIME_WAIT >CLOSED  -"),
+    ("ACK once more",              ".",   0,       0,  "u",       "rst    >ESTAB        -           rst          rst         -           -             -             -       -          -        -"),
+    ("ACK of an earlier moment",   ".",   0,       0,  "u-50",    "-      -             -           rst          rst         -           -             -             -       -          -        ack"),
+    ("ACK of long ago",            ".",   0,       0,  "u-90000", "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("ACK of what was never sent", ".",   0,       0,  "n+1",     "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("ACK outside the window",     ".",   900_000, 0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
     // The peer has no more to say after its FIN: what comes is acknowledged and goes nowhere.
-    ("data in order",              "P.",  0,       10, "u",      "rst    ack>ESTAB rst          rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("data with URG",              "PU.", 0,       10, "u",      "rst    ack>ESTAB rst          rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("data that acknowledges all", "P.",  0,       10, "n",      "rst    ack>ESTAB -            ack>ESTAB ack          ack>FIN_W_2  ack            ack     >TIME_WAIT >CLOSED  ack"),
-    ("data behind a hole",         "P.",  100,     10, "u",      "-      -        rst           rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("data outside the window",    "P.",  900_000, 10, "u",      "-      -        rst           ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("data once more",             "P.",  -10,     10, "u",      "-      -        rst           ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("data, old and new",          "P.",  -5,      10, "u",      "-      -        rst           rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("data with a wrong ACK",      "P.",  0,       10, "n+1",    "-      -        rst           rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("data without ACK",           "P",   0,       10, "",       "-      -        -             -         -            -            -              -       -          -        ack"),
-    ("FIN in order",               "F.",  0,       0,  "u",      "rst    ack>CLOSE_W rst        rst       ack>CLOSE_W  ack>CLOSING  ack>TIME_WAIT  ack     ack        ack      ack"),
-    ("FIN that acknowledges all",  "F.",  0,       0,  "n",      "rst    ack>CLOSE_W -          ack>CLOSE_W ack>CLOSE_W ack>TIME_WAIT ack>TIME_WAIT ack    >TIME_WAIT >CLOSED  ack"),
-    ("FIN with data",              "F.",  0,       10, "u",      "rst    ack>CLOSE_W rst        rst       ack>CLOSE_W  ack>CLOSING  ack>TIME_WAIT  ack     ack        ack      ack"),
-    ("FIN behind a hole",          "F.",  50,      0,  "u",      "-      -        rst           rst       ack          ack          ack            ack     ack        ack      ack"),
-    ("FIN once more",              "F.",  -1,      0,  "u",      "-      -        rst           ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("FIN outside the window",     "F.",  900_000, 0,  "u",      "-      -        rst           ack       ack          ack          ack            ack     ack        ack      ack"),
-    ("no flags at all",            "-",   0,       0,  "",       "-      -        -             -         -            -            -              -       -          -        ack"),
+    ("data in order",              "P.",  0,       10, "u",       "rst    ack>ESTAB     -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data with URG",              "PU.", 0,       10, "u",       "rst    ack>ESTAB     -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data that acknowledges all", "P.",  0,       10, "n",       "rst    ack>ESTAB     ack>ESTAB   -            ack>ESTAB   ack         ack>FIN_W_2   ack           ack     >TIME_WAIT >CLOSED  ack"),
+    ("data behind a hole",         "P.",  100,     10, "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data outside the window",    "P.",  900_000, 10, "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("data once more",             "P.",  -10,     10, "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("data, old and new",          "P.",  -5,      10, "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data with a wrong ACK",      "P.",  0,       10, "n+1",     "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data without ACK",           "P",   0,       10, "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("FIN in order",               "F.",  0,       0,  "u",       "rst    ack>CLOSE_W   -           rst          rst         ack>CLOSE_W ack>CLOSING   ack>TIME_WAIT ack     ack        ack      ack"),
+    ("FIN that acknowledges all",  "F.",  0,       0,  "n",       "rst    ack>CLOSE_W   ack>CLOSE_W -            ack>CLOSE_W ack>CLOSE_W ack>TIME_WAIT ack>TIME_WAIT ack     >TIME_WAIT >CLOSED  ack"),
+    ("FIN with data",              "F.",  0,       10, "u",       "rst    ack>CLOSE_W   -           rst          rst         ack>CLOSE_W ack>CLOSING   ack>TIME_WAIT ack     ack        ack      ack"),
+    ("FIN behind a hole",          "F.",  50,      0,  "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("FIN once more",              "F.",  -1,      0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("FIN outside the window",     "F.",  900_000, 0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("no flags at all",            "-",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
 ];
 
 /// RCV.NXT, SND.UNA and SND.NXT of [`in_state`], counted from the initial sequence numbers.
@@ -83,6 +85,11 @@ fn in_state(state: &str) -> (Script, Numbers) {
             return (t, numbers(1, 1, 1));
         }
         "LISTEN" => return (t, numbers(1, 1, 1)),
+        "HALF_OPEN" => {
+            t.sends("S 0:0(0)");
+            t.expect("S. 0:0(0) ack 1");
+            return (t, numbers(1, 0, 1));
+        }
         "SYN_SENT" | "SYN_RCVD" => {
             let (client, server) = (t.key().peer_addr(), t.key().local_addr());
             t.stack.connect(t.now, server, client, link(SERVER_MAC, CLIENT_MAC)).unwrap();
@@ -136,7 +143,8 @@ fn in_state(state: &str) -> (Script, Numbers) {
 /// The name of the column that a flow is in now.
 fn column(t: &Script, before: &'static str) -> &'static str {
     match t.stack.flow_state(t.now, &t.key()) {
-        None if before == "LISTEN" => "LISTEN",
+        None if t.stack.is_half_open(&t.key()) => "HALF_OPEN",
+        None if matches!(before, "LISTEN" | "HALF_OPEN") => "LISTEN",
         None | Some(State::Closed) => "CLOSED",
         Some(State::SynSent) => "SYN_SENT",
         Some(State::SynReceived) => "SYN_RCVD",
