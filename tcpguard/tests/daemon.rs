@@ -469,3 +469,23 @@ fn clients_that_take_every_descriptor_they_can_do_not_keep_the_operator_out() ->
     eventually("room again", || Ok(setup.fetch().is_ok()))?;
     Ok(())
 }
+
+#[test]
+fn the_limit_of_descriptors_is_raised_to_what_services_may_have_or_what_is_missing_is_said() -> Result<()> {
+    let setup = Setup::new()?;
+    let file = setup.lab.dir().join("limits.toml");
+    let service =
+        "[[service]]\nlisten = \"10.77.0.1:90\"\nbackend = \"127.0.0.1:9\"\nmax_connections = 5000\n";
+    std::fs::write(&file, service)?;
+    let mut command = setup.lab.guard().command("prlimit");
+    command.arg("--nofile=256:256").arg(BINARY).args(setup.arguments()).arg("--config").arg(&file);
+    let daemon = setup.start(&mut command)?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.id()))?;
+    let open_files =
+        limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
+    let limit: u64 = open_files.split_whitespace().next().context("no number")?.parse()?;
+    let warned = setup.said().contains("fewer descriptors than the services may have connections");
+    // Whether the tests may raise a hard limit is the machine's business.
+    assert!(limit > 5000 && !warned || limit == 256 && warned, "{limit}, {}", setup.said());
+    Ok(())
+}

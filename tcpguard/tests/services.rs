@@ -4,6 +4,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use support::{Guarded, lab_object, wait_for};
@@ -108,4 +109,67 @@ fn status_names_the_responder_as_it_was_asked_for() {
     assert_eq!((echo["respond"].as_str(), echo["backend"].as_str()), (Some("echo"), None), "{services}");
     let said = String::from_utf8(guarded.cli(&["status"]).stdout).expect("text");
     assert!(said.contains(&format!("service {GUARD_ADDRESS}:{HTTP} -> respond:http, cookie\n")), "{said}");
+}
+
+/// A guard with one more service, as `[[service]]` has it.
+fn guarded_with(name: &str, service: &str) -> Guarded {
+    let file = std::env::temp_dir().join(format!("tcpguard-services-{name}-{}.toml", std::process::id()));
+    std::fs::write(&file, format!("[[service]]\nlisten = \"{GUARD_ADDRESS}:84\"\n{service}\n"))
+        .expect("a file");
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--config", &file.display().to_string()]);
+    std::fs::remove_file(file).expect("removing the file");
+    guarded
+}
+
+#[test]
+fn clients_of_a_dead_backend_get_the_living_one_which_is_told_who_they_are() {
+    let guarded =
+        guarded_with("backends", "backend = [\"127.0.0.1:9001\", \"[::1]:9002\"]\nproxy_protocol = \"v1\"\n");
+    let alive = guarded.listen("[::1]:9002");
+    for _ in 0..6 {
+        let mut client = connect(&guarded, 84);
+        client.write_all(b"question").expect("asking");
+        let (mut server, _) = alive.accept().expect("the relayed connection");
+        let local = client.local_addr().expect("an address");
+        let greeting = format!("PROXY TCP4 {} {GUARD_ADDRESS} {} 84\r\nquestion", local.ip(), local.port());
+        let mut said = vec![0; greeting.len()];
+        server.read_exact(&mut said).expect("a greeting and the question");
+        assert_eq!(String::from_utf8_lossy(&said), greeting);
+    }
+    let status = guarded.json(&["status"]);
+    let services = status["services"].as_array().expect("services");
+    let service = services.iter().find(|service| service["listen"] == format!("{GUARD_ADDRESS}:84"));
+    let backends = &service.expect("the service")["backends"];
+    assert_eq!((&backends[1]["connected"], &backends[0]["connected"]), (&6.into(), &0.into()), "{backends}");
+    assert!(backends[0]["failed"].as_u64() >= Some(1), "{backends}");
+    assert_eq!(counted(&guarded, "retried"), backends[0]["failed"].as_u64().expect("a count"));
+    assert_eq!(counted(&guarded, "backend-refused"), 0);
+    let said = String::from_utf8(guarded.cli(&["status"]).stdout).expect("text");
+    assert!(said.contains("-> 127.0.0.1:9001,[::1]:9002, cookie\n  backend 127.0.0.1:9001: "), "{said}");
+}
+
+#[test]
+fn a_unix_socket_serves_clients_and_limits_hold() {
+    let path = std::env::temp_dir().join(format!("tcpguard-services-{}.sock", std::process::id()));
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let guarded = guarded_with(
+        "limits",
+        &format!("backend = \"unix:{}\"\nmax_connections = 1\nidle_time = \"1s\"\n", path.display()),
+    );
+    let mut client = connect(&guarded, 84);
+    client.write_all(b"question").expect("asking");
+    let (mut server, _) = listener.accept().expect("the relayed connection");
+    let mut question = [0; 8];
+    server.read_exact(&mut question).expect("the question");
+    server.write_all(b"answer").expect("answering");
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).expect("the answer");
+    assert_eq!((&question, &answer), (b"question", b"answer"));
+    let refused = connect(&guarded, 84).read(&mut [0; 1]).expect_err("a reset: one connection at a time");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
+    let idle = client.read(&mut [0; 1]).expect_err("a reset: idle for too long");
+    assert_eq!(idle.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(server.read(&mut [0; 1]).expect("the end"), 0);
+    assert_eq!((counted(&guarded, "over-limit"), counted(&guarded, "idle")), (1, 1));
+    std::fs::remove_file(path).expect("removing the socket");
 }

@@ -40,8 +40,9 @@ pub(super) struct Args {
     /// Receive queues that the interfaces given with -i must have [default: as many as they have]
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
-    /// An address and port to protect, and where to relay its connections; `respond:echo`, `respond:discard` and
-    /// `respond:http` answer them without a backend, `off` leaves them to the host; may be repeated
+    /// An address and port to protect, and where to relay its connections: ADDR:PORT, unix:/PATH, or several with commas
+    /// between them. `respond:echo`, `respond:discard` and `respond:http` answer them without a backend, `off` leaves
+    /// them to the host; may be repeated
     #[arg(long, value_name = "ADDR:PORT=BACKEND")]
     protect: Vec<Service>,
     /// Set a tunable (`tcpguard tune --help`); may be repeated

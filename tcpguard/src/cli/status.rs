@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Write as _};
 
 use crate::control::client::Client;
-use crate::control::protocol::{Reply, Request};
+use crate::control::protocol::{Backend, Reply, Request};
 
 use super::output::{age, write_json};
 use super::{Failure, ask, unexpected};
@@ -35,10 +35,18 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         )?;
     }
     for service in &status.services {
-        let backend = service.backend.map(|backend| format!(" -> {backend}"));
+        let addresses: Vec<_> = service.backends.iter().map(|backend| backend.address.as_str()).collect();
+        let backends = (!addresses.is_empty()).then(|| format!(" -> {}", addresses.join(",")));
         let responder = service.respond.as_ref().map(|responder| format!(" -> respond:{responder}"));
-        let destination = backend.or(responder).unwrap_or_default();
+        let destination = backends.or(responder).unwrap_or_default();
         writeln!(out, "service {}{destination}, {}", service.listen, service.mode)?;
+        for Backend { address, connections, connected, failed, rests_ms } in &service.backends {
+            let rests = rests_ms.map(|left| format!(", rests for {}", age(left))).unwrap_or_default();
+            writeln!(
+                out,
+                "  backend {address}: connections {connections}, connected {connected}, failed {failed}{rests}"
+            )?;
+        }
     }
     Ok(out.flush()?)
 }

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Action, AttachMode, Config, ConfigError, Destination, Filter, FilterSet, Interface, OnDaemonExit,
-    Responder, Service, ServiceMode,
+    Action, AttachMode, Backends, Balance, Config, ConfigError, Destination, Filter, FilterSet, Interface,
+    Limits, OnDaemonExit, ProxyProtocol, Responder, Service, ServiceMode,
 };
 
 /// Nobody writes a configuration of this size: what is larger is some other file.
@@ -48,9 +48,22 @@ struct RawInterface {
 #[serde(deny_unknown_fields)]
 struct RawService {
     listen: Spanned<String>,
-    backend: Option<Spanned<String>>,
+    backend: Option<Spanned<RawBackends>>,
+    balance: Option<Spanned<String>>,
+    connect_timeout: Option<Spanned<String>>,
+    proxy_protocol: Option<Spanned<String>>,
     respond: Option<Spanned<String>>,
     mode: Option<Spanned<String>>,
+    max_connections: Option<Spanned<i64>>,
+    idle_time: Option<Spanned<String>>,
+    total_time: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected \"ADDR:PORT\", or a list of them")]
+enum RawBackends {
+    One(String),
+    Several(Vec<String>),
 }
 
 #[derive(Default, Deserialize)]
@@ -176,23 +189,49 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
         );
         return Err(source.error(raw.listen.span().start, message));
     }
-    Ok(Service { listen, mode, destination })
+    let time_limit = |text: &String| super::destination::time_limit(text);
+    let limits = Limits {
+        connections: source
+            .maybe(&raw.max_connections, |&count| super::destination::connection_limit(count))?,
+        idle_time: source.maybe(&raw.idle_time, time_limit)?,
+        total_time: source.maybe(&raw.total_time, time_limit)?,
+    };
+    Ok(Service { listen, mode, destination, limits })
 }
 
 fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Destination>, ConfigError> {
-    match (&raw.backend, &raw.respond) {
-        (Some(_), Some(respond)) => {
-            let message = "both a backend and a responder: which of them?".to_owned();
-            Err(source.error(respond.span().start, message))
+    let Some(backend) = &raw.backend else {
+        let meaningless = [&raw.balance, &raw.connect_timeout, &raw.proxy_protocol];
+        if let Some(setting) = meaningless.into_iter().flatten().next() {
+            return Err(
+                source.error(setting.span().start, "only a service with a backend has this".to_owned())
+            );
         }
-        (Some(backend), None) => {
-            source.at(backend, |backend| super::backend_address(backend)).map(Destination::Backend).map(Some)
-        }
-        (None, Some(respond)) => {
-            source.at(respond, |respond| respond.parse::<Responder>()).map(Destination::Responder).map(Some)
-        }
-        (None, None) => Ok(None),
+        let responder = source.maybe(&raw.respond, |respond| respond.parse::<Responder>())?;
+        return Ok(responder.map(Destination::Responder));
+    };
+    if let Some(respond) = &raw.respond {
+        let message = "both a backend and a responder: which of them?".to_owned();
+        return Err(source.error(respond.span().start, message));
     }
+    let mut backends = source.at(backend, |backend| {
+        let addrs = match backend {
+            RawBackends::One(addr) => std::slice::from_ref(addr),
+            RawBackends::Several(addrs) => addrs,
+        };
+        Backends::new(addrs.iter().map(|addr| addr.parse()).collect::<Result<_, _>>()?)
+    })?;
+    if let Some(balance) = source.maybe(&raw.balance, |balance| balance.parse::<Balance>())? {
+        backends.balance = balance;
+    }
+    if let Some(timeout) =
+        source.maybe(&raw.connect_timeout, |timeout| super::destination::time_limit(timeout))?
+    {
+        backends.connect_timeout = timeout;
+    }
+    backends.proxy_protocol =
+        source.maybe(&raw.proxy_protocol, |version| version.parse::<ProxyProtocol>())?;
+    Ok(Some(Destination::Backends(backends)))
 }
 
 struct Source<'a> {
@@ -207,6 +246,15 @@ impl Source<'_> {
         read: impl FnOnce(&T) -> Result<U, String>,
     ) -> Result<U, ConfigError> {
         read(value.get_ref()).map_err(|message| self.error(value.span().start, message))
+    }
+
+    /// As [`Self::at`], for what need not be there.
+    fn maybe<T, U>(
+        &self,
+        value: &Option<Spanned<T>>,
+        read: impl FnOnce(&T) -> Result<U, String>,
+    ) -> Result<Option<U>, ConfigError> {
+        value.as_ref().map(|value| self.at(value, read)).transpose()
     }
 
     fn error(&self, offset: usize, message: String) -> ConfigError {
@@ -258,6 +306,16 @@ mode = "off"
 [[service]]
 listen = "192.0.2.1:7"
 respond = "echo"
+max_connections = 100
+idle_time = "5m"
+total_time = "1h"
+
+[[service]]
+listen = "192.0.2.1:80"
+backend = ["127.0.0.1:8080", "[::1]:8080", "unix:/run/app.sock"]
+balance = "least-connections"
+connect_timeout = "2s"
+proxy_protocol = "v2"
 
 [filters]
 deny = ["203.0.113.0/24", "2001:db8:bad::/48 expires 1h"]
@@ -268,6 +326,8 @@ time-wait = "30s"
 retries = 8
 "#;
 
+    const GOOD_ECHO: &str = "192.0.2.1:7=respond:echo";
+
     #[test]
     fn every_key_ends_up_where_it_belongs() {
         let config = read(GOOD).unwrap();
@@ -275,7 +335,21 @@ retries = 8
         assert_eq!(config.interfaces[1], Interface::new("eth1", AttachMode::Generic, Some(2)).unwrap());
         assert_eq!(config.services[0], "192.0.2.1:443=127.0.0.1:8443".parse().unwrap());
         assert_eq!(config.services[1], "192.0.2.1:22=off".parse().unwrap());
-        assert_eq!(config.services[2], "192.0.2.1:7=respond:echo".parse().unwrap());
+        let limits = Limits {
+            connections: Some(100),
+            idle_time: Some(std::time::Duration::from_secs(300)),
+            total_time: Some(std::time::Duration::from_secs(3600)),
+        };
+        assert_eq!(config.services[2], Service { limits, ..GOOD_ECHO.parse().unwrap() });
+        let backends =
+            ["127.0.0.1:8080", "[::1]:8080", "unix:/run/app.sock"].map(|addr| addr.parse().unwrap());
+        let expected = Backends {
+            addrs: backends.into(),
+            balance: Balance::LeastConnections,
+            connect_timeout: std::time::Duration::from_secs(2),
+            proxy_protocol: Some(ProxyProtocol::V2),
+        };
+        assert_eq!(config.services[3].destination, Some(Destination::Backends(expected)));
         assert_eq!(config.tunables.time_wait, std::time::Duration::from_secs(30));
         assert_eq!(config.tunables.retries, 8);
         assert_eq!(config.secret_file.as_deref(), Some(Path::new("/etc/tcpguard/secret")));
@@ -319,6 +393,34 @@ retries = 8
             ("[[interface]]\nname = \"eth0\"\nqueues = -1\n", 3, "-1"),
             ("[[service]]\nlisten = \"10.0.0.1:0\"\nbackend = \"10.0.0.2:1\"\n", 2, "port 0"),
             ("[[service]]\n\nlisten = \"10.0.0.1:80\"\n", 3, "neither a backend nor a responder"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = [\"a:1\"]\n", 3, "`a:1` is not an address"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = []\n", 3, "0 backends"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = 5\n", 3, "or a list of them"),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"[::1]:1\"\nbalance = \"fair\"\n",
+                4,
+                "round-robin, least-connections",
+            ),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nrespond = \"http\"\nproxy_protocol = \"v2\"\n",
+                4,
+                "only a service with a backend",
+            ),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"[::1]:1\"\nproxy_protocol = \"v3\"\n",
+                4,
+                "v1, v2",
+            ),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nrespond = \"http\"\nmax_connections = 0\n",
+                4,
+                "0 is not within",
+            ),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nrespond = \"http\"\nidle_time = \"1ms\"\n",
+                4,
+                "out of range, 100ms",
+            ),
             ("[[service]]\nlisten = \"10.0.0.1:80\"\nrespond = \"ftp\"\n", 3, "echo, discard, http"),
             (
                 "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"10.0.0.2:1\"\nrespond = \"echo\"\n",

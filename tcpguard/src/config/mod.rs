@@ -13,7 +13,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use destination::{Destination, Responder};
+pub use destination::{
+    BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
+    Responder,
+};
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use tunables::{CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
 
@@ -74,7 +77,7 @@ pub enum AttachMode {
 }
 
 /// One protected address and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Address and port clients connect to; the unspecified address stands for any of its family.
     pub listen: SocketAddr,
@@ -82,6 +85,8 @@ pub struct Service {
     pub mode: ServiceMode,
     /// Where its connections go. `None` only with [`ServiceMode::Off`].
     pub destination: Option<Destination>,
+    /// What they may take.
+    pub limits: Limits,
 }
 
 /// How a service treats SYNs.
@@ -196,9 +201,14 @@ impl FromStr for Service {
             .ok_or_else(|| format!("`{text}` is not ADDR:PORT=BACKEND, as in 192.0.2.1:80=127.0.0.1:8080"))?;
         let listen = listen_address(listen)?;
         if destination == "off" {
-            return Ok(Self { listen, mode: ServiceMode::Off, destination: None });
+            return Ok(Self { listen, mode: ServiceMode::Off, destination: None, limits: Limits::default() });
         }
-        Ok(Self { listen, mode: ServiceMode::Cookie, destination: Some(destination.parse()?) })
+        Ok(Self {
+            listen,
+            mode: ServiceMode::Cookie,
+            destination: Some(destination.parse()?),
+            limits: Limits::default(),
+        })
     }
 }
 
@@ -284,12 +294,14 @@ impl Config {
             if self.services[..index].iter().any(|other| other.listen == service.listen) {
                 return whole(format!("service {} is given twice", service.listen));
             }
-            match (service.mode, service.destination) {
+            match (service.mode, &service.destination) {
                 (ServiceMode::Cookie, None) => {
                     return whole(format!("service {}: neither a backend nor a responder", service.listen));
                 }
-                (_, Some(Destination::Backend(backend))) if backend == service.listen => {
-                    return whole(format!("service {backend}: its backend is the service itself"));
+                (_, Some(Destination::Backends(backends)))
+                    if backends.addrs.contains(&BackendAddr::Tcp(service.listen)) =>
+                {
+                    return whole(format!("service {}: its backend is the service itself", service.listen));
                 }
                 _ => {}
             }
@@ -321,7 +333,7 @@ mod tests {
     fn protect_takes_both_families_responders_and_off() {
         let service: Service = "[2001:db8::1]:443=[::1]:8443".parse().unwrap();
         assert_eq!(service.listen, "[2001:db8::1]:443".parse().unwrap());
-        assert_eq!(service.destination, Some(Destination::Backend("[::1]:8443".parse().unwrap())));
+        assert_eq!(service.destination, Some("[::1]:8443".parse().unwrap()));
         let service: Service = "0.0.0.0:443=off".parse().unwrap();
         assert_eq!((service.mode, service.destination), (ServiceMode::Off, None));
         let service: Service = "192.0.2.1:7=respond:echo".parse().unwrap();
@@ -361,9 +373,9 @@ mod tests {
         refused(&|c| c.interfaces.clear(), "no interface");
         refused(&|c| c.services.clear(), "nothing to protect");
         refused(&|c| c.interfaces.push(c.interfaces[0].clone()), "named twice");
-        refused(&|c| c.services.push(c.services[0]), "given twice");
+        refused(&|c| c.services.push(c.services[0].clone()), "given twice");
         refused(&|c| c.services[0].destination = None, "neither a backend nor a responder");
-        let to_itself = |c: &Config| Some(Destination::Backend(c.services[0].listen));
+        let to_itself = |c: &Config| c.services[0].listen.to_string().parse().ok();
         refused(&|c| c.services[0].destination = to_itself(c), "service itself");
         refused(&|c| c.tunables.min_rto = c.tunables.max_rto * 2, "min-rto");
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tcpguard_common::reason::{Outcome, Reason};
 
-use crate::config::{Destination, Filter, FilterSet, TUNABLES, Tunable};
+use crate::config::{Destination, Filter, FilterSet, Service, TUNABLES, Tunable};
 use crate::dataplane::monotonic_ns;
 use crate::engine::EngineStats;
+use crate::service::{BackendStats, Far};
 use crate::stack::{FlowInfo, State};
 
 use super::daemon::DaemonError;
@@ -92,16 +93,32 @@ impl Guard {
                     mtu: link.mtu,
                 })
                 .collect(),
-            services: services
-                .map(|service| {
-                    let (backend, respond) = match service.destination {
-                        Some(Destination::Backend(backend)) => (Some(backend), None),
-                        Some(Destination::Responder(responder)) => (None, Some(responder.to_string())),
-                        None => (None, None),
-                    };
-                    wire::Service { listen: service.listen, mode: service.mode.to_string(), backend, respond }
-                })
-                .collect(),
+            services: services.enumerate().map(|(id, service)| self.service(id, service)).collect(),
+        }
+    }
+
+    fn service(&self, id: usize, service: &Service) -> wire::Service {
+        // All engines share the backends.
+        let spec = self
+            .engines()
+            .first()
+            .and_then(|engine| engine.services.specs().find(|spec| spec.id as usize == id));
+        let backends: Vec<_> = match spec.map(|spec| &spec.far) {
+            Some(Far::Backends(pool)) => pool.stats(std::time::Instant::now()).map(backend).collect(),
+            Some(Far::Responder(_)) | None => Vec::new(),
+        };
+        wire::Service {
+            listen: service.listen,
+            mode: service.mode.to_string(),
+            backend: match &service.destination {
+                Some(Destination::Backends(backends)) => backends.addrs.first().map(ToString::to_string),
+                Some(Destination::Responder(_)) | None => None,
+            },
+            respond: match &service.destination {
+                Some(Destination::Responder(responder)) => Some(responder.to_string()),
+                Some(Destination::Backends(_)) | None => None,
+            },
+            backends,
         }
     }
 
@@ -256,6 +273,17 @@ fn add(sums: &mut BTreeMap<String, u64>, counters: &BTreeMap<String, u64>) {
     for (name, &count) in counters {
         let sum = sums.entry(name.clone()).or_default();
         *sum = if name.starts_with("gap-") { count.max(*sum) } else { *sum + count };
+    }
+}
+
+fn backend(stats: BackendStats) -> wire::Backend {
+    let BackendStats { addr, open, connected, failed, rests_for } = stats;
+    wire::Backend {
+        address: addr.to_string(),
+        connections: open as u64,
+        connected,
+        failed,
+        rests_ms: rests_for.map(millis),
     }
 }
 

@@ -21,24 +21,36 @@ pub(super) fn raise_limit() {
 }
 
 /// How many relayed connections, one descriptor each, there is room for beside what is open now and every control client.
+/// `wanted` is what the services' own limits allow; the limit is raised beyond its hard value for them where that may be.
 ///
 /// # Errors
 /// `Descriptors` when there is none.
-pub(super) fn room() -> Result<usize, DaemonError> {
-    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(usize::MAX / 2) };
+pub(super) fn room(wanted: usize) -> Result<usize, DaemonError> {
     let needed = open_now() + Limits::default().clients + SPARE;
-    match usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(needed) {
-        0 => Err(DaemonError::Descriptors { limit, needed: needed as u64 }),
-        room => {
-            if room < FEW {
-                warn!(
-                    limit,
-                    room, "few descriptors: each relayed connection takes one; raise the limit (ulimit -Hn)"
-                );
-            }
-            Ok(room)
-        }
+    let Some(mut limit) = getrlimit(Resource::Nofile).current else { return Ok(usize::MAX / 2) };
+    let enough = (needed + wanted) as u64;
+    let raised = Rlimit { current: Some(enough), maximum: Some(enough) };
+    if limit < enough && setrlimit(Resource::Nofile, raised).is_ok() {
+        limit = enough;
     }
+    let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(needed);
+    if room == 0 {
+        return Err(DaemonError::Descriptors { limit, needed: needed as u64 });
+    }
+    if room < wanted {
+        warn!(
+            limit,
+            room,
+            wanted,
+            "fewer descriptors than the services may have connections: raise the limit to {enough} (ulimit -Hn)"
+        );
+    } else if room < FEW && wanted == 0 {
+        warn!(
+            limit,
+            room, "few descriptors: each relayed connection takes one; raise the limit (ulimit -Hn)"
+        );
+    }
+    Ok(room)
 }
 
 /// Without /proc, more than a daemon with many queues has.

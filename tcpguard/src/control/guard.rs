@@ -14,13 +14,13 @@ use tcpguard_common::map::{
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use crate::config::{Config, OnDaemonExit, ServiceMode, Tunables};
+use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
     AttachMode, Attached, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
     MasterSecret, Now, Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
-use crate::service::{Descriptors, ServiceSpec, Services};
+use crate::service::{Quota, ServiceSpec, Services};
 
 use super::daemon::DaemonError;
 use super::descriptors;
@@ -97,7 +97,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables, descriptors: _ } = prepared;
+        let Prepared { keys, settings, tunables, services: _, descriptors: _ } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -137,7 +137,7 @@ impl Guard {
             let taken_over = if attached.taken_over { ", taken over" } else { "" };
             format!("{} ({} XDP, queues {}{taken_over})", attached.name, interface.mode, attached.queues)
         });
-        let services = self.config.services.iter().map(|service| match service.destination {
+        let services = self.config.services.iter().map(|service| match &service.destination {
             Some(to) if service.mode != ServiceMode::Off => format!("{} -> {to}", service.listen),
             _ => format!("{} {}", service.listen, service.mode),
         });
@@ -281,8 +281,8 @@ impl Started {
         let attached = attach(dataplane, config)?;
         let server = bind()?;
         let prepared = Prepared::new(dataplane, config, &attached)?;
-        let engines = prepared.engines(dataplane, config, &attached)?;
-        prepared.descriptors.limit_to(descriptors::room()?);
+        let engines = prepared.engines(dataplane, &attached)?;
+        prepared.descriptors.limit_to(descriptors::room(wanted_connections(config))?);
         prepared.write(dataplane, config)?;
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
         dataplane.commit()?;
@@ -302,7 +302,8 @@ struct Prepared {
     keys: KeySchedule,
     settings: Settings,
     tunables: Arc<Tunables>,
-    descriptors: Descriptors,
+    services: Vec<ServiceSpec>,
+    descriptors: Quota,
 }
 
 impl Prepared {
@@ -339,7 +340,8 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
-        Ok(Self { keys, settings, tunables, descriptors: Descriptors::default() })
+        let services = service_specs(config).collect();
+        Ok(Self { keys, settings, tunables, services, descriptors: Quota::default() })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
@@ -356,7 +358,6 @@ impl Prepared {
     fn engines(
         &self,
         dataplane: &Dataplane,
-        config: &Config,
         attached: &[Attached],
     ) -> Result<Vec<Engine<ReadyEngine>>, DaemonError> {
         let queues = attached.iter().map(|attached| attached.queues as usize).sum();
@@ -364,7 +365,7 @@ impl Prepared {
         let mut engines = Vec::new();
         for attached in attached {
             for queue in 0..attached.queues {
-                engines.push(self.engine(dataplane, config, attached, queue, &exchange)?);
+                engines.push(self.engine(dataplane, attached, queue, &exchange)?);
             }
         }
         Ok(engines)
@@ -373,7 +374,6 @@ impl Prepared {
     fn engine(
         &self,
         dataplane: &Dataplane,
-        config: &Config,
         attached: &Attached,
         queue: u32,
         exchange: &Exchange,
@@ -384,7 +384,7 @@ impl Prepared {
             .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
         let zero_copy = socket.is_zero_copy();
         dataplane.register_socket(attached.slot, queue, socket.as_fd())?;
-        let services = Services::new(service_specs(config)).sharing(self.descriptors.clone());
+        let services = Services::new(self.services.iter().cloned()).sharing(self.descriptors.clone());
         let (hash_key, flows, fingerprints) =
             (self.settings.hash_key, dataplane.flows(), dataplane.fingerprints());
         let heartbeat = heartbeat(dataplane, attached, queue)?;
@@ -473,9 +473,22 @@ fn service_entries(config: &Config) -> Vec<ServiceEntry> {
 
 fn service_specs(config: &Config) -> impl Iterator<Item = ServiceSpec> {
     config.services.iter().enumerate().filter_map(|(id, service)| {
-        let destination = service.destination.filter(|_| service.mode == ServiceMode::Cookie)?;
-        Some(ServiceSpec { id: id as u32, listen: service.listen, destination })
+        let destination = service.destination.as_ref().filter(|_| service.mode == ServiceMode::Cookie)?;
+        Some(ServiceSpec::new(id as u32, service.listen, destination, service.limits))
     })
+}
+
+/// How many connections, one descriptor each, the limits of services with backends allow.
+fn wanted_connections(config: &Config) -> usize {
+    let relays =
+        |service: &&crate::config::Service| matches!(service.destination, Some(Destination::Backends(_)));
+    config
+        .services
+        .iter()
+        .filter(relays)
+        .filter_map(|service| service.limits.connections)
+        .map(|most| most as usize)
+        .sum()
 }
 
 fn random() -> Result<u64, DaemonError> {

@@ -197,11 +197,30 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `cookie` or `off`.
     pub mode: String,
-    /// Where connections are relayed to.
-    pub backend: Option<SocketAddr>,
+    /// Where connections are relayed to; of several backends the first.
+    pub backend: Option<String>,
     /// Which built-in responder has them instead: `echo`, `discard` or `http`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub respond: Option<String>,
+    /// All backends, in the order of the configuration.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// `ADDR:PORT`, or `unix:` and a path.
+    pub address: String,
+    /// Connections it has.
+    pub connections: u64,
+    /// Connections it accepted, ever.
+    pub connected: u64,
+    /// Attempts to connect that failed.
+    pub failed: u64,
+    /// How long it will yet be left alone because it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rests_ms: Option<u64>,
 }
 
 /// Every counter.

@@ -1,21 +1,44 @@
-//! The far end of a relayed connection: a backend behind a kernel socket, or a responder. It connects to nothing.
+//! The far end of a relayed connection: a backend behind a kernel socket, or a responder. Which backend is the pool's to
+//! say.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
-use tokio::net::TcpStream;
+use ppp::{v1, v2};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::responder::Responder;
+use crate::config::{BackendAddr, ProxyProtocol};
 
 /// The far end of a relayed connection.
 pub(super) enum Backend {
     Tcp(TcpStream),
+    Unix(UnixStream),
     Responder(Responder),
 }
 
 impl Backend {
+    /// Connects to `addr` and says `greeting` first.
+    pub(super) async fn connect(addr: &BackendAddr, greeting: &[u8]) -> io::Result<Self> {
+        match addr {
+            BackendAddr::Tcp(addr) => {
+                let mut stream = TcpStream::connect(addr).await?;
+                // The stack paces what it sends; the backend's side must not wait for more either.
+                stream.set_nodelay(true)?;
+                stream.write_all(greeting).await?;
+                Ok(Self::Tcp(stream))
+            }
+            BackendAddr::Unix(path) => {
+                let mut stream = UnixStream::connect(path).await?;
+                stream.write_all(greeting).await?;
+                Ok(Self::Unix(stream))
+            }
+        }
+    }
+
     /// Reads into `buffer`; what leaves it empty is the end.
     pub(super) fn poll_read(
         &mut self,
@@ -24,6 +47,7 @@ impl Backend {
     ) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Responder(responder) => responder.poll_tell(buffer),
         }
     }
@@ -36,6 +60,7 @@ impl Backend {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Responder(responder) => responder.poll_take(cx, slices),
         }
     }
@@ -44,6 +69,7 @@ impl Backend {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Responder(responder) => {
                 responder.end();
                 Poll::Ready(Ok(()))
@@ -51,11 +77,59 @@ impl Backend {
         }
     }
 
-    /// Drops it with a reset, where there is somebody to tell.
+    /// Drops it with a reset, where there is such a thing and somebody to tell: a Unix socket only ends.
     pub(super) fn reset(self) {
         if let Self::Tcp(stream) = self {
             // Nothing else to do if the kernel refuses: the connection is then closed.
             let _ = stream.set_zero_linger();
         }
+    }
+}
+
+/// What tells a backend that `client` wants `service`.
+pub(super) fn greeting(
+    version: Option<ProxyProtocol>,
+    client: SocketAddr,
+    service: SocketAddr,
+) -> io::Result<Vec<u8>> {
+    match version {
+        None => Ok(Vec::new()),
+        Some(ProxyProtocol::V1) => Ok(v1::Addresses::from((client, service)).to_string().into_bytes()),
+        Some(ProxyProtocol::V2) => {
+            let command = v2::Version::Two | v2::Command::Proxy;
+            v2::Builder::with_addresses(command, v2::Protocol::Stream, (client, service)).build()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// Byte for byte as the protocol's document has them.
+    #[test]
+    fn greetings_are_those_of_the_proxy_protocol() {
+        let v4 = (addr("192.0.2.7:50000"), addr("198.51.100.1:443"));
+        let v6 = (addr("[2001:db8::7]:50000"), addr("[2001:db8::1]:443"));
+        assert_eq!(greeting(None, v4.0, v4.1).unwrap(), b"");
+        let line = greeting(Some(ProxyProtocol::V1), v4.0, v4.1).unwrap();
+        assert_eq!(line, b"PROXY TCP4 192.0.2.7 198.51.100.1 50000 443\r\n");
+        let line = greeting(Some(ProxyProtocol::V1), v6.0, v6.1).unwrap();
+        assert_eq!(line, b"PROXY TCP6 2001:db8::7 2001:db8::1 50000 443\r\n");
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        let header = greeting(Some(ProxyProtocol::V2), v4.0, v4.1).unwrap();
+        let expected = [
+            &signature[..],
+            &[0x21, 0x11, 0, 12, 192, 0, 2, 7, 198, 51, 100, 1],
+            &50000_u16.to_be_bytes(),
+            &443_u16.to_be_bytes(),
+        ];
+        assert_eq!(header, expected.concat());
+        let header = greeting(Some(ProxyProtocol::V2), v6.0, v6.1).unwrap();
+        assert_eq!((header.len(), &header[12..16]), (16 + 36, &[0x21, 0x21, 0, 36][..]));
     }
 }

@@ -41,9 +41,17 @@ counters! {
     backend_failed = "backend-failed";
     /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's, or the responder's, end.
     client_silent = "client-silent";
+    /// Connections tried at another backend after one had failed.
+    retried = "retried";
+    /// Clients reset because their service had all the connections it may have.
+    over_limit = "over-limit";
+    /// Connections reset because nothing moved for the service's idle_time.
+    idle = "idle";
+    /// Connections reset because they lasted longer than the service's total_time.
+    overtime = "overtime";
     /// Clients reset because the backend refused the connection.
     backend_refused = "backend-refused";
-    /// Clients reset because the backend could not be reached.
+    /// Clients reset because the backend could not be reached, or its Unix socket is not there.
     backend_unreachable = "backend-unreachable";
     /// Clients reset because the backend did not answer in time.
     backend_timeout = "backend-timeout";

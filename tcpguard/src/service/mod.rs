@@ -4,9 +4,11 @@
 
 mod backend;
 mod counters;
-mod descriptors;
 mod http;
+mod limits;
+mod pool;
 mod proxy;
+mod quota;
 mod relay;
 mod responder;
 mod scratch;
@@ -20,40 +22,63 @@ use std::sync::Arc;
 use tokio::task::spawn_local;
 
 pub use counters::{ServiceCounters, ServiceStats};
-pub use descriptors::Descriptors;
+pub use pool::{BackendStats, Pool};
+pub use quota::Quota;
 
-use crate::config::Destination;
+use crate::config::{self, Destination, Responder};
 use crate::engine::{Listen, Net};
+use limits::Limits;
 use proxy::Proxy;
 use scratch::Scratch;
 
-/// One protected address and port, and what becomes of its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One protected address and port, and what becomes of its connections. Clones share its backends and limits.
+#[derive(Clone, Debug)]
 pub struct ServiceSpec {
     /// Index in the daemon's configuration, as XDP's service map has it.
     pub id: u32,
     /// Where clients connect; the unspecified address stands for any of its family.
     pub listen: SocketAddr,
     /// Where its connections go.
-    pub destination: Destination,
+    pub far: Far,
+    limits: Limits,
+}
+
+/// The far end of a service's connections.
+#[derive(Clone, Debug)]
+pub enum Far {
+    /// One of these backends.
+    Backends(Arc<Pool>),
+    /// This process.
+    Responder(Responder),
+}
+
+impl ServiceSpec {
+    /// A service as configured.
+    pub fn new(id: u32, listen: SocketAddr, destination: &Destination, limits: config::Limits) -> Self {
+        let far = match destination {
+            Destination::Backends(backends) => Far::Backends(Arc::new(Pool::new(backends.clone()))),
+            Destination::Responder(responder) => Far::Responder(*responder),
+        };
+        Self { id, listen, far, limits: Limits::new(limits) }
+    }
 }
 
 /// The services of one engine.
 #[derive(Clone, Debug)]
 pub struct Services {
     services: Arc<[(ServiceSpec, Arc<ServiceCounters>)]>,
-    descriptors: Descriptors,
+    descriptors: Quota,
 }
 
 impl Services {
     /// Services that count for themselves. Make one set for each engine.
     pub fn new(specs: impl IntoIterator<Item = ServiceSpec>) -> Self {
         let services = specs.into_iter().map(|spec| (spec, Arc::default())).collect();
-        Self { services, descriptors: Descriptors::default() }
+        Self { services, descriptors: Quota::default() }
     }
 
     /// The same services, which take no more descriptors than these.
-    pub fn sharing(self, descriptors: Descriptors) -> Self {
+    pub fn sharing(self, descriptors: Quota) -> Self {
         Self { descriptors, ..self }
     }
 
@@ -76,10 +101,15 @@ impl Services {
         for (spec, counters) in self.services.iter() {
             let listener = net.listen(spec.id)?;
             let (counters, scratch) = (Arc::clone(counters), scratch.clone());
-            let proxy = Proxy::new(spec.destination, counters, self.descriptors.clone(), scratch);
+            let proxy = Proxy::new(spec.clone(), counters, self.descriptors.clone(), scratch);
             spawn_local(proxy.serve(listener));
         }
         Ok(())
+    }
+
+    /// What each is.
+    pub fn specs(&self) -> impl Iterator<Item = &ServiceSpec> {
+        self.services.iter().map(|(spec, _)| spec)
     }
 
     /// What each has counted.

@@ -1,59 +1,53 @@
-//! The proxy: accepts a service's connections, connects each to the backend or to a responder, and hands both to the
-//! relay. A backend that cannot be reached is the client's to know at once: it gets a reset, and the cause is counted.
+//! The proxy: accepts a service's connections, connects each to a backend or to a responder, and hands both to the
+//! relay. When no backend can be had, the client is to know at once: it gets a reset, and the cause is counted.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream as KernelStream;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::backend::Backend;
+use super::backend::{Backend, greeting};
 use super::counters::{ServiceCounters, add};
-use super::descriptors::{Descriptor, Descriptors};
+use super::limits::Watch;
+use super::pool::{Lease, Pool};
+use super::quota::{Quota, Share};
 use super::relay::{End, Relay};
 use super::responder::Responder;
 use super::scratch::Scratch;
-use crate::config::Destination;
+use super::{Far, ServiceSpec};
+use crate::config::BackendAddr;
 use crate::engine::{TcpListener, TcpStream};
 use crate::telemetry::throttle::Throttle;
 
-/// How long a backend may take to accept.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a backend that cannot be had is complained about.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
 /// One service on one engine.
 pub(super) struct Proxy {
-    destination: Destination,
+    spec: ServiceSpec,
     complaints: RefCell<Throttle>,
     counters: Arc<ServiceCounters>,
-    descriptors: Descriptors,
+    descriptors: Quota,
     scratch: Scratch,
 }
 
 impl Proxy {
     pub(super) fn new(
-        destination: Destination,
+        spec: ServiceSpec,
         counters: Arc<ServiceCounters>,
-        descriptors: Descriptors,
+        descriptors: Quota,
         scratch: Scratch,
     ) -> Self {
-        Self {
-            destination,
-            complaints: RefCell::new(Throttle::new(COMPLAIN)),
-            counters,
-            descriptors,
-            scratch,
-        }
+        Self { spec, complaints: RefCell::new(Throttle::new(COMPLAIN)), counters, descriptors, scratch }
     }
 
     /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
@@ -67,33 +61,88 @@ impl Proxy {
         }
     }
 
-    /// Says why there is no connection to the backend, but not for every client.
-    fn complain(&self, backend: SocketAddr, error: &io::Error) {
-        if let Some(clients) = self.complaints.borrow_mut().event(Instant::now()) {
-            warn!(%backend, clients, %error, "no connection to the backend, clients were reset");
+    /// Says why there is no connection to a backend, but not for every client.
+    fn complain(&self, backend: &dyn fmt::Display, error: &io::Error) {
+        if let Some(attempts) = self.complaints.borrow_mut().event(Instant::now()) {
+            let service = self.spec.listen;
+            warn!(%service, %backend, attempts, %error, "no connection to a backend");
         }
+    }
+
+    /// The far end of a client's connection, and what it takes as long as it lasts.
+    async fn far_end(&self, client: &TcpStream) -> Result<(Backend, Option<(Lease, Share)>), Refusal> {
+        match &self.spec.far {
+            Far::Responder(kind) => {
+                Ok((Backend::Responder(Responder::new(*kind, Arc::clone(&self.counters))), None))
+            }
+            Far::Backends(pool) => {
+                let Some(descriptor) = self.descriptors.take() else {
+                    self.complain(&"any", &io::Error::from_raw_os_error(libc::EMFILE));
+                    return Err(Refusal::Exhausted);
+                };
+                let (backend, lease) = self.connect(client, pool).await?;
+                Ok((backend, Some((lease, descriptor))))
+            }
+        }
+    }
+
+    /// Connects to the first backend that can be had; each is tried once.
+    async fn connect(&self, client: &TcpStream, pool: &Arc<Pool>) -> Result<(Backend, Lease), Refusal> {
+        let version = pool.config.proxy_protocol;
+        let greeting =
+            greeting(version, client.peer_addr(), client.local_addr()).map_err(Refusal::Backend)?;
+        let (mut tried, mut failure) = (Vec::new(), None);
+        while let Some(lease) = pool.pick(&tried, Instant::now()) {
+            if failure.is_some() {
+                add(&self.counters.retried, 1);
+            }
+            let attempt = timeout(pool.config.connect_timeout, Backend::connect(lease.addr(), &greeting));
+            let error = match unless_gone(client, attempt).await? {
+                Ok(Ok(backend)) => {
+                    if lease.connected() {
+                        info!(service = %self.spec.listen, backend = %lease.addr(), "the backend is back");
+                    }
+                    return Ok((backend, lease));
+                }
+                Ok(Err(error)) if is_exhaustion(lease.addr(), &error) => {
+                    self.complain(lease.addr(), &error);
+                    return Err(Refusal::Exhausted);
+                }
+                Ok(Err(error)) => error,
+                Err(_) => io::ErrorKind::TimedOut.into(),
+            };
+            lease.failed(Instant::now());
+            self.complain(lease.addr(), &error);
+            tried.push(lease.index);
+            failure = Some(error);
+        }
+        // A pool has a member, so there was an attempt.
+        Err(Refusal::Backend(failure.unwrap_or_else(|| io::ErrorKind::NotConnected.into())))
     }
 }
 
 async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
     let counters = &proxy.counters;
-    let (backend, _descriptor) = match proxy.destination {
-        Destination::Responder(kind) => {
-            (Backend::Responder(Responder::new(kind, Arc::clone(counters))), None)
+    let Some(_admitted) = proxy.spec.limits.admit() else {
+        add(&counters.over_limit, 1);
+        return client.abort();
+    };
+    let watch = proxy.spec.limits.watch();
+    let (backend, _taken) = match proxy.far_end(&client).await {
+        Ok(far_end) => far_end,
+        Err(Refusal::Client) => return add(&counters.client_failed, 1),
+        Err(Refusal::Exhausted) => {
+            add(&counters.exhausted, 1);
+            return client.abort();
         }
-        Destination::Backend(backend) => match relayed(&client, backend, &proxy.descriptors).await {
-            Ok((stream, descriptor)) => (Backend::Tcp(stream), Some(descriptor)),
-            Err(Refusal::Client) => return add(&counters.client_failed, 1),
-            Err(Refusal::Backend(error)) => {
-                proxy.complain(backend, &error);
-                add(cause(counters, &error), 1);
-                return client.abort();
-            }
-        },
+        Err(Refusal::Backend(error)) => {
+            add(cause(counters, &error), 1);
+            return client.abort();
+        }
     };
     add(&counters.connected, 1);
     let mut relay = Relay::new(client, backend, Arc::clone(counters), proxy.scratch.clone());
-    match poll_fn(|cx| relay.poll(cx)).await {
+    match end(&mut relay, watch).await {
         End::Finished => add(&counters.finished, 1),
         End::ClientFailed => {
             add(&counters.client_failed, 1);
@@ -107,51 +156,71 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
             add(&counters.client_silent, 1);
             relay.reset();
         }
+        End::Idle => {
+            add(&counters.idle, 1);
+            relay.reset();
+        }
+        End::Overtime => {
+            add(&counters.overtime, 1);
+            relay.reset();
+        }
     }
+}
+
+/// Relays until the end, or until a limit of the service is reached.
+async fn end(relay: &mut Relay, mut watch: Option<Watch>) -> End {
+    poll_fn(|cx| {
+        if let Poll::Ready(end) = relay.poll(cx) {
+            return Poll::Ready(end);
+        }
+        match &mut watch {
+            Some(watch) => watch.poll(cx, relay.moved()),
+            None => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Why there is no connection to relay.
 enum Refusal {
     /// The client is gone.
     Client,
-    /// The backend cannot be had.
+    /// We lack what a connection takes: no other backend would change that.
+    Exhausted,
+    /// No backend can be had; this is what the last one said.
     Backend(io::Error),
 }
 
-/// A connection to the backend, and the descriptor it takes.
-async fn relayed(
-    client: &TcpStream,
-    backend: SocketAddr,
-    descriptors: &Descriptors,
-) -> Result<(KernelStream, Descriptor), Refusal> {
-    let exhausted = || Refusal::Backend(io::Error::from_raw_os_error(libc::EMFILE));
-    let descriptor = descriptors.take().ok_or_else(exhausted)?;
-    Ok((connect(client, backend).await?, descriptor))
+/// What `future` yields, unless the client fails first.
+async fn unless_gone<T>(client: &TcpStream, future: impl Future<Output = T>) -> Result<T, Refusal> {
+    tokio::pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Ok(result)),
+        Poll::Pending => client.poll_failed(cx).map(|_| Err(Refusal::Client)),
+    })
+    .await
 }
 
-async fn connect(client: &TcpStream, backend: SocketAddr) -> Result<KernelStream, Refusal> {
-    let connecting = timeout(CONNECT_TIMEOUT, KernelStream::connect(backend));
-    tokio::pin!(connecting);
-    let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
-        Poll::Ready(Ok(connected)) => Poll::Ready(connected.map_err(Refusal::Backend)),
-        Poll::Ready(Err(_)) => Poll::Ready(Err(Refusal::Backend(io::ErrorKind::TimedOut.into()))),
-        Poll::Pending => client.poll_failed(cx).map(|_| Err(Refusal::Client)),
-    });
-    let stream = connected.await?;
-    // The stack paces what it sends; the backend's side must not wait for more either.
-    stream.set_nodelay(true).map_err(Refusal::Backend)?;
-    Ok(stream)
+/// Whether descriptors, ports or memory ran out here. A Unix socket whose backlog is full says EAGAIN too, but there that
+/// is the backend's fault.
+fn is_exhaustion(backend: &BackendAddr, error: &io::Error) -> bool {
+    match (error.raw_os_error(), backend) {
+        (Some(libc::EAGAIN), BackendAddr::Unix(_)) => false,
+        (Some(code), _) => matches!(
+            code,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL | libc::EAGAIN
+        ),
+        (None, _) => false,
+    }
 }
 
 /// The counter of why a backend could not be had.
 fn cause<'a>(counters: &'a ServiceCounters, error: &io::Error) -> &'a AtomicU64 {
     match error.raw_os_error() {
-        Some(
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL | libc::EAGAIN,
-        ) => return &counters.exhausted,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::ENOENT) => {
             return &counters.backend_unreachable;
         }
+        Some(libc::EAGAIN) => return &counters.backend_refused,
         _ => {}
     }
     match error.kind() {

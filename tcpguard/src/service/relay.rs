@@ -35,6 +35,8 @@ pub(super) struct Relay {
     backend_lost: bool,
     /// There while the client is waited for and must not take for ever.
     patience: Option<Patience>,
+    /// Bytes, both ways.
+    moved: u64,
     counters: Arc<ServiceCounters>,
     scratch: Scratch,
 }
@@ -66,6 +68,10 @@ pub(super) enum End {
     /// The backend closed, and the client then said nothing for `fin-wait-2`, not even goodbye; or it took nothing for
     /// `stall-time` of what the backend had said before.
     ClientSilent,
+    /// Nothing moved for as long as the service allows.
+    Idle,
+    /// It lasted longer than the service allows.
+    Overtime,
 }
 
 /// What stops a direction.
@@ -88,6 +94,7 @@ impl Relay {
             down: Direction::Open,
             backend_lost: false,
             patience: None,
+            moved: 0,
             counters,
             scratch,
         }
@@ -128,6 +135,11 @@ impl Relay {
             // While the backend takes nothing, nobody reads from the client: its end would go unnoticed.
             _ => self.client.poll_failed(cx).map(|_| End::ClientFailed),
         }
+    }
+
+    /// Bytes it has moved, both ways.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
     }
 
     /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
@@ -181,10 +193,10 @@ impl Relay {
 
     /// Client to backend.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, up, patience, counters, .. } = self;
-        let mut moved = 0;
+        let Self { client, backend, up, patience, moved, counters, .. } = self;
+        let mut now = 0;
         while *up == Direction::Open {
-            if moved >= SLICE {
+            if now >= SLICE {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -198,7 +210,8 @@ impl Relay {
             match ready!(client.poll_lend(cx, sink)) {
                 Ok(0) => *up = Direction::Closing,
                 Ok(taken) => {
-                    moved += taken;
+                    now += taken;
+                    *moved += taken as u64;
                     add(&counters.bytes_to_backend, taken as u64);
                 }
                 Err(LendError::Source(_)) => return Poll::Ready(Err(Fault::Client)),
@@ -214,10 +227,10 @@ impl Relay {
 
     /// Backend to client.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, down, backend_lost, patience, counters, scratch, .. } = self;
-        let mut moved = 0;
+        let Self { client, backend, down, backend_lost, patience, moved, counters, scratch, .. } = self;
+        let mut now = 0;
         while *down == Direction::Open {
-            if moved >= SLICE {
+            if now >= SLICE {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -233,7 +246,8 @@ impl Relay {
                 *down = Direction::Closing;
                 break;
             }
-            moved += bytes.filled().len();
+            now += bytes.filled().len();
+            *moved += bytes.filled().len() as u64;
             add(&counters.bytes_to_client, bytes.filled().len() as u64);
             client.send_all(bytes.filled()).map_err(|_| Fault::Client)?;
         }

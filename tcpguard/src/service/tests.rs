@@ -12,8 +12,10 @@ use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{Descriptors, ServiceSpec, ServiceStats, Services};
-use crate::config::{Destination, Responder, Tunables};
+use super::{BackendStats, Far, Quota, ServiceSpec, ServiceStats, Services};
+use crate::config::{
+    BackendAddr, Backends, Balance, Destination, Limits, ProxyProtocol, Responder, Tunables,
+};
 use crate::engine::tests::world::{Host, PORT, SERVICE, World, eventually};
 use crate::engine::tests::{exchange, on_one_thread, pair_with, pattern, read_all};
 use crate::starved;
@@ -23,7 +25,7 @@ struct Lab {
     guard: Host,
     client: Host,
     services: Services,
-    descriptors: Descriptors,
+    descriptors: Quota,
 }
 
 impl Lab {
@@ -33,19 +35,28 @@ impl Lab {
     }
 
     fn tuned(backend: SocketAddr, tunables: Tunables) -> Self {
-        Self::with(Destination::Backend(backend), tunables)
+        Self::with(&to([BackendAddr::Tcp(backend)]), Limits::default(), tunables)
     }
 
     fn responder(responder: Responder) -> Self {
-        Self::with(Destination::Responder(responder), Tunables::default())
+        Self::limited(responder, Limits::default())
     }
 
-    fn with(destination: Destination, tunables: Tunables) -> Self {
+    fn limited(responder: Responder, limits: Limits) -> Self {
+        Self::with(&Destination::Responder(responder), limits, Tunables::default())
+    }
+
+    /// A proxy to all of them.
+    fn several(backends: Backends) -> Self {
+        Self::with(&Destination::Backends(backends), Limits::default(), Tunables::default())
+    }
+
+    fn with(destination: &Destination, limits: Limits, tunables: Tunables) -> Self {
         let (_world, guard, client) = pair_with(tunables);
         let listen = SocketAddr::from(([10, 0, 0, 1], PORT));
-        let descriptors = Descriptors::default();
-        let services =
-            Services::new([ServiceSpec { id: SERVICE, listen, destination }]).sharing(descriptors.clone());
+        let descriptors = Quota::default();
+        let services = Services::new([ServiceSpec::new(SERVICE, listen, destination, limits)])
+            .sharing(descriptors.clone());
         services.start(&guard.net).unwrap();
         Self { _world, guard, client, services, descriptors }
     }
@@ -53,12 +64,25 @@ impl Lab {
     fn stats(&self) -> ServiceStats {
         self.services.stats().next().unwrap().1
     }
+
+    fn backends(&self) -> Vec<BackendStats> {
+        let Far::Backends(pool) = &self.services.stats().next().unwrap().0.far else { panic!("no backends") };
+        pool.stats(Instant::now()).collect()
+    }
 }
 
 async fn backend() -> (BackendListener, SocketAddr) {
     let listener = BackendListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
+}
+
+fn several(addrs: impl IntoIterator<Item = BackendAddr>) -> Backends {
+    Backends::new(addrs.into_iter().collect()).unwrap()
+}
+
+fn to(addrs: impl IntoIterator<Item = BackendAddr>) -> Destination {
+    Destination::Backends(several(addrs))
 }
 
 /// Accepts for ever, and hands every connection to `serve`.
@@ -510,5 +534,214 @@ fn a_responder_takes_no_descriptor() {
         let lab = Lab::responder(Responder::Echo);
         lab.descriptors.limit_to(0);
         assert_eq!(exchange(lab.client.connect().await, b"x").await, b"x");
+    });
+}
+
+/// A backend that says its name and closes.
+async fn named(name: &'static str) -> BackendAddr {
+    let (listener, addr) = backend().await;
+    serve(listener, async |mut stream: BackendStream| stream.write_all(name.as_bytes()).await.unwrap());
+    BackendAddr::Tcp(addr)
+}
+
+async fn ask(lab: &Lab) -> String {
+    let mut client = lab.client.connect().await;
+    let said = String::from_utf8(read_all(&mut client).await.unwrap()).unwrap();
+    client.shutdown().await.unwrap();
+    said
+}
+
+#[test]
+fn connections_go_to_one_backend_after_the_other() {
+    on_one_thread(async {
+        let lab = Lab::several(several([named("a").await, named("b").await, named("c").await]));
+        let mut said = String::new();
+        for _ in 0..6 {
+            said += &ask(&lab).await;
+        }
+        assert_eq!(said, "abcabc");
+        eventually("closed", || lab.backends().iter().all(|backend| backend.open == 0)).await;
+        assert!(lab.backends().iter().all(|backend| backend.connected == 2));
+    });
+}
+
+#[test]
+fn a_dead_backend_costs_no_client_rests_and_comes_back_by_itself() {
+    on_one_thread(async {
+        let dead = BackendListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = dead.local_addr().unwrap();
+        drop(dead);
+        let lab = Lab::several(several([BackendAddr::Tcp(addr), named("alive").await]));
+        for _ in 0..4 {
+            assert_eq!(ask(&lab).await, "alive");
+        }
+        assert_eq!((lab.stats().retried, lab.stats().backend_refused), (1, 0));
+        assert_eq!(lab.backends()[0].failed, 1, "it was asked while it rested");
+        assert!(lab.backends()[0].rests_for.is_some());
+        let back = BackendListener::bind(addr).await.unwrap();
+        serve(back, async |mut stream: BackendStream| stream.write_all(b"back").await.unwrap());
+        let mut said = String::new();
+        while !said.contains("back") {
+            sleep(Duration::from_millis(50)).await;
+            said += &ask(&lab).await;
+        }
+        assert!(lab.backends()[0].rests_for.is_none());
+    });
+}
+
+#[test]
+fn a_backend_that_does_not_answer_is_passed_over_when_its_time_is_up() {
+    on_one_thread(async {
+        // Nobody accepts, and the kernel has room for one.
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        full.listen(0).unwrap();
+        let addr = full.local_addr().unwrap().as_socket().unwrap();
+        let _filling = BackendStream::connect(addr).await.unwrap();
+        let connect_timeout = Duration::from_millis(200);
+        let backends = several([BackendAddr::Tcp(addr)]);
+        let lab = Lab::several(Backends { connect_timeout, ..backends });
+        let mut client = lab.client.connect().await;
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(lab.stats().backend_timeout, 1);
+        let backends = several([BackendAddr::Tcp(addr), named("alive").await]);
+        let lab = Lab::several(Backends { connect_timeout, ..backends });
+        assert_eq!(ask(&lab).await, "alive");
+    });
+}
+
+#[test]
+fn least_connections_spares_the_backend_that_has_most() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        serve(listener, echo);
+        let (idle, other) = backend().await;
+        serve(idle, echo);
+        let backends = several([BackendAddr::Tcp(addr), BackendAddr::Tcp(other)]);
+        let lab = Lab::several(Backends { balance: Balance::LeastConnections, ..backends });
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let mut client = lab.client.connect().await;
+            client.write_all(b"x").await.unwrap();
+            client.read_u8().await.unwrap();
+            held.push(client);
+        }
+        let open = || lab.backends().iter().map(|backend| backend.open).collect::<Vec<_>>();
+        assert_eq!(open(), [2, 2]);
+        // The first and the third have the same backend.
+        for index in [2, 0] {
+            held.remove(index).shutdown().await.unwrap();
+        }
+        eventually("closed", || open().iter().sum::<usize>() == 2).await;
+        let emptied = open().iter().position(|&open| open == 0).expect("one backend has none");
+        for _ in 0..2 {
+            let mut client = lab.client.connect().await;
+            client.write_all(b"x").await.unwrap();
+            client.read_u8().await.unwrap();
+            held.push(client);
+        }
+        assert_eq!((open()[emptied], open()[1 - emptied]), (2, 2));
+    });
+}
+
+#[test]
+fn a_unix_socket_is_a_backend_with_half_close_and_its_absence_a_cause() {
+    on_one_thread(async {
+        let path = std::env::temp_dir().join(format!("tcpguard-backend-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let lab = Lab::several(several([BackendAddr::Unix(path.clone())]));
+        let mut client = lab.client.connect().await;
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(lab.stats().backend_unreachable, 1);
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (mut reader, mut writer) = stream.split();
+                tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+                writer.shutdown().await.unwrap();
+            }
+        });
+        let sent = pattern(3 << 20);
+        assert!(exchange(lab.client.connect().await, &sent).await == sent);
+        std::fs::remove_file(path).unwrap();
+    });
+}
+
+#[test]
+fn a_backend_is_told_who_the_client_is_before_the_clients_first_byte() {
+    on_one_thread(async {
+        for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+            let (listener, addr) = backend().await;
+            let backends = several([BackendAddr::Tcp(addr)]);
+            let lab = Lab::several(Backends { proxy_protocol: Some(version), ..backends });
+            let mut client = lab.client.connect().await;
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let (mut server, _) = listener.accept().await.unwrap();
+            let mut said = Vec::new();
+            server.read_to_end(&mut said).await.unwrap();
+            let expected =
+                super::backend::greeting(Some(version), client.local_addr(), client.peer_addr()).unwrap();
+            assert_eq!(said, [&expected, &b"question"[..]].concat());
+        }
+    });
+}
+
+#[test]
+fn a_service_has_no_more_connections_than_it_may() {
+    on_one_thread(async {
+        let limits = Limits { connections: Some(2), ..Limits::default() };
+        let lab = Lab::limited(Responder::Echo, limits);
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let mut client = lab.client.connect().await;
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'x');
+            held.push(client);
+        }
+        let mut client = lab.client.connect().await;
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!((lab.stats().connected, lab.stats().over_limit), (2, 1));
+        drop(held.pop());
+        eventually("room", || lab.stats().finished == 1).await;
+        assert_eq!(exchange(lab.client.connect().await, b"x").await, b"x");
+    });
+}
+
+#[test]
+fn a_connection_that_is_idle_for_too_long_is_reset_and_one_that_is_not_lives() {
+    on_one_thread(async {
+        let limits = Limits { idle_time: Some(Duration::from_millis(400)), ..Limits::default() };
+        let lab = Lab::limited(Responder::Echo, limits);
+        let mut client = lab.client.connect().await;
+        for byte in 0..8 {
+            client.write_u8(byte).await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), byte);
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(lab.stats().idle, 0);
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(lab.stats().idle, 1);
+    });
+}
+
+#[test]
+fn a_connection_that_lasts_too_long_is_reset_whatever_it_does() {
+    on_one_thread(async {
+        let limits = Limits { total_time: Some(Duration::from_millis(500)), ..Limits::default() };
+        let lab = Lab::limited(Responder::Echo, limits);
+        let mut client = lab.client.connect().await;
+        let end = loop {
+            match client.write_u8(1).await {
+                Ok(()) => {}
+                Err(error) => break error,
+            }
+            if let Err(error) = client.read_u8().await {
+                break error;
+            }
+            sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+        assert_eq!((lab.stats().overtime, lab.stats().idle), (1, 0));
     });
 }

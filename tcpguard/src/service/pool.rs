@@ -1,0 +1,257 @@
+//! The backends of one service: which of them is next, and which rest because they failed. All engines share it. It
+//! connects to nothing and reads no clock.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::{BackendAddr, Backends, Balance};
+
+/// How long a backend that failed once is left alone, and how long at most.
+const REST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The backends of a service.
+#[derive(Debug)]
+pub struct Pool {
+    members: Box<[Member]>,
+    pub(super) config: Backends,
+    /// Where the next round begins.
+    turn: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    /// Connections it has, those that are being opened included.
+    open: AtomicUsize,
+    connected: AtomicU64,
+    failed: AtomicU64,
+    health: Mutex<Health>,
+}
+
+/// What is known of a backend without asking it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Health {
+    /// Attempts that failed in a row, those made during a rest not counted.
+    failures: u32,
+    /// It gets nothing before that, as long as there is another.
+    rests_until: Option<Instant>,
+    /// One connection tries whether it is back; the others wait for what becomes of it.
+    on_trial: bool,
+}
+
+/// A backend at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendStats {
+    /// Where it listens.
+    pub addr: BackendAddr,
+    /// Connections it has.
+    pub open: usize,
+    /// Connections it accepted, ever.
+    pub connected: u64,
+    /// Attempts to connect that failed.
+    pub failed: u64,
+    /// How long it will yet be left alone.
+    pub rests_for: Option<Duration>,
+}
+
+impl Pool {
+    /// Backends that have not failed yet.
+    pub fn new(config: Backends) -> Self {
+        let members = config.addrs.iter().map(|_| Member::default()).collect();
+        Self { members, config, turn: AtomicUsize::new(0) }
+    }
+
+    /// The backend that a connection should try next, none of `tried`: one that rests only when no other is left.
+    pub(super) fn pick(self: &Arc<Self>, tried: &[usize], now: Instant) -> Option<Lease> {
+        let start = self.turn.fetch_add(1, Ordering::Relaxed);
+        let count = self.members.len();
+        let untried =
+            || (0..count).map(|step| start.wrapping_add(step) % count).filter(|index| !tried.contains(index));
+        let ready = untried().filter(|&index| !self.health(index).is_resting(now));
+        let index = match self.config.balance {
+            Balance::RoundRobin => ready.into_iter().next(),
+            Balance::LeastConnections => {
+                ready.into_iter().min_by_key(|&index| self.members[index].open.load(Ordering::Relaxed))
+            }
+        };
+        let index = index.or_else(|| untried().min_by_key(|&index| self.health(index).rests_until))?;
+        self.health(index).begin_trial(now, self.config.connect_timeout);
+        self.members[index].open.fetch_add(1, Ordering::Relaxed);
+        Some(Lease { pool: Arc::clone(self), index })
+    }
+
+    /// The backends, in the order of the configuration.
+    pub fn stats(&self, now: Instant) -> impl Iterator<Item = BackendStats> {
+        self.config.addrs.iter().zip(&self.members).enumerate().map(move |(index, (addr, member))| {
+            BackendStats {
+                addr: addr.clone(),
+                open: member.open.load(Ordering::Relaxed),
+                connected: member.connected.load(Ordering::Relaxed),
+                failed: member.failed.load(Ordering::Relaxed),
+                rests_for: self
+                    .health(index)
+                    .rests_until
+                    .map(|until| until.saturating_duration_since(now))
+                    .filter(|left| !left.is_zero()),
+            }
+        })
+    }
+
+    fn health(&self, index: usize) -> MutexGuard<'_, Health> {
+        // Plain data, whole at any time.
+        self.members[index].health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Health {
+    fn is_resting(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    /// The first connection after a rest is a trial: only one client waits for a backend that may be gone for good.
+    fn begin_trial(&mut self, now: Instant, limit: Duration) {
+        if self.failures > 0 && !self.is_resting(now) {
+            self.rests_until = Some(now + limit);
+            self.on_trial = true;
+        }
+    }
+
+    /// What fails during a rest says nothing new.
+    fn failed(&mut self, now: Instant) {
+        if self.on_trial || !self.is_resting(now) {
+            let rest = REST.0.saturating_mul(1 << self.failures.min(16)).min(REST.1);
+            *self = Self {
+                failures: self.failures.saturating_add(1),
+                rests_until: Some(now + rest),
+                on_trial: false,
+            };
+        }
+    }
+}
+
+/// A backend that one connection has, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pool: Arc<Pool>,
+    pub(super) index: usize,
+}
+
+impl Lease {
+    pub(super) fn addr(&self) -> &BackendAddr {
+        &self.pool.config.addrs[self.index]
+    }
+
+    /// It accepted. Returns whether it had failed before.
+    pub(super) fn connected(&self) -> bool {
+        self.pool.members[self.index].connected.fetch_add(1, Ordering::Relaxed);
+        let before = std::mem::take(&mut *self.pool.health(self.index));
+        before.failures > 0
+    }
+
+    /// It could not be had.
+    pub(super) fn failed(&self, now: Instant) {
+        self.pool.members[self.index].failed.fetch_add(1, Ordering::Relaxed);
+        self.pool.health(self.index).failed(now);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.members[self.index].open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn pool(count: u16, balance: Balance) -> Arc<Pool> {
+        let addrs = (1..=count).map(|port| BackendAddr::Tcp(([10, 0, 0, 1], port).into())).collect();
+        Arc::new(Pool::new(Backends { balance, ..Backends::new(addrs).unwrap() }))
+    }
+
+    fn picks(pool: &Arc<Pool>, count: usize, now: Instant) -> Vec<usize> {
+        (0..count).map(|_| pool.pick(&[], now).unwrap().index).collect()
+    }
+
+    #[test]
+    fn round_robin_goes_round() {
+        let pool = pool(3, Balance::RoundRobin);
+        assert_eq!(picks(&pool, 6, Instant::now()), [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn least_connections_fills_what_is_emptiest_and_takes_turns_among_equals() {
+        let (pool, now) = (pool(3, Balance::LeastConnections), Instant::now());
+        let mut held: Vec<_> = (0..6).map(|_| pool.pick(&[], now).unwrap()).collect();
+        let open = || pool.stats(now).map(|backend| backend.open).collect::<Vec<_>>();
+        assert_eq!(open(), [2, 2, 2]);
+        held.retain(|lease| lease.index != 1);
+        assert_eq!(open(), [2, 0, 2]);
+        assert_eq!(pool.pick(&[], now).unwrap().index, 1);
+        drop(held);
+        assert_eq!(open(), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_connection_tries_each_backend_once() {
+        let (pool, now) = (pool(3, Balance::RoundRobin), Instant::now());
+        let mut tried = Vec::new();
+        while let Some(lease) = pool.pick(&tried, now) {
+            lease.failed(now);
+            tried.push(lease.index);
+        }
+        tried.sort_unstable();
+        assert_eq!(tried, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_backend_that_failed_rests_longer_each_time_and_is_tried_by_one_connection_at_a_time() {
+        let (pool, start) = (pool(2, Balance::RoundRobin), Instant::now());
+        pool.pick(&[1], start).unwrap().failed(start);
+        // Attempts that were under way, and fail now, make the rest no longer.
+        pool.pick(&[1], start).unwrap().failed(start);
+        let rest = |now| pool.stats(now).next().unwrap().rests_for;
+        assert_eq!(rest(start), Some(REST.0));
+        assert_eq!(picks(&pool, 3, start + REST.0 / 2), [1, 1, 1]);
+        let mut now = start;
+        for doubled in 1..10 {
+            now += rest(now).unwrap();
+            assert_eq!(picks(&pool, 4, now).iter().filter(|&&index| index == 0).count(), 1, "one trial");
+            let trial = pool.pick(&[1], now).unwrap();
+            trial.failed(now + S);
+            now += S;
+            assert_eq!(rest(now), Some((REST.0 * (1 << doubled)).min(REST.1)));
+        }
+        now += REST.1;
+        let trial = pool.pick(&[1], now).unwrap();
+        assert!(trial.connected() && rest(now).is_none());
+        assert!(picks(&pool, 4, now).iter().filter(|&&index| index == 0).count() == 2);
+        trial.failed(now);
+        assert_eq!(rest(now), Some(REST.0), "what it did before is forgotten");
+    }
+
+    #[test]
+    fn the_only_backend_is_tried_although_it_rests() {
+        let (pool, now) = (pool(1, Balance::RoundRobin), Instant::now());
+        for _ in 0..100 {
+            pool.pick(&[], now).unwrap().failed(now);
+        }
+        let backend = pool.stats(now).next().unwrap();
+        assert_eq!((backend.rests_for, backend.failed), (Some(REST.0), 100));
+        assert!(pool.pick(&[], now).is_some());
+    }
+
+    #[test]
+    fn a_trial_whose_client_went_away_is_followed_by_another() {
+        let (pool, start) = (pool(2, Balance::RoundRobin), Instant::now());
+        pool.pick(&[1], start).unwrap().failed(start);
+        let now = start + REST.0;
+        drop(pool.pick(&[1], now).unwrap());
+        assert_eq!(picks(&pool, 2, now), [1, 1]);
+        let later = now + pool.config.connect_timeout;
+        assert!(picks(&pool, 2, later).contains(&0));
+    }
+}
