@@ -29,10 +29,14 @@ use table::world::{EPOCH, Place, SLOT, World, places};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
+#[path = "support/verifier.rs"]
+mod verifier;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
 /// What the verifier follows on its way through; the kernel stops at a million.
 const MOST_VERIFIED: u32 = 180_000;
+/// The bytes of stack that a chain of its functions takes; the kernel stops at 512.
+const MOST_STACK: usize = 512;
 /// Frames in the differential test; with `--long` ten times as many.
 const FRAMES: usize = 1_000_000;
 /// What they follow from.
@@ -522,7 +526,14 @@ fn the_verifier_has_room_left() {
     let program: &Xdp = kernel.ebpf.program("tcpguard").unwrap().try_into().unwrap();
     let info = program.info().unwrap();
     let verified = info.verified_instruction_count().unwrap();
-    let said = format!("{verified} instructions verified, {} bytes of machine code\n", info.size_jitted());
+    let stack = verifier::stack(OBJECT, "tcpguard", &kernel.ebpf, &[("SLOT", &SLOT.to_ne_bytes())]);
+    let said = format!(
+        "{verified} instructions verified, {} bytes of machine code, stack depth {:?}, {} combined\n",
+        info.size_jitted(),
+        stack.depths,
+        stack.combined
+    );
     std::io::Write::write_all(&mut std::io::stdout(), said.as_bytes()).unwrap();
-    assert!(verified < MOST_VERIFIED, "{verified} instructions verified");
+    assert!(verified < MOST_VERIFIED, "{said}");
+    assert!(stack.combined <= MOST_STACK, "{said}");
 }
