@@ -5,7 +5,7 @@ use crate::flow::Address;
 use crate::sketch::Rate;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -21,6 +21,19 @@ pub const SERVICE_PLACES: u32 = 1024;
 /// The XSKMAP (and heartbeat) index of one engine: interface slot × [`MAX_QUEUES`] + queue.
 pub const fn xsk_index(slot: u32, queue: u32) -> u32 {
     slot * MAX_QUEUES + queue
+}
+
+/// What an engine that turns at `now`, `CLOCK_MONOTONIC` nanoseconds, writes for XDP to read: the time, but for the lowest
+/// bit, which says whether its receive ring is under pressure. Both in one word, since XDP reads it for every segment.
+#[inline(always)]
+pub const fn heartbeat(now: u64, under_pressure: bool) -> u64 {
+    now & !1 | under_pressure as u64
+}
+
+/// Whether the engine that wrote this [`heartbeat`] had its receive ring under pressure.
+#[inline(always)]
+pub const fn is_under_pressure(heartbeat: u64) -> bool {
+    heartbeat & 1 != 0
 }
 
 /// Entries in the XSKMAP and the heartbeat array.
@@ -52,8 +65,7 @@ pub mod name {
     pub const KNOWN: &str = "KNOWN";
     /// XSKMAP, indexed by [`super::xsk_index`].
     pub const SOCKETS: &str = "SOCKETS";
-    /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, `CLOCK_MONOTONIC`
-    /// nanoseconds.
+    /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, see [`super::heartbeat`].
     pub const HEARTBEATS: &str = "HEARTBEATS";
     /// Mmapable `Array<[u32; 4]>` of [`super::FINGERPRINTS`] TIME_WAIT fingerprints in buckets of
     /// [`crate::fingerprint::WAYS`]; engines write, XDP reads. 0 is an empty place.
@@ -63,6 +75,15 @@ pub mod name {
     pub const REPLIES: &str = "REPLIES";
     /// `Array<u64>` of [`super::VERIFIED`] words, see [`crate::decision::budget`]: sources that showed a valid cookie.
     pub const VERIFIED: &str = "VERIFIED";
+    /// `Array<[u64; sketch::WORDS]>`, one [`crate::sketch::Sketch`]: how fast sources open flows.
+    pub const ARRIVALS: &str = "ARRIVALS";
+    /// `Array<[u64; sketch::WORDS]>`, one [`crate::sketch::Sketch`]: how fast flows send while a ring is under pressure.
+    pub const PACES: &str = "PACES";
+    /// Mmapable `Array<i64>` of [`super::SERVICE_IDS`], indexed by service id: open flows. XDP counts up what it enters
+    /// into the flow table, the engines what they enter and remove; see [`crate::decision::admission`].
+    pub const SERVICE_FLOWS: &str = "SERVICE_FLOWS";
+    /// The same for sources, two rows of [`super::SOURCE_PLACES`].
+    pub const SOURCE_FLOWS: &str = "SOURCE_FLOWS";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Mmapable `Array<Head>`: [`crate::filter::HEADS`] for each bank. Here and below the daemon writes, XDP reads.
@@ -85,6 +106,12 @@ pub const FINGERPRINTS: u32 = 1 << 20;
 
 /// Places for recently verified sources; a power of two.
 pub const VERIFIED: u32 = 1 << 19;
+
+/// Ids that services can have.
+pub const SERVICE_IDS: u32 = 2 * MAX_SERVICES;
+
+/// Places in each of the two rows for counts of sources' flows; a power of two.
+pub const SOURCE_PLACES: u32 = 1 << 18;
 
 /// Words of the port bitmap.
 pub const PORT_WORDS: u32 = 65536 / 64;
@@ -137,6 +164,14 @@ pub struct Limits {
     pub prefix_v6: u64,
     /// For how long a source counts as verified, nanoseconds.
     pub verified_for: u64,
+    /// New flows of each source.
+    pub arrivals: Rate,
+    /// Segments of each known flow, while the engine's ring is under pressure.
+    pub flows: Rate,
+    /// Open flows of each source; 0 for any number.
+    pub source_flows: u32,
+    /// Open flows of each service; 0 for any number.
+    pub service_flows: u32,
 }
 
 /// After the grace, a dead daemon's ports are left to the kernel.
@@ -332,7 +367,7 @@ mod tests {
     #[test]
     fn map_values_have_no_padding() {
         assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 4 + 16 + size_of::<Limits>());
-        assert_eq!(size_of::<Limits>(), 2 * 16 + 3 * 8);
+        assert_eq!(size_of::<Limits>(), 4 * 16 + 3 * 8 + 2 * 4);
         assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
         assert_eq!(size_of::<Interface>(), 8 + 8);
         assert_eq!(size_of::<ServiceKey<V4>>(), 8);

@@ -35,6 +35,13 @@ macro_rules! reasons {
                 match self { $( Self::$variant => concat!($($help),+), )+ }
             }
 
+            /// The reason with this place among [`Self::ALL`].
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                $( if index == Self::$variant as u32 { return Some(Self::$variant) } )+
+                None
+            }
+
             const fn declared_outcome(self) -> Outcome {
                 match self { $( Self::$variant => Outcome::$outcome, )+ }
             }
@@ -54,14 +61,23 @@ reasons! {
     FlowKnown = "flow-known", Redirected;
     /// Segment of a flow in TIME_WAIT, handed to the engine.
     TimeWait = "time-wait", Redirected;
+    /// Segment of a known flow, or of one in TIME_WAIT, that sends more than flow-rate while the engine's receive ring is
+    /// more than half full.
+    FlowRate = "flow-rate", Dropped;
     /// ACK of an unknown flow whose cookie does not validate: forged, expired, or of a flow that ended.
     AckInvalid = "ack-invalid", Dropped;
     /// Valid cookie, but the TCP checksum is wrong, or the segment longer than 4096 bytes.
     AckBadChecksum = "ack-bad-checksum", Dropped;
     /// Valid cookie, but the flow map is full: answered with a reset.
     FlowMapFull = "flow-map-full", Answered;
-    /// As flow-map-full, but the frame could not be turned into a reset.
-    FlowMapFullSilent = "flow-map-full-silent", Dropped;
+    /// Valid cookie, but the service has as many flows as service-flows allows: answered with a reset.
+    AdmissionService = "admission-service", Answered;
+    /// Valid cookie, but its source has as many flows as source-flows allows: answered with a reset.
+    AdmissionSourceFlows = "admission-source-flows", Answered;
+    /// Valid cookie, but its source opens flows faster than source-rate allows: answered with a reset.
+    AdmissionSourceRate = "admission-source-rate", Answered;
+    /// Valid cookie of a flow that was refused, but the frame could not be turned into a reset.
+    RefusedSilently = "refused-silently", Dropped;
     /// The source is on the deny list.
     FilterDeny = "filter-deny", Dropped;
     /// RST of an unknown flow.
@@ -154,9 +170,10 @@ mod tests {
         for (index, &reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(Reason::from_name(reason.name()), Some(reason));
             assert_eq!(reason as usize, index);
+            assert_eq!(Reason::from_index(index as u32), Some(reason));
             assert_eq!(reason.outcome(), reason.declared_outcome());
             assert!(!reason.help().is_empty());
         }
-        assert_eq!(Reason::from_name("no-such"), None);
+        assert_eq!((Reason::from_name("no-such"), Reason::from_index(Reason::COUNT as u32)), (None, None));
     }
 }

@@ -9,14 +9,15 @@ mod filters;
 mod object;
 mod packet;
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
 use core::arch::asm;
 use tcpguard_common::cookie::Epochs;
-use tcpguard_common::decision::{self, Env, Tables, Verdict};
+use tcpguard_common::decision::opening::{self, Proven};
+use tcpguard_common::decision::{self, Env, Insertion, Tables, Verdict};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket, Place, Presence, ROOM};
@@ -24,9 +25,10 @@ use tcpguard_common::map::{
     DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
     PORT_WORDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES, xsk_index,
 };
+use tcpguard_common::packet::{Family, FrameMut};
 use tcpguard_common::reason::Reason;
 
-use crate::packet::Packet;
+use crate::packet::{Packet, bounded};
 
 /// Which of the guarded interfaces this instance of the program sits on; set when it is loaded.
 #[unsafe(no_mangle)]
@@ -72,10 +74,7 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT 
 /// The program, once for each guarded interface.
 #[xdp]
 fn tcpguard(ctx: XdpContext) -> u32 {
-    // SAFETY: an aligned load from a global that lives as long as the program. Volatile, because the loader
-    // replaces its value after the compiler has seen it.
-    let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
-    let env = Maps { slot, queue: ctx.rx_queue_index() };
+    let env = Maps::new(&ctx);
     match decision::decide(&mut Packet::new(&ctx), &env) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
@@ -94,9 +93,44 @@ struct Tick {
 }
 
 struct Maps {
+    ctx: *mut xdp_md,
     slot: u32,
     queue: u32,
 }
+
+impl Maps {
+    #[inline(always)]
+    fn new(ctx: &XdpContext) -> Self {
+        // SAFETY: an aligned load from a global that lives as long as the program. Volatile, because the loader
+        // replaces its value after the compiler has seen it.
+        let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
+        Self { ctx: ctx.ctx, slot, queue: ctx.rx_queue_index() }
+    }
+}
+
+// Verified by themselves, as those in `packet`, and beside the rest of the decision, not below it: each may have the whole
+// stack.
+macro_rules! behind_a_cookie {
+    ($family:ty, $open:ident, $reset:ident) => {
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $open(ctx: *mut xdp_md, l3: u32, service: u32, allowed: u32) -> u32 {
+            let ctx = XdpContext::new(ctx);
+            let proven = Proven { service, allowed: allowed != 0 };
+            opening::open::<$family, _, _>(&mut Packet::new(&ctx), &Maps::new(&ctx), bounded(l3), proven)
+                as u32
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $reset(ctx: *mut xdp_md, l3: u32) -> u32 {
+            let ctx = XdpContext::new(ctx);
+            opening::reset::<$family, _>(&mut Packet::new(&ctx), bounded(l3)).into()
+        }
+    };
+}
+behind_a_cookie!(V4, open_v4, reset_v4);
+behind_a_cookie!(V6, open_v6, reset_v6);
 
 impl Epochs for Maps {
     #[inline(always)]
@@ -106,6 +140,19 @@ impl Epochs for Maps {
 }
 
 impl Env for Maps {
+    #[inline(always)]
+    fn open<A: Family, F: FrameMut + ?Sized>(&self, _: &mut F, l3: usize, proven: Proven) -> Reason {
+        let Proven { service, allowed } = proven;
+        let open = if A::VERSION == 4 { open_v4 } else { open_v6 };
+        Reason::from_index(open(self.ctx, l3 as u32, service, allowed.into())).unwrap_or(Reason::AckInvalid)
+    }
+
+    #[inline(always)]
+    fn reset<A: Family, F: FrameMut + ?Sized>(&self, _: &mut F, l3: usize) -> bool {
+        let reset = if A::VERSION == 4 { reset_v4 } else { reset_v6 };
+        reset(self.ctx, l3 as u32) != 0
+    }
+
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
         SETTINGS.get(0)
@@ -239,14 +286,17 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn insert_flow(&self, key: &FlowKey<$family>, flow: &Flow) -> bool {
+            fn insert_flow(&self, key: &FlowKey<$family>, flow: &Flow) -> Insertion {
                 // SAFETY: this CPU's own value, as for the tick.
                 let Some(opening) = (unsafe { OPENING.get_ptr_mut(0).and_then(|flow| flow.as_mut()) }) else {
-                    return false;
+                    return Insertion::Full;
                 };
                 *opening = *flow;
-                let inserted = $flows.insert(key, &*opening, u64::from(BPF_NOEXIST));
-                matches!(inserted, Ok(()) | Err(NEG_EEXIST))
+                match $flows.insert(key, &*opening, u64::from(BPF_NOEXIST)) {
+                    Ok(()) => Insertion::Inserted,
+                    Err(NEG_EEXIST) => Insertion::Known,
+                    Err(_) => Insertion::Full,
+                }
             }
         }
     };

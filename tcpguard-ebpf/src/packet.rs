@@ -124,7 +124,7 @@ extern "C" fn find_tcp(ctx: *mut xdp_md, l3: u32, first: u32) -> u64 {
 
 /// An offset that the verifier knows a bound of.
 #[inline(always)]
-fn bounded(offset: u32) -> usize {
+pub(crate) fn bounded(offset: u32) -> usize {
     (offset & 0x3fff) as usize
 }
 

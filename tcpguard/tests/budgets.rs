@@ -3,9 +3,12 @@
 mod support;
 
 use std::net::Ipv4Addr;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::raw::{RawPort, linux_options};
 use support::{Guarded, PORT, assert_same, wait_for};
 use xtask::lab::{FloodSpec, Received};
@@ -119,4 +122,48 @@ fn a_budget_is_tuned_while_it_runs() {
     guarded.tune("reply-burst", "100000");
     guarded.tune("reply-rate", "100000");
     assert_eq!(heard_of(&mut guarded, refused), 0, "an old debt was kept");
+}
+
+#[test]
+fn a_real_connection_that_floods_its_own_tuple_takes_nothing_from_others() {
+    let mut guarded = Guarded::simple();
+    guarded.tune("flow-rate", "1000");
+    guarded.tune("flow-burst", "100");
+    let names: Vec<String> = (0..8).map(|index| format!("file{index}")).collect();
+    for name in &names {
+        guarded.backend.file(name, 2_000_000).expect("a file");
+    }
+    let raw = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 99));
+    let handshake = raw.syn(50_000, PORT, 7, linux_options()).expect("a SYN-ACK");
+    let flood = raw.frame(50_000, PORT, &handshake.ack(b""));
+    raw.send(&flood);
+    wait_for("the connection", Duration::from_secs(5), || guarded.flows(Some("ESTABLISHED")).len() == 1);
+
+    let into = guarded.lab.dir().join("downloads");
+    let daemon = Pid::from_child(guarded.daemon().child());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    (0..1000).for_each(|_| raw.try_send(&flood));
+                }
+            });
+        }
+        // While the engine does not turn, the flood fills its ring: what any machine does that is slower than a flood.
+        let refused = || guarded.reason("flow-rate");
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            for round in 0..3 {
+                let before = refused();
+                kill_process(daemon, Signal::STOP).expect("stopping the daemon");
+                std::thread::sleep(Duration::from_millis(300));
+                kill_process(daemon, Signal::CONT).expect("going on");
+                wait_for("the flood to be held back", Duration::from_secs(10), || refused() > before);
+                download(&guarded, &names, &into.join(round.to_string()));
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1, "the flooder itself is only held back");
 }

@@ -1,13 +1,21 @@
+//! What a prefix may be sent and what a flow may send: the reply budget, and the pace of flows under pressure.
+//!
 //! The reply budget: no prefix is sent more SYN-ACKs than a stated rate, whoever asks for them in its name. Sources that
 //! showed a valid cookie not long ago are known to be there, and draw on a budget of their own once their prefix's is used
 //! up. Neither costs an insertion: both are kept in a [`Sketch`], and the verified sources in a plain array.
 //!
 //! A first-time client inside a prefix that is being spoofed competes with the spoofer for the prefix's budget, and may
 //! have to send its SYN more than once. Established flows and valid ACKs are never charged.
+//!
+//! The pace: while an engine's receive ring is more than half full, each flow may send it so many segments a second and no
+//! more, so that whoever floods his own connection takes the ring from himself. It is kept in a sketch too, not with the
+//! flow: an engine may replace that entry, and looking it up is what a machine under pressure has least time for.
 
 use crate::flow::Address;
 use crate::hash;
 use crate::map::{Limits, Settings, VERIFIED};
+#[cfg(doc)]
+use crate::packet::Family;
 use crate::reason::Reason;
 use crate::sketch::Sketch;
 
@@ -19,6 +27,8 @@ pub trait Ledger {
     fn verified(&self, place: u32) -> u64;
     /// Replaces it.
     fn set_verified(&self, place: u32, word: u64);
+    /// How fast flows send.
+    fn paces(&self) -> Option<&Sketch>;
 }
 
 /// Domains of [`hash::keyed`]; the family's version is added.
@@ -51,6 +61,21 @@ pub(super) fn charge_reply<A: Address, E: Ledger + ?Sized>(
         return Ok(());
     }
     Err(Reason::ReplyBudgetVerified)
+}
+
+/// Takes one segment from what the flow with this [hash](Family::hash_flow_fast) may send.
+#[inline(always)]
+pub(super) fn charge_flow<E: Ledger + ?Sized>(
+    env: &E,
+    settings: &Settings,
+    flow: u64,
+    now: u64,
+) -> Result<(), Reason> {
+    let rate = &settings.limits.flows;
+    match env.paces() {
+        Some(paces) if rate.interval != 0 && !paces.charge(flow, rate, now) => Err(Reason::FlowRate),
+        _ => Ok(()),
+    }
 }
 
 /// Remembers that the source showed a valid cookie. Another source may have to make way: it is then like one that was

@@ -7,18 +7,21 @@ use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
 use crate::known::{Place, Presence};
 use crate::map::{
-    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, Interface, MODE_OFF, ON_EXIT_PASS, PLACE_HELD,
-    PLACE_SHARED, Service, ServiceKey, ServicePlace, Settings,
+    ABI_VERSION, EpochSlot, Flow, Interface, MODE_OFF, ON_EXIT_PASS, PLACE_HELD, PLACE_SHARED, Service,
+    ServiceKey, ServicePlace, Settings, is_under_pressure,
 };
 use crate::packet::build::{Headers, Link};
 use crate::packet::{Ethernet, Family, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
 use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
 
+pub mod admission;
 pub mod budget;
 pub mod filter;
+pub mod opening;
 
 use filter::{Listed, Rules, Spans};
+use opening::Proven;
 
 /// What the driver is to do with the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,17 @@ pub enum Verdict {
     Redirect(u32),
 }
 
+/// What became of a flow that was to be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insertion {
+    /// It is remembered from now on.
+    Inserted,
+    /// It was already, as it stays.
+    Known,
+    /// There is no room.
+    Full,
+}
+
 /// The tables that exist once per address family.
 pub trait Tables<A: Point>: Spans<A> {
     /// One place of the array in front of the services, by [`ServiceKey::place`].
@@ -41,12 +55,12 @@ pub trait Tables<A: Point>: Spans<A> {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
     /// Whether the flow is in the flow table, which the front is asked first.
     fn knows_flow(&self, key: &FlowKey<A>) -> bool;
-    /// Remembers a flow. One that is already there counts as remembered; `false` when there is no room.
-    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> bool;
+    /// Remembers a flow that is not remembered yet.
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> Insertion;
 }
 
 /// The maps and the clock, seen from one receive queue of one guarded interface.
-pub trait Env: Epochs + Rules + budget::Ledger + Tables<V4> + Tables<V6> {
+pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> + Tables<V6> {
     /// What the daemon last wrote.
     fn settings(&self) -> Option<&Settings>;
     /// The interface the frame arrived on.
@@ -63,7 +77,7 @@ pub trait Env: Epochs + Rules + budget::Ledger + Tables<V4> + Tables<V6> {
     fn queue(&self) -> u32;
     /// The [index](crate::map::xsk_index) of the engine that a receive queue of this interface has, or would have.
     fn engine(&self, queue: u32) -> u32;
-    /// When that engine last turned, monotonic nanoseconds; 0 for never.
+    /// When that engine last turned, as a [heartbeat](crate::map::heartbeat); 0 for never.
     fn heartbeat(&self, engine: u32) -> u64;
     /// Whether that engine has a socket to redirect to.
     fn has_socket(&self, engine: u32) -> bool;
@@ -71,6 +85,22 @@ pub trait Env: Epochs + Rules + budget::Ledger + Tables<V4> + Tables<V6> {
     fn now(&self) -> u64;
     /// Counts one segment.
     fn count(&self, reason: Reason);
+
+    /// Opens the flow of a segment whose cookie is valid: [`opening::open`]. BPF's verifier follows a function of its own once,
+    /// and gives it a stack of its own.
+    #[inline(always)]
+    fn open<A: Family, F: FrameMut + ?Sized>(&self, frame: &mut F, l3: usize, proven: Proven) -> Reason
+    where
+        Self: Tables<A>,
+    {
+        opening::open::<A, F, Self>(frame, self, l3, proven)
+    }
+
+    /// Answers a segment with a reset: [`opening::reset`], likewise.
+    #[inline(always)]
+    fn reset<A: Family, F: FrameMut + ?Sized>(&self, frame: &mut F, l3: usize) -> bool {
+        opening::reset::<A, F>(frame, l3)
+    }
 }
 
 /// Judges one frame, answering it in place where the verdict is [`Verdict::Transmit`]. Exactly one reason is
@@ -100,16 +130,36 @@ fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Optio
     let l3 = frame.opaque_offset(ethernet.l3);
     frame.forget();
     match ethernet.ether_type {
-        <V4 as Family>::ETHER_TYPE => judge_ip::<V4, _, _>(frame, env, l3, interface.queues),
-        <V6 as Family>::ETHER_TYPE => judge_ip::<V6, _, _>(frame, env, l3, interface.queues),
+        <V4 as Family>::ETHER_TYPE => judge_family::<V4, _, _>(frame, env, l3, interface.queues),
+        <V6 as Family>::ETHER_TYPE => judge_family::<V6, _, _>(frame, env, l3, interface.queues),
         _ => None,
     }
 }
 
+#[inline(always)]
+fn judge_family<A, F, E>(frame: &mut F, env: &E, l3: usize, queues: u32) -> Option<Reason>
+where
+    A: Family,
+    F: FrameMut + ?Sized,
+    E: Env + Tables<A> + ?Sized,
+{
+    let mut proven = Proven::default();
+    match judge_ip::<A, F, E>(frame, env, l3, queues, &mut proven)? {
+        Reason::AckValid => match env.open::<A, F>(frame, l3, proven) {
+            refusal if refusal.outcome() == Outcome::Answered && !env.reset::<A, F>(frame, l3) => {
+                Some(Reason::RefusedSilently)
+            }
+            reason => Some(reason),
+        },
+        reason => Some(reason),
+    }
+}
+
 /// A function of its own: BPF gives both families together 512 bytes of stack, too few for one function to hold
-/// both.
+/// both. For the same reason it leaves the flow of a valid cookie to whoever called it: [`Reason::AckValid`] says that there is
+/// one, and what is known of it is then in `proven`.
 #[inline(never)]
-fn judge_ip<A, F, E>(frame: &mut F, env: &E, l3: usize, queues: u32) -> Option<Reason>
+fn judge_ip<A, F, E>(frame: &mut F, env: &E, l3: usize, queues: u32, proven: &mut Proven) -> Option<Reason>
 where
     A: Family,
     F: FrameMut + ?Sized,
@@ -122,8 +172,8 @@ where
     if settings.abi != ABI_VERSION {
         return None;
     }
-    let arrival = Arrival { ip, settings, queues, now: env.now() };
-    let (Ok(reason) | Err(reason)) = arrival.judge(frame, env, service);
+    let arrival = Arrival { ip, settings, now: env.now() };
+    let (Ok(reason) | Err(reason)) = arrival.judge(frame, env, queues, service, proven);
     Some(reason)
 }
 
@@ -155,14 +205,19 @@ fn service_at<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, key: &ServiceKey<
 struct Arrival<'a, A> {
     ip: Ip<A>,
     settings: &'a Settings,
-    /// How many receive queues of the interface have an engine.
-    queues: u32,
     now: u64,
 }
 
 impl<A: Family> Arrival<'_, A> {
     #[inline(always)]
-    fn judge<F, E>(&self, frame: &mut F, env: &E, service: Service) -> Judgement
+    fn judge<F, E>(
+        &self,
+        frame: &mut F,
+        env: &E,
+        queues: u32,
+        service: Service,
+        proven: &mut Proven,
+    ) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + Tables<A> + ?Sized,
@@ -178,7 +233,7 @@ impl<A: Family> Arrival<'_, A> {
             return Err(Reason::FilterDeny);
         }
         let allowed = frame.opaque(u32::from(listed == Listed::Allowed)) != 0;
-        self.check_alive(env)?;
+        let pressed = self.check_alive(env, queues)?;
         if let Some(fault) = self.ip.fault {
             return Err(fault);
         }
@@ -187,44 +242,50 @@ impl<A: Family> Arrival<'_, A> {
         if tcp.flags.contains(Flags::SYN) && !tcp.flags.contains(Flags::ACK) {
             return self.judge_syn(frame, env, &tcp, allowed);
         }
-        let flow = FlowKey {
-            peer: self.ip.src,
-            local: self.ip.dst,
-            peer_port: tcp.src_port,
-            local_port: tcp.dst_port,
-        };
+        let flow = self.key(&tcp);
         let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
         let known = match env.presence(Place::of_hash(hash)) {
             Presence::Known => true,
             Presence::Unknown => false,
             Presence::Unsure => env.knows_flow(&flow),
         };
-        if known {
-            Ok(Reason::FlowKnown)
+        let reason = if known {
+            Reason::FlowKnown
         } else if tcp.flags.contains(Flags::RST) {
-            Ok(Reason::NoFlowRst)
+            Reason::NoFlowRst
         } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
-            Ok(Reason::NoFlow)
+            Reason::NoFlow
         } else {
-            self.judge_ack(frame, env, &tcp, &flow, hash)
+            *proven = Proven { service: service.id, allowed };
+            self.judge_ack(frame, env, &tcp, &flow, hash)?
+        };
+        if pressed && matches!(reason, Reason::FlowKnown | Reason::TimeWait) {
+            budget::charge_flow(env, self.settings, hash, self.now)?;
         }
+        Ok(reason)
     }
 
     /// Segments are only dealt with while somebody is there to take them. An engine that stopped turning, or lost
     /// its socket, may be back in a moment: until the grace is over clients are left to retry. A queue that came up
-    /// after the daemon has no engine; whether the daemon lives is then the first engine's to say.
+    /// after the daemon has no engine; whether the daemon lives is then the first engine's to say. Returns whether the
+    /// engine's ring is under pressure.
     #[inline(always)]
-    fn check_alive<E: Env + ?Sized>(&self, env: &E) -> Result<(), Reason> {
+    fn check_alive<E: Env + ?Sized>(&self, env: &E, queues: u32) -> Result<bool, Reason> {
         let queue = env.queue();
-        let served = queue < self.queues;
+        let served = queue < queues;
         let engine = env.engine(if served { queue } else { 0 });
         // The coarse clock may lie behind the one the engine read.
-        let age = self.now.saturating_sub(env.heartbeat(engine));
+        let heartbeat = env.heartbeat(engine);
+        let age = self.now.saturating_sub(heartbeat);
         if age <= self.settings.stale_after {
             if !served {
                 return Err(Reason::NoEngine);
             }
-            return if env.has_socket(engine) { Ok(()) } else { Err(Reason::Grace) };
+            return if env.has_socket(engine) {
+                Ok(is_under_pressure(heartbeat))
+            } else {
+                Err(Reason::Grace)
+            };
         }
         if age - self.settings.stale_after <= self.settings.exit_grace {
             return Err(Reason::Grace);
@@ -308,12 +369,7 @@ impl<A: Family> Arrival<'_, A> {
         options: &Options,
         slot: &EpochSlot,
     ) -> Headers<A> {
-        let flow = FlowKey {
-            peer: self.ip.src,
-            local: self.ip.dst,
-            peer_port: tcp.src_port,
-            local_port: tcp.dst_port,
-        };
+        let flow = self.key(tcp);
         let syn = SynOptions {
             mss: options.mss.map(|mss| frame.opaque(mss.into()) as u16),
             // An absent option's value is whatever the register held. Hidden, nothing is calculated with it before it is known
@@ -337,13 +393,13 @@ impl<A: Family> Arrival<'_, A> {
                 timestamps: cookie.tsval.zip(syn.timestamps),
                 ..Options::default()
             },
-            ..self.empty_answer(tcp)
+            ..empty_answer(&self.ip, tcp)
         }
     }
 
     /// Checks the ACK of a flow that the flow table does not know.
     #[inline(always)]
-    fn judge_ack<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, flow: &FlowKey<A>, hash: u64) -> Judgement
+    fn judge_ack<F, E>(&self, frame: &F, env: &E, tcp: &Tcp, flow: &FlowKey<A>, hash: u64) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + Tables<A> + ?Sized,
@@ -362,64 +418,25 @@ impl<A: Family> Arrival<'_, A> {
         if cookie::validate(env, &clock, flow, client_isn, isn, tsecr).is_none() {
             return Err(Reason::AckInvalid);
         }
-        if !A::header_checksum_ok(frame, &self.ip) {
-            return Err(Reason::IpBadChecksum);
-        }
-        // What the flow is remembered by is all that the engine has when the frame is lost; the data is covered, too.
-        if self.checksum_ok(frame) != Some(true) {
-            return Err(Reason::AckBadChecksum);
-        }
-        budget::note_verified(env, self.settings, self.ip.src, self.now);
-        let ethernet = Ethernet::parse(frame).ok_or(Reason::Truncated)?;
-        if env.insert_flow(flow, &self.flow(env.engine(env.queue()), &ethernet, tcp, &options)) {
-            env.enter(Place::of_hash(hash));
-            return Ok(Reason::AckValid);
-        }
-        // The source is proven: an answer tells it, silence would leave it hanging (RFC 9293 §3.5.2).
-        let reset = Headers { seq: tcp.ack, flags: Flags::RST, ..self.empty_answer(tcp) };
-        Ok(if reset.answer(frame, self.ip.l3).is_some() {
-            Reason::FlowMapFull
-        } else {
-            Reason::FlowMapFullSilent
-        })
+        Ok(Reason::AckValid)
     }
+}
 
-    #[inline(always)]
-    fn flow(&self, owner: u32, ethernet: &Ethernet, tcp: &Tcp, options: &Options) -> Flow {
-        let (tsval, tsecr) = options.timestamps.unwrap_or_default();
-        Flow {
-            created: self.now,
-            generation: self.settings.generation,
-            owner,
-            seq: tcp.seq.0,
-            ack: tcp.ack.0,
-            tsval,
-            tsecr,
-            window: tcp.window,
-            flags: if options.timestamps.is_some() { FLOW_TIMESTAMPS } else { 0 },
-            peer_mac: ethernet.src,
-            vlan_count: ethernet.vlan.count,
-            pad: 0,
-            vlan: ethernet.vlan.tags,
-        }
-    }
-
-    /// Headers from here to where the segment came from, with nothing in them yet.
-    #[inline(always)]
-    fn empty_answer(&self, tcp: &Tcp) -> Headers<A> {
-        Headers {
-            link: Link::default(),
-            src: self.ip.dst,
-            dst: self.ip.src,
-            ecn: 0,
-            src_port: tcp.dst_port,
-            dst_port: tcp.src_port,
-            seq: Seq(0),
-            ack: Seq(0),
-            flags: Flags::default(),
-            window: 0,
-            options: Options::default(),
-        }
+/// Headers from here to where the segment came from, with nothing in them yet.
+#[inline(always)]
+fn empty_answer<A: Family>(ip: &Ip<A>, tcp: &Tcp) -> Headers<A> {
+    Headers {
+        link: Link::default(),
+        src: ip.dst,
+        dst: ip.src,
+        ecn: 0,
+        src_port: tcp.dst_port,
+        dst_port: tcp.src_port,
+        seq: Seq(0),
+        ack: Seq(0),
+        flags: Flags::default(),
+        window: 0,
+        options: Options::default(),
     }
 }
 

@@ -50,7 +50,7 @@ fn every_reason_but_the_unreachable_one_is_in_the_table() {
     let cases = cases::all();
     for &reason in Reason::ALL {
         // A test of its own below.
-        let unreachable = reason == Reason::FlowMapFullSilent;
+        let unreachable = reason == Reason::RefusedSilently;
         assert_eq!(cases.iter().any(|case| case.reason == Some(reason)), !unreachable, "{}", reason.name());
     }
 }
@@ -171,7 +171,7 @@ fn a_reset_that_cannot_be_written_is_dropped_and_counted() {
     let mut bytes = spec.frame();
     let len = bytes.len();
     assert_eq!(decide(&mut Stiff(Buffer::new(&mut bytes, len)), &world), Verdict::Drop);
-    assert_eq!(*world.counted.borrow(), [Reason::FlowMapFullSilent]);
+    assert_eq!(*world.counted.borrow(), [Reason::RefusedSilently]);
     assert_eq!(bytes, spec.frame());
 }
 

@@ -225,6 +225,26 @@ tunables! {
     reply_prefix_v4: u32 = "reply-prefix-v4", 24, 8 => 32;
     /// Length of the IPv6 prefixes that reply budgets are for.
     reply_prefix_v6: u32 = "reply-prefix-v6", 56, 16 => 64;
+    /// Connections a second that one source (IPv4 address, IPv6 /64) may open; the ACK that opens one more is answered
+    /// with a reset. 0 is no limit, and the default: an address may be a carrier's NAT or a proxy with thousands of users
+    /// behind it, and only who runs the service knows.
+    source_rate: u32 = "source-rate", 0, 0 => 10_000_000;
+    /// Connections that one source may open at once after a pause. At least what source-rate allows in a clock tick of
+    /// 10ms.
+    source_burst: u32 = "source-burst", 100_000, 1 => 10_000_000;
+    /// Connections that one source (IPv4 address, IPv6 /64) may have open, TIME_WAIT not counted; the ACK that opens one
+    /// more is answered with a reset. 0 is no limit, and the default, as for source-rate. Sources share 262144 places of
+    /// which each has two: with a million connections open, a count may be some ten too high.
+    source_flows: u32 = "source-flows", 0, 0 => 10_000_000;
+    /// Connections that each service may have open, TIME_WAIT not counted; the ACK that opens one more is answered with a
+    /// reset. 0 is no limit but the size of the flow table (the default): memory for connections is bounded by itself.
+    service_flows: u32 = "service-flows", 0, 0 => 10_000_000;
+    /// Segments a second that one connection may send while the engine's receive ring is more than half full, and for a
+    /// second after that; what is more is dropped as if it were lost on the way, so that a connection that floods takes
+    /// nothing from others. 0 is no limit. The default is more than 1 Gbit/s of full segments.
+    flow_rate: u32 = "flow-rate", 100_000, 0 => 100_000_000;
+    /// Segments of one connection that may come at once then. At least what flow-rate allows in a clock tick of 10ms.
+    flow_burst: u32 = "flow-burst", 2048, 1 => 100_000_000;
     /// How long open connections may finish after SIGTERM before they are reset.
     drain_time: Duration = "drain-time", 5 * S, 0 => H;
 }
@@ -347,6 +367,8 @@ impl Tunables {
         for (name, rate) in rates {
             check_burst((name, rate), ("reply-burst", self.reply_burst))?;
         }
+        check_burst(("flow-rate", self.flow_rate), ("flow-burst", self.flow_burst))?;
+        check_burst(("source-rate", self.source_rate), ("source-burst", self.source_burst))?;
         Ok(())
     }
 }
@@ -478,5 +500,10 @@ mod tests {
         );
         let (slow, ..) = slow.with("verified-reply-rate", "0").unwrap();
         slow.with("reply-burst", "1").unwrap();
+        let (fast, ..) = Tunables::default().with("source-rate", "5000").unwrap();
+        assert_eq!(
+            fast.with("source-burst", "49").unwrap_err().to_string(),
+            "source-burst 49 is too little for source-rate 5000, which allows 50 in a clock tick of 10ms"
+        );
     }
 }

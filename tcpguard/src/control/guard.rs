@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
-    AttachMode, Attached, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
+    AttachMode, Attached, Census, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
     MasterSecret, Now, Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
@@ -97,7 +97,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables, services: _, descriptors: _ } = prepared;
+        let Prepared { keys, settings, tunables, services: _, descriptors: _, census: _ } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -181,7 +181,7 @@ impl Guard {
         }
         self.dataplane.write_settings(&settings)?;
         if settings.limits != before.limits {
-            self.dataplane.reset_replies()?;
+            self.dataplane.refill_budgets()?;
         }
         *self.settings.borrow_mut() = settings;
         Ok(())
@@ -289,7 +289,7 @@ impl Started {
         for attached in &attached {
             // Engines that are about to turn are alive: XDP must not take them for dead before they do.
             for queue in 0..attached.queues {
-                heartbeat(dataplane, attached, queue)?.beat(monotonic_ns());
+                heartbeat(dataplane, attached, queue)?.beat(monotonic_ns(), false);
             }
             dataplane.arm(attached.slot, true)?;
         }
@@ -304,6 +304,7 @@ struct Prepared {
     tunables: Arc<Tunables>,
     services: Vec<ServiceSpec>,
     descriptors: Quota,
+    census: Census,
 }
 
 impl Prepared {
@@ -341,7 +342,8 @@ impl Prepared {
         };
         let settings = with(base, &tunables, &keys.clock());
         let services = service_specs(config).collect();
-        Ok(Self { keys, settings, tunables, services, descriptors: Quota::default() })
+        let census = dataplane.census(settings.hash_key, &service_entries(config))?;
+        Ok(Self { keys, settings, tunables, services, descriptors: Quota::default(), census })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
@@ -351,7 +353,7 @@ impl Prepared {
         dataplane.write_settings(&self.settings)?;
         // Nobody keeps the TIME_WAIT entries of a previous daemon.
         dataplane.fingerprints().clear_all();
-        Ok(dataplane.reset_replies()?)
+        Ok(dataplane.refill_budgets()?)
     }
 
     /// One engine for each queue, each with its socket where XDP finds it.
@@ -388,7 +390,7 @@ impl Prepared {
         let (hash_key, flows, fingerprints) =
             (self.settings.hash_key, dataplane.flows(), dataplane.fingerprints());
         let heartbeat = heartbeat(dataplane, attached, queue)?;
-        let tables = KernelTables::new(flows, fingerprints, hash_key, heartbeat);
+        let tables = KernelTables::new(flows, fingerprints, hash_key, heartbeat, self.census.clone());
         let engine_config = EngineConfig {
             name: format!("{interface}/{queue}"),
             engine: index,

@@ -5,8 +5,8 @@ use tcpguard_common::sketch::Rate;
 
 use crate::config::Tunables;
 
-/// The limits of `tunables`, for interfaces of at most `queues` receive queues each: what is kept for each queue is that
-/// share of the whole.
+/// The limits of `tunables`, for interfaces of at most `queues` receive queues each: the reply budgets are kept for each
+/// queue, as that share of the whole.
 pub(super) fn limits(tunables: &Tunables, queues: u32) -> Limits {
     let reply_rate = |per_second| Rate::new(per_second, tunables.reply_burst, queues);
     Limits {
@@ -15,6 +15,10 @@ pub(super) fn limits(tunables: &Tunables, queues: u32) -> Limits {
         prefix_v4: prefix(tunables.reply_prefix_v4),
         prefix_v6: prefix(tunables.reply_prefix_v6),
         verified_for: tunables.verified_time.as_nanos() as u64,
+        arrivals: Rate::new(tunables.source_rate, tunables.source_burst, 1),
+        flows: Rate::new(tunables.flow_rate, tunables.flow_burst, 1),
+        source_flows: tunables.source_flows,
+        service_flows: tunables.service_flows,
     }
 }
 

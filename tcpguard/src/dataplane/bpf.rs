@@ -303,9 +303,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
         }
     }
 
-    /// Removes `keys`; those that are not there do not stop it. Returns how many were.
-    pub(super) fn remove_batch(&self, keys: &[K]) -> io::Result<usize> {
-        let (mut rest, mut removed) = (keys, 0);
+    /// Removes `keys` and shows those that were there to `removed`; those that were not do not stop it.
+    pub(super) fn remove_batch(&self, keys: &[K], mut removed: impl FnMut(&K)) -> io::Result<()> {
+        let mut rest = keys;
         while !rest.is_empty() {
             let mut attr = BatchAttr {
                 keys: rest.as_ptr() as u64,
@@ -315,21 +315,18 @@ impl<K: Pod, V: Pod> Map<K, V> {
             };
             // SAFETY: `count` keys of the map's size.
             let result = unsafe { bpf(MAP_DELETE_BATCH, &mut attr) };
-            let done = attr.count as usize;
+            let (done, left) = rest.split_at(rest.len().min(attr.count as usize));
             match result {
-                Ok(_) => {}
+                Ok(_) => rest = left,
                 // The kernel stops at a key that is missing and says how many it removed before: step over it.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done < rest.len() => {
-                    removed += done;
-                    rest = &rest[done + 1..];
-                    continue;
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !left.is_empty() => {
+                    rest = &left[1..];
                 }
                 Err(error) => return Err(error),
             }
-            removed += done;
-            rest = &rest[done..];
+            done.iter().for_each(&mut removed);
         }
-        Ok(removed)
+        Ok(())
     }
 }
 

@@ -93,12 +93,12 @@ impl FlowTable {
         Ok(removed)
     }
 
-    /// Removes `keys` with one system call a family; those without a flow are skipped. Returns how many had one.
+    /// Removes `keys` with one system call a family and shows those that had a flow to `removed`; the others are skipped.
     ///
     /// # Errors
     ///
     /// None in normal operation: whatever bpf(2) says.
-    pub fn remove_batch(&self, keys: &[AnyFlowKey]) -> io::Result<usize> {
+    pub fn remove_batch(&self, keys: &[AnyFlowKey], mut removed: impl FnMut(&AnyFlowKey)) -> io::Result<()> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for key in keys {
             match key {
@@ -106,9 +106,10 @@ impl FlowTable {
                 AnyFlowKey::V6(key) => v6.push(*key),
             }
         }
-        let removed = self.v4.remove_batch(&v4)? + self.v6.remove_batch(&v6)?;
+        self.v4.remove_batch(&v4, |key| removed(&AnyFlowKey::V4(*key)))?;
+        self.v6.remove_batch(&v6, |key| removed(&AnyFlowKey::V6(*key)))?;
         keys.iter().for_each(|key| self.front.strike(key));
-        Ok(removed)
+        Ok(())
     }
 
     /// A walk over all flows, in slices.

@@ -14,6 +14,7 @@ use tcpguard_common::map::{
 };
 
 use super::bpf;
+use super::census::Census;
 use super::clock::monotonic_ns;
 use super::error::DataplaneError;
 use super::filters::FilterTable;
@@ -300,14 +301,27 @@ impl Dataplane {
         self.maps.write_settings(settings)
     }
 
-    /// Fills the reply budgets up. A bucket knows the time until which its tokens are spent, so that one emptied at a low
+    /// Fills every budget up. A bucket knows the time until which its tokens are spent, so that one emptied at a low
     /// rate would stay so at a higher one.
     ///
     /// # Errors
     ///
     /// A failed map access.
-    pub fn reset_replies(&self) -> Result<(), DataplaneError> {
-        self.maps.reset_replies()
+    pub fn refill_budgets(&self) -> Result<(), DataplaneError> {
+        self.maps.refill()
+    }
+
+    /// The count of open flows of sources and of these services, begun anew from what is in the flow table. Before any
+    /// socket is registered: XDP enters no flows without one.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn census(&self, hash_key: [u64; 2], services: &[ServiceEntry]) -> Result<Census, DataplaneError> {
+        let census = Census::new(self.maps.counts.clone(), hash_key, services);
+        let failed = |source| DataplaneError::Map { action: "list", map: name::FLOWS_V4, source };
+        census.recount(&self.maps.flows).map_err(failed)?;
+        Ok(census)
     }
 
     /// The settings as XDP sees them.

@@ -18,13 +18,14 @@ use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket};
 use tcpguard_common::map::{
     EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
-    PLACE_SHARED, PORT_WORDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, VERIFIED,
-    XSK_ENTRIES, name, xsk_index,
+    PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey, ServicePlace,
+    Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::WORDS;
 
 use super::bpf::{self, ANY, Map, PerCpuArray};
+use super::census::Counts;
 use super::error::DataplaneError;
 use super::flows::FlowTable;
 use super::pins::PinDir;
@@ -77,7 +78,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 23] = [
+const SHARED: [Layout; 27] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -94,6 +95,10 @@ const SHARED: [Layout; 23] = [
     Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
     Layout::of::<u32, [u64; WORDS]>(name::REPLIES, MAX_QUEUES),
     Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
+    Layout::of::<u32, [u64; WORDS]>(name::ARRIVALS, 1),
+    Layout::of::<u32, [u64; WORDS]>(name::PACES, 1),
+    Layout::of::<u32, i64>(name::SERVICE_FLOWS, SERVICE_IDS),
+    Layout::of::<u32, i64>(name::SOURCE_FLOWS, 2 * SOURCE_PLACES),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
     Layout::of::<u32, Head>(name::FILTER_HEADS_V4, BANKS * HEADS),
     Layout::of::<u32, Head>(name::FILTER_HEADS_V6, BANKS * HEADS),
@@ -171,6 +176,9 @@ pub(super) struct Maps {
     pub(super) places_v6: Map<u32, ServicePlace<V6>>,
     sockets: Map<u32, u32>,
     replies: Map<u32, [u64; WORDS]>,
+    arrivals: Map<u32, [u64; WORDS]>,
+    paces: Map<u32, [u64; WORDS]>,
+    pub(super) counts: Counts,
     counters: PerCpuArray,
     pub(super) flows: FlowTable,
     pub(super) heartbeats: Heartbeats,
@@ -199,6 +207,8 @@ impl Maps {
         let flows = FlowTable::new(v4, v6, capacity, front);
         let heartbeats = Heartbeats::map(open(name::HEARTBEATS)?.as_fd(), XSK_ENTRIES)
             .map_err(failed(name::HEARTBEATS))?;
+        let (services, sources) = (open(name::SERVICE_FLOWS)?, open(name::SOURCE_FLOWS)?);
+        let counts = Counts::map(services.as_fd(), sources.as_fd()).map_err(failed(name::SOURCE_FLOWS))?;
         let fingerprints = Fingerprints::map(open(name::TIME_WAIT)?.as_fd(), FINGERPRINTS / WAYS)
             .map_err(failed(name::TIME_WAIT))?;
         // SAFETY: as above; COUNTERS is the per-CPU array of 8-byte values that the object declares.
@@ -214,6 +224,9 @@ impl Maps {
                 places_v6: Map::from_fd(open(name::SERVICE_PLACES_V6)?),
                 sockets: Map::from_fd(open(name::SOCKETS)?),
                 replies: Map::from_fd(open(name::REPLIES)?),
+                arrivals: Map::from_fd(open(name::ARRIVALS)?),
+                paces: Map::from_fd(open(name::PACES)?),
+                counts,
                 counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus, 1),
                 flows,
                 heartbeats,
@@ -295,10 +308,12 @@ impl Maps {
         remove_services(&self.services_v6, name::SERVICES_V6, &old_v6)
     }
 
-    /// Fills the reply budgets up.
-    pub(super) fn reset_replies(&self) -> Result<(), DataplaneError> {
+    /// Fills every budget up.
+    pub(super) fn refill(&self) -> Result<(), DataplaneError> {
         let full = Box::new([0; WORDS]);
-        (0..MAX_QUEUES).try_for_each(|queue| write(&self.replies, name::REPLIES, &queue, &*full))
+        (0..MAX_QUEUES).try_for_each(|queue| write(&self.replies, name::REPLIES, &queue, &*full))?;
+        write(&self.arrivals, name::ARRIVALS, &0, &*full)?;
+        write(&self.paces, name::PACES, &0, &*full)
     }
 
     pub(super) fn counters(&self) -> Result<Counters, DataplaneError> {

@@ -2,6 +2,7 @@
 //! key schedule. The only room that touches packet memory shared with the kernel; it judges no packet.
 
 mod bpf;
+mod census;
 mod clock;
 mod error;
 mod filters;
@@ -19,6 +20,7 @@ mod secret;
 mod shared;
 mod socket;
 
+pub use census::Census;
 pub use clock::{coarse_clock_ns, monotonic_ns};
 pub use error::{DataplaneError, SocketError};
 pub use filters::{FilterEntry, FilterTable};

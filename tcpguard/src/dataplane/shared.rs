@@ -12,10 +12,11 @@ use aya::Pod;
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::known::{BUCKETS, Bucket, Place, ROOM};
+use tcpguard_common::map::heartbeat;
 
 /// A mapped array map.
 #[derive(Debug)]
-struct Mapping {
+pub(super) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
@@ -26,7 +27,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+    /// Maps `len` bytes, which the map must have.
+    pub(super) fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else is touched.
         let base = unsafe {
             libc::mmap(
@@ -43,6 +45,11 @@ impl Mapping {
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { base, len })
+    }
+
+    /// Its first byte, on a page boundary. Whoever refers to what is there keeps the mapping.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
     }
 }
 
@@ -86,9 +93,10 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Says that the engine turned at `now_ns` of `CLOCK_MONOTONIC` (coarse or not). 0 says that it stopped for good.
-    pub fn beat(&self, now_ns: u64) {
-        self.word().store(now_ns, Ordering::Relaxed);
+    /// Says that the engine turned at `now_ns` of `CLOCK_MONOTONIC` (coarse or not), and whether its receive ring is under
+    /// pressure. 0 says that it stopped for good.
+    pub fn beat(&self, now_ns: u64, under_pressure: bool) {
+        self.word().store(heartbeat(now_ns, under_pressure), Ordering::Relaxed);
     }
 
     /// What was last said, by this daemon or the one before.

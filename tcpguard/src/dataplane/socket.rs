@@ -128,6 +128,7 @@ pub struct XskSocket {
     umem: Umem,
     batch: Batch,
     frames: u32,
+    rx_frames: u32,
     tx_frames: u32,
     max_frame: usize,
     /// Frames we took from the receive ring and could not put back into the fill ring yet.
@@ -204,6 +205,7 @@ impl XskSocket {
             umem,
             batch: Batch::new(),
             frames,
+            rx_frames: config.rx_frames,
             tx_frames: config.tx_frames,
             max_frame: config.max_frame as usize,
             owed_to_fill: config.rx_frames as usize,
@@ -343,6 +345,11 @@ impl XskSocket {
             )
         };
         result == 0 && options & libc::XDP_OPTIONS_ZEROCOPY != 0
+    }
+
+    /// Whether more than half of the receive ring waits: what is not taken in time is lost.
+    pub fn is_under_pressure(&self) -> bool {
+        self.views.rx.len() > self.rx_frames / 2
     }
 
     /// Counts the frames where they are.

@@ -42,6 +42,9 @@ const REPLAYS: usize = 4;
 const PROBES: usize = 512;
 /// The engine turns at least this often, so that its heartbeat never looks stale.
 const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long pressure is said to last after the ring was last seen more than half full: a flood that XDP holds back lets
+/// it run empty at once.
+const PRESSURE_HOLD: Duration = Duration::from_secs(1);
 /// How often errors of the socket are complained about.
 const COMPLAIN: Duration = Duration::from_secs(10);
 /// How long to wait when the transmit ring has no room and nothing else happens.
@@ -62,6 +65,7 @@ pub(crate) struct Driver<P, T: SharedTables> {
     turned: Instant,
     /// When the port was last asked whether it still has its interface.
     checked: Instant,
+    pressed_until: Instant,
     unparked: Arc<AtomicU64>,
     gaps: Gaps,
     complaints: Throttle,
@@ -150,6 +154,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             turned: started,
             checked: started,
+            pressed_until: started,
             unparked,
             gaps: Gaps::default(),
             complaints: Throttle::new(COMPLAIN),
@@ -183,7 +188,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         let now = now();
         self.measure(now);
         self.check_port(now)?;
-        self.desk.flows.beat(now);
+        self.beat(now);
         self.obey(now);
         let received = self.receive(now);
         let net = self.net.clone();
@@ -224,6 +229,14 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             // An interface that is down comes up again.
             _ => Ok(()),
         }
+    }
+
+    /// Says that the engine turns, and whether XDP is to hold flows to their pace.
+    fn beat(&mut self, now: Instant) {
+        if self.port.is_under_pressure() {
+            self.pressed_until = now + PRESSURE_HOLD;
+        }
+        self.desk.flows.beat(now, now < self.pressed_until);
     }
 
     /// Takes a burst from the ring and from the other engines. Returns the larger of the two counts.

@@ -11,7 +11,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::Flow;
 
 use super::stats::counters;
-use crate::dataplane::{Fingerprints, FlowScan, FlowTable, Heartbeat};
+use crate::dataplane::{Census, Fingerprints, FlowScan, FlowTable, Heartbeat};
 use crate::stack::{Instant, Origin};
 
 /// Closed flows whose entries may wait for deletion: a batch costs one system call.
@@ -62,8 +62,8 @@ pub trait SharedTables {
     /// Whether it does.
     fn has_fingerprint(&self, key: &AnyFlowKey) -> bool;
 
-    /// The engine is alive at `now`, nanoseconds of `CLOCK_MONOTONIC`.
-    fn beat(&self, now: u64);
+    /// The engine is alive at `now`, nanoseconds of `CLOCK_MONOTONIC`, and its receive ring is under pressure or not.
+    fn beat(&self, now: u64, under_pressure: bool);
 }
 
 /// The kernel's maps. A system call that fails on them is as good as an entry that is not there: the sweep tries
@@ -74,6 +74,7 @@ pub struct KernelTables {
     fingerprints: Fingerprints,
     hash_key: [u64; 2],
     heartbeat: Heartbeat,
+    census: Census,
 }
 
 counters! {
@@ -169,8 +170,8 @@ impl<T: SharedTables> Ownership<T> {
     }
 
     /// The engine is alive.
-    pub(crate) fn beat(&self, now: Instant) {
-        self.tables.beat(now.0);
+    pub(crate) fn beat(&self, now: Instant, under_pressure: bool) {
+        self.tables.beat(now.0, under_pressure);
     }
 
     /// Whether XDP hands segments of `key` over without an entry.
@@ -427,8 +428,9 @@ impl KernelTables {
         fingerprints: Fingerprints,
         hash_key: [u64; 2],
         heartbeat: Heartbeat,
+        census: Census,
     ) -> Self {
-        Self { scan: flows.scan(), flows, fingerprints, hash_key, heartbeat }
+        Self { scan: flows.scan(), flows, fingerprints, hash_key, heartbeat, census }
     }
 
     /// A flow's bucket and its fingerprint.
@@ -446,12 +448,19 @@ impl SharedTables for KernelTables {
     }
 
     fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> bool {
-        self.flows.insert(key, flow).is_ok()
+        match self.flows.insert_new(key, flow) {
+            Ok(true) => {
+                self.census.opened(key);
+                true
+            }
+            Ok(false) => self.flows.insert(key, flow).is_ok(),
+            Err(_) => false,
+        }
     }
 
     fn remove_batch(&self, keys: &[AnyFlowKey]) {
         // What stays behind is found by the sweep, which the stack tells that the flow has closed.
-        let _ = self.flows.remove_batch(keys);
+        let _ = self.flows.remove_batch(keys, |key| self.census.closed(key));
     }
 
     fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
@@ -473,7 +482,7 @@ impl SharedTables for KernelTables {
         self.fingerprints.contains(bucket, word)
     }
 
-    fn beat(&self, now: u64) {
-        self.heartbeat.beat(now);
+    fn beat(&self, now: u64, under_pressure: bool) {
+        self.heartbeat.beat(now, under_pressure);
     }
 }

@@ -15,6 +15,9 @@ pub trait FramePort {
     /// Returns how many there were: fewer than `budget` means that the queue was empty.
     fn receive(&mut self, budget: usize, each: impl FnMut(&[u8])) -> usize;
 
+    /// Whether more than half of the room for received frames is taken.
+    fn is_under_pressure(&self) -> bool;
+
     /// Lends empty frames to `fill`, which writes one and says how long it is, until it returns `None` or there
     /// is no room. Returns how many were queued.
     fn transmit(&mut self, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize;
@@ -53,6 +56,10 @@ impl FramePort for XskPort {
         let received = self.socket.get_mut().receive(budget, each);
         self.drained = received < budget;
         received
+    }
+
+    fn is_under_pressure(&self) -> bool {
+        self.socket.get_ref().is_under_pressure()
     }
 
     fn transmit(&mut self, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {

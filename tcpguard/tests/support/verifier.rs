@@ -27,7 +27,8 @@ pub(crate) fn stack(object: &[u8], program: &str, loaded: &Ebpf, globals: &[(&st
     let globals = globals.iter().map(|&(name, value)| (name, (value, true))).collect();
     object.patch_map_data(globals).expect("the globals");
     // Without type information, no function would be verified by itself.
-    let types = object.fixup_and_sanitize_btf(&ALL_TYPES).expect("type information").expect("some").to_bytes();
+    let types =
+        object.fixup_and_sanitize_btf(&ALL_TYPES).expect("type information").expect("some").to_bytes();
     let types = load_types(&types);
     let sections: HashSet<usize> = object.functions.keys().map(|&(section, _)| section).collect();
     let maps = object.maps.clone();

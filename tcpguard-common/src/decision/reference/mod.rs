@@ -13,6 +13,7 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::table::world::{Place, World};
+use tcpguard_common::decision::admission::{self, Counted};
 use tcpguard_common::decision::{Verdict, budget, decide};
 use tcpguard_common::filter::{ALLOW, DENY};
 use tcpguard_common::fingerprint::fingerprint;
@@ -20,7 +21,7 @@ use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::map::{
     ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey, Settings,
 };
-use tcpguard_common::packet::Buffer;
+use tcpguard_common::packet::{Buffer, Family as _};
 use tcpguard_common::reason::{Outcome, Reason};
 use tcpguard_common::sketch::Rate;
 
@@ -160,7 +161,7 @@ fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
         denied(world, arrival.source)
             .or_else(|| liveness(world))
             .or_else(|| impossible(&arrival))
-            .map_or_else(|| accepted(world, &arrival), Fate::Done),
+            .map_or_else(|| accepted(world, &arrival, service), Fate::Done),
     )
 }
 
@@ -250,7 +251,7 @@ fn has_one_owner(address: IpAddr) -> bool {
     }
 }
 
-fn accepted(world: &World, arrival: &Arrival) -> Fate {
+fn accepted(world: &World, arrival: &Arrival, service: Service) -> Fate {
     let Ok(segment) = &arrival.segment else { unreachable!("faults were dealt with") };
     let header = &segment.header;
     if header.syn && !header.ack {
@@ -262,15 +263,15 @@ fn accepted(world: &World, arrival: &Arrival) -> Fate {
         AnyFlowKey::V6(key) => world.flows_v6.borrow().contains_key(&key),
     };
     if known {
-        Fate::Done(Reason::FlowKnown)
+        Fate::Done(if paced(world, flow) { Reason::FlowKnown } else { Reason::FlowRate })
     } else if header.rst {
         Fate::Done(Reason::NoFlowRst)
     } else if header.syn || !header.ack {
         Fate::Done(Reason::NoFlow)
     } else if in_time_wait(world, flow) {
-        Fate::Done(Reason::TimeWait)
+        Fate::Done(if paced(world, flow) { Reason::TimeWait } else { Reason::FlowRate })
     } else {
-        ack(world, arrival, segment).unwrap_or_else(Fate::Done)
+        ack(world, arrival, segment, service).unwrap_or_else(Fate::Done)
     }
 }
 
@@ -280,6 +281,17 @@ fn in_time_wait(world: &World, flow: AnyFlowKey) -> bool {
         AnyFlowKey::V6(key) => fingerprint(world.settings.hash_key, &key),
     };
     world.fingerprints.get(&bucket).is_some_and(|words| words.contains(&word))
+}
+
+/// Whether a flow sends no faster than it may, which matters only under pressure.
+fn paced(world: &World, flow: AnyFlowKey) -> bool {
+    let hash = match flow {
+        AnyFlowKey::V4(key) => V4::hash_flow_fast(world.settings.hash_key, &key),
+        AnyFlowKey::V6(key) => V6::hash_flow_fast(world.settings.hash_key, &key),
+    };
+    let spent = world.paces.get().map_or(0, |paces| paces.spent_until(hash));
+    let rate = &world.settings.limits.flows;
+    !world.pressed || rate.interval == 0 || spent <= world.now + rate.ahead
 }
 
 /// The longest datagram payload whose checksum is worth its time: that of a frame without multi-buffer support.
@@ -337,7 +349,7 @@ fn within_budget<A: Place>(world: &World, source: A) -> Result<(), Reason> {
     }
 }
 
-fn ack(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reason> {
+fn ack(world: &World, arrival: &Arrival, segment: &Segment, service: Service) -> Result<Fate, Reason> {
     let (header, flow) = (&segment.header, arrival.flow());
     let options = segment.options().ok_or(Reason::BadOptions)?;
     let valid = holds(
@@ -356,13 +368,36 @@ fn ack(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
         AnyFlowKey::V4(_) => world.flows_v4.borrow().len(),
         AnyFlowKey::V6(_) => world.flows_v6.borrow().len(),
     };
-    if flows < world.max_flows {
+    let admitted = match arrival.source {
+        IpAddr::V4(ip) => admitted(world, service, V4(ip.octets())),
+        IpAddr::V6(ip) => admitted(world, service, V6(ip.octets())),
+    };
+    let room = check(flows < world.max_flows, Reason::FlowMapFull);
+    let Err(refusal) = admitted.and(room) else {
         return Ok(Fate::Open(flow, remembered(world, arrival, segment, options.stamps)));
-    }
+    };
     let mut answer = arrival.answer(segment);
     answer.header.rst = true;
     answer.header.sequence_number = header.acknowledgment_number;
-    Ok(Fate::Answer { reason: Reason::FlowMapFull, answer, if_no_room: Reason::FlowMapFullSilent })
+    Ok(Fate::Answer { reason: refusal, answer, if_no_room: Reason::RefusedSilently })
+}
+
+/// Whether `source` may open one more flow to `service`.
+fn admitted<A: Place>(world: &World, service: Service, source: A) -> Result<(), Reason> {
+    let limits = &world.settings.limits;
+    let open = |place| world.open.borrow().get(&place).copied().unwrap_or(0);
+    let below = |count: u32, limit: u32| limit == 0 || count < limit;
+    check(below(open(Counted::Service(service.id)), limits.service_flows), Reason::AdmissionService)?;
+    if listed(world, source.ip()) == Some(ALLOW) {
+        return Ok(());
+    }
+    let rows =
+        admission::source_places(world.settings.hash_key, source).map(|row| open(Counted::Source(row)));
+    check(below(rows[0].min(rows[1]), limits.source_flows), Reason::AdmissionSourceFlows)?;
+    let hash = admission::arrival_hash(&world.settings, source);
+    let spent = world.arrivals.get().map_or(0, |arrivals| arrivals.spent_until(hash));
+    let rate = &limits.arrivals;
+    check(rate.interval == 0 || spent <= world.now + rate.ahead, Reason::AdmissionSourceRate)
 }
 
 fn check(holds: bool, otherwise: Reason) -> Result<(), Reason> {

@@ -38,7 +38,7 @@ fn a_million_frames_are_judged_and_answered_as_the_reference_says() {
     let total = |index: usize| counts.iter().map(|counts| counts[index]).sum::<usize>();
     for &reason in Reason::ALL {
         // Every answer to a full table fits in place of what it answers, see the decision's own tests.
-        let reachable = reason != Reason::FlowMapFullSilent;
+        let reachable = reason != Reason::RefusedSilently;
         assert_eq!(total(reason as usize) > FRAMES / 20_000, reachable, "{}", reason.name());
     }
     assert!(total(Reason::COUNT) > FRAMES / 100, "frames that are nothing to us");

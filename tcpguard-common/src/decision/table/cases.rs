@@ -7,11 +7,11 @@ use std::vec::Vec;
 
 use super::frames::{ACK, CLIENT_ISN, FIN, LINUX, PSH, RST, SYN, Spec};
 use super::systems::SYSTEMS;
-use super::world::{ADVERTISED, EPOCH, MASTER, PORT_ANYWHERE, PORT_OFF, Place, World};
+use super::world::{ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, Place, World};
 use tcpguard_common::cookie::{self, Clock, Cookie, SynOptions};
 use tcpguard_common::decision::Verdict;
 use tcpguard_common::flow::{FlowKey, V4, V6};
-use tcpguard_common::map::{EpochSlot, ON_EXIT_PASS};
+use tcpguard_common::map::{EpochSlot, Limits, ON_EXIT_PASS};
 use tcpguard_common::packet::{AnySegment, Family, Flags, Options, Segment, parse};
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::Rate;
@@ -74,6 +74,8 @@ impl Table {
         self.syns::<A>();
         self.hostile_options::<A>();
         self.budgets::<A>();
+        self.admission::<A>();
+        self.pressure::<A>();
         self.acks::<A>();
         self.flags::<A>();
         self.addresses::<A>();
@@ -214,6 +216,75 @@ impl Table {
         spent.know(ack.flow());
         let row = format!("IPv{} segment of a flow of a prefix over its budget", A::VERSION);
         self.row(row, &spent, ack.frame(), Reason::FlowKnown);
+    }
+
+    fn pressure<A: Place>(&mut self) {
+        let on = |what: &str| format!("IPv{} segment {what}", A::VERSION);
+        let ack = valid_ack::<A>(EPOCH, true);
+        let mut calm = World::new();
+        calm.know(ack.flow());
+        calm.spend_pace(&ack.flow());
+        self.row(on("over its pace without pressure"), &calm, ack.frame(), Reason::FlowKnown);
+        let mut pressed = World { pressed: true, ..calm.clone() };
+        self.row(on("over its pace under pressure"), &pressed, ack.frame(), Reason::FlowRate);
+        let mut unlimited = pressed.clone();
+        unlimited.settings.limits.flows = Rate::UNLIMITED;
+        self.row(on("under pressure without a pace"), &unlimited, ack.frame(), Reason::FlowKnown);
+        let other = Spec { src_port: ack.src_port + 1, ..ack.clone() };
+        pressed.know(other.flow());
+        self.row(on("of another flow under pressure"), &pressed, other.frame(), Reason::FlowKnown);
+        A::flows(&pressed).borrow_mut().clear();
+        self.row(on("that opens a flow under pressure"), &pressed, ack.frame(), Reason::AckValid);
+        pressed.remember(&ack.flow());
+        self.row(on("of TIME_WAIT over its pace under pressure"), &pressed, ack.frame(), Reason::FlowRate);
+        pressed.pressed = false;
+        self.row(on("of TIME_WAIT over its pace without pressure"), &pressed, ack.frame(), Reason::TimeWait);
+    }
+
+    fn admission<A: Place>(&mut self) {
+        let on = |what: &str| format!("IPv{} valid ACK {what}", A::VERSION);
+        for stamped in [true, false] {
+            let ack = valid_ack::<A>(EPOCH, stamped);
+            let data = Spec { flags: ACK | PSH, data: b"GET /".to_vec(), ..ack.clone() };
+            let mut world = World::new();
+            world.settings.limits.service_flows = 10;
+            world.settings.limits.source_flows = 5;
+            world.open_to(PORT_ANYWHERE, 10);
+            world.open_to(PORT, 9);
+            world.open_from(A::ELSEWHERE, 5);
+            world.open_from(A::CLIENT, 4);
+            self.row(on("below every limit"), &world, ack.frame(), Reason::AckValid);
+            let mut busy = world.clone();
+            busy.open_to(PORT, 10);
+            self.row(on("to a service with all its flows"), &busy, ack.frame(), Reason::AdmissionService);
+            self.row(on("with data to such a service"), &busy, data.frame(), Reason::AdmissionService);
+            let mut greedy = world.clone();
+            greedy.open_from(A::CLIENT, 5);
+            self.row(
+                on("of a source with all its flows"),
+                &greedy,
+                ack.frame(),
+                Reason::AdmissionSourceFlows,
+            );
+            let mut fast = world.clone();
+            fast.spend_arrivals(A::CLIENT);
+            self.row(on("of a source that was too fast"), &fast, ack.frame(), Reason::AdmissionSourceRate);
+            let mut neighbour = world.clone();
+            neighbour.spend_arrivals(A::ELSEWHERE);
+            self.row(on("beside a source that was too fast"), &neighbour, ack.frame(), Reason::AckValid);
+
+            let mut forged = ack.clone();
+            forged.ack ^= 1;
+            self.row(on("forged, to a busy service"), &busy, forged.frame(), Reason::AckInvalid);
+            busy.know(ack.flow());
+            self.row(on("of a known flow of a busy service"), &busy, ack.frame(), Reason::FlowKnown);
+            let mut unlimited = busy.clone();
+            A::flows(&unlimited).borrow_mut().clear();
+            unlimited.open_from(A::CLIENT, 5);
+            unlimited.spend_arrivals(A::CLIENT);
+            unlimited.settings.limits = Limits::default();
+            self.row(on("while nothing is limited"), &unlimited, ack.frame(), Reason::AckValid);
+        }
     }
 
     fn hostile_options<A: Place>(&mut self) {
@@ -739,7 +810,8 @@ fn check_answer<A: Family>(
     let ports = (answer.tcp.src_port, answer.tcp.dst_port);
     require(ports == (to.tcp.dst_port, to.tcp.src_port), "ports mirrored")?;
     require(answer.ip.hop_limit == 64 && answer.ip.ecn == 0 && answer.tcp.urgent == 0, "a plain header")?;
-    if case.reason == Some(Reason::FlowMapFull) {
+    use Reason::{AdmissionService, AdmissionSourceFlows, AdmissionSourceRate, FlowMapFull};
+    if let Some(FlowMapFull | AdmissionService | AdmissionSourceFlows | AdmissionSourceRate) = case.reason {
         require(
             answer.tcp.flags == Flags::RST && answer.tcp.seq == to.tcp.ack,
             "a reset where the peer expects it",

@@ -10,7 +10,7 @@ use std::vec::Vec;
 
 use super::cases::{Table, valid_ack};
 use super::frames::{LINUX, Spec};
-use super::world::{EPOCH, PORT_OFF, Place, World};
+use super::world::{EPOCH, PORT, PORT_OFF, Place, World};
 use tcpguard_common::decision::filter::{Rules, Spans};
 use tcpguard_common::filter::{
     ALLOW, DENY, Entry, FilterRule, HEADS, Head, Line, RULES, SECOND_BANK, SPANS, bank,
@@ -240,6 +240,15 @@ impl Table {
         spent.spend_replies(A::CLIENT, false);
         let syn = Spec::<A>::syn(LINUX);
         self.row(on("SYN over its prefix's budget"), &spent, syn.frame(), Reason::CookieSent);
+        let mut greedy = world.clone();
+        greedy.settings.limits.source_flows = 5;
+        greedy.open_from(A::CLIENT, 5);
+        greedy.spend_arrivals(A::CLIENT);
+        self.row(on("valid ACK over the limits of a source"), &greedy, valid.frame(), Reason::AckValid);
+        let mut busy = world.clone();
+        busy.settings.limits.service_flows = 10;
+        busy.open_to(PORT, 10);
+        self.row(on("valid ACK to a busy service"), &busy, valid.frame(), Reason::AdmissionService);
         let nothing = Spec { flags: 0, ..valid };
         self.row(on("segment without flags"), &world, nothing.frame(), Reason::BadFlags);
     }

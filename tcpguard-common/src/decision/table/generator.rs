@@ -83,6 +83,15 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
             world.verify(V6::CLIENT, world.now);
         }
     };
+    let pressed = |world: &mut World| {
+        world.pressed = true;
+        world.spend_pace(&Spec::<V4> { src_port: KNOWN, ..Spec::syn(&[]) }.flow());
+        world.spend_pace(&Spec::<V6> { src_port: WAITING, ..Spec::syn(&[]) }.flow());
+    };
+    let hasty = |world: &mut World| {
+        world.spend_arrivals(V4::CLIENT);
+        world.spend_arrivals(V6::CLIENT);
+    };
     let dead = |world: &mut World, grace: u64, on_exit: u32| {
         world.beating = false;
         world.settings.stale_after = 1;
@@ -90,7 +99,11 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (35, like(&|_| {})),
+        (20, like(&|_| {})),
+        (5, like(&pressed)),
+        (4, like(&|world| world.settings.limits.service_flows = 5)),
+        (3, like(&|world| world.settings.limits.source_flows = 5)),
+        (3, like(&hasty)),
         (5, like(&|world| spent(world, false))),
         (5, like(&|world| spent(world, true))),
         (20, like(&|world| world.settings.epoch_second_half = 1)),

@@ -9,15 +9,16 @@ use std::vec::Vec;
 
 use super::filters::Lists;
 use tcpguard_common::cookie::{Advertised, Epochs};
+use tcpguard_common::decision::admission::{self, Census, Counted};
 use tcpguard_common::decision::budget::{self, Ledger};
-use tcpguard_common::decision::{Env, Tables};
+use tcpguard_common::decision::{Env, Insertion, Tables};
 use tcpguard_common::filter::Line;
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{self, Bucket, Presence};
 use tcpguard_common::map::{
     ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP,
-    PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, xsk_index,
+    PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, heartbeat, xsk_index,
 };
 use tcpguard_common::packet::Family;
 use tcpguard_common::reason::Reason;
@@ -44,6 +45,10 @@ pub(crate) const LIMITS: Limits = Limits {
     prefix_v4: !0 << (64 - 24),
     prefix_v6: !0 << (64 - 56),
     verified_for: u64::MAX,
+    arrivals: PLENTY,
+    flows: PLENTY,
+    source_flows: u32::MAX,
+    service_flows: u32::MAX,
 };
 const PLENTY: Rate = Rate { interval: 1, ahead: 1 << 40 };
 /// A token of it is not back before the end of time.
@@ -120,11 +125,16 @@ pub(crate) struct World {
     pub(crate) replies: OnceCell<Box<Sketch>>,
     pub(crate) verified: RefCell<HashMap<u32, u64>>,
     pub(crate) lists: Lists,
+    pub(crate) arrivals: OnceCell<Box<Sketch>>,
+    pub(crate) paces: OnceCell<Box<Sketch>>,
+    pub(crate) open: RefCell<HashMap<Counted, u32>>,
     pub(crate) engine: u32,
     /// Whether the front of the flow tables was full before any of the flows came.
     pub(crate) crowded: bool,
     /// Whether the engine turned just now, or never.
     pub(crate) beating: bool,
+    /// Whether its receive ring is under pressure.
+    pub(crate) pressed: bool,
     pub(crate) socket: bool,
     pub(crate) now: u64,
     pub(crate) counted: RefCell<Vec<Reason>>,
@@ -166,9 +176,13 @@ impl World {
             replies: OnceCell::new(),
             verified: RefCell::default(),
             lists: Lists::default(),
+            arrivals: OnceCell::new(),
+            paces: OnceCell::new(),
+            open: RefCell::default(),
             engine: xsk_index(SLOT, 0),
             crowded: false,
             beating: true,
+            pressed: false,
             socket: true,
             // Every bit of it that a cookie carries tells where it went.
             now: 1 << 40 | 0xa5c3 << 22 | 0x1f_ffff,
@@ -199,6 +213,29 @@ impl World {
     pub(crate) fn verify<A: Family>(&mut self, source: A, when: u64) {
         let (place, fingerprint) = budget::verified_place(&self.settings, source);
         self.set_verified(place, budget::verified_word(fingerprint, when));
+    }
+
+    /// Lets `source` open all the flows at once that its rate allows.
+    pub(crate) fn spend_arrivals<A: Family>(&mut self, source: A) {
+        let arrivals = self.arrivals.get_or_init(Box::default);
+        assert!(arrivals.charge(admission::arrival_hash(&self.settings, source), &LAST, self.now));
+    }
+
+    /// Lets `flow` send all the segments at once that its rate allows.
+    pub(crate) fn spend_pace<A: Family>(&mut self, flow: &FlowKey<A>) {
+        let hash = A::hash_flow_fast(self.settings.hash_key, flow);
+        assert!(self.paces.get_or_init(Box::default).charge(hash, &LAST, self.now));
+    }
+
+    /// Opens `flows` flows of `source`.
+    pub(crate) fn open_from<A: Family>(&mut self, source: A, flows: u32) {
+        let places = admission::source_places(self.settings.hash_key, source);
+        self.open.borrow_mut().extend(places.map(|place| (Counted::Source(place), flows)));
+    }
+
+    /// Opens `flows` flows to the service at `port`.
+    pub(crate) fn open_to(&mut self, port: u16, flows: u32) {
+        self.open.borrow_mut().insert(Counted::Service(port.into()), flows);
     }
 
     fn sketch(&self) -> &Sketch {
@@ -245,6 +282,24 @@ impl Ledger for World {
     fn set_verified(&self, place: u32, word: u64) {
         self.verified.borrow_mut().insert(place, word);
     }
+
+    fn paces(&self) -> Option<&Sketch> {
+        Some(self.paces.get_or_init(Box::default))
+    }
+}
+
+impl Census for World {
+    fn arrivals(&self) -> Option<&Sketch> {
+        Some(self.arrivals.get_or_init(Box::default))
+    }
+
+    fn open_flows(&self, place: Counted) -> u32 {
+        self.open.borrow().get(&place).copied().unwrap_or(0)
+    }
+
+    fn flow_opened(&self, place: Counted) {
+        *self.open.borrow_mut().entry(place).or_default() += 1;
+    }
 }
 
 impl<A: Place> Tables<A> for World {
@@ -263,13 +318,16 @@ impl<A: Place> Tables<A> for World {
         A::flows(self).borrow().contains_key(key)
     }
 
-    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> bool {
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> Insertion {
         let mut flows = A::flows(self).borrow_mut();
-        let room = flows.contains_key(key) || flows.len() < self.max_flows;
-        if room {
-            flows.entry(*key).or_insert(*flow);
+        if flows.contains_key(key) {
+            return Insertion::Known;
         }
-        room
+        if flows.len() == self.max_flows {
+            return Insertion::Full;
+        }
+        flows.insert(*key, *flow);
+        Insertion::Inserted
     }
 }
 
@@ -307,7 +365,7 @@ impl Env for World {
 
     fn heartbeat(&self, engine: u32) -> u64 {
         assert_eq!(engine, self.engine);
-        if self.beating { self.now } else { 0 }
+        if self.beating { heartbeat(self.now, self.pressed) } else { 0 }
     }
 
     fn has_socket(&self, engine: u32) -> bool {

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 
+use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{AnyFlowKey, V4, V6};
 use tcpguard_common::known::{Bucket, Place, Presence, ROOM};
 use tcpguard_common::map::{
@@ -140,9 +141,15 @@ fn flows_of_both_families_are_found_walked_and_removed_in_batches() {
             assert!(table.remove(key).unwrap());
         }
         assert!(!table.remove(&keys[0]).unwrap());
-        assert_eq!(table.remove_batch(&keys).unwrap(), keys.len() - keys.len().div_ceil(3));
+        let removed = |keys: &[AnyFlowKey]| {
+            let mut removed = HashSet::new();
+            table.remove_batch(keys, |key| assert!(removed.insert(*key))).unwrap();
+            removed
+        };
+        let there = keys.iter().enumerate().filter(|(index, _)| index % 3 != 0);
+        assert_eq!(removed(&keys), there.map(|(_, key)| *key).collect());
         assert!(walk(&mut scan).is_empty());
-        assert_eq!(table.remove_batch(&[]).unwrap(), 0);
+        assert!(removed(&keys).is_empty() && removed(&[]).is_empty());
         dataplane.detach().unwrap();
     });
 }
@@ -171,7 +178,7 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
             assert_eq!(presence(&key), Presence::Unknown);
             assert!(table.insert_new(&key, &flow(1)).unwrap());
             assert_eq!(presence(&key), Presence::Known);
-            table.remove_batch(&[key]).unwrap();
+            table.remove_batch(&[key], |_| {}).unwrap();
             assert_eq!(presence(&key), Presence::Unknown);
         }
         let first = flow_key(1, false);
@@ -205,7 +212,7 @@ fn a_full_flow_table_says_so_and_takes_flows_again_once_some_went() {
         });
         assert_eq!(error.unwrap().raw_os_error(), Some(libc::E2BIG));
         assert_eq!(inserted.len(), capacity as usize);
-        assert_eq!(table.remove_batch(&inserted[..10]).unwrap(), 10);
+        table.remove_batch(&inserted[..10], |_| {}).unwrap();
         table.insert(&flow_key(capacity * 2, false), &flow(1)).unwrap();
         dataplane.detach().unwrap();
     });
@@ -220,8 +227,8 @@ fn heartbeats_and_fingerprints_are_the_words_that_xdp_reads() {
         };
         let last = XSK_ENTRIES - 1;
         assert!(dataplane.heartbeat(XSK_ENTRIES).is_none());
-        dataplane.heartbeat(last).unwrap().beat(42);
-        dataplane.heartbeat(xsk_index(1, 2)).unwrap().beat(7);
+        dataplane.heartbeat(last).unwrap().beat(42, false);
+        dataplane.heartbeat(xsk_index(1, 2)).unwrap().beat(6, true);
         assert_eq!(beats.lookup(&last).unwrap(), Some(42));
         assert_eq!(beats.lookup(&xsk_index(1, 2)).unwrap(), Some(7));
         assert_eq!(dataplane.heartbeat(last).unwrap().last(), 42);
@@ -278,6 +285,48 @@ fn only_an_af_xdp_socket_can_be_registered_and_only_in_its_place() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(dataplane.register_socket(attached.slot, 0, file.as_fd()).is_err());
         assert!(dataplane.register_socket(16, 0, socket.as_fd()).is_err());
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn flows_are_counted_by_source_and_by_service_and_counted_anew_from_the_table() {
+    with_dataplane(|dataplane, _sandbox| {
+        const KEY: [u64; 2] = [7, 8];
+        let services = [entry("10.128.0.1", 80, 3), entry("0.0.0.0", 80, 4), entry("::", 80, 5)];
+        let census = dataplane.census(KEY, &services).unwrap();
+        let service = |id| census.open(Counted::Service(id));
+        let source = |key: &AnyFlowKey| {
+            let AnyFlowKey::V4(key) = key else { panic!("not IPv4") };
+            source_places(KEY, key.peer).map(|place| census.open(Counted::Source(place)))
+        };
+        let exact = flow_key(1, false);
+        let elsewhere = AnyFlowKey::new(exact.peer_addr(), "10.128.0.2:80".parse().unwrap()).unwrap();
+        let nobodys = AnyFlowKey::new(exact.peer_addr(), "10.128.0.1:81".parse().unwrap()).unwrap();
+        for key in [exact, elsewhere, nobodys, flow_key(1, true)] {
+            census.opened(&key);
+        }
+        assert_eq!([3, 4, 5, 6].map(service), [1, 1, 1, 0]);
+        assert_eq!(source(&exact), [3, 3]);
+        census.closed(&elsewhere);
+        assert_eq!(([3, 4, 5, 6].map(service), source(&exact)), ([1, 0, 1, 0], [2, 2]));
+        census.closed(&elsewhere);
+        assert_eq!(service(4), 0, "not below zero");
+
+        // What XDP reads: one opened, two closed.
+        // SAFETY: the sizes that `SHARED` checked.
+        let words = unsafe {
+            bpf::Map::<u32, i64>::from_fd(bpf::get(&dataplane.pins.join(name::SERVICE_FLOWS)).unwrap())
+        };
+        assert_eq!(words.lookup(&4).unwrap(), Some(-1));
+
+        let table = dataplane.flows();
+        for number in 0..700 {
+            table.insert(&flow_key(number, number % 7 == 0), &flow(number)).unwrap();
+        }
+        let again = dataplane.census(KEY, &services[..1]).unwrap();
+        assert_eq!([3, 4, 5].map(|id| again.open(Counted::Service(id))), [600, 0, 0]);
+        assert_eq!(source(&exact), [1, 1]);
         dataplane.detach().unwrap();
     });
 }

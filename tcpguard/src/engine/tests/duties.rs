@@ -676,3 +676,28 @@ fn numbers_agree_with_what_happened() {
         assert!(stats.gaps.max > 0);
     });
 }
+
+#[test]
+fn a_flow_that_fills_the_ring_is_held_to_its_pace_and_others_are_not() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        let mut flooder = client.connect().await;
+        let (_flooded, _) = listener.accept().await;
+        let (mut other, mut accepted) = (client.connect().await, listener.accept().await.0);
+        let flood = World::segment_of(flooder.local_addr().port());
+        assert!(!world.is_under_pressure(0));
+        (0..5000).for_each(|_| world.arrive(flood.clone()));
+        assert_eq!(world.count(Reason::FlowRate), 0, "nobody has looked at the ring yet");
+        eventually("pressure", || world.is_under_pressure(0)).await;
+        (0..5000).for_each(|_| world.arrive(flood.clone()));
+        assert!(world.count(Reason::FlowRate) > 4000, "{}", world.count(Reason::FlowRate));
+        let refused = world.count(Reason::FlowRate);
+        other.write_all(b"something").await.unwrap();
+        accepted.read_exact(&mut [0; 9]).await.unwrap();
+        assert_eq!(world.count(Reason::FlowRate), refused, "a segment of another flow");
+        eventually("the end of pressure", || !world.is_under_pressure(0)).await;
+        flooder.write_all(b"still open").await.unwrap();
+        assert_eq!(world.count(Reason::FlowRate), refused);
+    });
+}

@@ -30,6 +30,10 @@ impl FramePort for Silent {
         0
     }
 
+    fn is_under_pressure(&self) -> bool {
+        false
+    }
+
     fn transmit(&mut self, mut fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
         let mut sent = 0;
         while fill(&mut [0; 2048]).is_some() {

@@ -12,20 +12,23 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tcpguard_common::cookie::{Advertised, Clock, Epochs};
+use tcpguard_common::decision::admission::{Census, Counted};
 use tcpguard_common::decision::budget::Ledger;
 use tcpguard_common::decision::filter::{Rules, Spans};
-use tcpguard_common::decision::{Env, Tables, Verdict, decide};
+use tcpguard_common::decision::{Env, Insertion, Tables, Verdict, decide};
 use tcpguard_common::filter::{FilterRule, Head, Point};
 use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::known::{self, Presence};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, MODE_COOKIE, PLACE_SHARED, Service, ServiceKey,
-    ServicePlace, Settings,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, PLACE_SHARED, Service,
+    ServiceKey, ServicePlace, Settings, heartbeat, is_under_pressure,
 };
-use tcpguard_common::packet::Buffer;
+use tcpguard_common::packet::build::Headers;
+use tcpguard_common::packet::{Buffer, Flags, Options};
 use tcpguard_common::reason::Reason;
-use tcpguard_common::sketch::Sketch;
+use tcpguard_common::seq::Seq;
+use tcpguard_common::sketch::{Rate, Sketch};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -72,6 +75,7 @@ pub(crate) struct World {
     pub(crate) flows: RefCell<HashMap<AnyFlowKey, Flow>>,
     pub(crate) fingerprints: RefCell<HashMap<u32, [u32; WAYS as usize]>>,
     heartbeats: RefCell<HashMap<u32, u64>>,
+    paces: Box<Sketch>,
     pub(crate) counts: RefCell<HashMap<Reason, u64>>,
     queues: Vec<Queue>,
     client: Queue,
@@ -88,6 +92,8 @@ pub(crate) struct World {
 }
 
 const HASH_KEY: [u64; 2] = [11, 12];
+/// Segments that a flow may send at once under pressure.
+pub(crate) const PACE_BURST: u32 = 100;
 
 fn clock() -> Clock {
     Clock { epoch: 100, second_half: false, extra: 0 }
@@ -101,6 +107,7 @@ fn settings(generation: u32) -> &'static Settings {
         stale_after: 1_000_000_000,
         exit_grace: 3_000_000_000,
         hash_key: HASH_KEY,
+        limits: Limits { flows: Rate::new(100, PACE_BURST, 1), ..Limits::default() },
         ..Settings::default()
     }))
 }
@@ -120,6 +127,7 @@ impl World {
             flows: RefCell::default(),
             fingerprints: RefCell::default(),
             heartbeats: RefCell::default(),
+            paces: Box::default(),
             counts: RefCell::default(),
             queues: (0..engines).map(|_| Queue::default()).collect(),
             client: Queue::default(),
@@ -146,7 +154,7 @@ impl World {
     }
 
     /// A frame from the client reaches the guarded host's interface.
-    fn arrive(self: &Rc<Self>, mut frame: Vec<u8>) {
+    pub(crate) fn arrive(self: &Rc<Self>, mut frame: Vec<u8>) {
         let len = frame.len();
         frame.resize(len + 64, 0);
         let mut buffer = Buffer::new(&mut frame, len);
@@ -158,6 +166,32 @@ impl World {
             Verdict::Redirect(_) if self.lose.get() > 0 => self.lose.set(self.lose.get() - 1),
             Verdict::Redirect(engine) => self.queues[engine as usize].push(buffer.frame().to_vec()),
         }
+    }
+
+    /// An acknowledgment of nothing, from the client's `port`.
+    pub(crate) fn segment_of(port: u16) -> Vec<u8> {
+        let headers = Headers {
+            link: Link { dst: GUARD_MAC, src: CLIENT_MAC, ..Link::default() },
+            src: V4([10, 0, 0, 2]),
+            dst: V4([10, 0, 0, 1]),
+            ecn: 0,
+            src_port: port.to_be_bytes(),
+            dst_port: PORT.to_be_bytes(),
+            seq: Seq(1),
+            ack: Seq(1),
+            flags: Flags::ACK,
+            window: 0,
+            options: Options::default(),
+        };
+        let mut frame = vec![0; headers.len()];
+        let len = frame.len();
+        headers.write(&mut Buffer::new(&mut frame, len), 0, 0).unwrap();
+        frame
+    }
+
+    /// Whether an engine last said that its receive ring is under pressure.
+    pub(crate) fn is_under_pressure(&self, engine: u32) -> bool {
+        is_under_pressure(self.heartbeats.borrow()[&engine])
     }
 
     /// An engine on one of the guarded host's queues.
@@ -262,6 +296,10 @@ impl FramePort for MemoryPort {
         received
     }
 
+    fn is_under_pressure(&self) -> bool {
+        self.queue().frames.borrow().len() > QUEUE / 2
+    }
+
     fn transmit(&mut self, mut fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
         let mut sent = 0;
         let mut buffer = [0; FRAME];
@@ -350,10 +388,10 @@ impl SharedTables for MemoryTables {
         self.world.fingerprints.borrow().get(&bucket).is_some_and(|words| words.contains(&word))
     }
 
-    fn beat(&self, now: u64) {
+    fn beat(&self, now: u64, under_pressure: bool) {
         // One daemon's engines all beat here; the index is not known, and no test needs it.
         for queue in 0..self.world.queues.len() as u32 {
-            self.world.heartbeats.borrow_mut().insert(queue, now);
+            self.world.heartbeats.borrow_mut().insert(queue, heartbeat(now, under_pressure));
         }
     }
 }
@@ -384,7 +422,7 @@ impl SharedTables for NoTables {
         false
     }
 
-    fn beat(&self, _: u64) {}
+    fn beat(&self, _: u64, _: bool) {}
 }
 
 /// XDP on one receive queue.
@@ -432,12 +470,12 @@ macro_rules! tables {
                 self.world.flows.borrow().contains_key(&<$address>::any_key(*key))
             }
 
-            fn insert_flow(&self, key: &FlowKey<$address>, flow: &Flow) -> bool {
+            fn insert_flow(&self, key: &FlowKey<$address>, flow: &Flow) -> Insertion {
                 match self.world.forget.get() {
                     0 => drop(self.world.flows.borrow_mut().insert(<$address>::any_key(*key), *flow)),
                     left => self.world.forget.set(left - 1),
                 }
-                true
+                Insertion::Inserted
             }
         }
     };
@@ -445,7 +483,7 @@ macro_rules! tables {
 tables!(V4);
 tables!(V6);
 
-/// Nothing is limited here.
+/// Only the pace of flows is limited here.
 impl Ledger for Queued<'_> {
     fn replies(&self) -> Option<&Sketch> {
         None
@@ -456,6 +494,22 @@ impl Ledger for Queued<'_> {
     }
 
     fn set_verified(&self, _: u32, _: u64) {}
+
+    fn paces(&self) -> Option<&Sketch> {
+        Some(&self.world.paces)
+    }
+}
+
+impl Census for Queued<'_> {
+    fn arrivals(&self) -> Option<&Sketch> {
+        None
+    }
+
+    fn open_flows(&self, _: Counted) -> u32 {
+        0
+    }
+
+    fn flow_opened(&self, _: Counted) {}
 }
 
 impl Env for Queued<'_> {

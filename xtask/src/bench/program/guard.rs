@@ -37,6 +37,10 @@ const LIMITS: Limits = Limits {
     prefix_v4: !0 << (64 - 24),
     prefix_v6: !0 << (64 - 56),
     verified_for: 600_000_000_000,
+    arrivals: WIDE,
+    flows: WIDE,
+    source_flows: u32::MAX,
+    service_flows: u32::MAX,
 };
 const WIDE: Rate = Rate { interval: 1, ahead: u64::MAX / 4 };
 
