@@ -93,6 +93,11 @@ impl Congestion {
         self.cwnd
     }
 
+    /// The window at which slow start ends, once a loss has shown one.
+    pub(crate) fn threshold(&self) -> Option<u32> {
+        (self.ssthresh != MAX_WINDOW).then_some(self.ssthresh)
+    }
+
     /// Bytes left the network outside loss recovery; `cubic` unless NewReno is in force. A window that the application or
     /// the peer's window does not let us use does not grow (RFC 7661 §3, as Linux does).
     pub(crate) fn on_ack(&mut self, acked: &Acked, cubic: Option<&mut Cubic>) {

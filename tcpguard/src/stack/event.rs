@@ -224,6 +224,50 @@ pub struct Origin {
     pub ack: Seq,
 }
 
+/// A connection's variables under the names of RFC 9293 §3.3.1, RFC 5681 and RFC 6298, for developers and tools. Sizes in
+/// bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcbView {
+    /// The state.
+    pub state: State,
+    /// Our initial sequence number.
+    pub iss: Seq,
+    /// The peer's initial sequence number; meaningless in SYN_SENT.
+    pub irs: Seq,
+    /// The oldest sequence number of ours that is not acknowledged.
+    pub snd_una: Seq,
+    /// The next one we use.
+    pub snd_nxt: Seq,
+    /// The peer's window, scaled.
+    pub snd_wnd: u32,
+    /// The next sequence number expected.
+    pub rcv_nxt: Seq,
+    /// What is left of the window we advertised.
+    pub rcv_wnd: u32,
+    /// The peer's window shift.
+    pub snd_shift: u8,
+    /// Ours.
+    pub rcv_shift: u8,
+    /// The largest segment the peer and our MTU take, options not deducted.
+    pub mss: u16,
+    /// Whether segments carry timestamps.
+    pub timestamps: bool,
+    /// Whether the peer takes selective acknowledgements.
+    pub sack_permitted: bool,
+    /// Bytes queued and never sent.
+    pub unsent: u32,
+    /// The congestion window.
+    pub cwnd: u32,
+    /// Where slow start ends, once known.
+    pub ssthresh: Option<u32>,
+    /// The smoothed round-trip time, once measured.
+    pub srtt: Option<Duration>,
+    /// The retransmission timeout, back-off included.
+    pub rto: Duration,
+    /// Retransmissions or probes since the peer last made progress.
+    pub retries: u8,
+}
+
 /// One line of `tcpguard flows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowInfo {

@@ -135,7 +135,7 @@ impl Stack {
         let Some(tcb) = self.connections.get_mut(id) else { return };
         let (key, link) = (tcb.key, tcb.link);
         let last = if tcb.send_reset {
-            Some(tcb.reset())
+            Some(tcb.reset(now))
         } else if tcb.state == State::TimeWait {
             tcb.last_ack(now, &self.shared.config)
         } else {

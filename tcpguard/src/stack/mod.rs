@@ -37,7 +37,7 @@ pub use closed_flows::ClosedFlows;
 pub use config::Config;
 pub use congestion::CongestionControl;
 pub use counters::StackCounters;
-pub use event::{ConnId, Error, Event, FlowInfo, Origin, Received, StackDrop, State};
+pub use event::{ConnId, Error, Event, FlowInfo, Origin, Received, StackDrop, State, TcbView};
 pub use survey::Cursor;
 pub use tcpguard_common::packet::build::Link;
 pub use time::Instant;
@@ -416,6 +416,11 @@ impl Stack {
     /// One connection, as long as its application has it.
     pub fn info(&self, now: Instant, id: ConnId) -> Option<FlowInfo> {
         self.connections.get(id).map(|tcb| tcb.info(now, &self.shared.config))
+    }
+
+    /// The variables of one connection, as long as its application has it.
+    pub fn view(&self, id: ConnId) -> Option<TcbView> {
+        self.connections.get(id).map(|tcb| tcb.view(&self.shared.config))
     }
 
     /// Every flow there is, those in TIME_WAIT included.

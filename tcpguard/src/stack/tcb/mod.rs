@@ -6,6 +6,7 @@ mod application;
 mod input;
 mod output;
 mod timers;
+mod view;
 mod work;
 
 pub(crate) use input::Verdict;

@@ -75,9 +75,9 @@ impl Tcb {
         })
     }
 
-    /// The reset that ends the connection.
-    pub(crate) fn reset(&self) -> Outgoing {
-        let options = Options::default();
+    /// The reset that ends the connection. It has timestamps, too, where they are in use (RFC 7323 §3.2).
+    pub(crate) fn reset(&self, now: Instant) -> Outgoing {
+        let options = self.options(now, 0);
         Outgoing { seq: self.snd_nxt, ack: self.rcv_nxt, flags: Flags::RST | Flags::ACK, window: 0, options }
     }
 

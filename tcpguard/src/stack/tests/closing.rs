@@ -314,6 +314,15 @@ fn a_reset_elsewhere_in_the_window_is_challenged_and_outside_ignored() {
 }
 
 #[test]
+fn a_reset_of_a_connection_with_timestamps_has_them_too() {
+    let mut t = Script::established(modern());
+    t.stack.abort(t.now, t.conn());
+    t.expect("R. 1:1(0) ack 1");
+    let (_, _, _, options) = t.last.expect("the reset");
+    assert_eq!(options.timestamps.map(|(_, echo)| echo), t.offer.options.timestamps);
+}
+
+#[test]
 fn abort_sends_a_reset_in_every_open_state() {
     let mut t = Script::established(modern());
     let id = t.conn();

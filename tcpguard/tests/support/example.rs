@@ -1,0 +1,18 @@
+//! Builds the examples that tests run: whoever runs one test alone has not built them.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Builds an example in the profile of this test; the directory it is in.
+pub(crate) fn build(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("this test's path");
+    let profile = exe.parent().and_then(|deps| deps.parent()).expect("the directory of the profile");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--package", "tcpguard", "--example", name]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    cargo.arg("--target-dir").arg(profile.parent().expect("the target directory"));
+    assert!(cargo.status().expect("running cargo").success(), "the example {name} does not build");
+    profile.join("examples")
+}
