@@ -258,7 +258,8 @@ impl Stack {
             self.shared.counters.backlog_full += 1;
             return Err(StackDrop::BacklogFull);
         }
-        let tcb = Tcb::adopted(key, link, service, adoption, now, &self.shared.config);
+        let adoption = self.refined(&key, adoption);
+        let tcb = Tcb::adopted(key, link, service, &adoption, now, &self.shared.config);
         let Some(conn) = self.insert(tcb) else {
             self.shared.counters.table_full += 1;
             return Err(StackDrop::TableFull);
@@ -267,6 +268,19 @@ impl Stack {
         self.shared.counters.adopted += 1;
         self.shared.events.push_back(Event::Incoming { conn, key, service });
         Ok(conn)
+    }
+
+    /// An adoption with the MSS and the window shift of the SYN itself, where the half-open queue remembers it: a cookie
+    /// rounds them down. An MSS below the least that a cookie can say stays that.
+    fn refined(&self, key: &AnyFlowKey, adoption: &Adoption) -> Adoption {
+        let mut refined = *adoption;
+        let entry = self.half_opens.get(key, self.clock.epoch);
+        if let Some(entry) = entry.filter(|entry| Seq(entry.irs) + 1 == adoption.seq) {
+            let accepted = &mut refined.accepted;
+            accepted.mss = accepted.mss.max(entry.syn.mss.unwrap_or(0));
+            accepted.window_scale = accepted.window_scale.and(entry.syn.window_scale);
+        }
+        refined
     }
 
     /// XDP need not know a refused flow. Its source is proven, so it is told, except for a replay: that may come

@@ -261,6 +261,16 @@ fn an_unknown_segment_is_reset_by_the_stack_and_dropped_by_xdp() {
 }
 
 #[test]
+fn a_cookie_rounds_the_peers_mss_down_and_the_stack_keeps_it() {
+    for (flags, mss) in [("", 1100), ("adopt", 536)] {
+        let t = &mut Tool::new(Family::V4, flags);
+        t.offer_mss(1100);
+        let (_, socket) = t.accepted();
+        assert_eq!(t.option(socket, IPPROTO_TCP, TCP_MAXSEG), Ok(mss));
+    }
+}
+
+#[test]
 fn a_blocking_call_on_another_thread_returns_when_the_main_one_makes_it_happen() {
     in_every_way(|t| {
         let listener = t.listening();

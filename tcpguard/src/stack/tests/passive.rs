@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tcpguard_common::cookie::SynOptions;
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::Options;
 
@@ -195,6 +196,25 @@ fn data_on_a_syn_waits_for_the_handshake_and_data_on_the_third_ack_is_delivered(
     t.state(State::Established);
     t.expect(". 1:1(0) ack 11");
     t.server_reads(1, 10);
+}
+
+#[test]
+fn what_a_cookie_rounds_down_is_taken_from_the_queue_where_it_is_remembered() {
+    let learnt = |mss, window_scale, stateful| {
+        let options = SynOptions { mss: Some(mss), window_scale: Some(window_scale), ..plain().options };
+        let offer = Offer { options, ..plain() };
+        let mut t = if stateful {
+            half_open(offer, Config::default())
+        } else {
+            Script::syn_with(offer, Config::default())
+        };
+        t.sends(". 1:1(0) ack 1");
+        let view = t.stack.view(t.conn()).expect("a connection");
+        (view.mss, view.snd_shift)
+    };
+    assert_eq!(learnt(1000, 3, true), (1000, 3));
+    assert_eq!(learnt(1000, 3, false), (536, 2));
+    assert_eq!(learnt(100, 3, true), (536, 3), "no smaller than what a cookie says at least");
 }
 
 #[test]
