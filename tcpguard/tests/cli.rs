@@ -74,6 +74,8 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["filters", "flush", "all"], "deny, allow"),
         (&["filters", "frobnicate"], "'frobnicate'"),
         (&["stats", "--watch", "soon"], "not a number of seconds"),
+        (&["check", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),
+        (&["config", "--example", "--json"], "cannot be used with"),
         (&["stats", "--control"], "--control"),
     ] {
         let said = refused(args, 2);
@@ -91,6 +93,62 @@ fn a_bad_configuration_file_is_refused_with_file_and_line() {
     assert!(said.contains(&format!("{}:6: unknown field `bakend`", path.display())), "{said}");
     std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
     refused(&["run", "--config", path.to_str().unwrap()], 2);
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn check_says_of_a_file_where_and_why_it_is_not_good_and_what_a_good_one_is_about() {
+    let secret = file("secret", "no secret");
+    let start = "[[interface]]\nname = \"eth0\"\n[[service]]\nlisten = \"192.0.2.1:80\"\nbackend = \"127.0.0.1:80\"\n";
+    let check = |text: &str| {
+        let path = file("checked.toml", text);
+        let output = tcpguard(&["check", path.to_str().unwrap()]);
+        std::fs::remove_file(&path).unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap().replace(path.to_str().unwrap(), "FILE");
+        (output.status.code(), said)
+    };
+    for (text, said) in [
+        (
+            &*format!("{start}mod = \"off\"\n"),
+            "tcpguard: FILE:6: unknown field `mod`, expected one of `listen`, `backend`, `balance`, `connect_timeout`, `proxy_protocol`, `respond`, `mode`, `max_connections`, `idle_time`, `total_time`, did you mean `mode`?\n",
+        ),
+        (
+            &format!("{start}[tunables]\ntime-wait = 30\n"),
+            "tcpguard: FILE:7: time-wait: `30`: a duration looks like 500ms, 30s, 2m or 1m30s\n",
+        ),
+        (
+            &format!("{start}[tunables]\nmax-rto = \"2s\"\nmin-rto = \"3s\"\n"),
+            "tcpguard: FILE:8: min-rto 3s is above max-rto 2s\n",
+        ),
+        (&format!("{start}{start}"), "tcpguard: FILE:7: interface eth0 is named twice\n"),
+        (
+            &format!("{start}\n[filters]\nfiles = [\"/nonexistent\"]\n"),
+            "tcpguard: FILE:8: /nonexistent: No such file or directory (os error 2)\n",
+        ),
+        ("", "tcpguard: FILE: no interface to guard; name one with -i IFACE or [[interface]] in the file\n"),
+    ] {
+        assert_eq!(check(text), (Some(2), said.to_owned()), "{text}");
+    }
+    let (code, said) = check(&format!("secret_file = {secret:?}\n{start}"));
+    assert!(code == Some(2) && said.contains("the secret file") && said.lines().count() == 1, "{said}");
+    std::fs::remove_file(secret).unwrap();
+    let good = "FILE: good (interfaces 1, services 1, filters 0, tunables changed 1)\n".to_owned();
+    assert_eq!(check(&format!("{start}[tunables]\nretries = 3\nmin-rto = \"200ms\"\n")), (Some(0), good));
+}
+
+#[test]
+fn the_example_of_a_configuration_is_good() {
+    let example = tcpguard(&["config", "--example"]);
+    assert_eq!(example.status.code(), Some(0));
+    let path = file("example.toml", std::str::from_utf8(&example.stdout).unwrap());
+    let output = tcpguard(&["check", "--json", path.to_str().unwrap()]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let file = path.display();
+    let expected = format!(
+        "{{\"version\":1,\"file\":\"{file}\",\"interfaces\":1,\"services\":1,\"filters\":0,\"tunables\":0}}\n"
+    );
+    assert_eq!((output.status.code(), said), (Some(0), expected));
     std::fs::remove_file(path).unwrap();
 }
 
@@ -121,7 +179,7 @@ fn a_bad_list_is_refused_with_file_and_line() {
 
 #[test]
 fn without_a_daemon_questions_fail_with_exit_code_1() {
-    for verb in ["status", "stats", "flows", "tune", "filters"] {
+    for verb in ["status", "stats", "flows", "tune", "filters", "config"] {
         let said = refused(&[verb, "--control", "/nonexistent/tcpguard.sock"], 1);
         assert!(said.contains("no daemon answers there"), "{said}");
     }

@@ -2,6 +2,8 @@
 //! error when something failed. Exit codes: 0 done, 1 failed, 2 bad input (nothing was changed).
 #![forbid(unsafe_code)]
 
+mod check;
+mod config;
 mod detach;
 mod filters;
 mod flows;
@@ -56,6 +58,10 @@ enum Verb {
     Filters(filters::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
+    /// Say whether a configuration file is good
+    Check(check::Args),
+    /// Print the configuration that the daemon goes by, or an example of one
+    Config(config::Args),
     /// Remove what a killed daemon left in the kernel
     Detach(detach::Args),
 }
@@ -102,6 +108,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Flows(args) => flows::run(&args, &client(control)),
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
+        Verb::Check(args) => check::run(&args),
+        Verb::Config(args) => config::run(&args, &client(control)),
         Verb::Detach(args) => detach::run(&args),
     }
 }

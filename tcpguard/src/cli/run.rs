@@ -8,8 +8,7 @@ use crate::telemetry;
 
 use super::Failure;
 
-const HELP: &str = concat!(
-    "\
+const HELP: &str = "\
 Without -i, --protect and --config, /etc/tcpguard/tcpguard.toml is read. Arguments add to the file, or win over it.
 
 Examples:
@@ -17,13 +16,9 @@ Examples:
   tcpguard run -i eth0 -i eth1 --protect 0.0.0.0:443=10.0.0.5:443 --set time-wait=30s
   tcpguard run --config edge.toml
 
-A file with everything in it:
+`tcpguard config --example` prints a file with everything in it.
 
-",
-    include_str!("../config/example.toml"),
-    "
-SIGTERM and SIGINT stop admitting, let connections finish for drain-time, detach, and end with 0."
-);
+SIGTERM and SIGINT stop admitting, let connections finish for drain-time, detach, and end with 0.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
@@ -84,20 +79,18 @@ pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
 fn configuration(args: Args, control: Option<&Path>) -> Result<Config, Failure> {
     let named = args.config.is_some() || !args.interface.is_empty() || !args.protect.is_empty();
     let path = args.config.clone().or_else(|| (!named).then(|| config::DEFAULT_FILE.into()));
-    let mut config = match &path {
-        Some(path) => file::read(path).map_err(|error| match error {
-            ConfigError::Read { .. } if args.config.is_none() => {
-                Failure::BadInput(format!("{error}; without it, say what to guard with -i and --protect"))
-            }
-            _ => error.into(),
-        })?,
-        None => Config::empty(),
-    };
-    apply(&mut config, args, control)?;
-    config.check().map_err(|error| match &path {
-        Some(path) => Failure::BadInput(format!("{}: {error}", path.display())),
-        None => error.into(),
+    let written = path.as_deref().map(file::read).transpose().map_err(|error| match error {
+        ConfigError::Read { .. } if args.config.is_none() => {
+            Failure::BadInput(format!("{error}; without it, say what to guard with -i and --protect"))
+        }
+        _ => error.into(),
     })?;
+    let mut config = written.as_ref().map_or_else(Config::empty, |written| written.config.clone());
+    apply(&mut config, args, control)?;
+    match &written {
+        Some(written) => written.check(&config)?,
+        None => config.check()?,
+    }
     Ok(config)
 }
 

@@ -1,9 +1,9 @@
-//! Reads the TOML file. Every refusal carries the file and the line; what the command line adds and what only
-//! the whole can tell is for [`Config::check`].
+//! Reads the TOML file. Every refusal carries the file and the line, contradictions included. The command line may add
+//! to what a file says: the whole is checked last.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,11 +11,11 @@ use toml::Spanned;
 
 use super::{
     Action, AttachMode, Backends, Balance, Config, ConfigError, Destination, Filter, FilterSet, Interface,
-    Limits, OnDaemonExit, ProxyProtocol, Responder, Service, ServiceMode,
+    Limits, OnDaemonExit, Part, ProxyProtocol, Responder, Service, ServiceMode, near,
 };
 
-/// Nobody writes a configuration of this size: what is larger is some other file.
-const MAX_FILE: u64 = 4 << 20;
+/// With room for as many filters as there may be: what is larger is some other file.
+const MAX_FILE: u64 = 32 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,12 +91,73 @@ enum RawValue {
     Number(i64),
 }
 
-/// Reads `path`. The result still lacks the check of the whole, because the command line may add to it.
-pub fn read(path: &Path) -> Result<Config, ConfigError> {
+/// What a file says, and where.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Every part is good by itself; the whole is still to be checked, because the command line may add to it.
+    pub config: Config,
+    path: PathBuf,
+    lines: Lines,
+}
+
+/// In which line each part begins.
+#[derive(Clone, Debug, Default)]
+struct Lines {
+    interfaces: Vec<usize>,
+    services: Vec<usize>,
+    tunables: BTreeMap<String, usize>,
+}
+
+impl Lines {
+    /// The line of a part, unless the file says nothing of it.
+    fn of(&self, part: Part, message: &str) -> Option<usize> {
+        match part {
+            Part::Whole => None,
+            Part::Interface(index) => self.interfaces.get(index).copied(),
+            Part::Service(index) => self.services.get(index).copied(),
+            Part::Tunables => {
+                let words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+                words.filter_map(|word| self.tunables.get(word).copied()).max()
+            }
+        }
+    }
+}
+
+impl Written {
+    /// Checks `whole`: this file's configuration, or what became of it when more was added at the end.
+    ///
+    /// # Errors
+    ///
+    /// The first contradiction, with the line if it is the file's.
+    pub fn check(&self, whole: &Config) -> Result<(), ConfigError> {
+        let Err(contradiction) = whole.contradiction() else { return Ok(()) };
+        let (path, message) = (self.path.clone(), contradiction.message);
+        Err(match self.lines.of(contradiction.part, &message) {
+            Some(line) => ConfigError::At { path, line, message },
+            None => ConfigError::Whole(format!("{}: {message}", path.display())),
+        })
+    }
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+///
+/// The first thing in it that cannot be, with its line.
+pub fn read(path: &Path) -> Result<Written, ConfigError> {
+    let file = File::open(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    read_from(path, file)
+}
+
+/// As [`read`], from anywhere; `path` is for the messages.
+///
+/// # Errors
+///
+/// The first thing in it that cannot be, with its line.
+pub fn read_from(path: &Path, source: impl Read) -> Result<Written, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
     let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
+    source.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_FILE {
         return Err(failed(std::io::Error::other(format!("larger than {MAX_FILE} bytes"))));
     }
@@ -104,16 +165,23 @@ pub fn read(path: &Path) -> Result<Config, ConfigError> {
 }
 
 /// Reads the text of a file; `path` is for the messages.
-pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+///
+/// # Errors
+///
+/// The first thing in it that cannot be, with its line.
+pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
     let source = Source { path, text };
     let raw: RawFile = toml::from_str(text).map_err(|error| {
-        source.error(error.span().map_or(0, |span| span.start), one_line(error.message()))
+        source.error(error.span().map_or(0, |span| span.start), with_suggestion(one_line(error.message())))
     })?;
     let mut config = Config::empty();
+    let mut lines = Lines::default();
     for interface in raw.interface {
+        lines.interfaces.push(source.line(interface.name.span().start));
         config.interfaces.push(read_interface(&source, interface)?);
     }
     for service in raw.service {
+        lines.services.push(source.line(service.listen.span().start));
         config.services.push(read_service(&source, service)?);
     }
     for (name, value) in &raw.tunables {
@@ -123,6 +191,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         };
         let set = config.tunables.set(name.get_ref(), &text);
         set.map_err(|error| source.error(name.span().start, error.to_string()))?;
+        lines.tunables.insert(name.get_ref().clone(), source.line(name.span().start));
     }
     if let Some(socket) = raw.control.socket {
         config.control.socket = socket;
@@ -139,7 +208,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         config.on_daemon_exit = source.at(&action, |action| action.parse::<OnDaemonExit>())?;
     }
     config.filters = read_filters(&source, &raw.filters)?;
-    Ok(config)
+    Ok(Written { config, path: path.to_owned(), lines })
 }
 
 fn read_filters(source: &Source<'_>, raw: &RawFilters) -> Result<FilterSet, ConfigError> {
@@ -258,10 +327,23 @@ impl Source<'_> {
     }
 
     fn error(&self, offset: usize, message: String) -> ConfigError {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-        ConfigError::At { path: self.path.to_owned(), line, message }
+        ConfigError::At { path: self.path.to_owned(), line: self.line(offset), message }
     }
+
+    fn line(&self, offset: usize) -> usize {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        1 + before.iter().filter(|&&byte| byte == b'\n').count()
+    }
+}
+
+/// To "unknown field `x`, expected one of `a`, `b`": which of them was meant, if one is near.
+fn with_suggestion(message: String) -> String {
+    if !message.starts_with("unknown field") {
+        return message;
+    }
+    let mut names = message.split('`').skip(1).step_by(2);
+    let meant = names.next().map_or_else(String::new, |unknown| near::suggestion(unknown, names));
+    message + &meant
 }
 
 fn one_line(message: &str) -> String {
@@ -274,7 +356,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(text: &str) -> Result<Config, ConfigError> {
-        parse(Path::new("tcpguard.toml"), text)
+        parse(Path::new("tcpguard.toml"), text).map(|written| written.config)
     }
 
     const GOOD: &str = r#"
@@ -378,15 +460,33 @@ retries = 8
     }
 
     #[test]
-    fn the_example_that_help_shows_is_valid() {
-        read(include_str!("example.toml")).unwrap().check().unwrap();
+    fn a_contradiction_is_one_line_with_the_later_of_the_two_lines() {
+        let start = "[[interface]]\nname = \"eth0\"\n\n[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"10.0.0.2:80\"\n";
+        for (more, line, why) in [
+            ("[[interface]]\nqueues = 1\nname = \"eth0\"\n", 9, "interface eth0 is named twice"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nmode = \"off\"\n", 8, "given twice"),
+            ("[[service]]\nlisten = \"10.0.0.3:80\"\nbackend = \"10.0.0.3:80\"\n", 8, "service itself"),
+            ("[tunables]\nmax-rto = \"5s\"\nretries = 3\nmin-rto = \"6s\"\n", 10, "above max-rto"),
+            ("[tunables]\nretries = 3\nreply-burst = 10\n", 9, "too little for reply-rate"),
+        ] {
+            let written = parse(Path::new("tcpguard.toml"), &format!("{start}{more}")).unwrap();
+            let error = written.check(&written.config).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("tcpguard.toml:{line}: ")) && error.contains(why), "{error}");
+        }
+        let written = parse(Path::new("tcpguard.toml"), start).unwrap();
+        written.check(&written.config).unwrap();
+        // What the command line added is in no line of the file.
+        let mut whole = written.config.clone();
+        whole.services.push(whole.services[0].clone());
+        let error = written.check(&whole).unwrap_err().to_string();
+        assert_eq!(error, "tcpguard.toml: service 10.0.0.1:80 is given twice");
     }
 
     #[test]
     fn a_refusal_is_one_line_with_file_line_and_what_is_wrong() {
         for (text, line, why) in [
             ("bogus = 1\n", 1, "unknown field `bogus`"),
-            ("\n\n[control]\nsokcet = \"x\"\n", 4, "unknown field `sokcet`"),
+            ("\n\n[control]\nsokcet = \"x\"\n", 4, "did you mean `socket`?"),
             ("[[interface]]\nname = \"eth0\"\nspeed = 3\n", 3, "unknown field `speed`"),
             ("[[interface]]\nname = \"et h0\"\n", 2, "cannot be the name"),
             ("[[interface]]\nname = \"eth0\"\nmode = \"fast\"\n", 3, "native, generic"),

@@ -6,7 +6,10 @@ mod destination;
 pub mod duration;
 pub mod file;
 pub mod filters;
+mod keys;
+mod near;
 pub mod tunables;
+mod write;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +21,7 @@ pub use destination::{
     Responder,
 };
 pub use filters::{Action, Filter, FilterSet, Prefix};
+pub use keys::example;
 pub use tunables::{CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
 
 /// Where `tcpguard run` looks when nothing on the command line says what to guard.
@@ -144,6 +148,23 @@ pub enum ConfigError {
     Whole(String),
 }
 
+/// Parts of a configuration that are good by themselves and not together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Contradiction {
+    part: Part,
+    message: String,
+}
+
+/// What a contradiction is about: the later of two things, by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Interface(usize),
+    Service(usize),
+    /// The message has their names.
+    Tunables,
+}
+
 macro_rules! words {
     ($type:ident, $what:literal, $($variant:ident = $word:literal),+) => {
         impl fmt::Display for $type {
@@ -152,13 +173,18 @@ macro_rules! words {
             }
         }
 
+        impl $type {
+            /// Every word, the default first.
+            pub const WORDS: &[&str] = &[$($word),+];
+        }
+
         impl FromStr for $type {
             type Err = String;
 
             fn from_str(word: &str) -> Result<Self, String> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(format!(concat!("unknown ", $what, " `{}`, expected one of {}"), word, [$($word),+].join(", "))),
+                    _ => Err(format!(concat!("unknown ", $what, " `{}`, expected one of {}"), word, Self::WORDS.join(", "))),
                 }
             }
         }
@@ -265,7 +291,12 @@ impl Config {
 
     /// What is left to check once every part is good by itself: `Err` names the first contradiction.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let whole = |message: String| Err(ConfigError::Whole(message));
+        self.contradiction().map_err(|contradiction| ConfigError::Whole(contradiction.message))
+    }
+
+    /// As [`Self::check`], with the part that the contradiction is about.
+    fn contradiction(&self) -> Result<(), Contradiction> {
+        let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
         if self.interfaces.is_empty() {
             return whole(
                 "no interface to guard; name one with -i IFACE or [[interface]] in the file".into(),
@@ -286,11 +317,13 @@ impl Config {
             }
         }
         for (index, interface) in self.interfaces.iter().enumerate() {
+            let whole = |message: String| Err(Contradiction { part: Part::Interface(index), message });
             if self.interfaces[..index].iter().any(|other| other.name == interface.name) {
                 return whole(format!("interface {} is named twice", interface.name));
             }
         }
         for (index, service) in self.services.iter().enumerate() {
+            let whole = |message: String| Err(Contradiction { part: Part::Service(index), message });
             if self.services[..index].iter().any(|other| other.listen == service.listen) {
                 return whole(format!("service {} is given twice", service.listen));
             }
@@ -306,7 +339,9 @@ impl Config {
                 _ => {}
             }
         }
-        self.tunables.check().map_err(|error| ConfigError::Whole(error.to_string()))
+        let tunables =
+            |error: TunableError| Contradiction { part: Part::Tunables, message: error.to_string() };
+        self.tunables.check().map_err(tunables)
     }
 }
 

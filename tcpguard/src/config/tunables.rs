@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::duration;
+use super::{duration, near};
 
 /// What a tunable's number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct Tunable {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TunableError {
     /// No such name.
-    #[error("unknown tunable `{0}`{near}; `tcpguard tune` lists them", near = suggestion(.0))]
+    #[error("unknown tunable `{0}`{near}; `tcpguard tune` lists them", near = near::suggestion(.0, TUNABLES.iter().map(|tunable| tunable.name)))]
     Unknown(String),
     /// The text is not a value of the tunable's unit.
     #[error("{0}: {1}")]
@@ -384,31 +384,6 @@ fn check_burst(rate: (&str, u32), burst: (&str, u32)) -> Result<(), TunableError
         "{} {} is too little for {} {}, which allows {least} in a clock tick of 10ms",
         burst.0, burst.1, rate.0, rate.1
     )))
-}
-
-/// `, did you mean NAME`, when one letter or two would make it one.
-fn suggestion(name: &str) -> String {
-    let near = TUNABLES.iter().map(|tunable| (distance(name, tunable.name), tunable.name)).min();
-    match near {
-        Some((distance, near)) if distance <= 2 => format!(", did you mean `{near}`?"),
-        _ => String::new(),
-    }
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().take(64).enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, &to) in b.iter().enumerate() {
-            let replaced = corner + usize::from(from != to);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

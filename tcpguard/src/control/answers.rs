@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpguard_common::reason::{Outcome, Reason};
 
-use crate::config::{Destination, Filter, FilterSet, Service, TUNABLES, Tunable};
+use crate::config::{Config, Destination, Filter, FilterSet, Service, TUNABLES, Tunable, Tunables};
 use crate::dataplane::monotonic_ns;
 use crate::engine::EngineStats;
 use crate::service::{BackendStats, Far};
@@ -36,6 +36,7 @@ impl Handler for Guard {
             }
             Request::Tune { name, value: None } => return self.tunables(name.as_deref()),
             Request::Tune { name: Some(name), value: Some(value) } => return self.tune(&name, &value).await,
+            Request::Config {} => return self.configuration().await,
             Request::Filters { limit } => {
                 let list = self.filters.with(move |filters| filters.list(limit as usize)).await;
                 return list.map_or_else(Reply::from, Reply::Filters);
@@ -242,6 +243,21 @@ impl Guard {
             old: old.number,
             new: new.number,
         })
+    }
+
+    async fn configuration(&self) -> Reply {
+        let filters = match self.filters.with(|filters| filters.configured()).await {
+            Ok(filters) => filters,
+            Err(error) => return error.into(),
+        };
+        let tunables = Tunables::clone(&self.tunables.borrow());
+        let config = Config { tunables, filters, ..self.config.clone() };
+        // A hundred thousand filters take a while to write, and the engines' keys wait for this thread.
+        match tokio::task::spawn_blocking(move || config.to_toml()).await {
+            Ok(Ok(toml)) => Reply::Config(wire::Config { toml }),
+            Ok(Err(error)) => Reply::failed(error.to_string()),
+            Err(panic) => Reply::failed(panic.to_string()),
+        }
     }
 
     async fn change_filters(&self, change: Result<Change, String>, session: Option<wire::Session>) -> Reply {

@@ -164,6 +164,19 @@ pub fn detach(pin_dir: &Path) -> Result<bool, DaemonError> {
     Ok(Dataplane::remove(pin_dir)?)
 }
 
+/// Refuses a secret file in which there is no secret. One that is absent is made when a daemon starts, and one that this
+/// user may not read is left to who may.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn check_secret(config: &Config) -> Result<(), SecretError> {
+    let Some(path) = config.secret_file.as_deref().filter(|path| path.exists()) else { return Ok(()) };
+    match MasterSecret::from_file(path) {
+        Err(SecretError::File { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        read => read.map(drop),
+    }
+}
+
 /// From the checks to the end of service. The outer error is one before anything was armed.
 async fn live(config: Config) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
     check(&config)?;

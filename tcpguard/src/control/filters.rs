@@ -188,6 +188,20 @@ impl Filters {
         Ok(reply)
     }
 
+    /// The lists as a configuration has them.
+    pub(super) fn configured(&self) -> Result<FilterSet, FilterError> {
+        let now = coarse_clock_ns();
+        let mut set = FilterSet::default();
+        for entry in self.table.entries().filter(|entry| is_alive(entry, now)) {
+            // A file knows milliseconds; what is left lives at least one.
+            let left = (entry.expires != 0)
+                .then(|| Duration::from_millis((entry.expires - now).div_ceil(1_000_000)));
+            let filter = Filter { prefix: entry.prefix, action: entry.action, expires: left };
+            set.insert(filter).map_err(FilterError::BadInput)?;
+        }
+        Ok(set)
+    }
+
     /// Takes out what expired; XDP ignores it already. Returns how many that were.
     pub(super) fn forget_expired(&mut self) -> Result<usize, FilterError> {
         let now = coarse_clock_ns();

@@ -44,6 +44,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<String>,
     },
+    /// The configuration in force.
+    Config {},
     /// The filter lists.
     Filters {
         /// List at most this many; the totals count all.
@@ -113,6 +115,8 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::Config`].
+    Config(Config),
     /// To [`Request::Filters`].
     Filters(Filters),
     /// To every other request about filters.
@@ -356,6 +360,13 @@ pub struct Tuned {
     pub new: u64,
 }
 
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// As a file.
+    pub toml: String,
+}
+
 /// The filter lists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filters {
@@ -476,6 +487,7 @@ mod tests {
             Request::Flows { state: None, limit: 7 },
             Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
             Request::Tune { name: None, value: None },
+            Request::Config {},
             Request::Filters { limit: 3 },
             Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
             Request::FiltersDel { prefix: "::/0".into(), session: None },

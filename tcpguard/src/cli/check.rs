@@ -1,0 +1,70 @@
+//! `tcpguard check`: judges a configuration file, and touches nothing.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::config::{DEFAULT_FILE, TUNABLES, Tunables, file};
+use crate::control::daemon;
+
+use super::Failure;
+use super::output::write_json;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Needs no rights beyond reading the file, and no daemon. What only the machine knows (is there such an interface, is the
+port free) `tcpguard run` says before it changes anything.
+
+Examples:
+  tcpguard check
+  tcpguard check edge.toml
+  tcpguard config | tcpguard check -
+
+Exit codes: 0 good, 2 not (one line says where and why).")]
+pub(super) struct Args {
+    /// The file; - is standard input
+    #[arg(default_value = DEFAULT_FILE)]
+    file: PathBuf,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a good file is about.
+#[derive(Serialize)]
+struct Good {
+    file: String,
+    interfaces: usize,
+    services: usize,
+    filters: usize,
+    /// How many of them differ from their defaults.
+    tunables: usize,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let (path, written) = match args.file.as_os_str() == "-" {
+        true => ("standard input".into(), file::read_from("standard input".as_ref(), io::stdin().lock())?),
+        false => (args.file.clone(), file::read(&args.file)?),
+    };
+    written.check(&written.config)?;
+    let config = &written.config;
+    daemon::check_secret(config).map_err(|error| Failure::BadInput(error.to_string()))?;
+    let (set, defaults) = (&config.tunables, Tunables::default());
+    let good = Good {
+        file: path.display().to_string(),
+        interfaces: config.interfaces.len(),
+        services: config.services.len(),
+        filters: config.filters.len(),
+        tunables: TUNABLES.iter().filter(|tunable| tunable.get(set) != tunable.get(&defaults)).count(),
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        return Ok(write_json(&mut out, &good)?);
+    }
+    let Good { file, interfaces, services, filters, tunables } = good;
+    Ok(writeln!(
+        out,
+        "{file}: good (interfaces {interfaces}, services {services}, filters {filters}, tunables changed {tunables})"
+    )?)
+}
