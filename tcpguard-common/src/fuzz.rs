@@ -133,7 +133,7 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
         window_scale: on(1).then_some(shift),
         sack_permitted: on(2),
         timestamps: on(3).then_some(1),
-        ecn: false,
+        ecn: on(5),
     };
     let slots = slots(now);
     let issued = now.wrapping_add(u32::from(skew % 4)).wrapping_sub(2);
@@ -145,6 +145,7 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
         shift: syn.window_scale,
         sack: syn.sack_permitted,
         stamped: syn.timestamps.is_some(),
+        ecn: syn.ecn,
     };
     assert_eq!((made.isn, made.tsval), reference::issue(slot, &any, client_isn, &offer, coarse_ns));
 
@@ -167,6 +168,7 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
             assert!(accepted.window_scale <= syn.window_scale);
             assert_eq!(accepted.window_scale.is_some(), syn.window_scale.is_some());
             assert_eq!(accepted.sack_permitted, syn.sack_permitted);
+            assert_eq!(accepted.ecn, syn.ecn && syn.timestamps.is_some());
             assert_eq!((accepted.timestamps, accepted.slot), (syn.timestamps.is_some(), *slot));
         }
     }

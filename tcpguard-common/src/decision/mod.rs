@@ -370,6 +370,10 @@ impl<A: Family> Arrival<'_, A> {
         slot: &EpochSlot,
     ) -> Headers<A> {
         let flow = self.key(tcp);
+        // RFC 3168 §6.1.1: a SYN with ECE and CWR is answered with ECE, if the cookie can remember it. Calculated, not branched
+        // on, which would double what the verifier has to follow.
+        let bits = frame.opaque(tcp.flags.0.into());
+        let ecn = (bits >> 7) & (bits >> 6) & u32::from(options.timestamps.is_some());
         let syn = SynOptions {
             mss: options.mss.map(|mss| frame.opaque(mss.into()) as u16),
             // An absent option's value is whatever the register held. Hidden, nothing is calculated with it before it is known
@@ -377,14 +381,13 @@ impl<A: Family> Arrival<'_, A> {
             window_scale: options.window_scale.map(|shift| frame.opaque(shift.into()) as u8),
             sack_permitted: options.sack_permitted,
             timestamps: options.timestamps.map(|(value, _)| value),
-            // Not before the stack echoes congestion marks.
-            ecn: false,
+            ecn: ecn != 0,
         };
         let cookie = cookie::encode(slot, &flow, tcp.seq.0, &syn, self.now);
         Headers {
             seq: Seq(cookie.isn),
             ack: tcp.seq + 1,
-            flags: Flags::SYN | Flags::ACK,
+            flags: Flags::SYN | Flags::ACK | Flags((ecn as u8) << 6),
             window: slot.window,
             options: Options {
                 mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),

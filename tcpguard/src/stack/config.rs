@@ -56,6 +56,8 @@ pub struct Config {
     pub delayed_ack: Duration,
     /// How much may be in flight.
     pub congestion_control: CongestionControl,
+    /// Whether our SYNs offer ECN (RFC 3168). Adopted connections have it when their cookie carries it.
+    pub ecn: bool,
     /// Nagle's algorithm (RFC 9293 §3.7.4).
     pub nagle: bool,
     /// Most bytes a connection may hold unsent or unacknowledged.
@@ -107,6 +109,7 @@ impl Default for Config {
             reset_on_overflow: false,
             delayed_ack: Duration::from_millis(40),
             congestion_control: CongestionControl::NewReno,
+            ecn: false,
             nagle: false,
             send_buffer: 512 << 10,
             recv_buffer: 512 << 10,

@@ -105,6 +105,10 @@ counters! {
     timeouts = "timeouts";
     /// Loss recoveries entered without a timeout.
     fast_recoveries = "fast-recoveries";
+    /// Segments with data that the network had marked with congestion (RFC 3168).
+    congestion_marks = "congestion-marks";
+    /// Congestion windows reduced because the peer echoed such a mark.
+    ecn_reductions = "ecn-reductions";
     /// Tail loss probes sent (RFC 8985).
     tail_loss_probes = "tail-loss-probes";
     /// Zero-window probes sent.

@@ -10,6 +10,9 @@ use tcpguard_common::seq::Seq;
 
 use super::event::StackDrop;
 
+/// Both ECN bits: congestion experienced.
+const CONGESTION: u8 = 0b11;
+
 /// A segment that came in, its checksum verified.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Incoming<'a> {
@@ -21,6 +24,8 @@ pub(crate) struct Incoming<'a> {
     pub(crate) flags: Flags,
     pub(crate) window: u16,
     pub(crate) options: Options,
+    /// Whether the network marked it with congestion (CE, RFC 3168 §5).
+    pub(crate) marked: bool,
     pub(crate) data: &'a [u8],
 }
 
@@ -47,6 +52,7 @@ impl<'a> Incoming<'a> {
             flags,
             window,
             options: segment.options,
+            marked: segment.ip.ecn == CONGESTION,
             data: frame.get(segment.payload).unwrap_or_default(),
         })
     }
@@ -86,9 +92,22 @@ impl Outgoing {
         data_len: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Option<usize> {
+        self.write_marked(key, link, 0, frame, data_len, fill)
+    }
+
+    /// The same with the two ECN bits of the network header.
+    pub(crate) fn write_marked(
+        &self,
+        key: &AnyFlowKey,
+        link: Link,
+        ecn: u8,
+        frame: &mut [u8],
+        data_len: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Option<usize> {
         match key {
-            AnyFlowKey::V4(key) => self.write_to(key, link, frame, data_len, fill),
-            AnyFlowKey::V6(key) => self.write_to(key, link, frame, data_len, fill),
+            AnyFlowKey::V4(key) => self.write_to(key, link, ecn, frame, data_len, fill),
+            AnyFlowKey::V6(key) => self.write_to(key, link, ecn, frame, data_len, fill),
         }
     }
 
@@ -96,6 +115,7 @@ impl Outgoing {
         &self,
         key: &FlowKey<A>,
         link: Link,
+        ecn: u8,
         frame: &mut [u8],
         data_len: usize,
         fill: impl FnOnce(&mut [u8]),
@@ -104,7 +124,7 @@ impl Outgoing {
             link,
             src: key.local,
             dst: key.peer,
-            ecn: 0,
+            ecn,
             src_port: key.local_port,
             dst_port: key.peer_port,
             seq: self.seq,

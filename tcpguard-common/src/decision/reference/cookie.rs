@@ -13,6 +13,8 @@ pub(crate) struct Offer {
     pub(crate) shift: Option<u8>,
     pub(crate) sack: bool,
     pub(crate) stamped: bool,
+    /// Remembered with timestamps only.
+    pub(crate) ecn: bool,
 }
 
 const LAYOUT_VERSION: u8 = 1;
@@ -42,7 +44,8 @@ pub(crate) fn issue(
         let mss = down(if v4 { STAMPED_V4 } else { STAMPED_V6 }, mss);
         let shift = offer.shift.map_or(15, |shift| u32::from(shift.min(14)));
         // Epoch 2, time 16, MSS 3, window scale 4, SACK 1, ECN 1, MAC 5.
-        let bits = slot.epoch % 4 * (1 << 30) + mss * (1 << 11) + shift * (1 << 7) + sack * (1 << 6);
+        let ecn = u32::from(offer.ecn) * (1 << 5);
+        let bits = slot.epoch % 4 * (1 << 30) + mss * (1 << 11) + shift * (1 << 7) + sack * (1 << 6) + ecn;
         let time = (now / (1 << 22) % (1 << 16)) as u32;
         let mac = mac(slot, flow, client_isn, bits, true);
         (mac as u32, Some(bits + time * (1 << 14) + ((mac >> 32) % 32) as u32))

@@ -50,7 +50,7 @@ pub(crate) fn sign(world: &World, frame: &mut [u8]) {
         let segment = arrival.segment.as_ref().ok()?;
         let slot = cookie::slot(&world.epochs, world.settings.epoch)?;
         let stamped = segment.options()?.stamps.is_some();
-        let offer = Offer { mss: Some(1400), shift: Some(5), sack: true, stamped };
+        let offer = Offer { mss: Some(1400), shift: Some(5), sack: true, stamped, ecn: false };
         let client_isn = segment.header.sequence_number.wrapping_sub(1);
         let (isn, tsval) = issue(slot, &arrival.flow(), client_isn, &offer, world.now);
         Some((isn.wrapping_add(1), tsval))
@@ -313,12 +313,13 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
         IpAddr::V6(_) => (slot.mss_v6, 1220),
     };
     let stamps = options.stamps;
-    let offer =
-        Offer { mss: options.mss, shift: options.shift, sack: options.sack, stamped: stamps.is_some() };
+    let (stamped, ecn) = (stamps.is_some(), segment.header.ece && segment.header.cwr);
+    let offer = Offer { mss: options.mss, shift: options.shift, sack: options.sack, stamped, ecn };
     let (isn, tsval) = issue(slot, &arrival.flow(), segment.header.sequence_number, &offer, world.now);
     let mut answer = arrival.answer(segment);
     answer.header.syn = true;
     answer.header.ack = true;
+    answer.header.ece = stamped && ecn;
     answer.header.sequence_number = isn;
     answer.header.acknowledgment_number = segment.header.sequence_number.wrapping_add(1);
     answer.header.window_size = slot.window;

@@ -151,9 +151,12 @@ impl Table {
         ] {
             self.row(on(what), &world, Spec { tags, ..syn.clone() }.frame(), Reason::CookieSent);
         }
-        for flags in [SYN | PSH, SYN | 0x20, SYN | 0xc0, SYN | 0x40] {
+        for flags in [SYN | PSH, SYN | 0x20, SYN | 0xc0, SYN | 0x40, SYN | 0x80] {
             let frame = Spec { flags, ..syn.clone() }.frame();
             self.row(on(&format!("with flags {flags:#04x}")), &world, frame, Reason::CookieSent);
+            let bare = Spec { flags, ..Spec::<A>::syn(&[]) }.frame();
+            let name = on(&format!("with flags {flags:#04x} and no options"));
+            self.row(name, &world, bare, Reason::CookieSent);
         }
         let mut ae = syn.frame();
         ae[syn.l4() + 12] |= 1;
@@ -828,7 +831,9 @@ fn check_syn_ack<A: Family>(
     out: &[u8],
 ) -> Result<(), String> {
     let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
-    require(answer.tcp.flags == Flags::SYN | Flags::ACK, "SYN and ACK and nothing else")?;
+    let asks = to.tcp.flags.contains(Flags::ECE | Flags::CWR) && to.options.timestamps.is_some();
+    let echo = if asks { Flags::ECE } else { Flags(0) };
+    require(answer.tcp.flags == Flags::SYN | Flags::ACK | echo, "SYN, ACK, ECE if it was asked for")?;
     require(answer.tcp.ack == to.tcp.seq + 1, "acknowledges the SYN, not its data")?;
     require(answer.tcp.window == ADVERTISED.window, "the window of the slot")?;
     let mss = if A::VERSION == 4 { ADVERTISED.mss_v4 } else { ADVERTISED.mss_v6 };
@@ -855,6 +860,7 @@ fn check_syn_ack<A: Family>(
     let asked = to.options.mss.unwrap_or(A::DEFAULT_MSS).max(A::DEFAULT_MSS);
     require(accepted.mss <= asked, "an MSS that was asked for")?;
     require(accepted.sack_permitted == to.options.sack_permitted, "SACK remembered")?;
+    require(accepted.ecn == asks, "ECN remembered where timestamps have room for it")?;
     require(accepted.window_scale.is_some() == to.options.window_scale.is_some(), "scaling remembered")?;
     require(accepted.window_scale <= to.options.window_scale, "a shift that was offered")
 }

@@ -224,7 +224,7 @@ impl Generator {
         let random = &mut self.random;
         match random.below(100) {
             0..38 => {
-                spec.flags = SYN | random.pick(&[0, 0, 0, PSH, 0x20, 0x40, 0xc0]);
+                spec.flags = SYN | random.pick(&[0, 0, 0, PSH, 0x20, 0x40, 0x80, 0xc0, 0xc0]);
                 spec.options = options(random);
             }
             38..62 => echo_cookie(random, spec),

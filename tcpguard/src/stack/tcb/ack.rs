@@ -49,6 +49,7 @@ impl Tcb {
             (self.work.probe, self.work.probed) = (false, None);
         }
         self.end_probe(segment, repeated, flight, &shared.config);
+        self.heed_echo(segment, flight, shared);
         if advanced {
             self.after_progress(now, shared);
         }
@@ -194,6 +195,7 @@ impl Tcb {
         self.work.recover = self.snd_nxt;
         self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
         self.work.reduction = Reduction::of(flight);
+        self.note_reduced();
         self.work.force = true;
         self.work.probed = None;
         self.work.rto_base = now;
@@ -214,6 +216,7 @@ impl Tcb {
             self.work.probed = None;
             if self.work.recovery == Recovery::None {
                 self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(config));
+                self.note_reduced();
             }
         }
     }

@@ -111,6 +111,7 @@ impl Tcb {
         let is_bare = segment.len() == 0;
         // Before it is cut: a segment that begins with what we have acknowledged may end with what we have not.
         self.take_timestamp(&segment, now);
+        self.take_mark(&segment, shared);
         self.trim(&mut segment);
         self.handle_ack(&segment, is_bare, now, shared);
         if matches!(self.state, State::TimeWait | State::Closed) {
@@ -183,6 +184,7 @@ impl Tcb {
             Some(shift) => self.snd_shift = shift.min(14),
             None => (self.snd_shift, self.rcv_shift) = (0, 0),
         }
+        self.agree_on_ecn(segment, shared);
         self.sack_permitted = segment.options.sack_permitted;
         self.timestamps = segment.options.timestamps.is_some();
         if let Some((value, _)) = segment.options.timestamps {

@@ -3,6 +3,7 @@
 
 mod ack;
 mod application;
+mod ecn;
 mod input;
 mod output;
 mod timers;
@@ -31,6 +32,7 @@ use super::scoreboard::{Patience, Scoreboard};
 use super::table::Placed;
 use super::time::Instant;
 use super::wire::{Incoming, ip_header_len};
+use ecn::Ecn;
 use work::{MaybeWork, Recovery, Retransmit};
 
 /// What all connections of a stack share.
@@ -186,6 +188,7 @@ pub(crate) struct Tcb {
     pub(crate) error: Option<Error>,
     /// Whether the end of the connection owes the peer a reset.
     pub(crate) send_reset: bool,
+    ecn: Ecn,
     /// Stands in the queue for the send pool.
     waits_for_pool: bool,
     /// Challenge acknowledgements in this second, and which it is, modulo 256.
@@ -221,6 +224,9 @@ impl Tcb {
         // What the SYN-ACK promised; its window field was not scaled (RFC 7323 §2.2).
         tcb.rcv_adv = *seq + u32::from(accepted.slot.window);
         tcb.sack_permitted = accepted.sack_permitted;
+        if accepted.ecn {
+            tcb.ecn = Ecn::CAPABLE;
+        }
         if let Some((value, echo)) = timestamps.filter(|_| accepted.timestamps) {
             tcb.timestamps = true;
             tcb.note_timestamp(value, now);
@@ -298,6 +304,7 @@ impl Tcb {
             link,
             error: None,
             send_reset: false,
+            ecn: Ecn::default(),
             waits_for_pool: false,
             challenges: (0, 0),
         }

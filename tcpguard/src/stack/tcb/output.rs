@@ -4,7 +4,7 @@
 use tcpguard_common::packet::{Flags, Options, SackBlocks};
 use tcpguard_common::seq::Seq;
 
-use super::{AckOwed, Config, Fin, Instant, Recovery, Shared, State, Tcb, segment_limit};
+use super::{AckOwed, Config, Ecn, Fin, Instant, Recovery, Shared, State, Tcb, segment_limit};
 use crate::stack::scoreboard::InFlight;
 use crate::stack::wire::Outgoing;
 
@@ -69,7 +69,7 @@ impl Tcb {
         Some(Outgoing {
             seq: self.snd_nxt,
             ack: self.rcv_nxt,
-            flags: Flags::ACK,
+            flags: Flags::ACK | self.ecn.echo(),
             window: self.advertise(config.recv_buffer),
             options,
         })
@@ -206,8 +206,11 @@ impl Tcb {
             timestamps: self.timestamps.then(|| (self.ts_now(now), self.ts_recent)),
             sack: SackBlocks::default(),
         };
+        // A SYN that was lost may have been lost for it (RFC 3168 §6.1.1.1).
+        let offer = config.ecn && self.work.retries == 0;
+        let ecn = if offer { Flags::ECE | Flags::CWR } else { Flags(0) };
         let (ack, flags) =
-            if answering { (self.rcv_nxt, Flags::SYN | Flags::ACK) } else { (Seq(0), Flags::SYN) };
+            if answering { (self.rcv_nxt, Flags::SYN | Flags::ACK) } else { (Seq(0), Flags::SYN | ecn) };
         Outgoing { seq: self.iss, ack, flags, window: self.syn_window(config) as u16, options }
     }
 
@@ -285,9 +288,13 @@ impl Tcb {
         let sacks = self.sacks_beside(len, &shared.config);
         let window = self.advertise(shared.recv_limit());
         let options = self.options(now, sacks);
+        // New data alone may be marked (RFC 3168 §6.1.4, §6.1.5).
+        let markable = self.ecn.is_capable() && len > 0 && seq == self.snd_nxt;
+        let (ecn, reduced) = if markable { (Ecn::TRANSPORT, self.ecn.take_reduced()) } else { (0, Flags(0)) };
+        let flags = flags | self.ecn.echo() | reduced;
         let outgoing = Outgoing { seq, ack: self.rcv_nxt, flags, window, options };
         let send = self.transfer.as_ref().map(|transfer| &transfer.send);
-        let written = outgoing.write(&self.key, self.link, frame, len as usize, |data| {
+        let written = outgoing.write_marked(&self.key, self.link, ecn, frame, len as usize, |data| {
             if let Some(send) = send.filter(|_| !data.is_empty()) {
                 send.copy_out(offset as usize, data);
             }

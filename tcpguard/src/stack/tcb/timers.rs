@@ -115,6 +115,7 @@ impl Tcb {
         let first = self.work.recovery != Recovery::Timeout;
         let cubic = self.work.cubic(&shared.config);
         self.congestion.on_timeout(flight, self.mss.into(), first, cubic);
+        self.note_reduced();
         let patience = self.patience();
         if let Some(transfer) = &mut self.transfer {
             if self.sack_permitted {

@@ -64,6 +64,8 @@ pub(super) struct Work {
     /// A needless retransmission was reported; until this is acknowledged, further ones belong to the same round trip
     /// (RACK.dsack_round).
     pub(super) dsack_round: Option<Seq>,
+    /// The window was reduced for an echoed mark; acknowledgements up to here are of the same window of data.
+    pub(super) ecn_until: Option<Seq>,
     /// When another segment may count as lost (RFC 8985 §6.2).
     pub(super) reorder_at: Instant,
     /// When a delayed acknowledgement leaves.
@@ -95,6 +97,7 @@ impl Work {
         persist: false,
         probe_base: Instant(0),
         dsack_round: None,
+        ecn_until: None,
         reorder_at: Instant::NEVER,
         ack_at: Instant::NEVER,
         peer_fin: None,

@@ -42,11 +42,12 @@ fn many_connections_over_every_kind_of_weather() {
             loss: if rng.chance(700) { rng.below(80) } else { 0 },
             duplicate: rng.below(30),
             corrupt: rng.below(20),
+            mark: rng.below(50),
         };
         let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
         let filter =
             SynFilter { timestamps: rng.chance(300), sack: rng.chance(300), window_scale: rng.chance(300) };
-        let config = Config { nagle: rng.chance(300), ..Config::default() };
+        let config = Config { nagle: rng.chance(300), ecn: rng.chance(500), ..Config::default() };
         let mut network = Network::new(seed, family, weather, config).without(filter);
         let connections = 1 + rng.below(8) as u16;
         for port in 5000..5000 + connections {
@@ -83,6 +84,7 @@ fn simulate(seed: u64) -> (u64, u64) {
         loss: if rng.chance(700) { rng.below(100) } else { 0 },
         duplicate: if rng.chance(300) { rng.below(200) } else { 0 },
         corrupt: if rng.chance(300) { rng.below(30) } else { 0 },
+        mark: if rng.chance(300) { rng.below(100) } else { 0 },
     };
     let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
     let filter =
@@ -91,6 +93,7 @@ fn simulate(seed: u64) -> (u64, u64) {
         recv_buffer: 1 << (12 + rng.below(6)),
         send_buffer: 1 << (12 + rng.below(6)),
         nagle: rng.chance(300),
+        ecn: rng.chance(500),
         congestion_control: if rng.chance(500) {
             CongestionControl::Cubic
         } else {

@@ -3,6 +3,7 @@
 mod adoption;
 mod bulk;
 mod closing;
+mod ecn;
 mod hostile;
 mod loss;
 mod memory;

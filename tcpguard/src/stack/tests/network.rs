@@ -26,6 +26,8 @@ pub(super) struct Weather {
     pub(super) loss: u64,
     pub(super) duplicate: u64,
     pub(super) corrupt: u64,
+    /// Of frames that may be marked with congestion.
+    pub(super) mark: u64,
 }
 
 /// What one end of a connection does.
@@ -345,13 +347,16 @@ impl Network {
     }
 
     fn carry(&mut self, to: End, frame: Vec<u8>) {
-        let Weather { delay, jitter, loss, duplicate, corrupt } = self.weather;
+        let Weather { delay, jitter, loss, duplicate, corrupt, mark } = self.weather;
         let copies = 1 + u64::from(self.rng.chance(duplicate));
         for _ in 0..copies {
             if self.rng.chance(loss) {
                 continue;
             }
             let mut frame = frame.clone();
+            if mark > 0 && self.rng.chance(mark) {
+                mark_congestion(&mut frame);
+            }
             if self.rng.chance(corrupt) {
                 let at = 14 + self.rng.below(frame.len() as u64 - 14) as usize;
                 frame[at] ^= 1 << self.rng.below(8);
@@ -396,7 +401,7 @@ impl Network {
             window_scale: offered.window_scale.filter(|_| !self.options.window_scale),
             sack_permitted: offered.sack_permitted && !self.options.sack,
             timestamps: offered.timestamps.map(|(value, _)| value).filter(|_| !self.options.timestamps),
-            ecn: false,
+            ecn: segment.tcp.flags.contains(Flags::ECE | Flags::CWR),
         };
         let slots = epochs(EPOCH);
         let slot = &slots[EPOCH as usize % slots.len()];
@@ -411,7 +416,9 @@ impl Network {
             dst_port: key.peer_port,
             seq: Seq(cookie.isn),
             ack: segment.tcp.seq + 1,
-            flags: Flags::SYN | Flags::ACK,
+            flags: Flags::SYN
+                | Flags::ACK
+                | if syn.ecn && cookie.tsval.is_some() { Flags::ECE } else { Flags(0) },
             window: slot.window,
             options: Options {
                 mss: Some(slot.mss_v4),
@@ -437,5 +444,25 @@ impl Network {
         self.apps.insert((End::Server, server.index), (server, App::new(plan, 9)));
         self.flush(End::Client);
         self.flush(End::Server);
+    }
+}
+
+/// What a router does to a frame that allows it, instead of dropping it (RFC 3168 §5).
+pub(super) fn mark_congestion(frame: &mut [u8]) {
+    const CE: u8 = 0b11;
+    let ethernet = 14;
+    match frame[ethernet] >> 4 {
+        4 if frame[ethernet + 1] & CE != 0 => {
+            let old = frame[ethernet + 1];
+            frame[ethernet + 1] |= CE;
+            // RFC 1624: the header's sum follows.
+            let sum = u16::from_be_bytes([frame[ethernet + 10], frame[ethernet + 11]]);
+            let sum = u32::from(!sum) + u32::from(!u16::from(old)) + u32::from(frame[ethernet + 1]);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            frame[ethernet + 10..ethernet + 12].copy_from_slice(&sum.to_be_bytes());
+        }
+        6 if (frame[ethernet + 1] >> 4) & CE != 0 => frame[ethernet + 1] |= CE << 4,
+        _ => {}
     }
 }

@@ -60,6 +60,9 @@ pub(super) struct Script {
     pub(super) tsecr: u32,
     /// The last frame the stack sent.
     pub(super) last: Option<(Seq, Seq, u16, Options)>,
+    /// The two ECN bits of the client's next segments, and of the last frame the stack sent.
+    pub(super) ecn: u8,
+    pub(super) last_ecn: u8,
 }
 
 impl Script {
@@ -85,6 +88,8 @@ impl Script {
             tsval,
             tsecr: cookie.tsval.unwrap_or(0),
             last: None,
+            ecn: 0,
+            last_ecn: 0,
         }
     }
 
@@ -169,7 +174,8 @@ impl Script {
         let key = AnyFlowKey::new(family.server(), family.client(self.offer.port)).unwrap();
         let mut frame = vec![0; 4000];
         let link = link(CLIENT_MAC, SERVER_MAC);
-        let len = segment.write(&key, link, &mut frame, data.len(), |to| to.copy_from_slice(data)).unwrap();
+        let fill = |to: &mut [u8]| to.copy_from_slice(data);
+        let len = segment.write_marked(&key, link, self.ecn, &mut frame, data.len(), fill).unwrap();
         frame.truncate(len);
         frame
     }
@@ -180,12 +186,12 @@ impl Script {
         let len = self.stack.poll_transmit(self.now, &mut frame)?;
         frame.truncate(len);
         let segment = Incoming::parse(&frame).expect("the stack sends well-formed segments");
-        assert!(parse(&frame[..]).is_ok_and(|segment| match segment {
-            AnySegment::V4(segment) =>
-                (segment.ethernet.src, segment.ethernet.dst) == (SERVER_MAC, CLIENT_MAC),
-            AnySegment::V6(segment) =>
-                (segment.ethernet.src, segment.ethernet.dst) == (SERVER_MAC, CLIENT_MAC),
-        }));
+        let (ethernet, ecn) = match parse(&frame[..]).expect("well-formed") {
+            AnySegment::V4(segment) => (segment.ethernet, segment.ip.ecn),
+            AnySegment::V6(segment) => (segment.ethernet, segment.ip.ecn),
+        };
+        assert_eq!((ethernet.src, ethernet.dst), (SERVER_MAC, CLIENT_MAC));
+        self.last_ecn = ecn;
         let from = segment.seq.distance(Seq(self.cookie.isn)) as i32;
         let mut text = String::new();
         for (flag, letter) in FLAGS {
@@ -324,13 +330,15 @@ pub(super) fn answer(offer: &Offer, epoch: u32, now: Instant) -> Cookie {
     }
 }
 
-const FLAGS: [(Flags, char); 6] = [
+const FLAGS: [(Flags, char); 8] = [
     (Flags::SYN, 'S'),
     (Flags::FIN, 'F'),
     (Flags::RST, 'R'),
     (Flags::PSH, 'P'),
     (Flags::URG, 'U'),
     (Flags::ACK, '.'),
+    (Flags::ECE, 'E'),
+    (Flags::CWR, 'W'),
 ];
 
 fn flags(text: &str) -> Flags {
