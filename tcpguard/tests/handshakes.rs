@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use support::raw::{Outgoing, RawPort, linux_options};
 use support::{Guarded, PORT, wait_for};
 use tcpguard_common::packet::{Flags, Options};
@@ -194,4 +195,49 @@ fn a_tuned_initial_rto_decides_when_unacknowledged_data_is_sent_again() {
     guarded.tune("initial-rto", "4s");
     let late = until_sent_again(&raw, 50_021);
     assert!(late > 2 * soon, "{soon:?} with 100ms, {late:?} with 4s");
+}
+
+/// What `tcpguard cookie decode` says, which has to be no error.
+fn decoded(guarded: &Guarded, segment: &[&str]) -> Value {
+    guarded.json(&[&["cookie", "decode"], segment].concat())
+}
+
+#[test]
+fn a_captured_cookie_is_explained_by_the_live_keys() {
+    let (guarded, raw) = guarded_with_hello();
+    let (client, guard) = (format!("{}:50030", raw.addr), guarded.address().to_string());
+    for timestamps in [Some((1, 0)), None] {
+        let options = Options { mss: Some(1400), window_scale: Some(4), timestamps, ..linux_options() };
+        let handshake = raw.syn(50_030, PORT, 1000, options).expect("a SYN-ACK");
+        let (seq, ack) = (handshake.syn_ack.tcp.seq, handshake.syn_ack.tcp.ack.0.to_string());
+        let stamp = handshake.syn_ack.options.timestamps.map(|(tsval, _)| tsval.to_string());
+        let stamped = |name| stamp.iter().flat_map(move |stamp| [name, stamp.as_str()]);
+        let (isn, cookie) = (seq.0.to_string(), format!("{:#x}", (seq + 1).0));
+
+        let syn_ack = ["--syn-ack", &guard, &client, "--seq", &isn, "--ack", &ack];
+        let sent = decoded(&guarded, &syn_ack.into_iter().chain(stamped("--tsval")).collect::<Vec<_>>());
+        assert_eq!(sent["validity"], "valid", "{sent}");
+        assert_eq!(sent["epoch"], sent["current_epoch"], "{sent}");
+        let layout = if timestamps.is_some() { "timestamps" } else { "no-timestamps" };
+        assert_eq!((&sent["layout"], &sent["window_scale"]), (&layout.into(), &4.into()), "{sent}");
+        // Without timestamps there are fewer to choose from.
+        let mss = if timestamps.is_some() { 1400 } else { 1300 };
+        assert_eq!((&sent["mss"], &sent["sack_permitted"]), (&mss.into(), &true.into()), "{sent}");
+        assert_eq!(sent["age_ms"].is_u64(), timestamps.is_some(), "{sent}");
+
+        let answer = [&client, &guard, "--seq", ack.as_str(), "--ack", cookie.as_str()];
+        let answer: Vec<_> = answer.into_iter().chain(stamped("--tsecr")).collect();
+        let answered = decoded(&guarded, &answer);
+        assert_eq!((&answered["validity"], &answered["epoch"]), (&sent["validity"], &sent["epoch"]));
+        let other = format!("{}:50031", raw.addr);
+        let forged: Vec<_> = answer.iter().map(|&part| if part == client { &other } else { part }).collect();
+        let forged = decoded(&guarded, &forged);
+        assert_eq!((&forged["validity"], &forged["epoch"]), (&"wrong".into(), &Value::Null));
+
+        let shown = guarded.cli(&[&["cookie", "decode"], &answer[..]].concat());
+        let text = String::from_utf8_lossy(&shown.stdout);
+        assert!(shown.status.success() && text.starts_with("cookie       valid\n"), "{text}");
+    }
+    let mixed = guarded.cli(&["cookie", "decode", &client, "[2001:db8::1]:80", "--seq", "1", "--ack", "2"]);
+    assert_eq!(mixed.status.code(), Some(2));
 }

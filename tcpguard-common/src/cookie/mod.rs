@@ -10,12 +10,15 @@
 //! The MAC covers addresses, ports, the client's ISN, every option bit and the epoch bits, which layout it is, and
 //! the family. The time is outside: it serves the first RTT sample and nothing else.
 
+mod inspect;
 mod table;
 
 use crate::flow::FlowKey;
 use crate::map::{EPOCH_SLOTS, EpochSlot};
 use crate::packet::Family;
 use crate::siphash::sip24;
+
+pub use inspect::{Inspection, Validity, inspect};
 
 /// The version of the layouts above; part of every key.
 pub const LAYOUT: u8 = 1;
@@ -271,9 +274,15 @@ const TIME_SHIFT: u32 = 22;
 /// lies between one unit of 2^22 ns and 3 s: the time is not authenticated, and it wraps.
 pub fn rtt_sample(sent: u16, coarse_ns: u64) -> Option<u64> {
     const LONGEST: u64 = 3_000_000_000;
-    let units = ((coarse_ns >> TIME_SHIFT) as u16).wrapping_sub(sent);
-    let rtt = u64::from(units) << TIME_SHIFT;
+    let rtt = age(sent, coarse_ns);
     (rtt > 0 && rtt < LONGEST).then_some(rtt)
+}
+
+/// How long ago a SYN-ACK left, in nanoseconds modulo 2^38 (275 s), from [`Accepted::sent`] and the coarse clock of the machine
+/// that sent it.
+pub fn age(sent: u16, coarse_ns: u64) -> u64 {
+    let units = ((coarse_ns >> TIME_SHIFT) as u16).wrapping_sub(sent);
+    u64::from(units) << TIME_SHIFT
 }
 
 #[derive(Clone, Copy)]

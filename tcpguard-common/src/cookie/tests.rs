@@ -303,7 +303,67 @@ fn small_segment_sizes_are_told_apart() {
     assert!(mss_is_small::<V6>(Some(1219)) && !mss_is_small::<V6>(Some(1220)));
 }
 
+/// What a look at a cookie of `epoch` says in the clock's present.
+fn looked_at(slots: &[EpochSlot; 4], clock: &Clock, epoch: u32, timestamps: Option<u32>) -> Inspection {
+    let syn =
+        SynOptions { mss: Some(1460), window_scale: Some(7), sack_permitted: true, timestamps, ecn: false };
+    let made_with = EpochSlot::derive(MASTER, epoch, &ADVERTISED).unwrap();
+    let cookie = encode(&made_with, &FLOW_V4, ISN, &syn, 0);
+    inspect(slots, clock, &FLOW_V4, ISN, cookie.isn, cookie.tsval)
+}
+
+#[test]
+fn a_look_at_a_cookie_says_what_it_carries_and_how_it_stands() {
+    for timestamps in [None, Some(1)] {
+        let look = |clock: &Clock, epoch| looked_at(&slots(8), clock, epoch, timestamps);
+        let fresh = look(&xdp(8, false), 8);
+        assert_eq!((fresh.validity, fresh.epoch), (Validity::Valid, Some(8)));
+        let said = fresh.said;
+        assert_eq!((said.mss, said.window_scale, said.sack_permitted), (1460, Some(7), true));
+        assert_eq!((said.timestamps, said.sent.is_some()), (timestamps.is_some(), timestamps.is_some()));
+        assert_eq!(look(&xdp(8, false), 7).validity, Validity::Valid);
+        assert_eq!(look(&xdp(8, true), 9).validity, Validity::Valid);
+        let late = look(&xdp(8, false), 6);
+        assert_eq!((late.validity, late.epoch), (Validity::Late, Some(6)));
+        // The clock moved on, and nobody moved the keys.
+        let old = look(&xdp(9, false), 6);
+        assert_eq!((old.validity, old.epoch), (Validity::OutOfTime, Some(6)));
+        // Another secret's.
+        let theirs = slots(8).map(|slot| EpochSlot { key: [5, 6], ..slot });
+        let wrong = looked_at(&theirs, &xdp(8, false), 8, timestamps);
+        assert_eq!((wrong.validity, wrong.epoch), (Validity::Wrong, None));
+        assert_eq!(
+            wrong.said,
+            Accepted { slot: EpochSlot::default(), ..said },
+            "what it claims is shown all the same"
+        );
+        let none = [EpochSlot::default(); 4];
+        assert_eq!(looked_at(&none, &xdp(8, false), 8, timestamps).validity, Validity::NoKey);
+    }
+    // Without timestamps there is one bit of epoch: what is odd is the next one in the second half, unless the stack asks.
+    assert_eq!(looked_at(&slots(8), &xdp(8, true), 7, None).validity, Validity::Late);
+    assert_eq!(looked_at(&slots(8), &xdp(8, true), 7, Some(1)).validity, Validity::Valid);
+}
+
 proptest! {
+    #[test]
+    fn a_look_calls_valid_what_validates(
+        now in 0..64u32, second_half: bool, made in 0..8u32, flip in 0..40u32, timestamps: Option<u32>,
+    ) {
+        let clock = xdp(now + 8, second_half);
+        let slots = slots(now + 8);
+        let syn = SynOptions { timestamps, ..SynOptions::default() };
+        let slot = EpochSlot::derive(MASTER, now + made + 4, &ADVERTISED).unwrap();
+        let cookie = encode(&slot, &FLOW_V6, ISN, &syn, 0);
+        let isn = cookie.isn ^ 1u32.checked_shl(flip).unwrap_or(0);
+        let look = inspect(&slots, &clock, &FLOW_V6, ISN, isn, cookie.tsval);
+        let accepted = validate(&slots, &clock, &FLOW_V6, ISN, isn, cookie.tsval);
+        prop_assert_eq!(look.validity == Validity::Valid, accepted.is_some());
+        prop_assert!(accepted.is_none_or(|accepted| accepted == look.said));
+        let stack = validate(&slots, &Clock { extra: 1, ..clock }, &FLOW_V6, ISN, isn, cookie.tsval);
+        prop_assert_eq!(matches!(look.validity, Validity::Valid | Validity::Late), stack.is_some());
+    }
+
     #[test]
     fn guesses_do_not_validate(isn: u32, cookie: u32, tsecr: Option<u32>) {
         // Odds of 2^-25 a guess: a few hundred of them never hit.

@@ -4,6 +4,7 @@
 
 mod check;
 mod config;
+mod cookie;
 mod detach;
 mod filters;
 mod flows;
@@ -56,6 +57,8 @@ enum Verb {
     Flows(flows::Args),
     /// List or change whom to drop unseen, and whom to spare the budgets
     Filters(filters::Args),
+    /// Explain a cookie that was captured on the wire
+    Cookie(cookie::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
     /// Say whether a configuration file is good
@@ -107,6 +110,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Stats(args) => stats::run(&args, &client(control)),
         Verb::Flows(args) => flows::run(&args, &client(control)),
         Verb::Filters(args) => filters::run(&args, &client(control)),
+        Verb::Cookie(args) => cookie::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
         Verb::Check(args) => check::run(&args),
         Verb::Config(args) => config::run(&args, &client(control)),
@@ -220,6 +224,24 @@ mod tests {
             (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
             (&["tune", "time-wait", "3"], "a duration looks like"),
             (&["tune", "time-wait", "3h"], "out of range"),
+            (&["cookie", "decode", "10.0.0.2:9", "10.0.0.1:80", "--seq", "1"], "--ack"),
+            (&["cookie", "decode", "10.0.0.2", "10.0.0.1:80", "--seq", "1", "--ack", "2"], "10.0.0.2"),
+            (&["cookie", "decode", "10.0.0.2:9", "10.0.0.1:80", "--seq", "0x1g", "--ack", "2"], "0x1g"),
+            (
+                &[
+                    "cookie",
+                    "decode",
+                    "10.0.0.2:9",
+                    "10.0.0.1:80",
+                    "--seq",
+                    "1",
+                    "--ack",
+                    "2",
+                    "--tsval",
+                    "3",
+                ],
+                "--tsecr is missing",
+            ),
             (&["run", "-i", "eth0", "--protect", "10.0.0.1:0=127.0.0.1:1"], "port 0"),
             (&["run", "-i", "eth0", "--protect", "10.0.0.1=127.0.0.1:1"], "not an address"),
             (&["run", "-i", "eth0"], "nothing to protect"),

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tcpguard_common::cookie::{Inspection, age, inspect};
+use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::reason::{Outcome, Reason};
 
 use crate::config::{Config, Destination, Filter, FilterSet, Service, TUNABLES, Tunable, Tunables};
-use crate::dataplane::monotonic_ns;
+use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
 use crate::service::{BackendStats, Far};
 use crate::stack::{FlowInfo, State};
@@ -37,6 +39,12 @@ impl Handler for Guard {
             Request::Tune { name, value: None } => return self.tunables(name.as_deref()),
             Request::Tune { name: Some(name), value: Some(value) } => return self.tune(&name, &value).await,
             Request::Config {} => return self.configuration().await,
+            Request::CookieDecode { peer, local, client_isn, cookie, stamp } => {
+                let Some(flow) = AnyFlowKey::new(peer, local) else {
+                    return Reply::bad_input(format!("{peer} and {local} are of two families"));
+                };
+                return Reply::Cookie(self.cookie(&flow, client_isn, cookie, stamp));
+            }
             Request::Filters { limit } => {
                 let list = self.filters.with(move |filters| filters.list(limit as usize)).await;
                 return list.map_or_else(Reply::from, Reply::Filters);
@@ -268,6 +276,27 @@ impl Guard {
         };
         let changed = self.filters.with(move |filters| filters.change(&change, caller)).await;
         changed.map_or_else(Reply::from, Reply::FiltersChanged)
+    }
+
+    fn cookie(&self, flow: &AnyFlowKey, client_isn: u32, cookie: u32, stamp: Option<u32>) -> wire::Cookie {
+        let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
+        let Inspection { validity, said, epoch } = match flow {
+            AnyFlowKey::V4(key) => inspect(&slots, &clock, key, client_isn, cookie, stamp),
+            AnyFlowKey::V6(key) => inspect(&slots, &clock, key, client_isn, cookie, stamp),
+        };
+        let sent = said.sent.filter(|_| epoch.is_some());
+        wire::Cookie {
+            validity: validity.name().to_owned(),
+            help: validity.help().to_owned(),
+            layout: if said.timestamps { "timestamps" } else { "no-timestamps" }.to_owned(),
+            epoch,
+            current_epoch: clock.epoch,
+            age_ms: sent.map(|sent| age(sent, coarse_clock_ns()) / 1_000_000),
+            mss: said.mss,
+            window_scale: said.window_scale,
+            sack_permitted: said.sack_permitted,
+            ecn: said.ecn,
+        }
     }
 
     fn caller(&self, session: Option<wire::Session>) -> Option<IpAddr> {

@@ -47,7 +47,7 @@ pub(super) struct Guard {
     engines: Vec<Engine>,
     pub(super) tunables: RefCell<Arc<Tunables>>,
     pub(super) filters: SharedFilters,
-    keys: RefCell<KeySchedule>,
+    pub(super) keys: RefCell<KeySchedule>,
     settings: RefCell<Settings>,
     publishing: Mutex<()>,
     pub(super) draining: Cell<bool>,

@@ -46,6 +46,20 @@ pub enum Request {
     },
     /// The configuration in force.
     Config {},
+    /// What a cookie says that was seen on the wire.
+    CookieDecode {
+        /// The client.
+        peer: SocketAddr,
+        /// The end that is guarded.
+        local: SocketAddr,
+        /// The client's initial sequence number.
+        client_isn: u32,
+        /// The SYN-ACK's sequence number.
+        cookie: u32,
+        /// The SYN-ACK's TSval, if it has timestamps.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stamp: Option<u32>,
+    },
     /// The filter lists.
     Filters {
         /// List at most this many; the totals count all.
@@ -117,6 +131,8 @@ pub enum Reply {
     Tuned(Tuned),
     /// To [`Request::Config`].
     Config(Config),
+    /// To [`Request::CookieDecode`].
+    Cookie(Cookie),
     /// To [`Request::Filters`].
     Filters(Filters),
     /// To every other request about filters.
@@ -146,6 +162,32 @@ pub enum Fault {
     Failed,
     /// Too many clients at once.
     Busy,
+}
+
+/// What a cookie says. Nothing that would help to make one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cookie {
+    /// `valid`, `late`, `out-of-time`, `no-key` or `wrong`.
+    pub validity: String,
+    /// What that means.
+    pub help: String,
+    /// `timestamps` or `no-timestamps`.
+    pub layout: String,
+    /// The epoch with whose key it was made; absent when none of the keys makes it. What follows is then the word of whoever
+    /// sent it.
+    pub epoch: Option<u32>,
+    /// The epoch now.
+    pub current_epoch: u32,
+    /// How long ago the SYN-ACK left, modulo 275 s, if this machine sent it; absent without timestamps.
+    pub age_ms: Option<u64>,
+    /// The client's maximum segment size, rounded down.
+    pub mss: u16,
+    /// The client's window shift; absent when windows are not scaled.
+    pub window_scale: Option<u8>,
+    /// Whether the client takes selective acknowledgments.
+    pub sack_permitted: bool,
+    /// Whether both sides use ECN.
+    pub ecn: bool,
 }
 
 /// What runs where.
@@ -488,6 +530,13 @@ mod tests {
             Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
             Request::Tune { name: None, value: None },
             Request::Config {},
+            Request::CookieDecode {
+                peer: "192.0.2.1:4000".parse().unwrap(),
+                local: "192.0.2.2:80".parse().unwrap(),
+                client_isn: u32::MAX,
+                cookie: 0,
+                stamp: Some(7),
+            },
             Request::Filters { limit: 3 },
             Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
             Request::FiltersDel { prefix: "::/0".into(), session: None },

@@ -16,7 +16,7 @@ use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, Lab};
 pub struct RawPort {
     socket: Socket,
     link: Link,
-    addr: Ipv4Addr,
+    pub addr: Ipv4Addr,
 }
 
 impl RawPort {
