@@ -1,9 +1,13 @@
-//! The benchmark measures what its rows say: it fails by itself when a packet meets another verdict or reason than
-//! its row's. Needs root.
+//! The benchmarks measure what their rows say: they fail by themselves when a packet meets another verdict or reason than
+//! its row's, or the stack does something else. The one of the program needs root.
+
+#[path = "support/example.rs"]
+mod example;
 
 use std::path::Path;
 
 use xtask::bench::program::{Effort, Objects, Peer, measure};
+use xtask::bench::stack;
 
 fn objects() -> Objects<'static> {
     Objects {
@@ -59,4 +63,43 @@ fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
     let peer = Peer { name: "lab".to_owned(), object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into() };
     let error = measure(objects(), &[peer], Effort::QUICK).expect_err("not a guard");
     assert!(format!("{error:#}").contains("row lab/"), "{error:#}");
+}
+
+#[test]
+fn every_row_of_the_stack_benchmark_is_measured() {
+    let program = example::build("stack-bench").join("stack-bench");
+    let effort = stack::Effort { rounds: 2, connections: &[1000, 2000], ..stack::Effort::QUICK };
+    let report = stack::measure(&program, effort).expect("the stack does what the rows say");
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!((&json["suite"], &json["version"]), (&"stack".into(), &1.into()));
+    let rows = json["rows"].as_array().expect("rows");
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().expect("a name")).collect();
+    assert_eq!(
+        names,
+        [
+            "bytes_idle",
+            "segment_data_1k",
+            "segment_ack_1k",
+            "open_close_1k",
+            "segment_data_2k",
+            "segment_ack_2k",
+            "open_close_2k",
+            "bytes_half_open",
+            "bytes_half_open_v6",
+            "half_open_insert",
+            "bytes_time_wait_v4",
+            "bytes_time_wait_v6",
+            "time_wait_insert",
+            "time_wait_lookup",
+            "time_wait_expire",
+        ]
+    );
+    for row in rows {
+        let unit =
+            if row["name"].as_str().is_some_and(|name| name.starts_with("bytes")) { "bytes" } else { "ns" };
+        assert_eq!(row["unit"], unit, "{row}");
+        for figure in ["median", "min", "max"] {
+            assert!(row[figure].as_f64().is_some_and(|figure| figure > 0.0), "{row}");
+        }
+    }
 }

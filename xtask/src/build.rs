@@ -46,10 +46,22 @@ impl Artifacts {
 
 /// Meets what `purpose` needs, then builds; cargo's own progress goes to standard error.
 pub fn release(purpose: Purpose) -> Result<Artifacts> {
+    let lines = build(purpose, &[])?;
+    artifacts(lines.iter().map(String::as_str))
+}
+
+/// Likewise builds an example of tcpguard's; where it is.
+pub fn release_example(name: &str, purpose: Purpose) -> Result<PathBuf> {
+    let lines = build(purpose, &["--example", name])?;
+    executable(lines.iter().map(String::as_str), name)
+}
+
+/// Builds tcpguard in release mode; cargo's messages.
+fn build(purpose: Purpose, args: &[&str]) -> Result<Vec<String>> {
     setup::ensure(purpose)?;
     eprintln!("building tcpguard (release)");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--package", "tcpguard"]);
+    cargo.args(["build", "--release", "--package", "tcpguard"]).args(args);
     cargo.arg("--message-format=json-render-diagnostics").current_dir(workspace());
     let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("running cargo")?;
     let messages = BufReader::new(child.stdout.take().context("cargo's output is not a pipe")?);
@@ -57,7 +69,7 @@ pub fn release(purpose: Purpose) -> Result<Artifacts> {
     if !child.wait()?.success() {
         bail!("the build failed");
     }
-    artifacts(lines.iter().map(String::as_str))
+    Ok(lines)
 }
 
 /// The root of the workspace this was compiled from.
@@ -87,6 +99,14 @@ fn artifacts<'a>(messages: impl Iterator<Item = &'a str>) -> Result<Artifacts> {
     Ok(Artifacts { daemon, lab_object: lab_object.join("tcpguard-lab") })
 }
 
+/// Reads cargo's messages: the executable of a target.
+fn executable<'a>(messages: impl Iterator<Item = &'a str>, target: &str) -> Result<PathBuf> {
+    let messages = messages.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut built = messages.filter(|message| message["target"]["name"] == target);
+    let path = built.find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    path.with_context(|| format!("cargo reported no {target}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +126,7 @@ mod tests {
         assert_eq!(artifacts(messages.into_iter()).unwrap(), expected);
         assert_eq!(expected.object("tcpguard-xdp"), Path::new("/t/tcpguard/out/tcpguard-xdp"));
         assert!(artifacts(messages[..2].iter().copied()).is_err());
+        assert_eq!(executable(messages.into_iter(), "tcpguard").unwrap(), Path::new("/t/tcpguard"));
+        assert!(executable(messages.into_iter(), "tcp").is_err());
     }
 }

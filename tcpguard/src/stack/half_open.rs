@@ -94,6 +94,11 @@ impl HalfOpens {
         }
     }
 
+    /// Memory held for each family, IPv4 first, the few link addresses not counted.
+    pub(crate) fn bytes(&self) -> [usize; 2] {
+        self.tables.bytes()
+    }
+
     /// Entries.
     pub(crate) fn len(&self) -> usize {
         self.tables.len()

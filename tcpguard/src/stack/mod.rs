@@ -13,6 +13,7 @@ mod counters;
 mod event;
 mod half_open;
 mod lifecycle;
+pub mod measure;
 mod packed;
 mod passive;
 mod pool;

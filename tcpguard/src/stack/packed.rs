@@ -56,8 +56,7 @@ impl Tables {
         self.v4.len.max(self.v6.len)
     }
 
-    /// Memory held for each family.
-    #[cfg(test)]
+    /// Memory held for each family, IPv4 first.
     pub(super) fn bytes(&self) -> [usize; 2] {
         [size_of_val(&*self.v4.places), size_of_val(&*self.v6.places)]
     }

@@ -41,6 +41,11 @@ impl TimeWaits {
         self.tables.len()
     }
 
+    /// Memory held for each family, IPv4 first.
+    pub(crate) fn bytes(&self) -> [usize; 2] {
+        self.tables.bytes()
+    }
+
     /// Adds or restarts an entry; which one had to go for it, if the table was full.
     pub(crate) fn insert(&mut self, key: &AnyFlowKey, remains: Remains, now: Instant) -> Option<AnyFlowKey> {
         self.tables.insert(key, pack(&remains), now).map(|(key, _)| key)

@@ -1,7 +1,9 @@
 //! `cargo xtask bench`: what things cost, measured on this machine. One module per suite; each prints a table and
 //! writes the same as JSON when asked.
 
+mod figures;
 pub mod program;
+pub mod stack;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -16,11 +18,13 @@ pub struct BenchArgs {
 #[derive(Clone, Debug, Subcommand)]
 enum Suite {
     Program(program::ProgramArgs),
+    Stack(stack::StackArgs),
 }
 
 /// The verb.
 pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.suite {
         Suite::Program(args) => program::run(args),
+        Suite::Stack(args) => stack::run(args),
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
+use super::figures::{self, median, sorted};
 use crate::build;
 use crate::setup::Purpose;
 use contest::Contest;
@@ -123,11 +124,7 @@ pub fn run(args: &ProgramArgs) -> Result<()> {
     for Row { name, median, min, max, over_null, unit: _ } in &report.rows {
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1}");
     }
-    if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
+    figures::write_json(args.json.as_deref(), &report)
 }
 
 /// Measures every row. Fails when a run does not end as its row says: with that verdict, and counted under that
@@ -166,23 +163,6 @@ fn summary(name: String, runs: &[Run]) -> Row {
     }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// Of sorted values.
-fn median(values: &[f64]) -> f64 {
-    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
-    let half = values.len() / 2;
-    if values.len().is_multiple_of(2) {
-        (middle(half.wrapping_sub(1)) + middle(half)) / 2.0
-    } else {
-        middle(half)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,8 +172,6 @@ mod tests {
         let runs = [(30.0, 10.0), (20.0, 11.0), (90.0, 12.0)].map(|(row, null)| Run { row, null });
         let row = summary("x".to_owned(), &runs);
         assert_eq!((row.median, row.min, row.max, row.over_null), (30.0, 20.0, 90.0, 20.0));
-        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
-        assert!(median(&[]).is_nan());
     }
 
     #[test]

@@ -1,0 +1,54 @@
+//! What the benchmark asks that nobody else does: the TIME_WAIT table on its own (filled through connections, it is those
+//! that would be measured), and what tables take of memory.
+
+use core::time::Duration;
+
+use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::seq::Seq;
+
+use super::time_wait::{Remains, TimeWaits};
+use super::{Instant, Stack};
+
+/// A TIME_WAIT table that belongs to no stack.
+#[derive(Debug)]
+pub struct TimeWaitTable(TimeWaits);
+
+impl TimeWaitTable {
+    /// A table for `capacity` entries of each address family.
+    pub fn new(capacity: u32) -> Self {
+        Self(TimeWaits::new(capacity, [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f]))
+    }
+
+    /// Bytes of memory it holds for each address family, IPv4 first.
+    pub fn bytes(&self) -> [usize; 2] {
+        self.0.bytes()
+    }
+
+    /// Adds what stays of a connection with timestamps.
+    pub fn insert(&mut self, key: &AnyFlowKey, now: Instant) {
+        let remains = Remains { snd_nxt: Seq(1), rcv_nxt: Seq(2), timestamps: Some((3, 4)) };
+        self.0.insert(key, remains, now);
+    }
+
+    /// Whether the flow is in TIME_WAIT.
+    pub fn contains(&self, key: &AnyFlowKey, now: Instant, time_wait: Duration) -> bool {
+        self.0.get(key, now, time_wait).is_some()
+    }
+
+    /// Moves the hand, if it is time; how many entries were over.
+    pub fn sweep(&mut self, now: Instant, time_wait: Duration) -> usize {
+        let mut expired = 0;
+        self.0.sweep(now, time_wait, |_| expired += 1);
+        expired
+    }
+
+    /// When the hand moves next; `None` when the table is empty.
+    pub fn next_step(&self) -> Option<Instant> {
+        self.0.next_step()
+    }
+}
+
+/// Bytes of memory that a stack's half-open queue holds for each address family, IPv4 first.
+pub fn half_open_bytes(stack: &Stack) -> [usize; 2] {
+    stack.half_opens.bytes()
+}

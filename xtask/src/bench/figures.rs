@@ -1,0 +1,43 @@
+//! What all suites do with what they measured: medians, and JSON.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// The values in order.
+pub(super) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Of sorted values; not a number if there are none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
+    let half = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        (middle(half.wrapping_sub(1)) + middle(half)) / 2.0
+    } else {
+        middle(half)
+    }
+}
+
+/// Writes a report to `file`, if there is one.
+pub(super) fn write_json(file: Option<&Path>, report: &impl Serialize) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report)?;
+    std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_half_way_between_the_two_in_the_middle() {
+        assert_eq!(median(&sorted([4.0, 1.0, 9.0].into_iter())), 4.0);
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+        assert!(median(&[]).is_nan());
+    }
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask bench stack`: what the stack costs by itself, per segment and per connection. A program beside the stack
+//! (`tcpguard/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. Not the engine, the
+//! rings or a network.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::figures::{self, median, sorted};
+use crate::build;
+use crate::setup::Purpose;
+use crate::tool;
+
+/// What the TCP stack costs: nanoseconds per segment, bytes per connection
+#[derive(Args, Clone, Debug)]
+pub struct StackArgs {
+    /// Also write the rows to FILE, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A few short rounds and small tables: whether it works, not what it costs
+    #[arg(long)]
+    quick: bool,
+}
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Runs of each row, one of every row in turn.
+    pub rounds: usize,
+    /// Segments in one run.
+    pub segments: usize,
+    /// Connections beside which segments are handled.
+    pub connections: &'static [u32],
+    /// Entries in the half-open queue.
+    pub half_open: u32,
+    /// Entries in the TIME_WAIT table.
+    pub time_wait: u32,
+}
+
+impl Effort {
+    /// Enough for figures. Takes some two gigabytes of memory.
+    pub const FULL: Self = Self {
+        rounds: 9,
+        segments: 200_000,
+        connections: &[1000, 10_000, 100_000, 1_000_000],
+        half_open: 1_000_000,
+        time_wait: 4_000_000,
+    };
+    /// Enough to see that every row works.
+    pub const QUICK: Self = Self {
+        rounds: 3,
+        segments: 2000,
+        connections: &[1000, 10_000],
+        half_open: 10_000,
+        time_wait: 10_000,
+    };
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// `stack`.
+    pub suite: &'static str,
+    /// Of this layout.
+    pub version: u32,
+    /// In the order of the table.
+    pub rows: Vec<Row>,
+}
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// What was measured, see the README.
+    pub name: String,
+    /// `ns` or `bytes`.
+    pub unit: String,
+    /// Median of all runs.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+}
+
+/// What the program prints.
+#[derive(Deserialize)]
+struct Output {
+    rows: Vec<Runs>,
+}
+
+#[derive(Deserialize)]
+struct Runs {
+    name: String,
+    unit: String,
+    samples: Vec<f64>,
+}
+
+/// The verb.
+pub fn run(args: &StackArgs) -> Result<()> {
+    let program = build::release_example("stack-bench", Purpose::Build)?;
+    let report = measure(&program, if args.quick { Effort::QUICK } else { Effort::FULL })?;
+    println!("{:24} {:>8} {:>8} {:>8}  unit", "stack", "median", "min", "max");
+    for Row { name, unit, median, min, max } in &report.rows {
+        println!("{name:24} {median:8.1} {min:8.1} {max:8.1}  {unit}");
+    }
+    figures::write_json(args.json.as_deref(), &report)
+}
+
+/// Measures every row with the program at `program`, which fails when the stack does not do what a row says.
+pub fn measure(program: &Path, effort: Effort) -> Result<Report> {
+    let Effort { rounds, segments, connections, half_open, time_wait } = effort;
+    let connections = connections.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let mut command = Command::new(program);
+    command.arg("--rounds").arg(rounds.to_string()).arg("--segments").arg(segments.to_string());
+    command.arg("--connections").arg(connections).arg("--half-open").arg(half_open.to_string());
+    command.arg("--time-wait").arg(time_wait.to_string());
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("running {}", program.display()))?;
+    if !output.status.success() {
+        bail!("{} failed: {}", tool::line(&command), output.status);
+    }
+    let Output { rows } = serde_json::from_slice(&output.stdout).context("what the program printed")?;
+    Ok(Report { suite: "stack", version: 1, rows: rows.into_iter().map(summary).collect() })
+}
+
+fn summary(Runs { name, unit, samples }: Runs) -> Row {
+    let samples = sorted(samples.into_iter());
+    let edge = |at: Option<&f64>| at.copied().unwrap_or(f64::NAN);
+    Row { name, unit, median: median(&samples), min: edge(samples.first()), max: edge(samples.last()) }
+}
