@@ -207,3 +207,27 @@ fn a_reader_that_goes_away_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
 }
+
+/// Where there is no systemd there is nobody to ask, and nobody who would read the unit.
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit_and_little_that_it_could_take_away() {
+    let dir = std::env::temp_dir().join(format!("tcpguard-unit-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let unit = dir.join("tcpguard.service");
+    let text = include_str!("../dist/tcpguard.service");
+    // Only an installed binary is where the unit expects it.
+    let here = text.replace("/usr/bin/tcpguard", env!("CARGO_BIN_EXE_tcpguard"));
+    assert_ne!(here, text);
+    std::fs::write(&unit, here).unwrap();
+    for arguments in [&["verify"][..], &["security", "--offline=true", "--threshold=40"]] {
+        match Command::new("systemd-analyze").args(arguments).arg(&unit).output() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+            Err(error) => panic!("{error}"),
+            Ok(output) => {
+                let said = [output.stdout, output.stderr].concat();
+                assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+            }
+        }
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}

@@ -5,11 +5,13 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use support::setup::*;
 use xtask::lab::{GUARD_ADDRESS, GUARD_INTERFACE};
@@ -232,7 +234,7 @@ fn sigterm_drains_resets_the_rest_and_leaves_nothing() -> Result<()> {
     let mut idle = setup.keep_alive()?;
     eventually("established", || Ok(setup.state("ESTABLISHED")? == 1))?;
 
-    daemon.signal(rustix::process::Signal::TERM)?;
+    daemon.signal(Signal::TERM)?;
     eventually("draining", || Ok(setup.json(&["status"])?["phase"] == "draining"))?;
     let status = daemon.wait(SOON).with_context(|| setup.said())?;
     assert_eq!(status.code(), Some(0), "{}", setup.said());
@@ -487,5 +489,37 @@ fn the_limit_of_descriptors_is_raised_to_what_services_may_have_or_what_is_missi
     let warned = setup.said().contains("fewer descriptors than the services may have connections");
     // Whether the tests may raise a hard limit is the machine's business.
     assert!(limit > 5000 && !warned || limit == 256 && warned, "{limit}, {}", setup.said());
+    Ok(())
+}
+
+#[test]
+fn a_service_manager_hears_when_the_daemon_is_ready_as_long_as_it_lives_and_when_it_stops() -> Result<()> {
+    let setup = Setup::new()?;
+    let path = setup.lab.dir().join("notify");
+    let manager = UnixDatagram::bind(&path)?;
+    manager.set_read_timeout(Some(SOON))?;
+    let hear = || -> Result<String> {
+        let mut message = [0; 1000];
+        let len = manager.recv(&mut message).context("nothing is heard")?;
+        Ok(String::from_utf8(message[..len].to_vec())?)
+    };
+    let mut command = setup.lab.guard().command(BINARY);
+    command.args(setup.arguments()).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    let daemon = setup.start(&mut command)?;
+    let ready = hear()?;
+    assert!(ready.starts_with("READY=1\nSTATUS=guarding guard0 ("), "{ready}");
+    for _ in 0..3 {
+        assert_eq!(hear()?, "WATCHDOG=1");
+    }
+    // Stopped, it is not heard of: that is what the watchdog is for.
+    daemon.signal(Signal::STOP)?;
+    manager.set_read_timeout(Some(Duration::from_millis(1500)))?;
+    while hear().is_ok() {}
+    daemon.signal(Signal::CONT)?;
+    manager.set_read_timeout(Some(SOON))?;
+    assert_eq!(hear()?, "WATCHDOG=1");
+    daemon.signal(Signal::TERM)?;
+    let last = std::iter::repeat_with(hear).find(|said| !matches!(said.as_deref(), Ok("WATCHDOG=1")));
+    assert_eq!(last.context("the end of all messages")??, "STOPPING=1\nSTATUS=draining");
     Ok(())
 }

@@ -24,6 +24,7 @@ use super::descriptors;
 use super::filters::Filters;
 use super::guard::Guard;
 use super::links;
+use super::notify::Notify;
 use super::server::{self, Server, ServerError};
 
 /// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
@@ -189,7 +190,9 @@ async fn live(config: Config) -> Result<(Rc<Guard>, Result<(), DaemonError>), Da
     let guard = Rc::new(guard);
     info!("{}", guard.banner());
     info!(control = %server.path().display(), "ready");
-    let end = serve(&guard, &server, &mut signals).await;
+    let manager = Notify::from_environment();
+    manager.ready(&guard.banner());
+    let end = serve(&guard, &server, &mut signals, &manager).await;
     Ok((guard, end))
 }
 
@@ -205,7 +208,12 @@ fn check(config: &Config) -> Result<(), DaemonError> {
     Ok(server::check(&config.control.socket, config.control.group.as_deref())?)
 }
 
-async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Result<(), DaemonError> {
+async fn serve(
+    guard: &Rc<Guard>,
+    server: &Server,
+    signals: &mut Signals,
+    manager: &Notify,
+) -> Result<(), DaemonError> {
     let mut ends = watch_engines(guard);
     let told = async {
         tokio::select! {
@@ -214,12 +222,14 @@ async fn serve(guard: &Rc<Guard>, server: &Server, signals: &mut Signals) -> Res
             failure = keep_keys(guard) => Err(Some(failure)),
             failure = follow_links(guard) => Err(Some(failure)),
             never = forget_expired_filters(guard) => match never {},
+            never = assure(guard, manager) => match never {},
         }
     };
     let told = tokio::select! {
         told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into()))),
         () = server.serve(Rc::clone(guard)) => return Ok(()),
     };
+    manager.stopping();
     let time = guard.drain_time();
     let end = match told {
         Ok(name) => {
@@ -285,6 +295,17 @@ async fn forget_expired_filters(guard: &Guard) -> Infallible {
             Ok(expired) => info!(expired, "forgot expired filters"),
             Err(error) => warn!(%error, "expired filters stay in the lists"),
         }
+    }
+}
+
+/// Tells a service manager that wants to know that every engine turns; when one does not, nothing.
+async fn assure(guard: &Guard, manager: &Notify) -> Infallible {
+    let Some(limit) = manager.watchdog() else { return std::future::pending().await };
+    loop {
+        if matches!(timeout(limit / 4, guard.touch_engines()).await, Ok(Ok(()))) {
+            manager.alive();
+        }
+        sleep(limit / 4).await;
     }
 }
 

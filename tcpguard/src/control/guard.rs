@@ -126,6 +126,14 @@ impl Guard {
         &self.engines
     }
 
+    /// Waits until every engine has answered.
+    pub(super) async fn touch_engines(&self) -> Result<(), DaemonError> {
+        for engine in &self.engines {
+            engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
+        }
+        Ok(())
+    }
+
     /// The settings in force.
     pub(super) fn settings(&self) -> Settings {
         *self.settings.borrow()

@@ -9,6 +9,7 @@ mod filters;
 mod guard;
 mod limits;
 mod links;
+mod notify;
 pub mod protocol;
 pub mod server;
 
