@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Write as _};
 
 use crate::control::client::Client;
-use crate::control::protocol::{Backend, Reply, Request};
+use crate::control::protocol::{Backend, Held, Reply, Request};
 
 use super::output::{age, write_json};
 use super::{Failure, ask, unexpected};
@@ -40,13 +40,52 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         let responder = service.respond.as_ref().map(|responder| format!(" -> respond:{responder}"));
         let destination = backends.or(responder).unwrap_or_default();
         writeln!(out, "service {}{destination}, {}", service.listen, service.mode)?;
-        for Backend { address, connections, connected, failed, rests_ms } in &service.backends {
-            let rests = rests_ms.map(|left| format!(", rests for {}", age(left))).unwrap_or_default();
-            writeln!(
-                out,
-                "  backend {address}: connections {connections}, connected {connected}, failed {failed}{rests}"
-            )?;
+        for backend in &service.backends {
+            writeln!(out, "  {}", line(backend))?;
         }
     }
     Ok(out.flush()?)
+}
+
+/// One line about a backend.
+fn line(backend: &Backend) -> String {
+    let Backend { address, connections, connected, failed, rests_ms, held } = backend;
+    let rests = rests_ms.map(|left| format!(", rests for {}", age(left))).unwrap_or_default();
+    let held = held.iter().map(|Held { state, connections, oldest_ms }| {
+        format!(", {state} {connections} (for {} at most)", age(*oldest_ms))
+    });
+    let held: String = held.collect();
+    format!(
+        "backend {address}: connections {connections}, connected {connected}, failed {failed}{rests}{held}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_one_line_that_says_what_is_wrong_with_it() {
+        let well = Backend {
+            address: "127.0.0.1:80".into(),
+            connections: 3,
+            connected: 10,
+            failed: 0,
+            rests_ms: None,
+            held: Vec::new(),
+        };
+        assert_eq!(line(&well), "backend 127.0.0.1:80: connections 3, connected 10, failed 0");
+        let held = |state: &str, connections| Held { state: state.into(), connections, oldest_ms: 61_000 };
+        let ill = Backend {
+            failed: 2,
+            rests_ms: Some(1500),
+            held: vec![held("close-wait", 2), held("backend-stalled", 1)],
+            ..well
+        };
+        assert_eq!(
+            line(&ill),
+            "backend 127.0.0.1:80: connections 3, connected 10, failed 2, rests for 1s, close-wait 2 (for 1m1s \
+             at most), backend-stalled 1 (for 1m1s at most)"
+        );
+    }
 }

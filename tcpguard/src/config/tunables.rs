@@ -162,6 +162,9 @@ tunables! {
     time_wait: Duration = "time-wait", 60 * S, 100 * MS => 10 * MIN;
     /// How long a connection that was closed here waits for the peer's FIN before it is dropped.
     fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H;
+    /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
+    /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
+    close_wait: Duration = "close-wait", H, 0 => 24 * H;
     /// Retransmission timeout before the first round-trip measurement (RFC 6298 §2.1).
     initial_rto: Duration = "initial-rto", S, 10 * MS => MIN;
     /// Least retransmission timeout (RFC 6298 §2.4 says 1s, kernels use 200ms).

@@ -11,7 +11,7 @@ use tcpguard_common::reason::{Outcome, Reason};
 use crate::config::{Config, Destination, Filter, FilterSet, Service, TUNABLES, Tunable, Tunables};
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
-use crate::service::{BackendStats, Far};
+use crate::service::{BackendStats, Far, Held};
 use crate::stack::{FlowInfo, State};
 
 use super::daemon::DaemonError;
@@ -322,13 +322,19 @@ fn add(sums: &mut BTreeMap<String, u64>, counters: &BTreeMap<String, u64>) {
 }
 
 fn backend(stats: BackendStats) -> wire::Backend {
-    let BackendStats { addr, open, connected, failed, rests_for } = stats;
+    let BackendStats { addr, open, connected, failed, rests_for, held } = stats;
+    let held = held.into_iter().map(|Held { hold, count, oldest }| wire::Held {
+        state: hold.name().to_owned(),
+        connections: count as u64,
+        oldest_ms: millis(oldest),
+    });
     wire::Backend {
         address: addr.to_string(),
         connections: open as u64,
         connected,
         failed,
         rests_ms: rests_for.map(millis),
+        held: held.collect(),
     }
 }
 

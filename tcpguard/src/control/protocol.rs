@@ -267,6 +267,21 @@ pub struct Backend {
     /// How long it will yet be left alone because it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rests_ms: Option<u64>,
+    /// Those of its connections that one side has held up for longer than a moment, by kind.
+    #[serde(default)]
+    pub held: Vec<Held>,
+}
+
+/// Connections of a backend that are held up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// `close-wait` and `backend-stalled` by the backend, which does not close or takes nothing; `fin-wait-2` and
+    /// `client-stalled` by the client.
+    pub state: String,
+    /// How many.
+    pub connections: u64,
+    /// Since the oldest of them last moved.
+    pub oldest_ms: u64,
 }
 
 /// Every counter.

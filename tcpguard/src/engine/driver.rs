@@ -353,6 +353,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             Command::Tunables(tunables) => self.net.with(|state| {
                 let config = stack_config(state.stack.config().clone(), &tunables);
                 state.stack.set_config(now, config);
+                state.tunables = tunables;
             }),
             Command::Epochs(slots, clock) => self.net.with(|state| state.stack.set_epochs(&slots, clock)),
             Command::Link { local_mac, mtu } => {

@@ -198,7 +198,7 @@ fn assemble<P: FramePort, T: SharedTables>(
     commands: mpsc::Receiver<Command>,
     unparked: Arc<AtomicU64>,
 ) -> (Net, Driver<P, T>) {
-    let net = Net::new(stack(config));
+    let net = Net::new(stack(config), Arc::clone(&config.tunables));
     let driver = Driver::new(port, tables, Parts::new(config, net.clone(), commands, unparked));
     (net, driver)
 }

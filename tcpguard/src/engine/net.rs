@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tcpguard_common::flow::AnyFlowKey;
@@ -13,6 +14,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use super::listener::TcpListener;
 use super::stats::counters;
 use super::stream::TcpStream;
+use crate::config::Tunables;
 use crate::dataplane::monotonic_ns;
 use crate::stack::{ConnId, Error, Event, Instant, Link, Stack};
 
@@ -40,6 +42,8 @@ counters! {
 
 pub(crate) struct State {
     pub(crate) stack: Stack,
+    /// The tunables in force.
+    pub(crate) tunables: Arc<Tunables>,
     /// By [`ConnId::index`].
     conns: Vec<Conn>,
     listeners: HashMap<u32, Backlog>,
@@ -72,9 +76,10 @@ struct Backlog {
 }
 
 impl Net {
-    pub(crate) fn new(stack: Stack) -> Self {
+    pub(crate) fn new(stack: Stack, tunables: Arc<Tunables>) -> Self {
         let state = State {
             stack,
+            tunables,
             conns: Vec::new(),
             listeners: HashMap::new(),
             driver: None,

@@ -134,6 +134,11 @@ impl TcpStream {
     }
 
     /// The tunable in force.
+    pub(crate) fn close_wait(&self) -> Duration {
+        self.net.with(|state| state.tunables.close_wait)
+    }
+
+    /// The tunable in force.
     pub(crate) fn stall_time(&self) -> Duration {
         self.net.with(|state| state.stack.config().stall_time)
     }

@@ -4,6 +4,7 @@
 
 mod backend;
 mod counters;
+mod holds;
 mod http;
 mod limits;
 mod pool;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use tokio::task::spawn_local;
 
 pub use counters::{ServiceCounters, ServiceStats};
+pub use holds::{Held, Hold};
 pub use pool::{BackendStats, Pool};
 pub use quota::Quota;
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::holds::{Held, Holds};
 use crate::config::{BackendAddr, Backends, Balance};
 
 /// How long a backend that failed once is left alone, and how long at most.
@@ -26,6 +27,7 @@ struct Member {
     connected: AtomicU64,
     failed: AtomicU64,
     health: Mutex<Health>,
+    holds: Arc<Holds>,
 }
 
 /// What is known of a backend without asking it.
@@ -52,6 +54,8 @@ pub struct BackendStats {
     pub failed: u64,
     /// How long it will yet be left alone.
     pub rests_for: Option<Duration>,
+    /// Those of its connections that one side holds up.
+    pub held: Vec<Held>,
 }
 
 impl Pool {
@@ -93,6 +97,7 @@ impl Pool {
                     .rests_until
                     .map(|until| until.saturating_duration_since(now))
                     .filter(|left| !left.is_zero()),
+                held: member.holds.stats(now),
             }
         })
     }
@@ -139,6 +144,16 @@ pub(super) struct Lease {
 impl Lease {
     pub(super) fn addr(&self) -> &BackendAddr {
         &self.pool.config.addrs[self.index]
+    }
+
+    /// Where its held up connections are counted.
+    pub(super) fn holds(&self) -> Arc<Holds> {
+        Arc::clone(&self.pool.members[self.index].holds)
+    }
+
+    /// The backend's connections that are held up.
+    pub(super) fn held(&self, now: Instant) -> Vec<Held> {
+        self.pool.members[self.index].holds.stats(now)
     }
 
     /// It accepted. Returns whether it had failed before.

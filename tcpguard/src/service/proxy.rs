@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::backend::{Backend, greeting};
 use super::counters::{ServiceCounters, add};
+use super::holds::{Hold, Lookout};
 use super::limits::Watch;
 use super::pool::{Lease, Pool};
 use super::quota::{Quota, Share};
@@ -30,11 +31,15 @@ use crate::telemetry::throttle::Throttle;
 
 /// How often a backend that cannot be had is complained about.
 const COMPLAIN: Duration = Duration::from_secs(10);
+/// How long a connection may be held up before somebody is told, and how often.
+const HELD_UP: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(60));
 
 /// One service on one engine.
 pub(super) struct Proxy {
     spec: ServiceSpec,
     complaints: RefCell<Throttle>,
+    /// One for each kind of hold.
+    hold_complaints: [RefCell<Throttle>; Hold::ALL.len()],
     counters: Arc<ServiceCounters>,
     descriptors: Quota,
     scratch: Scratch,
@@ -47,7 +52,9 @@ impl Proxy {
         descriptors: Quota,
         scratch: Scratch,
     ) -> Self {
-        Self { spec, complaints: RefCell::new(Throttle::new(COMPLAIN)), counters, descriptors, scratch }
+        let complaints = RefCell::new(Throttle::new(COMPLAIN));
+        let hold_complaints = Hold::ALL.map(|_| RefCell::new(Throttle::new(HELD_UP.1)));
+        Self { spec, complaints, hold_complaints, counters, descriptors, scratch }
     }
 
     /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
@@ -66,6 +73,21 @@ impl Proxy {
         if let Some(attempts) = self.complaints.borrow_mut().event(Instant::now()) {
             let service = self.spec.listen;
             warn!(%service, %backend, attempts, %error, "no connection to a backend");
+        }
+    }
+
+    /// Says who holds connections up: not for each of them, and not at every look.
+    fn complain_of_hold(&self, lease: &Lease, hold: Hold, age: Duration) {
+        if age < HELD_UP.0 {
+            return;
+        }
+        let now = Instant::now();
+        if self.hold_complaints[hold as usize].borrow_mut().event(now).is_some() {
+            let all = lease.held(now).into_iter().find(|held| held.hold == hold);
+            let (service, backend, state, why) =
+                (self.spec.listen, lease.addr(), hold.name(), hold.culprit());
+            let (connections, oldest) = all.map_or((1, age), |held| (held.count, held.oldest));
+            warn!(%service, %backend, state, connections, ?oldest, "connections are held up: {why}");
         }
     }
 
@@ -128,7 +150,7 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
         return client.abort();
     };
     let watch = proxy.spec.limits.watch();
-    let (backend, _taken) = match proxy.far_end(&client).await {
+    let (backend, taken) = match proxy.far_end(&client).await {
         Ok(far_end) => far_end,
         Err(Refusal::Client) => return add(&counters.client_failed, 1),
         Err(Refusal::Exhausted) => {
@@ -142,7 +164,8 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
     };
     add(&counters.connected, 1);
     let mut relay = Relay::new(client, backend, Arc::clone(counters), proxy.scratch.clone());
-    match end(&mut relay, watch).await {
+    let lease = taken.as_ref().map(|(lease, _)| lease);
+    match end(&proxy, &mut relay, lease, watch).await {
         End::Finished => add(&counters.finished, 1),
         End::ClientFailed => {
             add(&counters.client_failed, 1);
@@ -164,19 +187,34 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
             add(&counters.overtime, 1);
             relay.reset();
         }
+        End::BackendSilent => {
+            add(&counters.backend_silent, 1);
+            relay.reset();
+        }
     }
 }
 
-/// Relays until the end, or until a limit of the service is reached.
-async fn end(relay: &mut Relay, mut watch: Option<Watch>) -> End {
+/// Relays until the end, or until a limit is reached.
+async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch: Option<Watch>) -> End {
+    let mut lookout = lease.map(|lease| (lease, Lookout::new(lease.holds())));
     poll_fn(|cx| {
         if let Poll::Ready(end) = relay.poll(cx) {
             return Poll::Ready(end);
         }
-        match &mut watch {
-            Some(watch) => watch.poll(cx, relay.moved()),
-            None => Poll::Pending,
+        if let Some(watch) = &mut watch
+            && let Poll::Ready(end) = watch.poll(cx, relay.moved())
+        {
+            return Poll::Ready(end);
         }
+        let Some((lease, lookout)) = &mut lookout else { return Poll::Pending };
+        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.moved()) {
+            proxy.complain_of_hold(lease, hold, age);
+            let limit = relay.close_wait();
+            if hold == Hold::CloseWait && !limit.is_zero() && age >= limit {
+                return Poll::Ready(End::BackendSilent);
+            }
+        }
+        Poll::Pending
     })
     .await
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::backend::Backend;
 use super::counters::{ServiceCounters, add};
+use super::holds::Hold;
 use super::scratch::{SLICE, Scratch};
 use crate::engine::{LendError, TcpStream};
 
@@ -37,6 +38,10 @@ pub(super) struct Relay {
     patience: Option<Patience>,
     /// Bytes, both ways.
     moved: u64,
+    /// When it was polled last, the backend took nothing of what there was for it.
+    backend_full: bool,
+    /// When it was polled last, there was no room for what the backend might say.
+    client_full: bool,
     counters: Arc<ServiceCounters>,
     scratch: Scratch,
 }
@@ -72,6 +77,8 @@ pub(super) enum End {
     Idle,
     /// It lasted longer than the service allows.
     Overtime,
+    /// The client closed, and the backend then said nothing for `close-wait`, not even goodbye.
+    BackendSilent,
 }
 
 /// What stops a direction.
@@ -95,6 +102,8 @@ impl Relay {
             backend_lost: false,
             patience: None,
             moved: 0,
+            backend_full: false,
+            client_full: false,
             counters,
             scratch,
         }
@@ -135,6 +144,23 @@ impl Relay {
             // While the backend takes nothing, nobody reads from the client: its end would go unnoticed.
             _ => self.client.poll_failed(cx).map(|_| End::ClientFailed),
         }
+    }
+
+    /// What holds it up, as it was polled last.
+    pub(super) fn hold(&self) -> Option<Hold> {
+        match (self.up, self.down) {
+            (_, Direction::Closing | Direction::Draining) => Some(Hold::ClientStalled),
+            (_, Direction::Open) if self.client_full => Some(Hold::ClientStalled),
+            (Direction::Open, _) if self.backend_full => Some(Hold::BackendStalled),
+            (Direction::Closed, Direction::Open) => Some(Hold::CloseWait),
+            (Direction::Open, Direction::Closed) => Some(Hold::FinWait2),
+            _ => None,
+        }
+    }
+
+    /// How long a backend may be silent after its client's end; zero is no limit.
+    pub(super) fn close_wait(&self) -> Duration {
+        self.client.close_wait()
     }
 
     /// Bytes it has moved, both ways.
@@ -193,7 +219,8 @@ impl Relay {
 
     /// Client to backend.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, up, patience, moved, counters, .. } = self;
+        let Self { client, backend, up, patience, moved, backend_full, counters, .. } = self;
+        *backend_full = false;
         let mut now = 0;
         while *up == Direction::Open {
             if now >= SLICE {
@@ -205,7 +232,9 @@ impl Relay {
                 if let Some(patience) = patience {
                     patience.since = Instant::now();
                 }
-                backend.poll_write(cx, bytes)
+                let taken = backend.poll_write(cx, bytes);
+                *backend_full = taken.is_pending();
+                taken
             };
             match ready!(client.poll_lend(cx, sink)) {
                 Ok(0) => *up = Direction::Closing,
@@ -227,14 +256,19 @@ impl Relay {
 
     /// Backend to client.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, down, backend_lost, patience, moved, counters, scratch, .. } = self;
+        let Self {
+            client, backend, down, backend_lost, patience, moved, client_full, counters, scratch, ..
+        } = self;
+        *client_full = false;
         let mut now = 0;
         while *down == Direction::Open {
             if now >= SLICE {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let room = ready!(client.poll_room(cx)).map_err(|_| Fault::Client)?;
+            let room = client.poll_room(cx);
+            *client_full = room.is_pending();
+            let room = ready!(room).map_err(|_| Fault::Client)?;
             let mut scratch = scratch.borrow_mut();
             let room = room.min(scratch.len());
             let mut bytes = ReadBuf::new(&mut scratch[..room]);

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{BackendStats, Far, Quota, ServiceSpec, ServiceStats, Services};
+use super::{BackendStats, Far, Hold, Quota, ServiceSpec, ServiceStats, Services};
 use crate::config::{
     BackendAddr, Backends, Balance, Destination, Limits, ProxyProtocol, Responder, Tunables,
 };
@@ -743,5 +743,70 @@ fn a_connection_that_lasts_too_long_is_reset_whatever_it_does() {
         };
         assert_eq!(end.kind(), ErrorKind::ConnectionReset);
         assert_eq!((lab.stats().overtime, lab.stats().idle), (1, 0));
+    });
+}
+
+/// What is held up, by kind, with how many.
+fn held(lab: &Lab) -> Vec<(Hold, usize)> {
+    lab.backends()[0].held.iter().map(|held| (held.hold, held.count)).collect()
+}
+
+#[test]
+fn a_backend_that_never_closes_is_seen_and_let_go_after_close_wait() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let tunables = Tunables { close_wait: Duration::from_secs(3), ..Tunables::default() };
+        let lab = Lab::tuned(addr, tunables);
+        let mut client = lab.client.connect().await;
+        client.shutdown().await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        // As long as it says something it may: in all for longer than the tunable.
+        for byte in 0..5 {
+            sleep(Duration::from_secs(1)).await;
+            server.write_u8(byte).await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), byte);
+        }
+        eventually("seen", || held(&lab) == [(Hold::CloseWait, 1)]).await;
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!((lab.stats().backend_silent, held(&lab).len()), (1, 0));
+        // It has read the client's end already; what it says now is to nobody.
+        eventually("the backend is told", || server.try_write(b"x").is_err()).await;
+    });
+}
+
+#[test]
+fn who_holds_a_connection_up_is_told_apart() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let chunk = pattern(256 << 10);
+        // The backend takes nothing.
+        let mut client = lab.client.connect().await;
+        let (server, _) = listener.accept().await.unwrap();
+        while timeout(Duration::from_millis(500), client.write(&chunk)).await.is_ok() {}
+        eventually("a backend that stalls", || held(&lab) == [(Hold::BackendStalled, 1)]).await;
+        client.abort();
+        eventually("gone", || held(&lab).is_empty()).await;
+        drop(server);
+        // The client takes nothing.
+        let client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        while timeout(Duration::from_millis(500), server.write(&chunk)).await.is_ok() {}
+        eventually("a client that stalls", || held(&lab) == [(Hold::ClientStalled, 1)]).await;
+        client.abort();
+        eventually("gone", || held(&lab).is_empty()).await;
+        drop(server);
+        // The backend has closed, the client has not.
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.shutdown().await.unwrap();
+        eventually("a client that stays", || held(&lab) == [(Hold::FinWait2, 1)]).await;
+        client.shutdown().await.unwrap();
+        eventually("gone", || held(&lab).is_empty()).await;
+        // Nobody holds up a connection that merely rests.
+        let _client = lab.client.connect().await;
+        let _server = listener.accept().await.unwrap();
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(held(&lab), []);
     });
 }
