@@ -1,5 +1,6 @@
 //! tcpguard keeps TCP services reachable while they are being SYN-flooded: the library behind the `tcpguard`
-//! binary. `docs/ARCHITECTURE.md` follows one packet through these modules.
+//! binary. A program that wants its connections guarded in its own process starts at [`control::daemon::Daemon`].
+//! `docs/ARCHITECTURE.md` follows one packet through these modules.
 
 pub mod cli;
 pub mod config;

@@ -28,6 +28,8 @@ pub enum Destination {
     Backends(Backends),
     /// They are answered here.
     Responder(Responder),
+    /// They go to the program that has this library in it (`control::daemon::Daemon::serve`).
+    Application,
 }
 
 /// Backends that stand in for each other.
@@ -165,6 +167,7 @@ impl fmt::Display for Destination {
                 Ok(())
             }
             Self::Responder(responder) => write!(f, "{RESPOND}{responder}"),
+            Self::Application => f.write_str("this program"),
         }
     }
 }

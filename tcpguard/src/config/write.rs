@@ -93,7 +93,12 @@ impl Config {
             on_daemon_exit: OnDaemonExit::to_string(on_daemon_exit),
             control: ControlTable { socket: utf8(socket)?, group: group.as_deref() },
             interface: interfaces.iter().map(interface_table).collect(),
-            service: services.iter().map(service_table).collect(),
+            // What goes to the program around us is said by that program.
+            service: services
+                .iter()
+                .filter(|service| service.destination != Some(Destination::Application))
+                .map(service_table)
+                .collect(),
             filters: filters_table(filters),
             tunables: tunables_table(tunables),
         };
@@ -135,7 +140,7 @@ fn service_table(service: &Service) -> ServiceTable {
         Some(Destination::Responder(responder)) => {
             ServiceTable { respond: Some(responder.to_string()), ..table }
         }
-        None => table,
+        Some(Destination::Application) | None => table,
     }
 }
 

@@ -11,7 +11,7 @@ use tcpguard_common::reason::{Outcome, Reason};
 use crate::config::{Config, Destination, Filter, FilterSet, Service, TUNABLES, Tunable, Tunables};
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
-use crate::service::{BackendStats, Far, Held};
+use crate::service::{BackendStats, Far, Held, Purpose};
 use crate::stack::{FlowInfo, State};
 
 use super::daemon::DaemonError;
@@ -112,20 +112,22 @@ impl Guard {
             .engines()
             .first()
             .and_then(|engine| engine.services.specs().find(|spec| spec.id as usize == id));
-        let backends: Vec<_> = match spec.map(|spec| &spec.far) {
-            Some(Far::Backends(pool)) => pool.stats(std::time::Instant::now()).map(backend).collect(),
-            Some(Far::Responder(_)) | None => Vec::new(),
+        let backends: Vec<_> = match spec.map(|spec| &spec.purpose) {
+            Some(Purpose::Relay(Far::Backends(pool))) => {
+                pool.stats(std::time::Instant::now()).map(backend).collect()
+            }
+            Some(Purpose::Relay(Far::Responder(_)) | Purpose::Application(_)) | None => Vec::new(),
         };
         wire::Service {
             listen: service.listen,
             mode: service.mode.to_string(),
             backend: match &service.destination {
                 Some(Destination::Backends(backends)) => backends.addrs.first().map(ToString::to_string),
-                Some(Destination::Responder(_)) | None => None,
+                Some(Destination::Responder(_) | Destination::Application) | None => None,
             },
             respond: match &service.destination {
                 Some(Destination::Responder(responder)) => Some(responder.to_string()),
-                Some(Destination::Backends(_)) | None => None,
+                Some(Destination::Backends(_) | Destination::Application) | None => None,
             },
             backends,
         }

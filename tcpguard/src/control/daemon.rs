@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,15 +15,16 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError, Destination, Limits, Service, ServiceMode};
 use crate::dataplane::{
     Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError,
 };
-use crate::engine::{End, EngineError};
+use crate::engine::{End, EngineError, TcpListener};
+use crate::service::Application;
 
 use super::descriptors;
 use super::filters::Filters;
-use super::guard::Guard;
+use super::guard::{Applications, Guard};
 use super::links;
 use super::notify::Notify;
 use super::server::{self, Server, ServerError};
@@ -38,6 +40,9 @@ const DRAIN_SLACK: Duration = Duration::from_secs(5);
 /// Why the daemon did not start, or did not go on. Displays as one line; sources follow.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
+    /// What it is to do cannot be done.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// XDP or its maps.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
@@ -125,7 +130,7 @@ impl DaemonError {
                 matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
             }
             Self::Control(_) => true,
-            Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
+            Self::Config(_) | Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
             Self::Socket { source: SocketError::NotPrivileged(_), .. } => true,
             Self::Socket { .. }
             | Self::Engine { .. }
@@ -136,15 +141,61 @@ impl DaemonError {
     }
 }
 
+/// A daemon in the making: for a program that has this library in it.
+#[derive(Debug)]
+pub struct Daemon {
+    config: Config,
+    applications: Applications,
+}
+
+impl Daemon {
+    /// A daemon that does what `config` says.
+    pub fn new(config: Config) -> Self {
+        Self { config, applications: Applications::new() }
+    }
+
+    /// Protects `listen` as well, and hands its connections to `serve`, which runs once on each engine's thread as long as
+    /// the engine does. Connections are spread over the engines; each stays on its thread, so that further tasks for
+    /// them are spawned with [`tokio::task::spawn_local`].
+    #[must_use]
+    pub fn serve<F>(
+        mut self,
+        listen: SocketAddr,
+        serve: impl Fn(TcpListener) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let (mode, limits) = (ServiceMode::default(), Limits::default());
+        let destination = Some(Destination::Application);
+        self.config.services.push(Service { listen, mode, destination, limits });
+        self.applications.insert(listen, Application::new(serve));
+        self
+    }
+
+    /// Runs until SIGTERM, SIGINT or a failure ends it.
+    ///
+    /// # Errors
+    /// As [`run`]; and what is wrong with the configuration.
+    pub fn run(self) -> Result<(), DaemonError> {
+        self.config.check()?;
+        run_with(self.config, self.applications)
+    }
+}
+
 /// Runs the daemon until a signal or a failure ends it.
 ///
 /// # Errors
 /// Before it is armed everything is left as it was. After an engine's failure, program and pins stay for the next daemon.
 pub fn run(config: Config) -> Result<(), DaemonError> {
+    Daemon::new(config).run()
+}
+
+fn run_with(config: Config, applications: Applications) -> Result<(), DaemonError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
     let local = LocalSet::new();
-    let (guard, end) = local.block_on(&runtime, live(config))?;
+    let (guard, end) = local.block_on(&runtime, live(config, applications))?;
     // Clients' tasks hold the guard too.
     drop(local);
     let Some(guard) = Rc::into_inner(guard) else { return end };
@@ -179,14 +230,17 @@ pub fn check_secret(config: &Config) -> Result<(), SecretError> {
 }
 
 /// From the checks to the end of service. The outer error is one before anything was armed.
-async fn live(config: Config) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
+async fn live(
+    config: Config,
+    applications: Applications,
+) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
     check(&config)?;
     descriptors::raise_limit();
     // From here on a signal ends the daemon in order.
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let group = config.control.group.clone();
     let socket = config.control.socket.clone();
-    let (guard, server) = Guard::start(config, || Server::bind(&socket, group.as_deref()))?;
+    let (guard, server) = Guard::start(config, &applications, || Server::bind(&socket, group.as_deref()))?;
     let guard = Rc::new(guard);
     info!("{}", guard.banner());
     info!(control = %server.path().display(), "ready");

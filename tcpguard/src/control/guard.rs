@@ -2,6 +2,8 @@
 //! all of them from here. Clients' questions are put into words in `answers`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use crate::dataplane::{
     MasterSecret, Now, Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
-use crate::service::{Quota, ServiceSpec, Services};
+use crate::service::{Application, Quota, ServiceSpec, Services};
 
 use super::daemon::DaemonError;
 use super::descriptors;
@@ -36,6 +38,9 @@ const WINDOW_SCALE: u8 = 7;
 /// TCP and IP header, without options.
 const HEADERS_V4: u16 = 40;
 const HEADERS_V6: u16 = 60;
+
+/// What the program around us does with connections to some addresses.
+pub(super) type Applications = HashMap<SocketAddr, Application>;
 
 /// A running guard.
 pub(super) struct Guard {
@@ -81,6 +86,7 @@ impl Guard {
     /// On an error everything is as it was: what a previous daemon left stays, what is new goes.
     pub(super) fn start(
         config: Config,
+        applications: &Applications,
         bind: impl FnOnce() -> Result<Server, ServerError>,
     ) -> Result<(Self, Server), DaemonError> {
         let options = LoadOptions {
@@ -90,7 +96,7 @@ impl Guard {
         };
         let mut dataplane = Dataplane::load(&options)?;
         let Started { attached, server, prepared, engines, filters } =
-            match Started::new(&mut dataplane, &config, bind) {
+            match Started::new(&mut dataplane, &config, applications, bind) {
                 Ok(started) => started,
                 Err(error) => {
                     give_up(dataplane);
@@ -284,11 +290,13 @@ impl Started {
     fn new(
         dataplane: &mut Dataplane,
         config: &Config,
+        applications: &Applications,
         bind: impl FnOnce() -> Result<Server, ServerError>,
     ) -> Result<Self, DaemonError> {
         let attached = attach(dataplane, config)?;
         let server = bind()?;
-        let prepared = Prepared::new(dataplane, config, &attached)?;
+        let services = service_specs(config, applications).collect();
+        let prepared = Prepared::new(dataplane, config, &attached, services)?;
         let engines = prepared.engines(dataplane, &attached)?;
         prepared.descriptors.limit_to(descriptors::room(wanted_connections(config))?);
         prepared.write(dataplane, config)?;
@@ -318,7 +326,12 @@ struct Prepared {
 impl Prepared {
     /// Reads the secret and works out keys and settings. On interfaces that were taken over, cookies of the previous
     /// daemon stay valid.
-    fn new(dataplane: &Dataplane, config: &Config, attached: &[Attached]) -> Result<Self, DaemonError> {
+    fn new(
+        dataplane: &Dataplane,
+        config: &Config,
+        attached: &[Attached],
+        services: Vec<ServiceSpec>,
+    ) -> Result<Self, DaemonError> {
         let tunables = Arc::new(config.tunables.clone());
         let previous = dataplane.previous();
         let secret = match &config.secret_file {
@@ -349,7 +362,6 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
-        let services = service_specs(config).collect();
         let census = dataplane.census(settings.hash_key, &service_entries(config))?;
         Ok(Self { keys, settings, tunables, services, descriptors: Quota::default(), census })
     }
@@ -481,10 +493,13 @@ fn service_entries(config: &Config) -> Vec<ServiceEntry> {
     config.services.iter().enumerate().map(entry).collect()
 }
 
-fn service_specs(config: &Config) -> impl Iterator<Item = ServiceSpec> {
+fn service_specs<'a>(
+    config: &'a Config,
+    applications: &'a Applications,
+) -> impl Iterator<Item = ServiceSpec> + use<'a> {
     config.services.iter().enumerate().filter_map(|(id, service)| {
-        let destination = service.destination.as_ref().filter(|_| service.mode == ServiceMode::Cookie)?;
-        Some(ServiceSpec::new(id as u32, service.listen, destination, service.limits))
+        let destination = service.destination.as_ref().filter(|_| service.mode != ServiceMode::Off)?;
+        ServiceSpec::new(id as u32, service, destination, applications.get(&service.listen))
     })
 }
 

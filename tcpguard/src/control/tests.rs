@@ -4,7 +4,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::Flow;
 
 use super::daemon::DaemonError;
-use super::guard::Guard;
+use super::guard::{Applications, Guard};
 use super::server::{Server, ServerError};
 use crate::config::{AttachMode, Config, Interface};
 use crate::dataplane::tests::{Sandbox, attach_foreign, contents, ifindex, pass_program, with_veth};
@@ -20,7 +20,9 @@ fn config(sandbox: &Sandbox, service: &str) -> Config {
 }
 
 fn start(sandbox: &Sandbox, config: Config) -> Result<(Guard, Server), DaemonError> {
-    Guard::start(config, || Server::bind(&sandbox.options.lock_dir.join("control"), None))
+    Guard::start(config, &Applications::new(), || {
+        Server::bind(&sandbox.options.lock_dir.join("control"), None)
+    })
 }
 
 /// Ends a guard as a kill would: nothing is told or removed.
@@ -51,7 +53,9 @@ fn a_take_over_that_fails_leaves_maps_links_and_programs_as_they_were() {
 
             let other = config(&sandbox, "10.0.0.1:81=127.0.0.1:9");
             let refused = |config: Config| start(&sandbox, config).err().expect("it started");
-            let unbound = Guard::start(other.clone(), || Err(ServerError::UnknownGroup("x".to_owned())));
+            let unbound = Guard::start(other.clone(), &Applications::new(), || {
+                Err(ServerError::UnknownGroup("x".to_owned()))
+            });
             assert!(matches!(unbound, Err(DaemonError::Control(_))));
             assert_eq!(contents(&sandbox.options.pin_dir), before, "the control socket failed");
 

@@ -2,6 +2,7 @@
 //! packets.
 #![forbid(unsafe_code)]
 
+mod application;
 mod backend;
 mod counters;
 mod holds;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_local;
 
+pub use application::Application;
 pub use counters::{ServiceCounters, ServiceStats};
 pub use holds::{Held, Hold};
 pub use pool::{BackendStats, Pool};
@@ -40,12 +42,21 @@ pub struct ServiceSpec {
     pub id: u32,
     /// Where clients connect; the unspecified address stands for any of its family.
     pub listen: SocketAddr,
-    /// Where its connections go.
-    pub far: Far,
+    /// Who has its connections.
+    pub purpose: Purpose,
     limits: Limits,
 }
 
-/// The far end of a service's connections.
+/// Who has a service's connections.
+#[derive(Clone, Debug)]
+pub enum Purpose {
+    /// They are relayed.
+    Relay(Far),
+    /// The program that has this library in it; the service's limits do not bind it.
+    Application(Application),
+}
+
+/// The far end of relayed connections.
 #[derive(Clone, Debug)]
 pub enum Far {
     /// One of these backends.
@@ -55,13 +66,21 @@ pub enum Far {
 }
 
 impl ServiceSpec {
-    /// A service as configured.
-    pub fn new(id: u32, listen: SocketAddr, destination: &Destination, limits: config::Limits) -> Self {
-        let far = match destination {
-            Destination::Backends(backends) => Far::Backends(Arc::new(Pool::new(backends.clone()))),
-            Destination::Responder(responder) => Far::Responder(*responder),
+    /// A service as configured; `None` when its connections go to an application that is not there.
+    pub fn new(
+        id: u32,
+        service: &config::Service,
+        destination: &Destination,
+        application: Option<&Application>,
+    ) -> Option<Self> {
+        let purpose = match destination {
+            Destination::Backends(backends) => {
+                Purpose::Relay(Far::Backends(Arc::new(Pool::new(backends.clone()))))
+            }
+            Destination::Responder(responder) => Purpose::Relay(Far::Responder(*responder)),
+            Destination::Application => Purpose::Application(application?.clone()),
         };
-        Self { id, listen, far, limits: Limits::new(limits) }
+        Some(Self { id, listen: service.listen, purpose, limits: Limits::new(service.limits) })
     }
 }
 
@@ -102,9 +121,15 @@ impl Services {
         let scratch = Scratch::default();
         for (spec, counters) in self.services.iter() {
             let listener = net.listen(spec.id)?;
-            let (counters, scratch) = (Arc::clone(counters), scratch.clone());
-            let proxy = Proxy::new(spec.clone(), counters, self.descriptors.clone(), scratch);
-            spawn_local(proxy.serve(listener));
+            match &spec.purpose {
+                Purpose::Application(application) => spawn_local(application.serve(listener)),
+                Purpose::Relay(far) => {
+                    let (counters, scratch) = (Arc::clone(counters), scratch.clone());
+                    let (far, descriptors) = (far.clone(), self.descriptors.clone());
+                    let proxy = Proxy::new(spec.clone(), far, counters, descriptors, scratch);
+                    spawn_local(proxy.serve(listener))
+                }
+            };
         }
         Ok(())
     }

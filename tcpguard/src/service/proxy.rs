@@ -37,6 +37,7 @@ const HELD_UP: (Duration, Duration) = (Duration::from_secs(30), Duration::from_s
 /// One service on one engine.
 pub(super) struct Proxy {
     spec: ServiceSpec,
+    far: Far,
     complaints: RefCell<Throttle>,
     /// One for each kind of hold.
     hold_complaints: [RefCell<Throttle>; Hold::ALL.len()],
@@ -48,13 +49,14 @@ pub(super) struct Proxy {
 impl Proxy {
     pub(super) fn new(
         spec: ServiceSpec,
+        far: Far,
         counters: Arc<ServiceCounters>,
         descriptors: Quota,
         scratch: Scratch,
     ) -> Self {
         let complaints = RefCell::new(Throttle::new(COMPLAIN));
         let hold_complaints = Hold::ALL.map(|_| RefCell::new(Throttle::new(HELD_UP.1)));
-        Self { spec, complaints, hold_complaints, counters, descriptors, scratch }
+        Self { spec, far, complaints, hold_complaints, counters, descriptors, scratch }
     }
 
     /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
@@ -93,7 +95,7 @@ impl Proxy {
 
     /// The far end of a client's connection, and what it takes as long as it lasts.
     async fn far_end(&self, client: &TcpStream) -> Result<(Backend, Option<(Lease, Share)>), Refusal> {
-        match &self.spec.far {
+        match &self.far {
             Far::Responder(kind) => {
                 Ok((Backend::Responder(Responder::new(*kind, Arc::clone(&self.counters))), None))
             }

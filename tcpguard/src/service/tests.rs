@@ -12,9 +12,10 @@ use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{BackendStats, Far, Hold, Quota, ServiceSpec, ServiceStats, Services};
+use super::{BackendStats, Far, Hold, Purpose, Quota, ServiceSpec, ServiceStats, Services};
 use crate::config::{
-    BackendAddr, Backends, Balance, Destination, Limits, ProxyProtocol, Responder, Tunables,
+    BackendAddr, Backends, Balance, Destination, Limits, ProxyProtocol, Responder, Service, ServiceMode,
+    Tunables,
 };
 use crate::engine::tests::world::{Host, PORT, SERVICE, World, eventually};
 use crate::engine::tests::{exchange, on_one_thread, pair_with, pattern, read_all};
@@ -54,8 +55,10 @@ impl Lab {
     fn with(destination: &Destination, limits: Limits, tunables: Tunables) -> Self {
         let (_world, guard, client) = pair_with(tunables);
         let listen = SocketAddr::from(([10, 0, 0, 1], PORT));
+        let service =
+            Service { listen, mode: ServiceMode::default(), destination: Some(destination.clone()), limits };
         let descriptors = Quota::default();
-        let services = Services::new([ServiceSpec::new(SERVICE, listen, destination, limits)])
+        let services = Services::new(ServiceSpec::new(SERVICE, &service, destination, None))
             .sharing(descriptors.clone());
         services.start(&guard.net).unwrap();
         Self { _world, guard, client, services, descriptors }
@@ -66,7 +69,9 @@ impl Lab {
     }
 
     fn backends(&self) -> Vec<BackendStats> {
-        let Far::Backends(pool) = &self.services.stats().next().unwrap().0.far else { panic!("no backends") };
+        let Purpose::Relay(Far::Backends(pool)) = &self.services.specs().next().unwrap().purpose else {
+            panic!("no backends")
+        };
         pool.stats(Instant::now()).collect()
     }
 }
