@@ -1,0 +1,217 @@
+//! What breaks beside the guard, or runs out in it: each time clients are told at once, what happened is counted, and
+//! service comes back by itself. Needs root.
+
+mod support;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use support::{Guarded, lab_object, wait_for};
+use xtask::lab::{GUARD_ADDRESS, LabConfig};
+
+const BACKEND: &str = "127.0.0.1:9000";
+/// The service with [`BACKEND`] behind it, and the one that discards.
+const RELAYED: u16 = 81;
+const DISCARD: u16 = 82;
+const SOON: Duration = Duration::from_secs(30);
+
+fn guarded(more: &[&str]) -> Guarded {
+    let relayed = format!("{GUARD_ADDRESS}:{RELAYED}={BACKEND}");
+    let discard = format!("{GUARD_ADDRESS}:{DISCARD}=respond:discard");
+    let arguments = [&["--protect", &relayed, "--protect", &discard], more].concat();
+    Guarded::up(LabConfig::new(lab_object()), &arguments)
+}
+
+fn connect(guarded: &Guarded, port: u16) -> std::io::Result<TcpStream> {
+    let connect = || TcpStream::connect_timeout(&(GUARD_ADDRESS, port).into(), SOON);
+    let stream = guarded.lab.client().enter(connect).expect("the client's namespace")?;
+    stream.set_read_timeout(Some(SOON))?;
+    Ok(stream)
+}
+
+fn count(guarded: &Guarded, group: &str, name: &str) -> u64 {
+    let stats = guarded.json(&["stats"]);
+    stats["totals"][group][name].as_u64().unwrap_or_else(|| panic!("no counter {group} {name}"))
+}
+
+/// Every frame is somewhere, and none is with the kernel that should not be.
+fn check_frames(guarded: &Guarded) {
+    wait_for("every frame accounted for", SOON, || {
+        let frames = |name: &str| count(guarded, "ring", name);
+        let held: u64 = ["free", "fill", "rx", "tx", "completion"].into_iter().map(frames).sum();
+        held == frames("frames")
+    });
+}
+
+/// A backend that answers each byte with `y`, and can be killed.
+struct Server {
+    killed: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    fn start(guarded: &Guarded) -> Self {
+        let listener = guarded.listen(BACKEND);
+        listener.set_nonblocking(true).expect("a listener that can be given up");
+        let killed = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&killed);
+        Self { killed, thread: thread::spawn(move || Self::serve(&listener, &over)) }
+    }
+
+    fn serve(listener: &TcpListener, over: &AtomicBool) {
+        while !over.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((mut stream, _)) => {
+                    stream.set_nonblocking(false).expect("a blocking stream");
+                    // What goes wrong here, the client notices.
+                    let _ = stream.read(&mut [0]).and_then(|_| stream.write_all(b"y"));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn kill(self) {
+        self.killed.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the server");
+    }
+}
+
+/// Asks once; whether there was an answer. What is no answer must be a reset or an end.
+fn ask(guarded: &Guarded) -> bool {
+    let mut answer = [0];
+    let mut asked = || -> std::io::Result<usize> {
+        let mut stream = connect(guarded, RELAYED)?;
+        stream.write_all(b"x")?;
+        stream.read(&mut answer)
+    };
+    match asked() {
+        Ok(read) => read == 1,
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => false,
+        Err(error) => panic!("neither an answer nor a reset: {error}"),
+    }
+}
+
+#[test]
+fn a_backend_killed_and_restarted_under_load_costs_only_who_came_meanwhile() {
+    let guarded = guarded(&[]);
+    let server = Server::start(&guarded);
+    assert!(ask(&guarded));
+    let (answered, unanswered) = (AtomicU64::new(0), AtomicU64::new(0));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let counter = if ask(&guarded) { &answered } else { &unanswered };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let more_than = |counter: &AtomicU64, what: &str| {
+            let before = counter.load(Ordering::Relaxed);
+            wait_for(what, SOON, || counter.load(Ordering::Relaxed) > before + 20);
+        };
+        more_than(&answered, "requests under way");
+        server.kill();
+        more_than(&unanswered, "requests that find no backend");
+        let server = Server::start(&guarded);
+        more_than(&answered, "requests to the restarted backend");
+        over.store(true, Ordering::Relaxed);
+        server
+    })
+    .kill();
+    // Each ended for one reason, and no client without an answer is missing among them.
+    let ends = ["finished", "client-failed", "backend-failed", "client-silent", "backend-refused"];
+    let counted = |name: &str| count(&guarded, "service", name);
+    wait_for("every end counted", SOON, || {
+        counted("accepted") == ends.iter().map(|end| counted(end)).sum::<u64>()
+    });
+    assert_eq!(counted("accepted"), 1 + answered.into_inner() + unanswered.load(Ordering::Relaxed));
+    assert!(counted("backend-refused") > 0 && counted("backend-refused") <= unanswered.into_inner());
+    wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
+    check_frames(&guarded);
+}
+
+/// The peers' sending goes on while nobody takes frames off the ring, until the kernel has none left to fill.
+#[test]
+fn stopped_for_five_seconds_under_load_the_daemon_loses_frames_but_no_byte() {
+    const UPLOADS: usize = 48;
+    const EACH: usize = 3 << 20;
+    let mut guarded = guarded(&["--on-daemon-exit", "drop", "--set", "exit-grace=1s"]);
+    let block = vec![0x5a_u8; 64 << 10];
+    let streams: Vec<_> = (0..UPLOADS).map(|_| connect(&guarded, DISCARD).expect("a connection")).collect();
+    let started = Arc::new(AtomicU64::new(0));
+    let uploads: Vec<_> = streams
+        .into_iter()
+        .map(|mut stream| {
+            let (block, started) = (block.clone(), Arc::clone(&started));
+            thread::spawn(move || {
+                for sent in (0..EACH).step_by(block.len()) {
+                    stream.write_all(&block).expect("sending");
+                    started.fetch_add(u64::from(sent == 0), Ordering::Relaxed);
+                }
+                stream.shutdown(Shutdown::Write).expect("ending");
+                stream.read(&mut [0]).expect("the guard's end")
+            })
+        })
+        .collect();
+    wait_for("every upload to be under way", SOON, || started.load(Ordering::Relaxed) == UPLOADS as u64);
+    guarded.daemon().signal(Signal::STOP).expect("stopping the daemon");
+    thread::sleep(Duration::from_secs(5));
+    guarded.daemon().signal(Signal::CONT).expect("letting it go on");
+    for upload in uploads {
+        assert_eq!(upload.join().expect("an upload"), 0);
+    }
+    assert_eq!(count(&guarded, "service", "bytes-to-backend"), (UPLOADS * EACH) as u64);
+    let lost = ["rx-dropped", "rx-ring-full", "rx-fill-ring-empty"].map(|name| count(&guarded, "ring", name));
+    // Either the ring overflowed before the heartbeat was stale, or XDP dropped what came after.
+    let refused = guarded.reason("grace") + guarded.reason("exit-drop");
+    assert!(refused > 0, "nothing was refused while the daemon stood still; the ring lost {lost:?}");
+    let server = Server::start(&guarded);
+    assert!(ask(&guarded), "service is not restored");
+    server.kill();
+    check_frames(&guarded);
+}
+
+#[test]
+fn a_full_flow_map_resets_newcomers_and_takes_them_again_once_there_is_room() {
+    const FLOWS: usize = 1024;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("more descriptors");
+    let guarded = guarded(&["--max-flows", &FLOWS.to_string()]);
+    let mut held = Vec::new();
+    let mut refused = 0;
+    while refused < 5 {
+        assert!(held.len() <= 2 * FLOWS, "the map never fills up");
+        // The reset may be there before the connection is looked at, or come after it.
+        let Ok(mut stream) = connect(&guarded, DISCARD) else {
+            refused += 1;
+            continue;
+        };
+        stream.set_read_timeout(Some(Duration::from_millis(5))).expect("a timeout");
+        match stream.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => held.push(stream),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => refused += 1,
+            other => panic!("neither silence nor a reset: {other:?}"),
+        }
+    }
+    assert!(held.len() >= FLOWS - 1, "{} connections fill a map for {FLOWS}", held.len());
+    assert!(guarded.reason("flow-map-full") >= refused, "{:?}", guarded.reasons());
+    // Those that are in are served as before.
+    for stream in &mut held {
+        stream.write_all(b"x").expect("sending");
+    }
+    drop(held);
+    wait_for("room", SOON, || count(&guarded, "engine", "connections") == 0);
+    wait_for("newcomers are let in", SOON, || {
+        let Ok(mut stream) = connect(&guarded, DISCARD) else { return false };
+        stream.write_all(b"x").and_then(|()| stream.shutdown(Shutdown::Write)).is_ok()
+            && stream.read(&mut [0]).is_ok_and(|read| read == 0)
+    });
+}
