@@ -523,3 +523,41 @@ fn a_service_manager_hears_when_the_daemon_is_ready_as_long_as_it_lives_and_when
     assert_eq!(last.context("the end of all messages")??, "STOPPING=1\nSTATUS=draining");
     Ok(())
 }
+
+/// Turns that the engine of the first queue has made.
+fn turns(setup: &Setup) -> Result<u64> {
+    let stats = setup.json(&["stats"])?;
+    stats["engines"][0]["counters"]["engine"]["turns"].as_u64().context("no counter")
+}
+
+#[test]
+fn an_idle_engine_sleeps_unless_it_is_to_poll_and_stays_on_its_cpu() -> Result<()> {
+    let setup = Setup::new()?;
+    // Each second ten turns for the heartbeat, and a few for keys and questions.
+    let idle = setup.daemon_from_file("cpus = [1, 0]\n")?;
+    let before = turns(&setup)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let slept = turns(&setup)? - before;
+    assert!(slept < 200, "{slept} turns in two seconds of nothing");
+    let mut placed = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", idle.id()))? {
+        let status = std::fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        if let Some(name) = field("Name:").filter(|name| name.starts_with("guard0/")) {
+            placed.push((name.to_owned(), field("Cpus_allowed_list:").context("no CPUs")?.to_owned()));
+        }
+    }
+    placed.sort();
+    let expected = [("guard0/0", "1"), ("guard0/1", "0")];
+    assert_eq!(placed, expected.map(|(name, cpu)| (name.to_owned(), cpu.to_owned())));
+    assert!(idle.stop(SOON)?.success());
+    let busy = setup.daemon_from_file("busy_poll = true\n")?;
+    let before = turns(&setup)?;
+    eventually("turns without a reason", || Ok(turns(&setup)? - before > 100 * slept))?;
+    setup.fetch()?;
+    assert!(busy.stop(SOON)?.success());
+    let refused =
+        setup.daemon_from_file("cpus = [1023]\n").map(drop).expect_err("it runs on a CPU that is not there");
+    assert!(format!("{refused:#}").contains("cannot run on CPU 1023"), "{refused:#}");
+    Ok(())
+}

@@ -42,6 +42,9 @@ struct RawInterface {
     name: Spanned<String>,
     mode: Option<Spanned<String>>,
     queues: Option<Spanned<i64>>,
+    cpus: Option<Spanned<Vec<i64>>>,
+    #[serde(default)]
+    busy_poll: bool,
 }
 
 #[derive(Deserialize)]
@@ -242,7 +245,9 @@ fn read_interface(source: &Source<'_>, raw: RawInterface) -> Result<Interface, C
         })?),
         None => None,
     };
-    source.at(&raw.name, |name| Interface::new(name, mode, queues))
+    let cpus = source.maybe(&raw.cpus, |cpus| cpus.iter().map(|&cpu| super::check_cpu(cpu)).collect())?;
+    let interface = source.at(&raw.name, |name| Interface::new(name, mode, queues))?;
+    Ok(Interface { cpus: cpus.unwrap_or_default(), busy_poll: raw.busy_poll, ..interface })
 }
 
 fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigError> {
@@ -376,6 +381,8 @@ name = "eth0"
 name = "eth1"
 mode = "generic"
 queues = 2
+cpus = [0, 3]
+busy_poll = true
 
 [[service]]
 listen = "192.0.2.1:443"
@@ -414,7 +421,8 @@ retries = 8
     fn every_key_ends_up_where_it_belongs() {
         let config = read(GOOD).unwrap();
         config.check().unwrap();
-        assert_eq!(config.interfaces[1], Interface::new("eth1", AttachMode::Generic, Some(2)).unwrap());
+        let second = Interface::new("eth1", AttachMode::Generic, Some(2)).unwrap();
+        assert_eq!(config.interfaces[1], Interface { cpus: vec![0, 3], busy_poll: true, ..second });
         assert_eq!(config.services[0], "192.0.2.1:443=127.0.0.1:8443".parse().unwrap());
         assert_eq!(config.services[1], "192.0.2.1:22=off".parse().unwrap());
         let limits = Limits {
@@ -491,6 +499,7 @@ retries = 8
             ("[[interface]]\nname = \"et h0\"\n", 2, "cannot be the name"),
             ("[[interface]]\nname = \"eth0\"\nmode = \"fast\"\n", 3, "native, generic"),
             ("[[interface]]\nname = \"eth0\"\nqueues = -1\n", 3, "-1"),
+            ("[[interface]]\nname = \"eth0\"\ncpus = [0, 1024]\n", 3, "1024 is not within 0 to 1023"),
             ("[[service]]\nlisten = \"10.0.0.1:0\"\nbackend = \"10.0.0.2:1\"\n", 2, "port 0"),
             ("[[service]]\n\nlisten = \"10.0.0.1:80\"\n", 3, "neither a backend nor a responder"),
             ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = [\"a:1\"]\n", 3, "`a:1` is not an address"),

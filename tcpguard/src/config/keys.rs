@@ -100,6 +100,8 @@ fn interface() -> Section {
                 format!("How XDP attaches. Generic works everywhere, slowly. {}", one_of(AttachMode::WORDS)),
             ),
             key("queues", 4, "Refuse to start with another number of receive queues than this."),
+            key("cpus", vec![0, 1], "Keep the engines of its queues on these CPUs, in turn."),
+            key("busy_poll", false, "Let its engines look for frames without ever sleeping, for a CPU each."),
         ],
     )
 }

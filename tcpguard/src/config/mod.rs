@@ -30,6 +30,8 @@ pub const DEFAULT_FILE: &str = "/etc/tcpguard/tcpguard.toml";
 pub const DEFAULT_SOCKET: &str = "/run/tcpguard/tcpguard.sock";
 /// Where maps and links are pinned unless the configuration says otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/tcpguard";
+/// As many CPUs as an affinity mask of the usual size has room for.
+const MAX_CPUS: u32 = 1024;
 /// Fewest flows one may ask XDP to remember.
 pub const MIN_FLOWS: u32 = 1024;
 /// Most flows one may ask XDP to remember: at 96 to 120 bytes each the map is then near 8 GB.
@@ -68,6 +70,10 @@ pub struct Interface {
     pub mode: AttachMode,
     /// Receive queues the interface must have; `None` for as many as it has. Each gets an engine.
     pub queues: Option<u32>,
+    /// CPUs for the engines of its queues, which take turns when there are more queues; any CPU when empty.
+    pub cpus: Vec<u32>,
+    /// Its engines look for frames without ever sleeping: less latency for a CPU each.
+    pub busy_poll: bool,
 }
 
 /// How XDP attaches to an interface.
@@ -212,7 +218,7 @@ impl Interface {
         let most = tcpguard_common::map::MAX_QUEUES;
         match queues {
             Some(n) if n == 0 || n > most => Err(format!("queues of {name}: {n} is not within 1 to {most}")),
-            _ => Ok(Self { name: name.to_owned(), mode, queues }),
+            _ => Ok(Self { name: name.to_owned(), mode, queues, cpus: Vec::new(), busy_poll: false }),
         }
     }
 }
@@ -343,6 +349,14 @@ impl Config {
             |error: TunableError| Contradiction { part: Part::Tunables, message: error.to_string() };
         self.tunables.check().map_err(tunables)
     }
+}
+
+/// Refuses what cannot be the number of a CPU; whether there is such a CPU is asked when an engine starts.
+fn check_cpu(cpu: i64) -> Result<u32, String> {
+    u32::try_from(cpu)
+        .ok()
+        .filter(|&cpu| cpu < MAX_CPUS)
+        .ok_or_else(|| format!("cpus: {cpu} is not within 0 to {}", MAX_CPUS - 1))
 }
 
 /// Refuses a flow limit outside [`MIN_FLOWS`] to [`MAX_FLOWS`].

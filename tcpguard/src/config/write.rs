@@ -39,6 +39,9 @@ struct InterfaceTable<'a> {
     name: &'a str,
     mode: String,
     queues: Option<u32>,
+    #[serde(skip_serializing_if = "<[u32]>::is_empty")]
+    cpus: &'a [u32],
+    busy_poll: bool,
 }
 
 #[derive(Default, Serialize)]
@@ -112,8 +115,8 @@ fn utf8(path: &Path) -> Result<&str, NotUtf8> {
 }
 
 fn interface_table(interface: &Interface) -> InterfaceTable<'_> {
-    let Interface { name, mode, queues } = interface;
-    InterfaceTable { name, mode: mode.to_string(), queues: *queues }
+    let Interface { name, mode, queues, cpus, busy_poll } = interface;
+    InterfaceTable { name, mode: mode.to_string(), queues: *queues, cpus, busy_poll: *busy_poll }
 }
 
 fn service_table(service: &Service) -> ServiceTable {

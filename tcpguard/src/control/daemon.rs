@@ -131,7 +131,8 @@ impl DaemonError {
             }
             Self::Control(_) => true,
             Self::Config(_) | Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
-            Self::Socket { source: SocketError::NotPrivileged(_), .. } => true,
+            Self::Socket { source: SocketError::NotPrivileged(_), .. }
+            | Self::Engine { source: EngineError::Cpu { .. }, .. } => true,
             Self::Socket { .. }
             | Self::Engine { .. }
             | Self::EngineEnded { .. }

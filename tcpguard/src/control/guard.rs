@@ -21,7 +21,9 @@ use crate::dataplane::{
     AttachMode, Attached, Census, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
     MasterSecret, Now, Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
 };
-use crate::engine::{DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, ReadyEngine, XskPort};
+use crate::engine::{
+    DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, XskPort,
+};
 use crate::service::{Application, Quota, ServiceSpec, Services};
 
 use super::daemon::DaemonError;
@@ -297,7 +299,7 @@ impl Started {
         let server = bind()?;
         let services = service_specs(config, applications).collect();
         let prepared = Prepared::new(dataplane, config, &attached, services)?;
-        let engines = prepared.engines(dataplane, &attached)?;
+        let engines = prepared.engines(dataplane, config, &attached)?;
         prepared.descriptors.limit_to(descriptors::room(wanted_connections(config))?);
         prepared.write(dataplane, config)?;
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
@@ -380,14 +382,17 @@ impl Prepared {
     fn engines(
         &self,
         dataplane: &Dataplane,
+        config: &Config,
         attached: &[Attached],
     ) -> Result<Vec<Engine<ReadyEngine>>, DaemonError> {
         let queues = attached.iter().map(|attached| attached.queues as usize).sum();
         let exchange = Exchange::new(queues);
         let mut engines = Vec::new();
-        for attached in attached {
+        for (attached, interface) in attached.iter().zip(&config.interfaces) {
+            let mut cpus = interface.cpus.iter().copied().cycle();
             for queue in 0..attached.queues {
-                engines.push(self.engine(dataplane, attached, queue, &exchange)?);
+                let placement = Placement { cpu: cpus.next(), busy_poll: interface.busy_poll };
+                engines.push(self.engine(dataplane, attached, queue, placement, &exchange)?);
             }
         }
         Ok(engines)
@@ -398,6 +403,7 @@ impl Prepared {
         dataplane: &Dataplane,
         attached: &Attached,
         queue: u32,
+        placement: Placement,
         exchange: &Exchange,
     ) -> Result<Engine<ReadyEngine>, DaemonError> {
         let interface = attached.name.clone();
@@ -423,6 +429,7 @@ impl Prepared {
             clock: stack_clock(&self.keys.clock()),
             seed: random()?,
             exchange: exchange.clone(),
+            placement,
         };
         let started = services.clone();
         let handle = crate::engine::spawn(

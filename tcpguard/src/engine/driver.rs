@@ -69,6 +69,7 @@ pub(crate) struct Driver<P, T: SharedTables> {
     unparked: Arc<AtomicU64>,
     gaps: Gaps,
     complaints: Throttle,
+    busy_poll: bool,
 }
 
 /// What judges frames of flows that the stack does not know.
@@ -114,6 +115,7 @@ pub(crate) struct Parts {
     pub(crate) commands: mpsc::Receiver<Command>,
     /// When the thread last woke from sleep, `CLOCK_MONOTONIC` nanoseconds.
     pub(crate) unparked: Arc<AtomicU64>,
+    pub(crate) busy_poll: bool,
 }
 
 impl Parts {
@@ -123,14 +125,15 @@ impl Parts {
         commands: mpsc::Receiver<Command>,
         unparked: Arc<AtomicU64>,
     ) -> Self {
-        let EngineConfig { engine, generation, local_mac, ref exchange, .. } = *config;
-        Self { engine, generation, local_mac, net, exchange: exchange.clone(), commands, unparked }
+        let EngineConfig { engine, generation, local_mac, ref exchange, placement, .. } = *config;
+        let busy_poll = placement.busy_poll;
+        Self { engine, generation, local_mac, net, exchange: exchange.clone(), commands, unparked, busy_poll }
     }
 }
 
 impl<P: FramePort, T: SharedTables> Driver<P, T> {
     pub(crate) fn new(port: P, tables: T, parts: Parts) -> Self {
-        let Parts { engine, generation, local_mac, net, exchange, commands, unparked } = parts;
+        let Parts { engine, generation, local_mac, net, exchange, commands, unparked, busy_poll } = parts;
         let started = now();
         Self {
             port,
@@ -158,6 +161,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             unparked,
             gaps: Gaps::default(),
             complaints: Throttle::new(COMPLAIN),
+            busy_poll,
         }
     }
 
@@ -176,6 +180,8 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 // The runtime polls its reactor in between, and other tasks run first.
                 Next::Again => tokio::task::yield_now().await,
                 Next::Retry => self.sleep(RETRY).await?,
+                // The runtime asks the kernel what is ready now and then, whether anybody sleeps or not.
+                Next::Sleep if self.busy_poll => tokio::task::yield_now().await,
                 Next::Sleep => self.sleep(HEARTBEAT).await?,
             }
         }

@@ -24,6 +24,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tcpguard_common::cookie::Clock;
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -69,6 +70,17 @@ pub struct EngineConfig {
     pub seed: u64,
     /// The daemon's other engines.
     pub exchange: Exchange,
+    /// Where and how its thread runs.
+    pub placement: Placement,
+}
+
+/// Where and how an engine's thread runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Only on this CPU; on any when `None`.
+    pub cpu: Option<u32>,
+    /// Looks for frames without ever sleeping.
+    pub busy_poll: bool,
 }
 
 /// An address and port whose connections belong to a service.
@@ -85,6 +97,15 @@ pub struct Listen {
 /// Why an engine did not start, ended, or does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// The thread may not run where it should.
+    #[error("cannot run on CPU {cpu}: {source}; is there such a CPU, and may this process use it?")]
+    Cpu {
+        /// Which CPU.
+        cpu: u32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// No thread, or no runtime on it.
     #[error("cannot start the engine's thread: {0}")]
     Thread(#[source] io::Error),
@@ -166,6 +187,9 @@ fn run<P: FramePort + 'static, T: SharedTables + 'static>(
     prepared: &SyncSender<Result<(), EngineError>>,
     started: oneshot::Receiver<()>,
 ) -> Result<(), EngineError> {
+    if let Some(cpu) = config.placement.cpu {
+        pin(cpu).map_err(|source| EngineError::Cpu { cpu, source })?;
+    }
     let unparked = Arc::new(AtomicU64::new(0));
     let woken = Arc::clone(&unparked);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -188,6 +212,16 @@ fn run<P: FramePort + 'static, T: SharedTables + 'static>(
             Err(error) => resume_unwind(error.into_panic()),
         }
     })
+}
+
+/// Keeps this thread on one CPU.
+fn pin(cpu: u32) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    if cpu as usize >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    set.set(cpu as usize);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 /// The parts of an engine, put together.

@@ -13,7 +13,7 @@ use super::on_one_thread;
 use super::world::NoTables;
 use crate::config::Tunables;
 use crate::engine::{
-    End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, ReadyEngine, spawn,
+    End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, Placement, ReadyEngine, spawn,
 };
 
 /// A port where nothing ever arrives, or where looking is fatal, and whose interface may go.
@@ -85,6 +85,7 @@ fn prepare(
         clock: Clock::default(),
         seed: 1,
         exchange: Exchange::new(1),
+        placement: Placement::default(),
     };
     spawn(config, NoTables, open, application)
 }

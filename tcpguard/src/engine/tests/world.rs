@@ -34,8 +34,8 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::super::handle::COMMANDS;
 use super::super::{
-    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, SharedTables, TcpListener, TcpStream,
-    assemble,
+    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, Placement, SharedTables, TcpListener,
+    TcpStream, assemble,
 };
 use crate::config::Tunables;
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
@@ -229,6 +229,7 @@ impl World {
             clock: clock(),
             seed: monotonic_ns(),
             exchange,
+            placement: Placement::default(),
         };
         let (commands, orders) = mpsc::channel(COMMANDS);
         let (_, end) = watch::channel(None);
