@@ -13,5 +13,7 @@ pub mod progress;
 pub mod run;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod setup;
+#[expect(clippy::print_stdout, reason = "the developer's commands talk to a person")]
+pub mod soak;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod test;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, lab, run, setup, test};
+use xtask::{bench, lab, run, setup, soak, test};
 
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "tcpguard's developer commands", arg_required_else_help = true)]
@@ -18,6 +18,7 @@ enum Verb {
     Run(run::RunArgs),
     Lab(lab::verb::LabArgs),
     Test(test::TestArgs),
+    Soak(soak::SoakArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Lab(args) => lab::verb::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Soak(args) => soak::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
     match outcome {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::lab::{GUARD_INTERFACE, Lab, Process};
 
 /// A running `tcpguard run`.
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     process: Process,
     socket: PathBuf,
     log: PathBuf,
@@ -21,22 +21,22 @@ pub(super) struct Daemon {
 
 /// The daemon's numbers, as far as the demo shows them. All since the daemon started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Numbers {
-    pub(super) syns: u64,
-    pub(super) cookies: u64,
+pub(crate) struct Numbers {
+    pub(crate) syns: u64,
+    pub(crate) cookies: u64,
     /// Connections that began: adopted by the stack, whichever way their ACK reached it.
-    pub(super) acks_accepted: u64,
-    pub(super) acks_refused: u64,
+    pub(crate) acks_accepted: u64,
+    pub(crate) acks_refused: u64,
     /// Flows by TCP state, without the states that have none.
-    pub(super) states: Vec<(String, u64)>,
+    pub(crate) states: Vec<(String, u64)>,
 }
 
 impl Daemon {
-    /// Starts it and waits until it answers.
-    pub(super) fn start(binary: &Path, lab: &Lab, protect: &str) -> Result<Self> {
+    /// Starts it with `arguments` beside the obvious ones, and waits until it answers.
+    pub(crate) fn start(binary: &Path, lab: &Lab, arguments: &[&str]) -> Result<Self> {
         let (log, socket) = (lab.dir().join("daemon.log"), lab.control_socket());
         let mut command = lab.guard().command(binary);
-        command.args(["run", "-i", GUARD_INTERFACE, "--protect", protect]);
+        command.args(["run", "-i", GUARD_INTERFACE]).args(arguments);
         command.arg("--pin-dir").arg(lab.pin_dir()).arg("--control").arg(&socket);
         let output = File::create(&log)?;
         command.stdout(output.try_clone()?).stderr(output);
@@ -47,16 +47,26 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Asks for the numbers; an error when the daemon is gone.
-    pub(super) fn numbers(&mut self) -> Result<Numbers> {
+    pub(crate) fn numbers(&mut self) -> Result<Numbers> {
+        numbers(&self.stats()?)
+    }
+
+    /// Everything it counts; an error when the daemon is gone.
+    pub(crate) fn stats(&mut self) -> Result<Value> {
         if let Some(status) = self.process.ended()? {
             bail!("the daemon ended by itself ({status})\n{}", self.said());
         }
-        numbers(&ask(&self.socket, "stats")?)
+        ask(&self.socket, "stats")
     }
 
     /// SIGTERM, and the orderly end it promises.
-    pub(super) fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         let said = self.said();
         let status = self.process.stop(Duration::from_secs(40)).context("stopping the daemon")?;
         if status.success() { Ok(()) } else { bail!("the daemon ended with {status} after SIGTERM\n{said}") }

@@ -1,7 +1,7 @@
 //! `cargo xtask run`: the demo. A real web server behind the guard, real HTTP clients, a spoofed SYN flood on the
 //! same link; shown live, judged at the end. With arguments after `--` it runs the daemon itself instead.
 
-mod daemon;
+pub(crate) mod daemon;
 mod load;
 mod record;
 mod report;
@@ -103,7 +103,7 @@ impl Stage {
         let page = std::fs::read(backend.file("page", PAGE)?)?;
         let server = SocketAddr::from((GUARD_ADDRESS, PORT));
         let protect = format!("{server}={}", SocketAddr::from((Ipv4Addr::LOCALHOST, BACKEND_PORT)));
-        let daemon = Daemon::start(&built.daemon, &lab, &protect)?;
+        let daemon = Daemon::start(&built.daemon, &lab, &["--protect", &protect])?;
         eprintln!("tcpguard protects {server}, relays to nginx at {}", backend.address());
         let plan = Plan { server, path: "/page".to_owned(), expected: page.into(), rate: args.requests };
         let load = Load::start(lab.client(), plan)?;
