@@ -252,13 +252,15 @@ const SCALE_MASK: u32 = 0xf;
 const NO_SCALE: u32 = 15;
 const SACK: u32 = 1 << 4;
 const TIMESTAMPS: u32 = 1 << 5;
+const ECN: u32 = 1 << 6;
 const OPTIONS_SHIFT: u32 = 8;
 
 fn pack(entry: &HalfOpen, link: u16) -> Tail {
     let HalfOpen { irs, syn, epoch, link: _, retransmits } = entry;
-    let SynOptions { mss, window_scale, sack_permitted, timestamps, ecn: _ } = syn;
+    let SynOptions { mss, window_scale, sack_permitted, timestamps, ecn } = syn;
     let mut options = window_scale.map_or(NO_SCALE, |shift| u32::from(shift) & SCALE_MASK);
     options |= if *sack_permitted { SACK } else { 0 } | if timestamps.is_some() { TIMESTAMPS } else { 0 };
+    options |= if *ecn { ECN } else { 0 };
     let numbers = u32::from(link) << 16 | u32::from(mss.unwrap_or(0));
     let rest = epoch << 16 | options << OPTIONS_SHIFT | u32::from(*retransmits);
     [*irs, timestamps.unwrap_or(0), numbers, rest, 0]
@@ -277,7 +279,7 @@ fn unpack(tail: &Tail, links: &Links, epoch: u32) -> HalfOpen {
             window_scale: (scale != NO_SCALE).then_some(scale as u8),
             sack_permitted: options & SACK != 0,
             timestamps: (options & TIMESTAMPS != 0).then_some(tsval),
-            ecn: false,
+            ecn: options & ECN != 0,
         },
         epoch: epoch.wrapping_add_signed(off.into()),
         link: links.get(link_of(tail)),
@@ -376,7 +378,7 @@ mod tests {
                 window_scale: (!flow.is_multiple_of(3)).then_some((flow % 15) as u8),
                 sack_permitted: flow.is_multiple_of(5),
                 timestamps: flow.is_multiple_of(7).then_some(flow),
-                ecn: false,
+                ecn: flow.is_multiple_of(11),
             },
             epoch: EPOCH - flow % 4,
             link: Link {

@@ -41,7 +41,7 @@ impl Stack {
         }
         let new = HalfOpen {
             irs: segment.seq.0,
-            syn: offered(&segment.options),
+            syn: offered(segment),
             epoch: self.clock.epoch,
             link: segment.link,
             retransmits: 0,
@@ -136,7 +136,7 @@ impl Stack {
         let segment = Outgoing {
             seq: Seq(cookie.isn),
             ack: Seq(*irs) + 1,
-            flags: Flags::SYN | Flags::ACK,
+            flags: Flags::SYN | Flags::ACK | if syn.ecn { Flags::ECE } else { Flags(0) },
             window: slot.window,
             options,
         };
@@ -179,13 +179,15 @@ impl Stack {
 }
 
 /// What a SYN offers, as far as a cookie can remember it and an entry of the queue does.
-fn offered(options: &Options) -> SynOptions {
+fn offered(segment: &Incoming<'_>) -> SynOptions {
+    let options = &segment.options;
     SynOptions {
         // A cookie makes no difference between none and 0, nor between shifts beyond 14 (RFC 7323 §2.3).
         mss: options.mss.filter(|mss| *mss != 0),
         window_scale: options.window_scale.map(|shift| shift.min(14)),
         sack_permitted: options.sack_permitted,
         timestamps: options.timestamps.map(|(value, _)| value),
-        ecn: false,
+        // Only timestamps have room to remember it (RFC 3168 §6.1.1).
+        ecn: segment.has(Flags::ECE | Flags::CWR) && options.timestamps.is_some(),
     }
 }

@@ -36,6 +36,23 @@ fn new_data_may_be_marked_and_nothing_else() {
 }
 
 #[test]
+fn a_syn_that_the_stack_answers_gets_it_as_well() {
+    let mut t = Script::syn(offer());
+    t.sends("SEW 0:0(0)");
+    t.expect("S.E 0:0(0) ack 1");
+    t.wait(Duration::from_secs(2));
+    t.expect("S.E 0:0(0) ack 1");
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 100);
+    t.expect("P. 1:101(100) ack 1");
+    assert_eq!(t.last_ecn, CAPABLE);
+    // Without timestamps nothing could remember it.
+    let mut t = Script::syn(super::script::plain());
+    t.sends("SEW 0:0(0)");
+    t.expect("S. 0:0(0) ack 1");
+}
+
+#[test]
 fn without_an_agreement_nothing_is_markable_echoed_or_heeded() {
     let mut t = Script::established(modern());
     t.ecn = MARKED;
