@@ -14,6 +14,7 @@ impl From<Error> for Errno {
             Error::Reset => libc::ECONNRESET,
             Error::Refused => libc::ECONNREFUSED,
             Error::TimedOut => libc::ETIMEDOUT,
+            Error::Unreachable => libc::EHOSTUNREACH,
             Error::NotWritable => libc::EPIPE,
             Error::Aborted => libc::ECONNABORTED,
             Error::NoSuchConnection => libc::ENOTCONN,

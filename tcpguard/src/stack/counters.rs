@@ -24,6 +24,12 @@ counters! {
     malformed = "malformed";
     /// Frames dropped for a wrong TCP checksum.
     bad_checksum = "bad-checksum";
+    /// ICMP errors about segments in flight.
+    icmp_heard = "icmp-heard";
+    /// ICMP errors about a connection of ours and nothing that it has in flight: old ones, or forged.
+    icmp_ignored = "icmp-ignored";
+    /// Connections whose segments became smaller because the path's MTU is (RFC 1191, RFC 8201).
+    mtu_lowered = "mtu-lowered";
     /// Segments of no flow of ours without a valid cookie.
     unknown = "unknown";
     /// Connections created from a valid cookie.

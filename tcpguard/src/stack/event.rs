@@ -196,6 +196,9 @@ pub enum Error {
     /// Nothing came back for the configured number of retransmissions (ETIMEDOUT).
     #[error("connection timed out")]
     TimedOut,
+    /// The network said that the peer cannot be reached, and it did not answer (EHOSTUNREACH).
+    #[error("host unreachable")]
+    Unreachable,
     /// Sending after our own FIN, or on a connection that is over (EPIPE).
     #[error("the sending side is closed")]
     NotWritable,

@@ -12,6 +12,7 @@ mod congestion;
 mod counters;
 mod event;
 mod half_open;
+mod icmp;
 mod lifecycle;
 pub mod measure;
 mod packed;
@@ -56,6 +57,7 @@ use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
 use half_open::{Due, HalfOpens, Schedule};
+use icmp::Complaint;
 use resets::Resets;
 use table::{Arena, Index};
 use tcb::{Shared, Tcb, Verdict};
@@ -201,7 +203,7 @@ impl Stack {
         }
     }
 
-    /// Takes in one Ethernet frame.
+    /// Takes in one Ethernet frame: a TCP segment, or an ICMP error about one of ours.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Received {
         self.handle(now, frame, self.shared.config.adopt_at_once)
     }
@@ -214,6 +216,7 @@ impl Stack {
     fn handle(&mut self, now: Instant, frame: &[u8], at_once: bool) -> Received {
         let segment = match self.parse(frame) {
             Ok(segment) => segment,
+            Err(StackDrop::NotTcp) => return self.handle_other(now, frame),
             Err(why) => return Received::Dropped(why),
         };
         if let Some(id) = self.find(&segment.key) {
@@ -227,6 +230,21 @@ impl Stack {
         } else {
             self.handle_unknown(&segment, at_once, now)
         }
+    }
+
+    /// Takes in what is not TCP: an ICMP error about a segment of ours, perhaps.
+    fn handle_other(&mut self, now: Instant, frame: &[u8]) -> Received {
+        let Some(Complaint { key, seq, what }) = Complaint::parse(frame) else {
+            self.shared.counters.malformed += 1;
+            return Received::Dropped(StackDrop::NotTcp);
+        };
+        let Some(id) = self.find(&key) else { return Received::Unknown(key) };
+        let Some(tcb) = self.connections.get_mut(id) else { return Received::Unknown(key) };
+        let heard = tcb.handle_icmp(seq, what, now, &mut self.shared);
+        let counters = &mut self.shared.counters;
+        *(if heard { &mut counters.icmp_heard } else { &mut counters.icmp_ignored }) += 1;
+        self.settle(id, now);
+        Received::Consumed
     }
 
     /// Answers a frame that belongs to no flow with the reset of RFC 9293 §3.10.7.1. Not for frames whose source
@@ -520,6 +538,7 @@ impl Stack {
         match parsed {
             Ok(_) => counters.segments_in += 1,
             Err(StackDrop::Checksum) => counters.bad_checksum += 1,
+            Err(StackDrop::NotTcp) => {}
             Err(_) => counters.malformed += 1,
         }
         parsed

@@ -266,6 +266,17 @@ impl Scoreboard {
         (any, wait)
     }
 
+    /// Segments with more data than `most` bytes did not fit through the path: they are lost.
+    pub(crate) fn mark_longer_lost(&mut self, most: u32) {
+        for index in 0..self.segments.len() {
+            let segment = self.segments[index];
+            let data = segment.len - u32::from(segment.syn) - u32::from(segment.fin);
+            if data > most && !segment.sacked {
+                self.mark_lost(index, segment);
+            }
+        }
+    }
+
     /// Everything the peer does not hold is lost: the retransmission timer fired, and no SACK blocks will tell more.
     pub(crate) fn mark_all_lost(&mut self) {
         self.mark_lost_if(|_, _| true);

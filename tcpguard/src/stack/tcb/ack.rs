@@ -225,6 +225,7 @@ impl Tcb {
     /// path slower than the timeout would have everything sent twice for ever.
     fn after_progress(&mut self, now: Instant, shared: &mut Shared) {
         (self.work.retries, self.work.rto_base, self.work.unacked_since) = (0, now, now);
+        self.work.trouble = None;
         self.wake_writer(shared);
         if self.fin != Fin::Acked {
             return;

@@ -4,6 +4,7 @@
 mod ack;
 mod application;
 mod ecn;
+mod icmp;
 mod input;
 mod output;
 mod timers;

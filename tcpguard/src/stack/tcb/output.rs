@@ -378,7 +378,7 @@ impl Tcb {
     }
 
     /// Most bytes of data in a segment with so many SACK blocks.
-    fn data_limit(&self, config: &Config, sacks: usize) -> u32 {
+    pub(super) fn data_limit(&self, config: &Config, sacks: usize) -> u32 {
         let mss = u32::from(self.mss.min(segment_limit(&self.key, config)));
         let timestamps = if self.timestamps { 12 } else { 0 };
         let sack = if sacks > 0 { 4 + 8 * sacks as u32 } else { 0 };

@@ -178,7 +178,7 @@ impl Tcb {
     /// The peer seems to be gone. In case it is not, it is told: what it sends later meets nobody.
     fn end_by_timeout(&mut self, shared: &mut Shared) {
         let reset = self.state != State::SynSent;
-        self.fail(Error::TimedOut, reset, shared);
+        self.fail(self.work.trouble.unwrap_or(Error::TimedOut), reset, shared);
         self.tell_readable(shared);
     }
 

@@ -5,7 +5,7 @@ use core::ops::{Deref, DerefMut};
 
 use tcpguard_common::seq::Seq;
 
-use super::{Config, Instant};
+use super::{Config, Error, Instant};
 use crate::stack::congestion::{CongestionControl, Cubic, Reduction};
 
 /// Whether losses are being repaired.
@@ -42,6 +42,8 @@ pub(super) struct Work {
     /// Since when what is out, or waits for a window, is not acknowledged.
     pub(super) unacked_since: Instant,
     pub(super) retries: u8,
+    /// Why nothing is acknowledged, if the network said so.
+    pub(super) trouble: Option<Error>,
     /// Keepalive probes sent since the peer was last heard, and when the next one is due, or the end.
     pub(super) keepalives: u8,
     pub(super) keepalive_at: Instant,
@@ -85,6 +87,7 @@ impl Work {
         rto_base: Instant(0),
         unacked_since: Instant(0),
         retries: 0,
+        trouble: None,
         keepalives: 0,
         keepalive_at: Instant::NEVER,
         keepalive: false,

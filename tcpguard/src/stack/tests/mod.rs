@@ -5,6 +5,7 @@ mod bulk;
 mod closing;
 mod ecn;
 mod hostile;
+mod icmp;
 mod loss;
 mod memory;
 mod network;
