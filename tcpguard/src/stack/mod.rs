@@ -33,6 +33,8 @@ mod wheel;
 mod wire;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 pub use closed_flows::ClosedFlows;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::network::{Network, Plan, SynFilter, Weather};
+use super::promises::{self, Sabotage};
 use super::{Family, Rng};
 use crate::stack::{Config, CongestionControl};
 
@@ -43,6 +44,7 @@ fn many_connections_over_every_kind_of_weather() {
             duplicate: rng.below(30),
             corrupt: rng.below(20),
             mark: rng.below(50),
+            narrow: None,
         };
         let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
         let filter =
@@ -75,7 +77,7 @@ fn many_connections_over_every_kind_of_weather() {
 
 /// One to three connections with small buffers and slow readers over a bad network. How often a closed window was probed,
 /// and how many ends had everything but the acknowledgement of their FIN.
-fn simulate(seed: u64) -> (u64, u64) {
+fn simulate(seed: u64, sabotage: Option<Sabotage>) -> (u64, u64) {
     let mut rng = Rng(seed);
     let delay = MILLISECOND * (1 + rng.below(100) as u32);
     let weather = Weather {
@@ -85,6 +87,7 @@ fn simulate(seed: u64) -> (u64, u64) {
         duplicate: if rng.chance(300) { rng.below(200) } else { 0 },
         corrupt: if rng.chance(300) { rng.below(30) } else { 0 },
         mark: if rng.chance(300) { rng.below(100) } else { 0 },
+        narrow: rng.chance(300).then(|| (MILLISECOND * rng.below(3000) as u32, 1280 + rng.below(200) as u16)),
     };
     let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
     let filter =
@@ -101,7 +104,7 @@ fn simulate(seed: u64) -> (u64, u64) {
         },
         ..Config::default()
     };
-    let mut network = Network::new(seed, family, weather, config).without(filter);
+    let mut network = Network::new(seed, family, weather, config).without(filter).sabotaged(sabotage);
     let connections = 1 + rng.below(3) as u16;
     for port in 5000..5000 + connections {
         let (up, down) = (rng.below(150_000), rng.below(150_000));
@@ -123,11 +126,62 @@ fn simulate(seed: u64) -> (u64, u64) {
 fn every_byte_arrives_and_both_ends_close_whatever_the_network_does() {
     let seeds = seeds(60);
     let (probes, unacked) = (0..seeds)
-        .map(simulate)
+        .map(|seed| simulate(seed, None))
         .fold((0, 0), |(probes, unacked), (more, also)| (probes + more, unacked + also));
     assert!(probes > 0, "no window was ever closed");
     // Every acknowledgement of a FIN was lost until the other end's TIME_WAIT was over.
     assert!(unacked * 1000 <= seeds, "{unacked} ends were never told that all had arrived");
+}
+
+#[test]
+fn a_stack_that_breaks_its_promises_is_caught() {
+    let broken: [Sabotage; 4] = [
+        promises::acknowledge_too_much,
+        promises::withdraw_windows,
+        promises::send_wrong_bytes,
+        promises::never_close,
+    ];
+    for seed in 0..5 {
+        simulate(seed, None);
+        for (which, sabotage) in broken.into_iter().enumerate() {
+            let outcome = std::panic::catch_unwind(|| simulate(seed, Some(sabotage)));
+            assert!(outcome.is_err(), "sabotage {which} was not noticed, seed {seed}");
+        }
+    }
+}
+
+/// Eight connections that exchange little over a bad network, as most do. How many ends saw an error.
+fn crowd(seed: u64) -> usize {
+    let mut rng = Rng(seed);
+    let weather = Weather {
+        delay: MILLISECOND * (1 + rng.below(50) as u32),
+        jitter: MILLISECOND * rng.below(10) as u32,
+        loss: rng.below(60),
+        duplicate: rng.below(50),
+        corrupt: rng.below(20),
+        mark: rng.below(50),
+        narrow: rng.chance(200).then(|| (MILLISECOND * rng.below(200) as u32, 1280 + rng.below(200) as u16)),
+    };
+    let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
+    // Hands that go round large tables would take most of the time.
+    let config = Config { ecn: rng.chance(500), max_time_wait: 64, max_half_open: 64, ..Config::default() };
+    let mut network = Network::new(seed, family, weather, config);
+    for port in 5000..5008 {
+        // The client speaks first: a lost last ACK is the limit of every cookie.
+        let (up, down) = (1 + rng.below(3000), rng.below(9000));
+        network.open(port, plan(up, down), Plan { answers: rng.chance(500), ..plan(down, up) });
+    }
+    assert!(network.run(), "did not end, seed {seed}");
+    assert_eq!(network.finished.len(), 16, "seed {seed}");
+    network.drain();
+    network.finished.iter().filter(|(_, error)| error.is_some()).count()
+}
+
+#[test]
+fn ten_thousand_short_connections_end_with_every_byte_or_an_error() {
+    const NETWORKS: u64 = 1250;
+    let failed: usize = (0..NETWORKS).map(|seed| crowd(1 << 32 | seed)).sum();
+    assert!(failed * 1000 < 16 * NETWORKS as usize, "{failed} ends saw an error");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of the whole stack: packet traces against one stack, and a deterministic network between two.
 
 mod adoption;
+mod attacks;
 mod bulk;
 mod closing;
 mod ecn;
@@ -11,6 +12,7 @@ mod memory;
 mod network;
 mod passive;
 mod patience;
+mod promises;
 mod rack;
 mod script;
 mod states;

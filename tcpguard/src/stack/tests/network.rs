@@ -15,6 +15,8 @@ use tcpguard_common::packet::{
 };
 use tcpguard_common::seq::Seq;
 
+use super::icmp::complaint;
+use super::promises::{Promises, Sabotage};
 use super::{CLIENT_MAC, EPOCH, Family, Rng, SERVER_MAC, START, clock, epochs, link, stream, stream_byte};
 use crate::stack::{Config, ConnId, Error, Event, Instant, Stack};
 
@@ -28,6 +30,8 @@ pub(super) struct Weather {
     pub(super) corrupt: u64,
     /// Of frames that may be marked with congestion.
     pub(super) mark: u64,
+    /// From this time on, larger datagrams are dropped, and their senders told.
+    pub(super) narrow: Option<(Duration, u16)>,
 }
 
 /// What one end of a connection does.
@@ -107,6 +111,9 @@ pub(super) struct Network {
     /// Whether SYNs to the server are answered with cookies.
     cookies: bool,
     seed: u64,
+    promises: Promises,
+    /// What is done to the server's frames before they leave.
+    sabotage: Option<Sabotage>,
     pub(super) finished: Vec<(bool, Option<Error>)>,
     /// Ends that saw an error before they had sent and received everything.
     pub(super) incomplete: usize,
@@ -140,6 +147,8 @@ impl Network {
             options: SynFilter::default(),
             cookies: true,
             seed,
+            promises: Promises::default(),
+            sabotage: None,
             finished: Vec::new(),
             incomplete: 0,
         }
@@ -147,6 +156,12 @@ impl Network {
 
     pub(super) fn without(mut self, options: SynFilter) -> Self {
         self.options = options;
+        self
+    }
+
+    /// The server does not do what a stack must.
+    pub(super) fn sabotaged(mut self, sabotage: Option<Sabotage>) -> Self {
+        self.sabotage = sabotage;
         self
     }
 
@@ -342,12 +357,30 @@ impl Network {
         let now = self.now;
         while let Some(len) = self.stack(end).poll_transmit(now, &mut frame) {
             let to = if end == End::Client { End::Server } else { End::Client };
+            if let Some(sabotage) = self.sabotage.filter(|_| end == End::Server) {
+                sabotage(&mut frame[..len]);
+            }
             self.carry(to, frame[..len].to_vec());
         }
     }
 
     fn carry(&mut self, to: End, frame: Vec<u8>) {
-        let Weather { delay, jitter, loss, duplicate, corrupt, mark } = self.weather;
+        let Weather { delay, jitter, loss, duplicate, corrupt, mark, narrow } = self.weather;
+        if let Err(broken) = self.promises.observe(&frame) {
+            panic!("{broken}, seed {}", self.seed);
+        }
+        let narrow = narrow.filter(|(from, _)| self.now >= START + *from);
+        if let Some((_, mtu)) = narrow.filter(|(_, mtu)| frame.len() > 14 + usize::from(*mtu)) {
+            let kind = if self.family == Family::V4 { (3, 4) } else { (2, 0) };
+            let sender = if to == End::Client { End::Server } else { End::Client };
+            if !self.rng.chance(loss) {
+                self.schedule(
+                    self.now + delay,
+                    Happening::Arrives(sender, complaint(&frame, kind, mtu.into())),
+                );
+            }
+            return;
+        }
         let copies = 1 + u64::from(self.rng.chance(duplicate));
         for _ in 0..copies {
             if self.rng.chance(loss) {
