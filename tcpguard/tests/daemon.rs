@@ -452,8 +452,8 @@ fn clients_that_take_every_descriptor_they_can_do_not_keep_the_operator_out() ->
         command.arg(format!("--nofile={limit}:{limit}")).arg(BINARY).args(setup.arguments());
         command
     };
-    let said = one_line(&with_limit(60).output()?, 2)?;
-    assert!(said.contains("a limit of 60 descriptors leaves none for connections"), "{said}");
+    let said = one_line(&with_limit(80).output()?, 2)?;
+    assert!(said.contains("a limit of 80 descriptors leaves none for connections"), "{said}");
     assert_eq!(setup.pins(), 0);
 
     let _daemon = setup.start(&mut with_limit(256))?;
