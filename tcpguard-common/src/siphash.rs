@@ -17,9 +17,12 @@ fn sip<const C: usize, const D: usize, const N: usize>(key: [u64; 2], words: [u6
         k0 ^ 0x6c79_6765_6e65_7261,
         k1 ^ 0x7465_6462_7974_6573,
     ]);
-    for word in words {
-        state.absorb::<C>(word);
+    // Written out: a loop over five words would survive, and keep them on the stack, of which BPF has little.
+    const { assert!(N <= 5) };
+    macro_rules! absorb {
+        ($($index:literal)+) => { $( if let Some(&word) = words.get($index) { state.absorb::<C>(word) } )+ };
     }
+    absorb!(0 1 2 3 4);
     let len = (8 * N as u64 + 7) & 0xff;
     state.absorb::<C>(len << 56 | tail & 0x00ff_ffff_ffff_ffff);
     state.0[2] ^= 0xff;
