@@ -37,7 +37,7 @@ fn rewritten<A: Family>(
     of_family: impl Fn(AnySegment) -> Option<Segment<A>>,
 ) {
     let Segment { ethernet, ip, tcp, options, payload } = segment;
-    assert!(ethernet.l3 <= ip.l3 && ip.l3 < ip.l4 && ip.fault.is_none());
+    assert!(ethernet.l3 <= ip.l3 && ip.l3 < ip.l4 && ip.fault.reason().is_none());
     assert_eq!(payload.clone(), ip.l4 + tcp.header_len..ip.l4 + ip.l4_len);
     let data = frame.get(payload.clone()).expect("data inside the frame");
     let headers = Headers {

@@ -47,7 +47,8 @@ pub mod name {
     pub const EPOCHS: &str = "EPOCHS";
     /// `Array<Interface>`, indexed by interface slot.
     pub const INTERFACES: &str = "INTERFACES";
-    /// `Array<u64>`, one bit per TCP port: a port without a bit is not protected on any address.
+    /// `Array<u64>`, one bit per TCP port: a port without a bit is not protected on any address. Port 0, which nobody can
+    /// protect, stands for IPv6 segments that hide theirs: its bit says that a service on IPv6 is guarded.
     pub const PORTS: &str = "PORTS";
     /// `HashMap<ServiceKey<V4>, Service>`.
     pub const SERVICES_V4: &str = "SERVICES_V4";

@@ -105,6 +105,9 @@ reasons! {
     BadOptions = "bad-options", Dropped;
     /// First fragment of a TCP segment: nothing legitimate fragments TCP here.
     Fragment = "fragment", Dropped;
+    /// IPv6 datagram that hides its port, while some IPv6 port is guarded: a first fragment without its last header (which
+    /// RFC 7112 forbids), or more than six extension headers. Whatever it carries.
+    HeaderChain = "header-chain", Dropped;
     /// Flag combination that no TCP sends: none at all, SYN with FIN, or SYN with RST.
     BadFlags = "bad-flags", Dropped;
     /// Source address that cannot be: multicast, broadcast, unspecified, loopback, or the destination itself; or

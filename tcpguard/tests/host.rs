@@ -3,10 +3,13 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
+use support::raw::{Outgoing, RawPort, linux_options};
 use support::{BACKEND_PORT, Guarded, PORT, lab_object, wait_for};
+use tcpguard_common::flow::V6;
+use tcpguard_common::packet::Flags;
 use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
 
 /// Counts packets to the protected port before anything else in the host can have an opinion.
@@ -113,4 +116,65 @@ fn the_port_stays_closed_to_the_kernel_while_a_dead_daemon_has_grace() {
         let _ = guarded.curl(&["--connect-timeout", "1", &guarded.url("hello")]);
         counted(&guarded) > 0
     });
+}
+
+/// TCP segments that the kernel of the guarded host was given.
+fn segments_in(guarded: &Guarded) -> u64 {
+    let said = guarded.lab.guard().output("cat", &["/proc/net/snmp"]).expect("/proc/net/snmp");
+    let mut lines = said.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
+    let [mut names, mut values] = [(); 2].map(|()| lines.next().expect("names and values of TCP"));
+    let at = names.position(|name| name == "InSegs").expect("a name");
+    values.nth(at).and_then(|value| value.parse().ok()).expect("a number")
+}
+
+/// SYNs whose port only the whole chain of their extension headers gives away. In the first, and in the second, which pads
+/// the first with something innocent, the chain is cut by a fragment; the third is long.
+fn behind_chains(syn: &[u8], id: u8) -> [Vec<Vec<u8>>; 3] {
+    const ETHERNET_AND_IP: usize = 54;
+    let with = |next: u8, payload: &[u8], padding: &[u8]| {
+        let mut frame = syn[..ETHERNET_AND_IP].to_vec();
+        frame[18..20].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        frame[20] = next;
+        [&frame, payload, padding].concat()
+    };
+    let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let fragment = |offset_and_more: u8, id: u8| [60, 0, 0, offset_and_more, 0, 0, 0, id];
+    let tcp = &syn[ETHERNET_AND_IP..];
+    let innocent = [&options(6)[..], &[0xc3, 0x50, 0, 22], &tcp[4..]].concat();
+    let cut = |id: u8, padding: &[u8]| {
+        let first = [fragment(1, id), options(60)].concat();
+        let last = [&fragment(8, id)[..], &options(6), tcp].concat();
+        vec![with(44, &first, padding), with(44, &last, &[])]
+    };
+    let long = [&options(60).repeat(6)[..], &options(6), tcp].concat();
+    [cut(id, &[]), cut(id + 1, &innocent), vec![with(60, &long, &[])]]
+}
+
+#[test]
+fn no_chain_of_ipv6_headers_takes_a_segment_past_the_guard() {
+    let protect = format!("[fd77::1]:{PORT}=127.0.0.1:{BACKEND_PORT}");
+    let mut guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", &protect]);
+    guarded.lab.guard().ip(&format!("addr add fd77::1/64 dev {GUARD_INTERFACE} nodad")).expect("an address");
+    let port = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 9));
+    let syn = |to_port: u16| {
+        let [here, there] =
+            ["fd77::9", "fd77::1"].map(|ip| V6(ip.parse::<Ipv6Addr>().expect("an address").octets()));
+        let syn = Outgoing { flags: Flags::SYN, options: linux_options(), ..Outgoing::default() };
+        port.between(here, there, 50_000, to_port, &syn)
+    };
+    let send = |id| behind_chains(&syn(PORT), id).iter().flatten().for_each(|frame| port.send(frame));
+
+    let before = segments_in(&guarded);
+    send(1);
+    // Frames stay in order, so that the kernel has seen what it sees of the others when it sees this.
+    port.send(&syn(PORT + 1));
+    wait_for("the segment to another port", Duration::from_secs(20), || segments_in(&guarded) > before);
+    assert_eq!(segments_in(&guarded), before + 1);
+    assert_eq!(guarded.reason("header-chain"), 3);
+
+    // Without the guard they get through.
+    assert!(guarded.take_daemon().stop(Duration::from_secs(20)).expect("the daemon ends").success());
+    let before = segments_in(&guarded);
+    send(3);
+    wait_for("three segments", Duration::from_secs(20), || segments_in(&guarded) == before + 3);
 }

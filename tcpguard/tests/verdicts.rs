@@ -104,7 +104,8 @@ impl Kernel {
         for (index, slot) in (0..).zip(world.epochs) {
             self.array::<EpochSlot>(name::EPOCHS).set(index, slot, 0).unwrap();
         }
-        for (index, &word) in (0..).zip(&world.ports).filter(|(_, word)| **word != 0) {
+        // The first word holds what is of no port.
+        for (index, &word) in (0..).zip(&world.ports).filter(|&(index, word)| index == 0 || *word != 0) {
             self.array::<u64>(name::PORTS).set(index, word, 0).unwrap();
         }
         let now = tcpguard::dataplane::monotonic_ns();

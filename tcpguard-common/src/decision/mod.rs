@@ -7,11 +7,11 @@ use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
 use crate::known::{Place, Presence};
 use crate::map::{
-    ABI_VERSION, EpochSlot, Flow, Interface, MODE_OFF, ON_EXIT_PASS, PLACE_HELD, PLACE_SHARED, Service,
-    ServiceKey, ServicePlace, Settings, is_under_pressure,
+    ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, ON_EXIT_PASS, PLACE_HELD, PLACE_SHARED,
+    Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
 };
 use crate::packet::build::{Headers, Link};
-use crate::packet::{Ethernet, Family, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
+use crate::packet::{Ethernet, Family, Fault, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
 use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
 
@@ -104,7 +104,8 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
 }
 
 /// Judges one frame, answering it in place where the verdict is [`Verdict::Transmit`]. Exactly one reason is
-/// counted for a TCP segment to a protected `(address, port)`, none for anything else.
+/// counted for a TCP segment to a protected `(address, port)`, and for what may be one ([`Reason::HeaderChain`]), none for
+/// anything else.
 #[inline(always)]
 pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Verdict {
     let Some(reason) = judge(frame, env) else { return Verdict::Pass };
@@ -165,9 +166,17 @@ where
     F: FrameMut + ?Sized,
     E: Env + Tables<A> + ?Sized,
 {
-    let ip = A::parse(frame, l3)?;
+    let mut ip = A::parse(frame, l3)?;
+    // Something is there even where the ports are hidden.
     let [_, _, port_high, port_low] = frame.load::<4>(ip.l4)?;
-    let service = protected(env, ip.dst, [port_high, port_low])?;
+    let Service { id, mode } = if ip.fault == Fault::HEADER_CHAIN {
+        hidden(env)?
+    } else {
+        protected(env, ip.dst, [port_high, port_low])?
+    };
+    // What follows is the same to the verifier, whatever it is that is wrong and whichever way the service was found.
+    ip.fault = ip.fault.opaque(frame);
+    let service = Service { id: frame.opaque(id), mode: frame.opaque(mode) };
     let settings = env.settings()?;
     if settings.abi != ABI_VERSION {
         return None;
@@ -186,6 +195,12 @@ fn protected<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, addr: A, port: [u8
         return None;
     }
     service_at(env, &ServiceKey::new(addr, port)).or_else(|| service_at(env, &ServiceKey::new(A::ANY, port)))
+}
+
+/// What stands for the service of a segment that hides its port, while it could be a guarded one's.
+#[inline(always)]
+fn hidden<E: Env + ?Sized>(env: &E) -> Option<Service> {
+    (env.ports(0) & 1 != 0).then_some(Service { id: 0, mode: MODE_COOKIE })
 }
 
 /// One array read where each service has a place of its own.
@@ -234,7 +249,7 @@ impl<A: Family> Arrival<'_, A> {
         }
         let allowed = frame.opaque(u32::from(listed == Listed::Allowed)) != 0;
         let pressed = self.check_alive(env, queues)?;
-        if let Some(fault) = self.ip.fault {
+        if let Some(fault) = self.ip.fault.reason() {
             return Err(fault);
         }
         let tcp = Tcp::parse(frame, &self.ip)?;

@@ -7,8 +7,8 @@ use crate::flow::{FlowKey, V4, V6};
 use crate::reason::Reason;
 use crate::siphash::sip24;
 
-/// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; a longer
-/// chain is not recognised as TCP.
+/// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; what a longer chain
+/// leads to is not looked for: [`Reason::HeaderChain`].
 pub const MAX_EXTENSION_HEADERS: usize = 6;
 
 pub(super) const PROTOCOL_TCP: u8 = 6;
@@ -32,8 +32,40 @@ pub struct Ip<A> {
     pub hop_limit: u8,
     /// The two ECN bits (RFC 3168 §5).
     pub ecn: u8,
-    /// What is wrong with the header, when something is.
-    pub fault: Option<Reason>,
+    /// What is wrong with the header.
+    pub fault: Fault,
+}
+
+/// What is wrong with a network header, if something is. A word rather than a reason, so that BPF's verifier need not follow
+/// everything up to where it counts once for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault(u32);
+
+impl Fault {
+    const NONE: Self = Self(0);
+    const BAD_LENGTH: Self = Self(1);
+    const TRUNCATED: Self = Self(2);
+    const FRAGMENT: Self = Self(3);
+    /// [`Reason::HeaderChain`].
+    pub const HEADER_CHAIN: Self = Self(4);
+
+    /// The reason to drop such a segment.
+    #[inline(always)]
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::BAD_LENGTH => Some(Reason::BadLength),
+            Self::TRUNCATED => Some(Reason::Truncated),
+            Self::FRAGMENT => Some(Reason::Fragment),
+            Self::HEADER_CHAIN => Some(Reason::HeaderChain),
+            _ => None,
+        }
+    }
+
+    /// The same, see [`Frame::opaque`].
+    #[inline(always)]
+    pub fn opaque<F: Frame + ?Sized>(self, frame: &F) -> Self {
+        Self(frame.opaque(self.0))
+    }
 }
 
 /// What the two families do differently on the wire.
@@ -45,7 +77,8 @@ pub trait Family: Point {
     /// The MSS of a peer that announces none (RFC 9293 §3.7.1).
     const DEFAULT_MSS: u16;
 
-    /// The header at `l3`; `None` when the frame carries no TCP, a later fragment, or ends inside the header.
+    /// The header at `l3`; `None` when the frame carries no TCP, a later fragment, what has hops to go by its routing
+    /// header, or ends inside the header. With [`Fault::HEADER_CHAIN`] it may be TCP, and `l4` is that of this header.
     fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>>
     where
         Self: Sized;
@@ -177,15 +210,14 @@ impl Family for V6 {
         if version >> 4 != 6 {
             return None;
         }
-        let (header_len, more_fragments) = if next == PROTOCOL_TCP {
-            (Self::HEADER_LEN, false)
-        } else {
-            let found = frame.find_tcp(l3, next)?;
-            ((found & HEADERS_LEN) as usize, found & MORE_FRAGMENTS != 0)
-        };
-        let header_len = frame.opaque_offset(header_len);
+        let found = if next == PROTOCOL_TCP { Self::HEADER_LEN as u32 } else { frame.find_tcp(l3, next)? };
+        let header_len = frame.opaque_offset((found & HEADERS_LEN) as usize);
         let total = Self::HEADER_LEN + usize::from(u16::from_be_bytes([len_high, len_low]));
-        let fault = fault(frame, l3, header_len, total, more_fragments);
+        let fault = if found & OUT_OF_SIGHT != 0 {
+            Fault::HEADER_CHAIN
+        } else {
+            fault(frame, l3, header_len, total, found & MORE_FRAGMENTS != 0)
+        };
         Some(Ip {
             src: V6(src),
             dst: V6(dst),
@@ -296,15 +328,15 @@ fn fault<F: Frame + ?Sized>(
     header_len: usize,
     total: usize,
     more_fragments: bool,
-) -> Option<Reason> {
+) -> Fault {
     if total < header_len + Tcp::LEN {
-        Some(Reason::BadLength)
+        Fault::BAD_LENGTH
     } else if l3 + total > frame.len() {
-        Some(Reason::Truncated)
+        Fault::TRUNCATED
     } else if more_fragments {
-        Some(Reason::Fragment)
+        Fault::FRAGMENT
     } else {
-        None
+        Fault::NONE
     }
 }
 
@@ -312,38 +344,71 @@ fn fault<F: Frame + ?Sized>(
 const HEADERS_LEN: u32 = 0x3fff;
 /// A fragment header announces more.
 const MORE_FRAGMENTS: u32 = 0x8000;
+/// Nobody can see from this frame whether TCP follows, and to which port.
+const OUT_OF_SIGHT: u32 = 0x1_0000;
 
 /// Follows the extension headers of RFC 8200 §4 (and AH) from the one of type `first` to TCP, for the IPv6 header at
 /// `l3`: how long all headers are together, and a bit for fragments, in a form that fits a register. An atomic fragment
 /// (RFC 6946) is a whole datagram.
+///
+/// Hosts reassemble a first fragment whose datagram ends before its last extension header does, although RFC 7112 §5
+/// forbids it, and follow chains of any length. Let through, either would take a segment past us to any port. So a
+/// chain of known headers that is longer than [`MAX_EXTENSION_HEADERS`], or that a first fragment cuts before the ports,
+/// is out of sight. What follows the length that the header gives is padding of the link, which hosts cut off.
 #[inline(always)]
 pub fn find_tcp<F: Frame + ?Sized>(frame: &F, l3: usize, first: u8) -> Option<u32> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION: u8 = 60;
-
-    let (mut next, mut len, mut more_fragments) = (first, V6::HEADER_LEN, false);
+    const NONE: u32 = u32::MAX;
+    // Where the datagram ends, once that matters: behind a first fragment's header.
+    let (mut next, mut at, mut end) = (first, l3 + V6::HEADER_LEN, NONE);
     for _ in 0..MAX_EXTENSION_HEADERS {
-        let [following, size, fragment_high, fragment_low] = frame.load::<4>(l3 + len)?;
-        len += match next {
-            HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(size) + 1) * 8,
+        if !is_extension(next) {
+            break;
+        }
+        let out_of_sight = (end != NONE).then_some(OUT_OF_SIGHT);
+        if at as u32 + 4 > end {
+            return out_of_sight;
+        }
+        let Some([following, size, third, fourth]) = frame.load::<4>(at) else { return out_of_sight };
+        at += match next {
+            // With segments left it has not arrived: the checksum is for another destination (RFC 8200 §8.1).
+            ROUTING if fourth != 0 => return None,
             AUTHENTICATION => (usize::from(size) + 2) * 4,
             FRAGMENT => {
-                let offset_and_more = u16::from_be_bytes([fragment_high, fragment_low]);
+                let offset_and_more = u16::from_be_bytes([third, fourth]);
                 if offset_and_more >> 3 != 0 {
-                    return None;
+                    return out_of_sight;
                 }
-                more_fragments |= offset_and_more & 1 != 0;
+                if offset_and_more & 1 != 0 {
+                    let payload = u16::from_be_bytes(frame.load::<2>(l3 + 4)?);
+                    end = (l3 + V6::HEADER_LEN) as u32 + u32::from(payload);
+                }
                 8
             }
-            _ => return None,
+            _ => (usize::from(size) + 1) * 8,
         };
-        next = following;
-        if next == PROTOCOL_TCP {
-            return Some(len as u32 & HEADERS_LEN | if more_fragments { MORE_FRAGMENTS } else { 0 });
-        }
+        // Whichever header it was: to the verifier the next one is the same.
+        (next, at, end) = (following, frame.opaque_offset(at), frame.opaque(end));
     }
-    None
+    if next != PROTOCOL_TCP {
+        return is_extension(next).then_some(OUT_OF_SIGHT);
+    }
+    let found = (at - l3) as u32 & HEADERS_LEN;
+    match end {
+        NONE => Some(found),
+        _ if at as u32 + 4 > end || frame.load::<4>(at).is_none() => Some(OUT_OF_SIGHT),
+        _ => Some(found | MORE_FRAGMENTS),
+    }
+}
+
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+
+/// Whether hosts walk over a header of this type.
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    const HOP_BY_HOP: u8 = 0;
+    const DESTINATION: u8 = 60;
+    const ALL: u64 = 1 << HOP_BY_HOP | 1 << ROUTING | 1 << FRAGMENT | 1 << AUTHENTICATION | 1 << DESTINATION;
+    next < 64 && ALL >> next & 1 != 0
 }

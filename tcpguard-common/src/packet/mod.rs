@@ -9,7 +9,7 @@ mod options;
 mod tcp;
 
 pub use ethernet::{Ethernet, Vlan};
-pub use ip::{Family, Ip, MAX_EXTENSION_HEADERS, find_tcp};
+pub use ip::{Family, Fault, Ip, MAX_EXTENSION_HEADERS, find_tcp};
 pub use options::{MAX_OPTIONS, Options, SackBlocks, WINDOW_SCALE_MAX, find as find_options};
 pub use tcp::{Flags, Tcp};
 
@@ -211,7 +211,7 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<AnySegment, ParseError> {
 
 fn segment<F: Frame + ?Sized, A: Family>(frame: &F, ethernet: Ethernet) -> Result<Segment<A>, ParseError> {
     let ip = A::parse(frame, ethernet.l3).ok_or(ParseError::NotTcp)?;
-    if let Some(reason) = ip.fault {
+    if let Some(reason) = ip.fault.reason() {
         return Err(ParseError::Bad(reason));
     }
     if !A::header_checksum_ok(frame, &ip) {

@@ -193,7 +193,12 @@ fn ipv6_extension_headers_are_walked_and_an_atomic_fragment_is_whole() {
     }
     assert_eq!(with(&[first_fragment]), Err(ParseError::Bad(Reason::Fragment)));
     assert_eq!(with(&[later_fragment]), Err(ParseError::NotTcp));
-    assert_eq!(with(&[destination; MAX_EXTENSION_HEADERS + 1]), Err(ParseError::NotTcp));
+    assert_eq!(with(&[later_fragment, destination]), Err(ParseError::NotTcp));
+    let hidden = Err(ParseError::Bad(Reason::HeaderChain));
+    assert_eq!(with(&[destination; MAX_EXTENSION_HEADERS + 1]), hidden);
+    assert_eq!(with(&[first_fragment, later_fragment]), hidden);
+    let passing = &[43, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..];
+    assert_eq!(with(&[passing]), Err(ParseError::NotTcp));
     let unknown = &[50, 0, 0, 0, 0, 0, 0, 0, 0][..];
     assert_eq!(with(&[unknown]), Err(ParseError::NotTcp));
 }

@@ -18,8 +18,8 @@ use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket};
 use tcpguard_common::map::{
     EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
-    PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey, ServicePlace,
-    Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
+    MODE_OFF, PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey,
+    ServicePlace, Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
 };
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::WORDS;
@@ -296,6 +296,8 @@ impl Maps {
                 IpAddr::V6(addr) => v6.insert(ServiceKey::new(V6(addr.octets()), port), service),
             };
             ports[usize::from(entry.port / 64)] |= 1 << (entry.port % 64);
+            let guarded_v6 = entry.addr.is_ipv6() && entry.mode != MODE_OFF;
+            ports[0] |= u64::from(guarded_v6);
         }
         let old_v4 = insert_services(&self.services_v4, name::SERVICES_V4, &v4)?;
         let old_v6 = insert_services(&self.services_v6, name::SERVICES_V6, &v6)?;

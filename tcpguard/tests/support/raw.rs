@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 use tcpguard_common::flow::V4;
 use tcpguard_common::packet::build::{Headers, Link};
-use tcpguard_common::packet::{self, AnySegment, Buffer, Flags, Options, Segment, checksum};
+use tcpguard_common::packet::{self, AnySegment, Buffer, Family, Flags, Options, Segment, checksum};
 use tcpguard_common::seq::Seq;
 use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, Lab};
 
@@ -64,10 +64,22 @@ impl RawPort {
 
     /// A frame from `port` of ours to `to_port` of the guarded host.
     pub fn frame(&self, port: u16, to_port: u16, segment: &Outgoing<'_>) -> Vec<u8> {
+        self.between(V4(self.addr.octets()), V4(GUARD_ADDRESS.octets()), port, to_port, segment)
+    }
+
+    /// A frame between any two addresses, along our link.
+    pub fn between<A: Family>(
+        &self,
+        src: A,
+        dst: A,
+        port: u16,
+        to_port: u16,
+        segment: &Outgoing<'_>,
+    ) -> Vec<u8> {
         let headers = Headers {
             link: self.link,
-            src: V4(self.addr.octets()),
-            dst: V4(GUARD_ADDRESS.octets()),
+            src,
+            dst,
             ecn: 0,
             src_port: port.to_be_bytes(),
             dst_port: to_port.to_be_bytes(),

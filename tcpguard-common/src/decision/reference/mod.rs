@@ -153,7 +153,11 @@ fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
     {
         return None;
     }
-    let service = service(world, arrival.local())?;
+    let service = match arrival.segment {
+        // The port could be any service's.
+        Err(Reason::HeaderChain) => *world.services_v6.values().find(|service| service.mode != MODE_OFF)?,
+        _ => service(world, arrival.local())?,
+    };
     if service.mode == MODE_OFF {
         return Some(Fate::Done(Reason::ServiceOff));
     }

@@ -7,14 +7,13 @@ use std::vec::Vec;
 
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel,
-    Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeader, TcpHeader,
-    TcpOptionElement, TcpOptionsIterator,
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel, Ipv6Header,
+    Ipv6HeaderSlice, SingleVlanHeader, TcpHeader, TcpOptionElement, TcpOptionsIterator,
 };
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::reason::Reason;
 
-/// How many extension headers may stand before TCP.
+/// How many extension headers may stand before TCP: more hide it.
 const LONGEST_CHAIN: usize = 6;
 
 /// A frame that carries TCP to some port.
@@ -26,7 +25,7 @@ pub(super) struct Arrival {
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) header_sum_holds: bool,
-    /// The ports where TCP would have them, whether or not the rest is there.
+    /// The ports where TCP would have them, whether or not the rest is there; zeros where they are hidden.
     ports: [u16; 2],
     /// The segment, or what is wrong with its headers.
     pub(super) segment: Result<Segment, Reason>,
@@ -55,6 +54,8 @@ struct Network {
     /// What the length field says, header included.
     total: usize,
     more_fragments: bool,
+    /// Whether nobody can see what the extension headers lead to.
+    is_hidden: bool,
 }
 
 impl Arrival {
@@ -75,8 +76,10 @@ impl Arrival {
             EtherType::IPV6 => Network::read_v6(rest),
             _ => None,
         }?;
-        let transport = rest.get(network.header_len..)?;
-        let (&ports, _) = transport.split_first_chunk::<4>()?;
+        let ports = match network.is_hidden {
+            true => [0; 4],
+            false => *rest.get(network.header_len..)?.first_chunk::<4>()?,
+        };
         Some(Self {
             link_source: ethernet.source,
             link_destination: ethernet.destination,
@@ -142,52 +145,43 @@ impl Network {
             header_len: header.slice().len(),
             total: usize::from(header.total_len()),
             more_fragments: header.more_fragments(),
+            is_hidden: false,
         })
     }
 
     fn read_v6(bytes: &[u8]) -> Option<Self> {
         let header = Ipv6HeaderSlice::from_slice(bytes).ok()?;
-        let (mut next, mut at, mut more_fragments) = (header.next_header(), Ipv6Header::LEN, false);
-        for _ in 0..LONGEST_CHAIN {
-            let rest = bytes.get(at..)?;
-            match next {
-                IpNumber::TCP => break,
-                IpNumber::IPV6_HEADER_HOP_BY_HOP
-                | IpNumber::IPV6_ROUTE_HEADER
-                | IpNumber::IPV6_DESTINATION_OPTIONS => {
-                    let extension = Ipv6RawExtHeaderSlice::from_slice(rest).ok()?;
-                    next = extension.next_header();
-                    at += extension.slice().len();
-                }
-                IpNumber::IPV6_FRAGMENTATION_HEADER => {
-                    let extension = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
-                    if extension.fragment_offset().value() != 0 {
-                        return None;
-                    }
-                    more_fragments |= extension.more_fragments();
-                    next = extension.next_header();
-                    at += extension.slice().len();
-                }
-                // By hand: the crate insists on the twelve bytes that RFC 4302 has, hosts do not.
-                IpNumber::AUTHENTICATION_HEADER => {
-                    let (&[following, words, _, _], _) = rest.split_first_chunk()?;
-                    next = IpNumber(following);
-                    at += 4 * (usize::from(words) + 2);
-                }
-                _ => return None,
+        let total = Ipv6Header::LEN + usize::from(header.payload_length());
+        let mut chain = Chain { next: header.next_header(), at: Ipv6Header::LEN, more_fragments: false };
+        let mut walked = 0;
+        // A first fragment has to show its headers and the ports in its own datagram (RFC 7112 §5).
+        let is_shown = |chain: &Chain| {
+            let end = chain.at + 4;
+            !chain.more_fragments || end <= total && end <= bytes.len()
+        };
+        while walked < LONGEST_CHAIN && chain.is_known() && is_shown(&chain) {
+            match chain.step(bytes)? {
+                Step::Header => walked += 1,
+                Step::LaterFragment if chain.more_fragments => break,
+                Step::LaterFragment | Step::OnItsWay => return None,
             }
         }
-        (next == IpNumber::TCP).then(|| Self {
+        let is_hidden = chain.is_known() || chain.next == IpNumber::TCP && !is_shown(&chain);
+        (chain.next == IpNumber::TCP || is_hidden).then(|| Self {
             source: header.source_addr().into(),
             destination: header.destination_addr().into(),
             header_sum_holds: true,
-            header_len: at,
-            total: Ipv6Header::LEN + usize::from(header.payload_length()),
-            more_fragments,
+            header_len: chain.at,
+            total,
+            more_fragments: chain.more_fragments,
+            is_hidden,
         })
     }
 
     fn segment(&self, bytes: &[u8]) -> Result<Segment, Reason> {
+        if self.is_hidden {
+            return Err(Reason::HeaderChain);
+        }
         if self.total < self.header_len + TcpHeader::MIN_LEN {
             return Err(Reason::BadLength);
         }
@@ -198,6 +192,56 @@ impl Network {
         let bytes = datagram[self.header_len..].to_vec();
         let (header, _) = TcpHeader::from_slice(&bytes).map_err(|_| Reason::BadDataOffset)?;
         Ok(Segment { header, bytes })
+    }
+}
+
+/// Where a walk over extension headers is.
+struct Chain {
+    /// What kind of header comes next.
+    next: IpNumber,
+    /// Where it begins.
+    at: usize,
+    more_fragments: bool,
+}
+
+enum Step {
+    Header,
+    LaterFragment,
+    /// By a routing header there are hops to go.
+    OnItsWay,
+}
+
+impl Chain {
+    /// Whether it is at an extension header that hosts walk over.
+    fn is_known(&self) -> bool {
+        [
+            IpNumber::IPV6_HEADER_HOP_BY_HOP,
+            IpNumber::IPV6_ROUTE_HEADER,
+            IpNumber::IPV6_DESTINATION_OPTIONS,
+            IpNumber::IPV6_FRAGMENTATION_HEADER,
+            IpNumber::AUTHENTICATION_HEADER,
+        ]
+        .contains(&self.next)
+    }
+
+    /// Goes past one header; `None` when the frame ends inside its first words.
+    fn step(&mut self, bytes: &[u8]) -> Option<Step> {
+        let &[following, len, third, fourth] = bytes.get(self.at..)?.first_chunk()?;
+        match self.next {
+            IpNumber::IPV6_ROUTE_HEADER if fourth > 0 => return Some(Step::OnItsWay),
+            IpNumber::IPV6_FRAGMENTATION_HEADER => {
+                let field = u16::from_be_bytes([third, fourth]);
+                if field >= 8 {
+                    return Some(Step::LaterFragment);
+                }
+                self.more_fragments |= field % 2 == 1;
+                self.at += 8;
+            }
+            IpNumber::AUTHENTICATION_HEADER => self.at += 4 * (usize::from(len) + 2),
+            _ => self.at += 8 * (usize::from(len) + 1),
+        }
+        self.next = IpNumber(following);
+        Some(Step::Header)
     }
 }
 

@@ -702,6 +702,7 @@ impl Table {
         let syn = Spec::<V6>::syn(LINUX);
         let destination = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
         let fragment = |high: u8, low: u8| vec![6, 0, high, low, 0, 0, 0, 1];
+        let routing = |segments_left: u8| vec![6, 0, 253, segments_left, 0, 0, 0, 0];
         let long = |units: u8| {
             let mut header = vec![0; 8 * (usize::from(units) + 1)];
             header[..2].copy_from_slice(&[6, units]);
@@ -724,7 +725,15 @@ impl Table {
             ("an atomic fragment", 44, fragment(0, 0), answered),
             ("a first fragment", 44, fragment(0, 1), Some(Reason::Fragment)),
             ("a later fragment", 44, fragment(0, 8), None),
-            ("seven extension headers", 60, [destination(60).repeat(6), destination(6)].concat(), None),
+            (
+                "seven extension headers",
+                60,
+                [destination(60).repeat(6), destination(6)].concat(),
+                Some(Reason::HeaderChain),
+            ),
+            ("a routing header at its end", 43, routing(0), answered),
+            ("a routing header with one segment left", 43, routing(1), None),
+            ("a routing header with 255 segments left", 43, routing(255), None),
             ("ESP", 50, destination(6), None),
             ("no next header", 59, vec![], None),
             ("an unknown header", 253, destination(6), None),

@@ -450,6 +450,10 @@ impl Wild for V6 {
                 let offset_and_more = random.pick(&[0, 0, 0, 0, 0, 6, 1, 8]);
                 (header[2], header[3]) = (0, offset_and_more);
             }
+            if kind == ROUTING {
+                // Mostly at its end.
+                header[3] = random.pick(&[0, 0, 0, 1]);
+            }
             header.extend(chain);
             (chain, next) = (header, kind);
         }

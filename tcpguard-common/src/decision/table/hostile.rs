@@ -9,7 +9,9 @@ use super::frames::{ACK, CLIENT_ISN, LINUX, Spec};
 use super::world::{EPOCH, PORT, Place, World};
 use tcpguard_common::cookie::{self, SynOptions};
 use tcpguard_common::flow::{V4, V6};
-use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot, MODE_COOKIE, Service, ServiceKey};
+use tcpguard_common::map::{
+    EPOCH_SLOTS, EpochSlot, MODE_COOKIE, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey,
+};
 use tcpguard_common::reason::Reason;
 
 const TAGS: [&[[u8; 4]]; 3] = [&[], &[[0x81, 0, 0x20, 5]], &[[0x88, 0xa8, 0, 7], [0x81, 0, 0, 9]]];
@@ -22,6 +24,8 @@ impl Table {
         self.fragments_v4();
         self.fragments_v6();
         self.chains();
+        self.cut_chains();
+        self.hidden_ports();
     }
 
     fn in_both_families<A: Place>(&mut self) {
@@ -239,7 +243,7 @@ impl Table {
 
     fn fragments_v6(&mut self) {
         let world = World::new();
-        for payload in [4, 8, 16, 20, 24, 40] {
+        for payload in [0, 3, 4, 8, 16, 20, 24, 40] {
             for (offset, more) in [(0, true), (8, true), (8, false), (16, false), (0x1fff * 8, false)] {
                 let [high, low] = (offset as u16 | u16::from(more)).to_be_bytes();
                 let spec = Spec { extra: (44, vec![6, 0, high, low, 0, 0, 0, 1]), ..Spec::<V6>::syn(LINUX) };
@@ -247,7 +251,8 @@ impl Table {
                 frame.truncate(spec.l4() + payload);
                 frame[spec.l3() + 4..spec.l3() + 6].copy_from_slice(&(8 + payload as u16).to_be_bytes());
                 let reason = match (offset, payload) {
-                    (0, 0..20) => Some(Reason::BadLength),
+                    (0, 0..4) => Some(Reason::HeaderChain),
+                    (0, 4..20) => Some(Reason::BadLength),
                     (0, _) => Some(Reason::Fragment),
                     _ => None,
                 };
@@ -263,7 +268,7 @@ impl Table {
         let kinds: [(&str, u8, &[u8]); 7] = [
             ("hop-by-hop", 0, &[0, 1, 4, 0, 0, 0, 0]),
             ("routing", 43, &[0, 0, 0, 0, 0, 0, 0]),
-            ("long routing", 43, &[2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ("long routing", 43, &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
             ("atomic fragment", 44, &[0, 0, 0, 0, 0, 0, 1]),
             ("authentication", 51, &[1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]),
             ("empty authentication", 51, &[0, 0, 0, 0, 0, 0, 1]),
@@ -278,7 +283,8 @@ impl Table {
                     let answered = if spec.flags == ACK { Reason::AckValid } else { Reason::CookieSent };
                     let spec = Spec { extra: (kind, chain.clone()), ..spec };
                     let name = format!("IPv6 flags {:#04x} behind {count} {what} headers", spec.flags);
-                    self.row(name, &world, spec.frame(), (count <= 6).then_some(answered));
+                    let reason = if count <= 6 { answered } else { Reason::HeaderChain };
+                    self.row(name, &world, spec.frame(), reason);
                 }
             }
         }
@@ -288,5 +294,107 @@ impl Table {
             let name = format!("IPv6 extension header {kind} that is longer than the frame");
             self.row(name, &world, spec.frame(), None);
         }
+    }
+
+    /// A first fragment that ends anywhere, with a second fragment header in every place, or without, and with what it
+    /// should have had as padding behind it, or without.
+    fn cut_chains(&mut self) {
+        let world = World::new();
+        let header =
+            |kind: u8, next: u8, rest: [u8; 3]| vec![kind, next, 0, rest[0], rest[1], rest[2], 0, 0, 0];
+        for (what, second) in [
+            ("without another", None),
+            ("with an atomic one", Some([0, 0, 0])),
+            ("with another first one", Some([0, 1, 0])),
+            ("with a later one", Some([0, 8, 0])),
+        ] {
+            for place in 1..=second.map_or(1, |_| 4) {
+                let mut kinds = [44, 60, 0, 60, 60];
+                if second.is_some() {
+                    kinds[place] = 44;
+                }
+                let mut extra = vec![];
+                for (index, kind) in kinds.into_iter().enumerate() {
+                    let next = kinds.get(index + 1).copied().unwrap_or(6);
+                    let rest = if index == 0 {
+                        [0, 1, 0]
+                    } else {
+                        second.filter(|_| index == place).unwrap_or([1, 4, 0])
+                    };
+                    extra.extend(&header(kind, next, rest)[1..]);
+                }
+                let spec = Spec { extra: (44, extra), ..Spec::<V6>::syn(LINUX) };
+                let whole = spec.frame();
+                for end in spec.l3() + 48..=whole.len() {
+                    let later = what == "with a later one" && end >= spec.l3() + 40 + 8 * place + 4;
+                    let reason = match end - spec.l3() - 40 {
+                        _ if later => Reason::HeaderChain,
+                        0..44 => Reason::HeaderChain,
+                        44..60 => Reason::BadLength,
+                        _ => Reason::Fragment,
+                    };
+                    let mut padded = whole.clone();
+                    padded[spec.l3() + 4..spec.l3() + 6]
+                        .copy_from_slice(&((end - spec.l3() - 40) as u16).to_be_bytes());
+                    let name = format!("IPv6 first fragment, {what} in place {place}, that ends at {end}");
+                    self.row(name.clone(), &world, padded[..end].to_vec(), reason);
+                    self.row(name + ", padded", &world, padded, reason);
+                }
+            }
+        }
+    }
+
+    /// Who is concerned by what hides its port, and who is not.
+    fn hidden_ports(&mut self) {
+        let options = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
+        let cut = |spec: Spec<V6>| {
+            let spec = Spec { extra: (44, [&[60, 0, 0, 1, 0, 0, 0, 1][..], &options(60)].concat()), ..spec };
+            let mut frame = spec.frame();
+            frame.truncate(spec.l4());
+            frame[spec.l3() + 4..spec.l3() + 6].copy_from_slice(&16_u16.to_be_bytes());
+            frame
+        };
+        let long = |spec: Spec<V6>| {
+            Spec { extra: (60, [options(60).repeat(6), options(6)].concat()), ..spec }.frame()
+        };
+        let syn = Spec::<V6>::syn(LINUX);
+        for (what, frame) in [("cut", cut(syn.clone())), ("long", long(syn.clone()))] {
+            let row = |rest: &str| format!("IPv6 {what} chain {rest}");
+            let mut without = World::new();
+            without.services_v6.clear();
+            without.guard_hidden_ports(false);
+            self.row(row("where no service is on IPv6"), &without, frame.clone(), None);
+            let mut off = World::new();
+            off.services_v6.values_mut().for_each(|service| service.mode = MODE_OFF);
+            off.guard_hidden_ports(false);
+            self.row(row("where all services on IPv6 are off"), &off, frame.clone(), None);
+            let mut dead = World { beating: false, ..World::new() };
+            (dead.settings.stale_after, dead.settings.on_exit) = (1, ON_EXIT_PASS);
+            self.row(row("after a daemon's grace"), &dead, frame.clone(), Reason::ExitPass);
+            let mut unarmed = World::new();
+            unarmed.interface.armed = 0;
+            self.row(row("while not armed"), &unarmed, frame.clone(), None);
+            let mut foreign = frame;
+            foreign[5] ^= 1;
+            self.row(row("to another MAC"), &World::new(), foreign, None);
+        }
+        let elsewhere = Spec { dst: V6::ELSEWHERE, dst_port: 22, ..syn.clone() };
+        self.row(
+            "IPv6 cut chain to another address",
+            &World::new(),
+            cut(elsewhere.clone()),
+            Reason::HeaderChain,
+        );
+        self.row(
+            "IPv6 long chain to another address",
+            &World::new(),
+            long(elsewhere.clone()),
+            Reason::HeaderChain,
+        );
+        let udp = [&[60, 0, 0, 1, 0, 0, 0, 1][..], &options(17)].concat();
+        let udp = Spec { extra: (44, udp), ..elsewhere.clone() };
+        self.row("IPv6 first fragment of UDP", &World::new(), udp.frame(), None);
+        let long_udp = Spec { extra: (60, [options(60).repeat(5), options(17)].concat()), ..elsewhere };
+        self.row("IPv6 UDP after six extension headers", &World::new(), long_udp.frame(), None);
     }
 }

@@ -188,6 +188,7 @@ impl World {
             now: 1 << 40 | 0xa5c3 << 22 | 0x1f_ffff,
             counted: RefCell::default(),
         };
+        world.guard_hidden_ports(true);
         for (port, mode) in [(PORT, MODE_COOKIE), (PORT_ANYWHERE, MODE_COOKIE), (PORT_OFF, MODE_OFF)] {
             world.ports[usize::from(port) / 64] |= 1 << (port % 64);
             let (id, anywhere) = (u32::from(port), port == PORT_ANYWHERE);
@@ -197,6 +198,11 @@ impl World {
             world.services_v6.insert(ServiceKey::new(v6, port.to_be_bytes()), Service { id, mode });
         }
         world
+    }
+
+    /// Says what the daemon says as soon as a service on IPv6 is guarded.
+    pub(crate) fn guard_hidden_ports(&mut self, guarded: bool) {
+        self.ports[0] = self.ports[0] & !1 | u64::from(guarded);
     }
 
     pub(crate) fn know<A: Place>(&mut self, flow: FlowKey<A>) {

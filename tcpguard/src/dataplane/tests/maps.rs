@@ -52,7 +52,8 @@ fn the_service_maps_and_the_port_bitmap_become_equal_to_the_list() {
         };
         let first = [entry("0.0.0.0", 80, 0), entry("10.0.0.1", 443, 1), entry("::", 80, 2)];
         dataplane.set_services(&first).unwrap();
-        assert_eq!(ports(&dataplane), HashSet::from([80, 443]));
+        // Port 0 stands for the hidden ports of IPv6.
+        assert_eq!(ports(&dataplane), HashSet::from([0, 80, 443]));
         let any = ServiceKey::new(V4([0; 4]), 80u16.to_be_bytes());
         assert_eq!(dataplane.maps.services_v4.lookup(&any).unwrap().unwrap().id, 0);
         let any_v6 = ServiceKey::new(V6([0; 16]), 80u16.to_be_bytes());
@@ -60,11 +61,14 @@ fn the_service_maps_and_the_port_bitmap_become_equal_to_the_list() {
 
         let off = ServiceEntry { mode: MODE_OFF, ..entry("0.0.0.0", 80, 5) };
         dataplane.set_services(&[off, entry("fe80::1", 65535, 6)]).unwrap();
-        assert_eq!(ports(&dataplane), HashSet::from([80, 65535]));
+        assert_eq!(ports(&dataplane), HashSet::from([0, 80, 65535]));
         let held = dataplane.maps.services_v4.lookup(&any).unwrap().unwrap();
         assert_eq!((held.id, held.mode), (5, MODE_OFF));
         assert_eq!(dataplane.maps.services_v4.keys().unwrap(), [any]);
         assert_eq!(dataplane.maps.services_v6.lookup(&any_v6).unwrap(), None);
+        let off_v6 = ServiceEntry { mode: MODE_OFF, ..entry("fe80::1", 65535, 6) };
+        dataplane.set_services(&[entry("0.0.0.0", 80, 5), off_v6]).unwrap();
+        assert_eq!(ports(&dataplane), HashSet::from([80, 65535]));
         dataplane.set_services(&[]).unwrap();
         assert!(ports(&dataplane).is_empty());
         dataplane.detach().unwrap();
