@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, XskMap};
@@ -27,7 +26,7 @@ use tcpguard_common::sketch::{Sketch, WORDS};
 use table::cases;
 use table::filters::Said;
 use table::frames::{LINUX, Spec};
-use table::generator::{self, Generator, Random, Wild as _};
+use table::generator::{self, FRAMES, LANES, Random, Wild as _};
 use table::world::{EPOCH, Place, SLOT, World, places};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
@@ -40,14 +39,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 const MOST_VERIFIED: u32 = 180_000;
 /// Bytes of stack that a chain of its functions takes; the kernel stops at 512.
 const MOST_STACK: usize = 496;
-/// Frames in the differential test; with `--long` ten times as many.
-const FRAMES: usize = 1_000_000;
-/// What they follow from.
+/// What random lists follow from.
 const SEED: u64 = 0x6b65_726e_656c;
-/// What BPF_PROG_RUN takes: at least an Ethernet header, and no more than a page with room around it.
-const FRAME_LENGTHS: RangeInclusive<usize> = 14..=3300;
 /// Frames between two looks at the counters.
-const COUNTED_AFTER: usize = 512;
+const COUNTED_AFTER: u32 = 512;
 
 /// The program and its maps, on no interface.
 struct Kernel {
@@ -374,48 +369,64 @@ fn the_kernel_decides_every_row_of_the_table_as_the_host_does() {
     assert!(failures.is_empty(), "{total} failures in {} rows:\n{}", cases.len(), failures.join("\n"));
 }
 
+/// The same frames that the reference judges beside the host; with `--long` ten times as many.
 #[test]
 fn a_million_frames_meet_the_same_verdict_in_the_kernel_and_on_the_host() {
-    let frames = if std::env::var_os(xtask::test::LONG).is_some() { 10 * FRAMES } else { FRAMES };
-    let mut generator = Generator::new(SEED, FRAME_LENGTHS);
-    let mut worlds = generator::worlds();
-    let mut kernel = Kernel::load(worlds[0].1.max_flows);
+    let times = if std::env::var_os(xtask::test::LONG).is_some() { 10 } else { 1 };
+    let mut kernel = Kernel::load(generator::worlds()[0].1.max_flows);
     let mut expected = kernel.counters();
-    for (share, world) in &mut worlds {
-        kernel.become_like(world);
-        for index in 1..=frames * *share / 100 {
-            let frame = generator.frame();
-            let (outcome, host) = both(&mut kernel, world, &frame);
-            assert!(
-                (host.verdict, &host.frame) == (outcome.verdict, &outcome.frame),
-                "seed {SEED}: {}\nkernel: {:?} {}\n  host: {:?} {}",
-                hex(&frame),
-                outcome.verdict,
-                hex(&outcome.frame),
-                host.verdict,
-                hex(&host.frame),
+    for mut generator in generator::lanes() {
+        for (share, mut world) in generator::worlds() {
+            kernel.become_like(&world);
+            let frames = std::iter::repeat_with(|| generator.frame());
+            judge_alike(
+                &mut kernel,
+                &mut world,
+                frames.take(times * FRAMES / LANES * share / 100),
+                &mut expected,
             );
-            for reason in world.counted.take() {
-                expected[reason as usize] += 1;
-                if reason == Reason::AckValid {
-                    forget_flow(&mut kernel, world, &frame);
-                }
-            }
-            if index % COUNTED_AFTER == 0 {
-                assert_eq!(kernel.counters(), expected, "seed {SEED}, up to {}", hex(&frame));
-            }
+            kernel.forget(&world);
         }
-        assert_eq!(kernel.counters(), expected, "seed {SEED}");
-        assert!(same_flows(kernel.flows::<V4>(name::FLOWS_V4), &world.flows_v4.borrow()));
-        assert!(same_flows(kernel.flows::<V6>(name::FLOWS_V6), &world.flows_v6.borrow()));
-        if !world.lists.rules.is_empty() {
-            assert_eq!(kernel.hits(world), *world.lists.hits.borrow());
-        }
-        kernel.forget(world);
     }
     for &reason in Reason::ALL {
         let reachable = reason != Reason::RefusedSilently;
         assert_eq!(expected[reason as usize] > 0, reachable, "{}", reason.name());
+    }
+}
+
+/// Shows frames to both; `expected` counts what the host says of them.
+fn judge_alike(
+    kernel: &mut Kernel,
+    world: &mut World,
+    frames: impl Iterator<Item = Vec<u8>>,
+    expected: &mut [u64],
+) {
+    for (index, frame) in (1..).zip(frames) {
+        let (outcome, host) = both(kernel, world, &frame);
+        assert!(
+            (host.verdict, &host.frame) == (outcome.verdict, &outcome.frame),
+            "{}\nkernel: {:?} {}\n  host: {:?} {}",
+            hex(&frame),
+            outcome.verdict,
+            hex(&outcome.frame),
+            host.verdict,
+            hex(&host.frame),
+        );
+        for reason in world.counted.take() {
+            expected[reason as usize] += 1;
+            if reason == Reason::AckValid {
+                forget_flow(kernel, world, &frame);
+            }
+        }
+        if index % COUNTED_AFTER == 0 {
+            assert_eq!(kernel.counters(), expected, "up to {}", hex(&frame));
+        }
+    }
+    assert_eq!(kernel.counters(), expected);
+    assert!(same_flows(kernel.flows::<V4>(name::FLOWS_V4), &world.flows_v4.borrow()));
+    assert!(same_flows(kernel.flows::<V6>(name::FLOWS_V6), &world.flows_v6.borrow()));
+    if !world.lists.rules.is_empty() {
+        assert_eq!(kernel.hits(world), *world.lists.hits.borrow());
     }
 }
 
@@ -434,7 +445,7 @@ fn forget_flow(kernel: &mut Kernel, world: &World, frame: &[u8]) {
     let now = tcpguard::dataplane::monotonic_ns();
     assert!(flows[0].is_some_and(|flow| (1..=now).contains(&flow.created)), "{flows:?} at {now}");
     let [there, here] = flows.map(|flow| flow.map(|flow| Flow { created: 0, ..flow }));
-    assert_eq!(there, here, "seed {SEED}: {}", hex(frame));
+    assert_eq!(there, here, "{}", hex(frame));
 }
 
 fn both(kernel: &mut Kernel, world: &mut World, frame: &[u8]) -> (Outcome, Outcome) {

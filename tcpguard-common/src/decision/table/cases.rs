@@ -7,7 +7,9 @@ use std::vec::Vec;
 
 use super::frames::{ACK, CLIENT_ISN, FIN, LINUX, PSH, RST, SYN, Spec};
 use super::systems::SYSTEMS;
-use super::world::{ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, Place, World};
+use super::world::{
+    ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, PORT_OFF_HERE, PORT_ONLY_HERE, Place, World,
+};
 use tcpguard_common::cookie::{self, Clock, Cookie, SynOptions};
 use tcpguard_common::decision::Verdict;
 use tcpguard_common::flow::{FlowKey, V4, V6};
@@ -79,6 +81,7 @@ impl Table {
         self.acks::<A>();
         self.flags::<A>();
         self.addresses::<A>();
+        self.exact_services::<A>();
         self.truncation::<A>();
         self.liveness::<A>();
         self.not_ours::<A>();
@@ -504,6 +507,21 @@ impl Table {
             for dst_port in [81, 0, 16464, 65535] {
                 let other = Spec { dst_port, ..spec.clone() };
                 self.row(row(&format!("to unprotected port {dst_port}")), &world, other.frame(), None);
+            }
+        }
+    }
+
+    /// What is said of an address and port holds against what is said of the port on any address.
+    fn exact_services<A: Place>(&mut self) {
+        let world = World::new();
+        for (what, dst_port, here, elsewhere) in [
+            ("is off here alone", PORT_OFF_HERE, Reason::ServiceOff, Reason::CookieSent),
+            ("is guarded here alone", PORT_ONLY_HERE, Reason::CookieSent, Reason::ServiceOff),
+        ] {
+            for (at, dst, reason) in [("here", A::GUARDED, here), ("elsewhere", A::ELSEWHERE, elsewhere)] {
+                let spec = Spec { dst, dst_port, ..Spec::<A>::syn(LINUX) };
+                let name = format!("IPv{} SYN to {at}, to a port that {what}", A::VERSION);
+                self.row(name, &world, spec.frame(), reason);
             }
         }
     }

@@ -8,10 +8,13 @@ use std::vec::Vec;
 use super::filters;
 use super::frames::{ACK, CLIENT_ISN, CLIENT_PORT, FIN, PSH, RST, SYN, Spec};
 use super::systems::SYSTEMS;
-use super::world::{ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, Place, World};
+use super::world::{
+    ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, PORT_OFF_HERE, PORT_ONLY_HERE, Place, World,
+};
 use tcpguard_common::cookie::{self, Cookie, SynOptions};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot, ON_EXIT_PASS};
+use tcpguard_common::sketch::Rate;
 
 /// The client's port whose flow every world knows.
 const KNOWN: u16 = 1;
@@ -83,6 +86,10 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
             world.verify(V6::CLIENT, world.now);
         }
     };
+    let unlimited = |world: &mut World| {
+        spent(world, true);
+        world.settings.limits.replies = Rate::UNLIMITED;
+    };
     let pressed = |world: &mut World| {
         world.pressed = true;
         world.spend_pace(&Spec::<V4> { src_port: KNOWN, ..Spec::syn(&[]) }.flow());
@@ -99,7 +106,9 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (20, like(&|_| {})),
+        (14, like(&|_| {})),
+        (3, like(&|world| world.crowded = true)),
+        (3, like(&unlimited)),
         (5, like(&pressed)),
         (4, like(&|world| world.settings.limits.service_flows = 5)),
         (3, like(&|world| world.settings.limits.source_flows = 5)),
@@ -118,6 +127,18 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         (1, like(&|world| world.interface.armed = 0)),
         (5, like(&filters::some)),
     ]
+}
+
+/// Frames that the program in the kernel and the reference both judge, beside the decision on the host.
+pub(crate) const FRAMES: usize = 1_000_000;
+/// In how many supplies of their own.
+pub(crate) const LANES: usize = 4;
+
+/// Those supplies.
+pub(crate) fn lanes() -> impl Iterator<Item = Generator> {
+    const SEED: u64 = 0x7463_7067_7561_7264;
+    // What BPF_PROG_RUN takes: at least an Ethernet header, and no more than a page with room around it.
+    (SEED..).take(LANES).map(|seed| Generator::new(seed, 14..=3300))
 }
 
 /// An endless supply of frames.
@@ -188,7 +209,7 @@ impl Generator {
         spec.dst_port = match random.below(100) {
             0..75 => PORT,
             75..90 => PORT_ANYWHERE,
-            90..94 => PORT_OFF,
+            90..94 => random.pick(&[PORT_OFF, PORT_OFF_HERE, PORT_ONLY_HERE]),
             94..97 => random.pick(&[0, 79, 81, 16464]),
             _ => random.word() as u16,
         };

@@ -119,7 +119,19 @@ impl Table {
 
     fn cuts<A: Place>(&mut self) {
         let world = World::new();
-        for spec in [Spec::<A>::syn(LINUX), valid_ack(EPOCH, true), valid_ack(EPOCH, false)] {
+        // IPv4 options, or extension headers.
+        let extra = match A::VERSION {
+            4 => (6, vec![1; 40]),
+            _ => (60, [[60, 0, 1, 4, 0, 0, 0, 0], [6, 0, 1, 4, 0, 0, 0, 0]].concat()),
+        };
+        let with_extra = |spec: Spec<A>| Spec { extra: extra.clone(), ..spec };
+        for spec in [
+            Spec::<A>::syn(LINUX),
+            valid_ack(EPOCH, true),
+            valid_ack(EPOCH, false),
+            with_extra(Spec::syn(LINUX)),
+            with_extra(valid_ack(EPOCH, true)),
+        ] {
             for tags in TAGS {
                 let spec = Spec { tags: tags.to_vec(), ..spec.clone() };
                 let whole = spec.frame();
@@ -127,9 +139,10 @@ impl Table {
                     // Nobody can tell where it goes before the destination port.
                     let reason = (len >= spec.l4() + 4).then_some(Reason::Truncated);
                     let name = format!(
-                        "IPv{} flags {:#04x}, {} bytes of options and {} tags, cut to {len}",
+                        "IPv{} flags {:#04x}, {} + {} bytes of options and {} tags, cut to {len}",
                         A::VERSION,
                         spec.flags,
+                        spec.extra.1.len(),
                         spec.options.len(),
                         tags.len()
                     );

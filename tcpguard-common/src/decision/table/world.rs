@@ -37,6 +37,9 @@ pub(crate) const ADVERTISED: Advertised =
 pub(crate) const PORT: u16 = 80;
 pub(crate) const PORT_ANYWHERE: u16 = 443;
 pub(crate) const PORT_OFF: u16 = 8080;
+/// Ports that are protected on any address and off on one, and the other way round.
+pub(crate) const PORT_OFF_HERE: u16 = 1443;
+pub(crate) const PORT_ONLY_HERE: u16 = 1444;
 
 /// Budgets that are kept, but that no test uses up by accident.
 pub(crate) const LIMITS: Limits = Limits {
@@ -189,13 +192,21 @@ impl World {
             counted: RefCell::default(),
         };
         world.guard_hidden_ports(true);
-        for (port, mode) in [(PORT, MODE_COOKIE), (PORT_ANYWHERE, MODE_COOKIE), (PORT_OFF, MODE_OFF)] {
+        for (port, here, anywhere) in [
+            (PORT, Some(MODE_COOKIE), None),
+            (PORT_ANYWHERE, None, Some(MODE_COOKIE)),
+            (PORT_OFF, Some(MODE_OFF), None),
+            (PORT_OFF_HERE, Some(MODE_OFF), Some(MODE_COOKIE)),
+            (PORT_ONLY_HERE, Some(MODE_COOKIE), Some(MODE_OFF)),
+        ] {
             world.ports[usize::from(port) / 64] |= 1 << (port % 64);
-            let (id, anywhere) = (u32::from(port), port == PORT_ANYWHERE);
-            let v4 = if anywhere { V4([0; 4]) } else { V4::GUARDED };
-            let v6 = if anywhere { V6([0; 16]) } else { V6::GUARDED };
-            world.services_v4.insert(ServiceKey::new(v4, port.to_be_bytes()), Service { id, mode });
-            world.services_v6.insert(ServiceKey::new(v6, port.to_be_bytes()), Service { id, mode });
+            let addresses = [(here, V4::GUARDED, V6::GUARDED), (anywhere, V4([0; 4]), V6([0; 16]))];
+            for (mode, v4, v6) in addresses {
+                let Some(mode) = mode else { continue };
+                let service = Service { id: u32::from(port), mode };
+                world.services_v4.insert(ServiceKey::new(v4, port.to_be_bytes()), service);
+                world.services_v6.insert(ServiceKey::new(v6, port.to_be_bytes()), service);
+            }
         }
         world
     }
