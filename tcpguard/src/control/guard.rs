@@ -295,6 +295,7 @@ impl Started {
         applications: &Applications,
         bind: impl FnOnce() -> Result<Server, ServerError>,
     ) -> Result<Self, DaemonError> {
+        dataplane.hold(&service_entries(config), on_exit(config))?;
         let attached = attach(dataplane, config)?;
         let server = bind()?;
         let services = service_specs(config, applications).collect();
@@ -353,10 +354,7 @@ impl Prepared {
             generation: previous.map_or(0, |previous| previous.settings.generation).wrapping_add(1).max(1),
             stale_after: STALE_AFTER.as_nanos() as u64,
             queues: attached.iter().map(|attached| attached.queues).max().unwrap_or(1),
-            on_exit: match config.on_daemon_exit {
-                OnDaemonExit::Pass => ON_EXIT_PASS,
-                OnDaemonExit::Drop => ON_EXIT_DROP,
-            },
+            on_exit: on_exit(config),
             hash_key: match previous {
                 Some(previous) if previous.settings.hash_key != [0; 2] => previous.settings.hash_key,
                 _ => [random()?, random()?],
@@ -484,6 +482,13 @@ fn advertised(attached: &[Attached], links: &[LinkFacts]) -> Advertised {
         mss_v6: mss(HEADERS_V6),
         window: WINDOW,
         window_scale: WINDOW_SCALE,
+    }
+}
+
+fn on_exit(config: &Config) -> u32 {
+    match config.on_daemon_exit {
+        OnDaemonExit::Pass => ON_EXIT_PASS,
+        OnDaemonExit::Drop => ON_EXIT_DROP,
     }
 }
 

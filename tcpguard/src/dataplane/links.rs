@@ -165,6 +165,12 @@ fn attach_again(
         .map_err(|source| DataplaneError::Restore { name: name.to_owned(), source })
 }
 
+/// Whether a previous daemon's program is on the interface, in either mode.
+pub(super) fn is_linked(pins: &PinDir, ifindex: u32) -> bool {
+    let modes = [AttachMode::Native, AttachMode::Generic];
+    modes.into_iter().any(|mode| live_link(&link_pin(pins, ifindex, mode), ifindex).is_some())
+}
+
 /// The link pinned at `pin`, if it still holds that interface.
 fn live_link(pin: &Path, ifindex: u32) -> Option<OwnedFd> {
     let link = bpf::get(pin).ok()?;

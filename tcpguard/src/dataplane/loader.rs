@@ -10,7 +10,7 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use tcpguard_common::map::{
     ABI_VERSION, DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, Interface, MAX_INTERFACES, MAX_QUEUES, Settings,
-    name,
+    name, xsk_index,
 };
 
 use super::bpf;
@@ -33,6 +33,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 const PROGRAM: &str = "tcpguard";
 /// The global that tells an instance which interface slot is its own.
 const SLOT: &str = "SLOT";
+/// How long an interface that was taken over with new maps stays closed at most, should the start neither end nor be undone.
+const HOLD: Duration = Duration::from_secs(30);
+
 /// How [`Dataplane::load`] goes about it.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -157,8 +160,24 @@ impl Dataplane {
         self.previous.as_ref()
     }
 
+    /// Makes XDP close `services` on interfaces that are taken over from a previous daemon of another ABI, from the moment
+    /// that [`Self::attach`] replaces its program until [`Self::write_settings`]: as if the daemon had just died. Otherwise
+    /// the host would answer meanwhile. Nothing where maps were taken over, too: those say what holds.
+    ///
+    /// # Errors
+    ///
+    /// `TooManyServices`, or a failed map access.
+    pub fn hold(&self, services: &[ServiceEntry], on_exit: u32) -> Result<(), DataplaneError> {
+        if self.previous.is_some() {
+            return Ok(());
+        }
+        self.maps.set_services(services)?;
+        let exit_grace = HOLD.as_nanos() as u64;
+        self.maps.write_settings(&Settings { abi: ABI_VERSION, exit_grace, on_exit, ..Settings::default() })
+    }
+
     /// Puts the program on an interface, in place of a previous daemon's if there is one. A new attachment is not armed:
-    /// nothing is guarded before [`Self::arm`].
+    /// nothing is guarded before [`Self::arm`]. One that is taken over is guarded throughout, see [`Self::hold`].
     ///
     /// # Errors
     ///
@@ -174,8 +193,12 @@ impl Dataplane {
         let (slot, before) = self.choose_slot(facts.ifindex)?;
         let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
         let program = load_program(&mut ebpf, &facts.name)?;
-        let interface =
-            Interface { mac: facts.link.mac, armed: before.armed, queues, ifindex: facts.ifindex };
+        let held = self.previous.is_none() && links::is_linked(&self.pins, facts.ifindex);
+        let armed = if held { 1 } else { before.armed };
+        let interface = Interface { mac: facts.link.mac, armed, queues, ifindex: facts.ifindex };
+        let engines = (0..queues).filter_map(|queue| self.heartbeat(xsk_index(slot, queue)));
+        // What the grace of a daemon that says no more counts from.
+        engines.filter(|_| held).for_each(|heartbeat| heartbeat.beat(monotonic_ns(), false));
         self.maps.write_interface(slot, &interface)?;
         let linked = match links::link(&self.pins, program, &facts, spec.mode) {
             Ok(linked) => linked,

@@ -1,14 +1,19 @@
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
-use tcpguard_common::flow::AnyFlowKey;
-use tcpguard_common::map::{ABI_VERSION, EpochSlot, Flow, Interface, Settings};
+use tcpguard_common::flow::{AnyFlowKey, V4};
+use tcpguard_common::map::{ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, ON_EXIT_PASS, Settings};
+use tcpguard_common::packet::build::{Headers, Link};
+use tcpguard_common::packet::{Buffer, Flags, Options};
+use tcpguard_common::reason::Reason;
+use tcpguard_common::seq::Seq;
 
 use super::{Sandbox, attach_foreign, bpf, chain, contents, ifindex, ip, pass_program, with_veth};
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pins::PinDir;
 use crate::dataplane::{
-    AttachMode, Attached, Dataplane, DataplaneError, InterfaceSpec, LoadOptions, SocketConfig, SocketError,
-    XskSocket,
+    AttachMode, Attached, Dataplane, DataplaneError, InterfaceSpec, LoadOptions, ServiceEntry, SocketConfig,
+    SocketError, XskSocket,
 };
 
 fn native(name: &str) -> InterfaceSpec {
@@ -124,6 +129,72 @@ fn pins_of_another_version_are_replaced_and_the_link_is_kept() {
         newer.detach().unwrap();
         assert!(!sandbox.options.pin_dir.exists());
     });
+}
+
+/// The reasons that XDP counted, and how often.
+fn counted(dataplane: &Dataplane) -> Vec<(Reason, u64)> {
+    let counters = dataplane.counters().unwrap();
+    let counts = Reason::ALL.iter().map(|&reason| (reason, counters.total(reason)));
+    counts.filter(|&(_, count)| count > 0).collect()
+}
+
+#[test]
+fn an_upgrade_to_another_version_drops_segments_to_services_until_it_is_armed() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let (old, _) = guard(&sandbox.options);
+        old.write_settings(&Settings { abi: ABI_VERSION + 1, ..Settings::default() }).unwrap();
+        old.leave();
+        let mut new = Dataplane::load(&sandbox.options).unwrap();
+        let addr = "10.0.0.1".parse().unwrap();
+        let services = [ServiceEntry { addr, port: 80, id: 0, mode: MODE_COOKIE }];
+        new.hold(&services, ON_EXIT_PASS).unwrap();
+        let attached = new.attach(&native("tgd-a")).unwrap();
+        assert!(attached.taken_over && new.previous().is_none());
+
+        let mut sender = XskSocket::open(ifindex("tgd-b"), 0, &SocketConfig::for_mtu(1500)).unwrap();
+        let mut frames = [81, 80].map(|port: u16| syn(attached.link.mac, port)).into_iter();
+        sender.transmit(|memory| {
+            let frame = frames.next()?;
+            memory[..frame.len()].copy_from_slice(&frame);
+            Some(frame.len())
+        });
+        sender.kick().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while counted(&new).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(counted(&new), [(Reason::Grace, 1)]);
+        new.detach().unwrap();
+
+        // A first start closes nothing.
+        let mut first = Dataplane::load(&sandbox.options).unwrap();
+        first.hold(&services, ON_EXIT_PASS).unwrap();
+        let attached = first.attach(&native("tgd-a")).unwrap();
+        assert_eq!(first.maps.read_interface(attached.slot).unwrap().armed, 0);
+        first.detach().unwrap();
+    });
+}
+
+/// A SYN to a port of the near end's host.
+fn syn(dst: [u8; 6], port: u16) -> Vec<u8> {
+    let headers = Headers {
+        link: Link { dst, src: [2, 0, 0, 0, 0, 9], ..Link::default() },
+        src: V4([10, 0, 0, 2]),
+        dst: V4([10, 0, 0, 1]),
+        ecn: 0,
+        src_port: [200, 0],
+        dst_port: port.to_be_bytes(),
+        seq: Seq(1),
+        ack: Seq(0),
+        flags: Flags::SYN,
+        window: 1,
+        options: Options::default(),
+    };
+    let mut frame = vec![0; headers.len()];
+    let len = frame.len();
+    headers.write(&mut Buffer::new(&mut frame, len), 0, 0).unwrap();
+    frame
 }
 
 #[test]
