@@ -112,6 +112,12 @@ impl FlowTable {
         Ok(())
     }
 
+    /// Enters the flow under `key`, which is in the table, into the front of it, if it is not there: it may have come in
+    /// after another flow of the same key was removed and before that was struck out.
+    pub fn show(&self, key: &AnyFlowKey) {
+        self.front.enter(key);
+    }
+
     /// A walk over all flows, in slices.
     pub fn scan(&self) -> FlowScan {
         FlowScan { table: self.clone(), v4: Walk::new(), v6: Walk::new(), in_v6: false }

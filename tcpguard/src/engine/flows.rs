@@ -55,8 +55,12 @@ pub trait SharedTables {
     /// When the table could not be read. The next call goes on from there.
     fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool>;
 
-    /// XDP hands segments of `key` over even without an entry, from now on.
-    fn set_fingerprint(&self, key: &AnyFlowKey);
+    /// Makes sure that XDP sees at first glance that `key` has an entry, which it has.
+    fn show(&self, key: &AnyFlowKey);
+
+    /// XDP hands segments of `key` over even without an entry, from now on. Returns whether another flow had to make way:
+    /// its late segments are dropped.
+    fn set_fingerprint(&self, key: &AnyFlowKey) -> bool;
     /// It no longer does.
     fn clear_fingerprint(&self, key: &AnyFlowKey);
     /// Whether it does.
@@ -94,6 +98,8 @@ counters! {
         refused = "refused";
         /// Entries of an earlier daemon removed.
         old_generation = "old-generation";
+        /// TIME_WAIT fingerprints that gave way to others: late segments of those flows are dropped.
+        fingerprints_displaced = "fingerprints-displaced";
         /// Slices of the table that could not be read.
         scan_errors = "scan-errors";
     }
@@ -192,7 +198,9 @@ impl<T: SharedTables> Ownership<T> {
 
     /// The connection went to TIME_WAIT. The fingerprint comes first: XDP must know the flow by one or the other.
     pub(crate) fn time_wait(&mut self, now: Instant, key: AnyFlowKey) {
-        self.tables.set_fingerprint(&key);
+        if self.tables.set_fingerprint(&key) {
+            self.counters.fingerprints_displaced += 1;
+        }
         self.released(now, key);
     }
 
@@ -344,6 +352,8 @@ impl<T: SharedTables> Ownership<T> {
                     }
                 }
                 Claim::Mine(flow) if Instant(flow.created) + UNADOPTED_AFTER <= now => {
+                    // XDP may have made it while the batch that removed its predecessor was struck out.
+                    self.tables.show(&key);
                     let swept = offer(Offer::Adopt, key, &flow);
                     self.account(now, key, swept);
                 }
@@ -467,9 +477,13 @@ impl SharedTables for KernelTables {
         self.scan.next_slice(|key, flow| found.push((key, *flow)))
     }
 
-    fn set_fingerprint(&self, key: &AnyFlowKey) {
+    fn show(&self, key: &AnyFlowKey) {
+        self.flows.show(key);
+    }
+
+    fn set_fingerprint(&self, key: &AnyFlowKey) -> bool {
         let (bucket, word) = self.place(key);
-        self.fingerprints.set(bucket, word);
+        self.fingerprints.set(bucket, word)
     }
 
     fn clear_fingerprint(&self, key: &AnyFlowKey) {

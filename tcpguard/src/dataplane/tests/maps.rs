@@ -186,6 +186,13 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
             assert_eq!(presence(&key), Presence::Unknown);
         }
         let first = flow_key(1, false);
+        table.insert(&first, &flow(1)).unwrap();
+        front.update(&place(&first).bucket, &Bucket::default(), bpf::ANY).unwrap();
+        for _ in 0..2 {
+            table.show(&first);
+            assert_eq!(presence(&first), Presence::Known, "entered again");
+        }
+        table.remove(&first).unwrap();
         let strangers = [0; ROOM].map(|_| 1 << 63);
         let full = Bucket { words: strangers, crowded: 0 };
         front.update(&place(&first).bucket, &full, bpf::ANY).unwrap();

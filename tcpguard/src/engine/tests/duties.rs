@@ -333,6 +333,34 @@ fn an_engine_that_cannot_read_the_flow_table_goes_on_asking_for_old_entries() {
     assert_eq!(sweep(80), (false, 2), "there is none");
 }
 
+/// XDP may make an entry just before its predecessor, removed by then, is struck out in front of the table.
+#[test]
+fn a_sweep_shows_xdp_the_entries_of_its_engine_and_no_others() {
+    let world = World::new(2);
+    let start = now();
+    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
+        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
+    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
+    old.insert(start, key(5000), &origin);
+    mine.insert(start, key(5001), &origin);
+    other.insert(start, key(5002), &origin);
+    mine.sweep(start + Duration::from_secs(2), |_| false, |_, _, _| Swept::Known);
+    assert_eq!(*world.shown.borrow(), [key(5001)].into());
+}
+
+#[test]
+fn a_fingerprint_that_takes_another_one_s_place_is_counted() {
+    let world = World::new(1);
+    let mut flows = Ownership::new(world.tables(), 0, 1, now());
+    flows.time_wait(now(), key(5000));
+    flows.time_wait(now(), key(5000));
+    assert_eq!(flows.counters.fingerprints_displaced, 0);
+    let words = world.fingerprints.borrow().clone();
+    words.into_keys().for_each(|bucket| world.fingerprints.borrow_mut().entry(bucket).or_default()[0] ^= 1);
+    flows.time_wait(now(), key(5000));
+    assert_eq!(flows.counters.fingerprints_displaced, 1);
+}
+
 #[test]
 fn segments_of_a_dead_daemons_flow_cause_few_resets() {
     let world = World::new(1);

@@ -2,7 +2,7 @@
 //! memory. Frames can be lost and steered to any of the guarded host's engines.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -89,6 +89,8 @@ pub(crate) struct World {
     pub(crate) forget: Cell<u32>,
     /// Whether the flow table can only be asked for single entries.
     pub(crate) unreadable: Cell<bool>,
+    /// Flows that XDP was made to see at first glance.
+    pub(crate) shown: RefCell<HashSet<AnyFlowKey>>,
 }
 
 const HASH_KEY: [u64; 2] = [11, 12];
@@ -136,6 +138,7 @@ impl World {
             lose_sent: Cell::new(0),
             forget: Cell::new(0),
             unreadable: Cell::new(false),
+            shown: RefCell::default(),
         })
     }
 
@@ -375,9 +378,15 @@ impl SharedTables for MemoryTables {
         Ok(false)
     }
 
-    fn set_fingerprint(&self, key: &AnyFlowKey) {
+    fn show(&self, key: &AnyFlowKey) {
+        self.world.shown.borrow_mut().insert(*key);
+    }
+
+    fn set_fingerprint(&self, key: &AnyFlowKey) -> bool {
         let (bucket, word) = place(key);
-        self.world.fingerprints.borrow_mut().entry(bucket).or_default()[0] = word;
+        let before =
+            std::mem::replace(&mut self.world.fingerprints.borrow_mut().entry(bucket).or_default()[0], word);
+        before != 0 && before != word
     }
 
     fn clear_fingerprint(&self, key: &AnyFlowKey) {
@@ -415,7 +424,11 @@ impl SharedTables for NoTables {
         Ok(false)
     }
 
-    fn set_fingerprint(&self, _: &AnyFlowKey) {}
+    fn show(&self, _: &AnyFlowKey) {}
+
+    fn set_fingerprint(&self, _: &AnyFlowKey) -> bool {
+        false
+    }
 
     fn clear_fingerprint(&self, _: &AnyFlowKey) {}
 
