@@ -91,7 +91,8 @@ reasons! {
     ReplyBudgetVerified = "reply-budget-verified", Dropped;
     /// SYN whose TCP checksum is wrong.
     SynBadChecksum = "syn-bad-checksum", Dropped;
-    /// SYN that could not be answered: no valid cookie key, longer than 4096 bytes, or no room in the frame.
+    /// SYN that could not be answered: no valid cookie key (a daemon that drains its connections has none), longer than
+    /// 4096 bytes, or no room in the frame.
     SynUnanswerable = "syn-unanswerable", Dropped;
     /// Frame shorter than its IP length field says.
     Truncated = "truncated", Dropped;
@@ -110,8 +111,8 @@ reasons! {
     HeaderChain = "header-chain", Dropped;
     /// Flag combination that no TCP sends: none at all, SYN with FIN, or SYN with RST.
     BadFlags = "bad-flags", Dropped;
-    /// Source address that cannot be: multicast, broadcast, unspecified, loopback, or the destination itself; or
-    /// a group as the link-layer source.
+    /// Source address that cannot be: multicast, 255.255.255.255, unspecified, loopback, or the destination itself; or
+    /// a group as the link-layer source. The broadcast addresses of subnets are not known.
     BadSource = "bad-source", Dropped;
     /// Destination address that no TCP connection has: multicast, broadcast, unspecified or loopback.
     BadDestination = "bad-destination", Dropped;

@@ -3,10 +3,15 @@
 
 use crate::packet::Family;
 
+// Which values are worth an entry follows from what SYNs were measured to announce: S. Alcock and R. Nelson, "An Analysis
+// of TCP Maximum Segment Sizes" (2011), after which Linux chose its table (net/ipv4/syncookies.c). Over IPv4 they saw 1460
+// most, in 30 to 46 % of SYNs; 1300 to 1349 in 15 to 20 %; 537 to 1299 in less than 1.5 %, less than 536 in 0.2 %, more than
+// 1460 in 0.04 %. So most entries lie from 1300 to 1460, where a path with one more header is told from another, and none
+// above, although the interface may carry more.
+
 /// IPv4, three bits. 536 is what no option means (RFC 9293 §3.7.1); 1220 is IPv6's minimum, which tunnels clamp
 /// to; 1300 and 1360 cover VPNs (WireGuard over mobile networks, IPsec, 1400-byte overlays); 1400 common clamps
-/// (1440-byte MTU); 1436 GRE over Ethernet; 1452 PPPoE; 1460 Ethernet. Larger ones gain nothing: the guarded
-/// interface has no jumbo frames.
+/// (1440-byte MTU); 1436 GRE over Ethernet; 1452 PPPoE; 1460 Ethernet.
 const STAMPED_V4: [u16; 8] = [536, 1220, 1300, 1360, 1400, 1436, 1452, 1460];
 /// IPv6, three bits. 1220 is both the default and the least a path can have (RFC 8200 §5); the others as over
 /// IPv4, less the 20 bytes the header is longer; 1420 is a 6in4 tunnel.

@@ -8,6 +8,7 @@ use crate::flow::{FlowKey, V4, V6};
 use crate::map::{FLOW_TIMESTAMPS, Flow};
 use crate::packet::{Buffer, Frame, FrameMut};
 use crate::reason::Reason;
+use crate::sketch::Rate;
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::vec;
@@ -117,6 +118,29 @@ fn a_heartbeat_goes_stale_and_its_grace_ends_to_the_nanosecond() {
         run(&world, &Spec::<V4>::syn(LINUX).frame());
         assert_eq!(*world.counted.borrow(), [reason], "stale after {stale_after}, grace {exit_grace}");
     }
+}
+
+fn both_budgets_are_spent_on_a_verified_address<A: Place>() {
+    let mut world = World::new();
+    world.settings.limits.replies = Rate::new(10, 7, 1);
+    world.settings.limits.verified_replies = Rate::new(10, 5, 1);
+    world.verify(A::CLIENT, world.now);
+    for _ in 0..2 {
+        for _ in 0..100 {
+            run(&world, &Spec::<A>::syn(LINUX).frame());
+        }
+        let counted = world.counted.take();
+        let count = |reason| counted.iter().filter(|&&counted| counted == reason).count();
+        assert_eq!((count(Reason::CookieSent), count(Reason::ReplyBudgetVerified)), (12, 88));
+        world.now += 1_000_000_000;
+    }
+}
+
+/// That is the most that a victim hears: each of the rates, by who spoofs just that address.
+#[test]
+fn a_prefix_is_sent_both_rates_where_a_verified_address_is_spoofed() {
+    both_budgets_are_spent_on_a_verified_address::<V4>();
+    both_budgets_are_spent_on_a_verified_address::<V6>();
 }
 
 /// As native XDP has it without multi-buffer support; longer frames only the host can have.

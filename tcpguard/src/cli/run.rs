@@ -43,7 +43,8 @@ pub(super) struct Args {
     /// Set a tunable (`tcpguard tune --help`); may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
-    /// Master secret of the cookie keys, shared by machines that stand in for each other
+    /// Master secret of the cookie keys, shared by machines that stand in for each other; those need one cookie-period, one
+    /// MTU, and clocks that differ by less than half a period
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Group that may use the control socket

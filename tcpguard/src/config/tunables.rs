@@ -212,14 +212,15 @@ tunables! {
     /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
     exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;
     /// SYN-ACKs a second that the addresses of one prefix are sent together, whoever asks for them: the most that a
-    /// spoofed victim hears of an attack, some 3 MB/s of SYN-ACKs by default. 0 is no limit. Shared out among receive
-    /// queues.
+    /// spoofed victim hears of an attack, some 3 MB/s of SYN-ACKs by default, but for verified-reply-rate. 0 is no limit.
+    /// Shared out among receive queues.
     reply_rate: u32 = "reply-rate", 50_000, 0 => 100_000_000;
     /// SYN-ACKs that a prefix (and its verified addresses once more) may be sent at once after a pause. At least what
     /// the rates allow in a clock tick of 10ms.
     reply_burst: u32 = "reply-burst", 50_000, 1 => 100_000_000;
     /// SYN-ACKs a second, beyond reply-rate, for those addresses of a prefix that completed a handshake within
-    /// verified-time: clients that were here keep coming in while somebody spoofs their neighbours. 0 is no limit.
+    /// verified-time: clients that were here keep coming in while somebody spoofs their neighbours. Whoever spoofs just
+    /// such an address has its prefix sent both rates together. 0 is no limit.
     verified_reply_rate: u32 = "verified-reply-rate", 50_000, 0 => 100_000_000;
     /// How long after its last handshake an address (IPv6: /64) counts as verified. Half a million of them are
     /// remembered, in 4 MB.
