@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::raw::{RawPort, linux_options};
-use support::{Guarded, PORT, assert_same, wait_for};
-use xtask::lab::{FloodSpec, Received};
+use support::raw::{Outgoing, RawPort, linux_options};
+use support::{Guarded, PORT, assert_same, lab_object, wait_for};
+use tcpguard_common::flow::V6;
+use tcpguard_common::packet::Flags;
+use xtask::lab::{FloodSpec, LabConfig, Received};
 
 /// SYN-ACKs a second, and at once, that a prefix may be sent in these tests: far below every flood.
 const RATE: u32 = 500;
@@ -166,4 +168,57 @@ fn a_real_connection_that_floods_its_own_tuple_takes_nothing_from_others() {
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1, "the flooder itself is only held back");
+}
+
+/// SYNs, and those of them that are answered at once.
+const SYNS: u16 = 1000;
+const BURST: u16 = 20;
+
+/// How many of [`SYNS`] frames are answered where a prefix is sent [`BURST`] SYN-ACKs at once, and one a second; and how
+/// many may be.
+fn answered(guarded: &Guarded, raw: &RawPort, syn: impl Fn(u16) -> Vec<u8>) -> (u64, u64) {
+    guarded.tune("reply-rate", "1");
+    guarded.tune("reply-burst", &BURST.to_string());
+    let (before, start) = (guarded.reasons(), Instant::now());
+    (0..SYNS).for_each(|index| raw.send(&syn(index)));
+    let counted = |reason: &str| guarded.reason(reason) - before[reason];
+    wait_for("every SYN to be counted", Duration::from_secs(20), || {
+        counted("cookie-sent") + counted("reply-budget") == u64::from(SYNS)
+    });
+    (counted("cookie-sent"), u64::from(BURST) + start.elapsed().as_secs() + 1)
+}
+
+#[test]
+fn receive_queues_share_the_budget_of_a_prefix() {
+    let guarded = Guarded::up(LabConfig { queues: 2, ..LabConfig::new(lab_object()) }, &[]);
+    guarded.tune("verified-reply-rate", "1");
+    let raw = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 99));
+    // The kernel chooses a queue by the ports.
+    let syn = |index| raw.frame(20_000 + index, PORT, &Outgoing { flags: Flags::SYN, ..Outgoing::default() });
+    let (answered, allowed) = answered(&guarded, &raw, syn);
+    assert!((u64::from(BURST)..=allowed).contains(&answered), "{answered}, not {BURST} to {allowed}");
+}
+
+#[test]
+fn an_ipv6_prefix_hears_no_more_than_its_budget_and_its_neighbour_is_answered() {
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", "[fd77::1]:80=respond:discard"]);
+    guarded.tune("verified-reply-rate", "1");
+    let raw = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 99));
+    let syn = |site: [u8; 2], host: u16| {
+        let mut src = [0; 16];
+        (src[0], src[6], src[7]) = (0x20, site[0], site[1]);
+        src[14..].copy_from_slice(&host.to_be_bytes());
+        let mut dst = [0; 16];
+        (dst[0], dst[1], dst[15]) = (0xfd, 0x77, 1);
+        raw.between(V6(src), V6(dst), 20_000, PORT, &Outgoing { flags: Flags::SYN, ..Outgoing::default() })
+    };
+    // The eighth byte is beyond a /56.
+    let (answered, allowed) = answered(&guarded, &raw, |index| syn([1, index as u8], index));
+    assert!((u64::from(BURST)..=allowed).contains(&answered), "{answered}, not {BURST} to {allowed}");
+    let before = guarded.reason("reply-budget");
+    (0..BURST).for_each(|host| raw.send(&syn([2, 0], host)));
+    wait_for("the neighbours' answers", Duration::from_secs(20), || {
+        guarded.reason("cookie-sent") == answered + u64::from(BURST)
+    });
+    assert_eq!(guarded.reason("reply-budget"), before);
 }

@@ -5,11 +5,11 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::raw::{Outgoing, RawPort, linux_options};
-use support::{Guarded, PORT, wait_for};
+use support::raw::{Handshake, Outgoing, RawPort, linux_options};
+use support::{Guarded, PORT, lab_object, wait_for};
 use tcpguard_common::packet::{Flags, Options};
 use tcpguard_common::seq::Seq;
-use xtask::lab::FloodSpec;
+use xtask::lab::{FloodSpec, LabConfig};
 
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
 const CLIENT: [u8; 4] = [10, 77, 0, 99];
@@ -240,4 +240,97 @@ fn a_captured_cookie_is_explained_by_the_live_keys() {
     }
     let mixed = guarded.cli(&["cookie", "decode", &client, "[2001:db8::1]:80", "--seq", "1", "--ack", "2"]);
     assert_eq!(mixed.status.code(), Some(2));
+}
+
+/// Whether a request that acknowledges the SYN-ACK is answered.
+fn is_served(raw: &RawPort, handshake: &Handshake) -> bool {
+    raw.send(&raw.frame(handshake.port, PORT, &handshake.ack(REQUEST)));
+    std::iter::from_fn(|| raw.receive(PORT, handshake.port, Duration::from_secs(2)))
+        .any(|(segment, _)| !segment.payload.is_empty())
+}
+
+/// One handshake of each layout, but for the last ACK.
+fn half_handshakes(raw: &RawPort) -> [Handshake; 2] {
+    let bare = Options { timestamps: None, ..linux_options() };
+    [(50_030, linux_options()), (50_031, bare)]
+        .map(|(port, options)| raw.syn(port, PORT, 5, options).expect("a SYN-ACK"))
+}
+
+#[test]
+fn a_handshake_that_a_killed_daemon_began_ends_at_its_successor() {
+    let (mut guarded, raw) = guarded_with_hello();
+    let begun = half_handshakes(&raw);
+    guarded.take_daemon().kill().expect("killing the daemon");
+    guarded.start_daemon();
+    assert!(begun.iter().all(|handshake| is_served(&raw, handshake)), "the keys were not taken over");
+}
+
+#[test]
+fn a_handshake_outlives_a_clean_restart_only_where_both_daemons_have_one_secret_file() {
+    let (mut guarded, raw) = guarded_with_hello();
+    let secret = guarded.lab.dir().join("secret").display().to_string();
+    for shared in [false, true] {
+        if shared {
+            guarded.take_daemon().stop(SOON).expect("the daemon ends");
+            guarded.extra = vec!["--secret-file".to_owned(), secret.clone()];
+            guarded.start_daemon();
+        }
+        let begun = half_handshakes(&raw);
+        guarded.take_daemon().stop(SOON).expect("the daemon ends");
+        guarded.start_daemon();
+        for handshake in &begun {
+            assert_eq!(is_served(&raw, handshake), shared, "a secret file: {shared}");
+        }
+    }
+}
+
+#[test]
+fn a_flow_in_a_vlan_is_answered_served_closed_and_probed_in_it() {
+    let (mut guarded, raw) = guarded_with_hello();
+    // Whatever `raw` receives for its flows carries this tag.
+    let raw = raw.tagged([0x81, 0, 0x60, 5]);
+    for (port, options) in
+        [(50_040, linux_options()), (50_041, Options { timestamps: None, ..linux_options() })]
+    {
+        whole_request(&raw, port, options);
+    }
+    let open = raw.syn(50_042, PORT, 5, linux_options()).expect("a SYN-ACK");
+    raw.send(&raw.frame(open.port, PORT, &open.ack(b"GET /hello HTTP/1.1\r\n")));
+    wait_for("the flow", SOON, || !guarded.flows(Some("ESTABLISHED")).is_empty());
+    guarded.take_daemon().kill().expect("killing the daemon");
+    while raw.receive(PORT, open.port, SHORT).is_some() {}
+    guarded.start_daemon();
+    let (probe, _) = raw.receive(PORT, open.port, SOON).expect("a probe");
+    assert_eq!(probe.tcp.flags, Flags::ACK);
+}
+
+#[test]
+fn a_full_flow_map_resets_newcomers_until_a_flow_ends() {
+    const FLOWS: u16 = 1024;
+    const DISCARD: u16 = 9;
+    let arguments = ["--max-flows", "1024", "--protect", "10.77.0.1:9=respond:discard"];
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &arguments);
+    let raw = RawPort::open(&guarded.lab, CLIENT.into());
+    let open = |port: u16| {
+        let handshake = raw.syn(port, DISCARD, 5, linux_options()).expect("a SYN-ACK");
+        raw.send(&raw.frame(port, DISCARD, &handshake.ack(b"x")));
+        let (answer, _) = raw.receive(DISCARD, port, SOON).expect("an answer");
+        (handshake, answer)
+    };
+    let flows: Vec<_> = (0..FLOWS).map(|index| open(20_000 + index)).collect();
+    assert!(flows.iter().all(|(_, answer)| answer.tcp.flags == Flags::ACK));
+    let (handshake, reset) = open(30_000);
+    assert_eq!((reset.tcp.flags, reset.tcp.seq), (Flags::RST, handshake.syn_ack.tcp.seq + 1));
+    assert_eq!(guarded.reason("flow-map-full"), 1);
+
+    let (first, _) = &flows[0];
+    let (seq, options) = (first.next + 1, first.options());
+    raw.send(&raw.frame(
+        first.port,
+        DISCARD,
+        &Outgoing { seq, flags: Flags::RST, options, ..Outgoing::default() },
+    ));
+    wait_for("room", SOON, || {
+        open(30_001 + (guarded.reason("flow-map-full") as u16)).1.tcp.flags == Flags::ACK
+    });
 }

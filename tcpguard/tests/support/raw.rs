@@ -1,14 +1,16 @@
 //! A TCP peer made of single frames: for what no well-behaved kernel would send. It keeps no state but what one
 //! handshake leaves behind, and its address belongs to no kernel, so nobody else answers for it.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
+use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, MaybeUninitSlice, MsgHdrMut, SockAddr, SockAddrStorage, Socket, Type};
 use tcpguard_common::flow::V4;
 use tcpguard_common::packet::build::{Headers, Link};
-use tcpguard_common::packet::{self, AnySegment, Buffer, Family, Flags, Options, Segment, checksum};
+use tcpguard_common::packet::{self, AnySegment, Buffer, Family, Flags, Options, Segment, Vlan, checksum};
 use tcpguard_common::seq::Seq;
 use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, Lab};
 
@@ -32,6 +34,12 @@ impl RawPort {
         Self { socket, link, addr }
     }
 
+    /// The same port in a VLAN: what it sends carries this tag, and so must all that it receives.
+    pub fn tagged(mut self, tag: [u8; 4]) -> Self {
+        self.link.vlan = Vlan { count: 1, tags: [tag, [0; 4]] };
+        self
+    }
+
     /// Sends a frame as it is.
     pub fn send(&self, frame: &[u8]) {
         (&self.socket).write_all(frame).expect("sending a frame");
@@ -47,19 +55,40 @@ impl RawPort {
         let deadline = Instant::now() + limit;
         let mut buffer = vec![0; 65536];
         while Instant::now() < deadline {
-            let Ok(len) = (&self.socket).read(&mut buffer) else { continue };
-            let frame = &buffer[..len];
-            let Ok(AnySegment::V4(segment)) = packet::parse(frame) else { continue };
+            let Some(frame) = self.read(&mut buffer) else { continue };
+            let Ok(AnySegment::V4(segment)) = packet::parse(&frame[..]) else { continue };
             if segment.ip.src == V4(GUARD_ADDRESS.octets())
                 && segment.ip.dst == V4(self.addr.octets())
                 && segment.tcp.src_port == src_port.to_be_bytes()
                 && segment.tcp.dst_port == dst_port.to_be_bytes()
             {
-                assert!(segment.checksum_ok(frame), "a segment with a wrong checksum: {segment:?}");
-                return Some((segment, frame.to_vec()));
+                assert!(segment.checksum_ok(&frame), "a segment with a wrong checksum: {segment:?}");
+                assert_eq!(segment.ethernet.vlan, self.link.vlan, "another VLAN's tag: {segment:?}");
+                return Some((segment, frame));
             }
         }
         None
+    }
+
+    /// The next frame as it was on the wire: the kernel takes its VLAN tag out, and tells it apart.
+    fn read(&self, buffer: &mut [u8]) -> Option<Vec<u8>> {
+        /// `struct cmsghdr`, then `struct tpacket_auxdata`.
+        const LEN: usize = 16 + 20;
+        const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
+        let mut control = [MaybeUninit::uninit(); LEN + 4];
+        let mut parts = [MaybeUninitSlice::new(uninit(buffer))];
+        let mut message = MsgHdrMut::new().with_buffers(&mut parts).with_control(&mut control);
+        let len = self.socket.recvmsg(&mut message, 0).ok()?;
+        assert!(message.control_len() >= LEN, "no auxiliary data");
+        // SAFETY: the kernel has written that much.
+        let control: &[u8] = unsafe { std::slice::from_raw_parts(control.as_ptr().cast(), LEN) };
+        let mut frame = buffer[..len].to_vec();
+        let status = u32::from_ne_bytes(control[16..20].try_into().expect("four bytes"));
+        if status & TP_STATUS_VLAN_VALID != 0 {
+            let word = |at: usize| u16::from_ne_bytes([control[at], control[at + 1]]).to_be_bytes();
+            frame.splice(12..12, [word(34), word(32)].concat());
+        }
+        Some(frame)
     }
 
     /// A frame from `port` of ours to `to_port` of the guarded host.
@@ -153,6 +182,12 @@ pub fn linux_options() -> Options {
     }
 }
 
+/// The same bytes, to be written by somebody who takes uninitialised ones, too.
+fn uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: the same memory; a kernel only ever writes initialised bytes into it.
+    unsafe { &mut *(std::ptr::from_mut(bytes) as *mut [MaybeUninit<u8>]) }
+}
+
 fn open_packet_socket() -> Socket {
     const ETH_P_ALL: u16 = 0x0003;
     let protocol = i32::from(ETH_P_ALL.to_be());
@@ -176,6 +211,14 @@ fn open_packet_socket() -> Socket {
     // SAFETY: the storage holds an initialised `sockaddr_ll` of exactly that length.
     let address = unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
     socket.bind(&address).expect("binding the packet socket");
+    const PACKET_AUXDATA: libc::c_int = 8;
+    let on: libc::c_int = 1;
+    // SAFETY: an int, and its size.
+    let set = unsafe {
+        let size = size_of_val(&on) as libc::socklen_t;
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_AUXDATA, (&raw const on).cast(), size)
+    };
+    assert_eq!(set, 0, "asking for auxiliary data: {}", std::io::Error::last_os_error());
     socket
 }
 
