@@ -14,6 +14,18 @@ pub enum Outcome {
     Dropped,
 }
 
+impl Outcome {
+    /// The name that command line and metrics use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Answered => "answered",
+            Self::Redirected => "redirected",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 macro_rules! reasons {
     ($( $(#[doc = $help:literal])+ $variant:ident = $name:literal, $outcome:ident; )+) => {
         /// Exactly one of these is counted for every TCP segment to a protected `(address, port)`.

@@ -55,6 +55,11 @@ impl Rate {
 pub struct Sketch([Cell<u64>; WORDS]);
 
 impl Sketch {
+    /// A sketch of these words: a copy of one that lies in the map.
+    pub fn from_words(words: [u64; WORDS]) -> Self {
+        Self(words.map(Cell::new))
+    }
+
     /// Takes a token from the source whose [hash](crate::hash::keyed) is `hash`. Whether there was one; without one
     /// nothing changes. Two charges at the same instant on two CPUs may count as one.
     #[inline(always)]

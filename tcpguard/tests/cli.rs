@@ -75,6 +75,10 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["filters", "frobnicate"], "'frobnicate'"),
         (&["stats", "--watch", "soon"], "not a number of seconds"),
         (&["check", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),
+        (&["explain", "ack-invald"], "unknown reason `ack-invald`, did you mean `ack-invalid`?"),
+        (&["explain", "ack-invalid", "--packet", "00"], "cannot be used with"),
+        (&["explain", "--pcap", "/nonexistent.pcap"], "/nonexistent.pcap: No such file"),
+        (&["explain", "--pcap", "/dev/zero"], "not a capture"),
         (&["config", "--example", "--json"], "cannot be used with"),
         (&["stats", "--control"], "--control"),
     ] {
@@ -135,6 +139,34 @@ fn check_says_of_a_file_where_and_why_it_is_not_good_and_what_a_good_one_is_abou
     std::fs::remove_file(secret).unwrap();
     let good = "FILE: good (interfaces 1, services 1, filters 0, tunables changed 1)\n".to_owned();
     assert_eq!(check(&format!("{start}[tunables]\nretries = 3\nmin-rto = \"200ms\"\n")), (Some(0), good));
+}
+
+#[test]
+fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do() {
+    let said = |args: &[&str]| {
+        let output = tcpguard(args);
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let list = said(&["explain"]);
+    for line in list.lines().skip(1) {
+        let name = line.split(' ').next().unwrap();
+        let text = said(&["explain", name]);
+        assert!(
+            text.starts_with(&format!("{name}: "))
+                && text.contains("\nDecided  ")
+                && text.contains("\nDo       ")
+        );
+    }
+    assert_eq!(
+        said(&["explain", "no-flow-rst"]),
+        "no-flow-rst: dropped\n\nRST of an unknown flow.\n\n\
+         Decided  no flow is known, and the segment is no ACK that could bring a cookie (judge in decision/mod.rs)\n\
+         Do       Nothing: clients reset what ended here already. Many are a RST flood, dropped at once.\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&said(&["explain", "--json"])).unwrap();
+    assert_eq!(json["reasons"].as_array().map(Vec::len), Some(list.lines().count() - 1));
+    assert_eq!((&json["version"], &json["reasons"][0]["name"]), (&1.into(), &"cookie-sent".into()));
 }
 
 #[test]

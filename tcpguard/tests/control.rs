@@ -2,8 +2,14 @@
 
 mod support;
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context as _, Result};
-use support::setup::{SERVICE, Setup};
+use serde_json::Value;
+use support::raw::{Outgoing, RawPort, linux_options};
+use support::setup::{SERVICE, Setup, eventually, one_line};
+use tcpguard_common::packet::Flags;
+use tcpguard_common::seq::Seq;
 use xtask::lab::GUARD_INTERFACE;
 
 #[test]
@@ -35,5 +41,102 @@ fn the_configuration_in_force_is_a_file_that_check_finds_good() -> Result<()> {
     let said = String::from_utf8(output.stdout)?;
     let good = "standard input: good (interfaces 1, services 1, filters 2, tunables changed 2)\n";
     assert_eq!((output.status.code(), said.as_str()), (Some(0), good));
+    Ok(())
+}
+
+fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a test compares: the verdict, and what was asked on the way to it.
+fn explained(setup: &Setup, frame: &[u8]) -> Result<(Value, Vec<String>)> {
+    let mut said = setup.json(&["explain", "--packet", &hex(frame)])?;
+    let steps = said["steps"].as_array().context("no steps")?.iter();
+    let steps = steps.map(|step| step["step"].as_str().unwrap_or_default().to_owned()).collect();
+    Ok((said["reason"].take(), steps))
+}
+
+#[test]
+fn a_packet_is_explained_as_it_would_be_judged_and_nothing_changes() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    let raw = RawPort::open(&setup.lab, Ipv4Addr::new(10, 77, 0, 99));
+    let to = SERVICE.port();
+    let syn = raw.frame(
+        40000,
+        to,
+        &Outgoing { seq: Seq(7), flags: Flags::SYN, options: linux_options(), ..Outgoing::default() },
+    );
+    let counted = || -> Result<Value> { Ok(setup.json(&["stats"])?["reasons"].take()) };
+    let before = counted()?;
+
+    let (reason, steps) = explained(&setup, &syn)?;
+    assert_eq!(reason, "cookie-sent");
+    let expected =
+        ["interface", "ports", "service place", "engine", "engine's socket", "cookie key", "reply budget"];
+    assert_eq!(steps, expected);
+    let text = setup.text(&["explain", "--packet", &hex(&syn)])?;
+    let first = "10.77.0.99:40000 > 10.77.0.1:80 SYN seq 7 ack 0 win 64240 len 0 mss 1460 wscale 7 sackOK TS val 16711680 ecr 0, 74 bytes\non guard0 queue 0\n\nASKED";
+    assert!(text.starts_with(first), "{text}");
+    assert!(
+        text.contains("\nanswered (cookie-sent): SYN answered with")
+            && text.contains("\nanswer: 10.77.0.1:80 > 10.77.0.99:40000 SYN+ACK"),
+        "{text}"
+    );
+    // Half of the budget is this queue's, and the explained one is off it.
+    assert!(text.contains("24999 SYN-ACKs left"), "{text}");
+    assert_eq!(counted()?, before, "an explanation was counted");
+
+    // A real handshake; its ACK is explained before it is sent, and after.
+    let handshake = raw.syn(40000, to, 7, linux_options()).context("no SYN-ACK")?;
+    let ack = handshake.ack(b"");
+    let forged = Outgoing { ack: ack.ack + 1, options: ack.options, ..handshake.ack(b"") };
+    let (ack, forged) = (raw.frame(40000, to, &ack), raw.frame(40000, to, &forged));
+    let (reason, steps) = explained(&setup, &ack)?;
+    assert_eq!(reason, "ack-valid");
+    assert!(
+        steps.contains(&"TIME_WAIT".to_owned()) && steps.contains(&"verified sources".to_owned()),
+        "{steps:?}"
+    );
+    assert_eq!(explained(&setup, &forged)?.0, "ack-invalid");
+    assert_eq!(setup.reason("ack-valid")? + setup.reason("ack-invalid")?, 0);
+    assert_eq!(setup.json(&["flows"])?["total"], 0);
+    raw.send(&ack);
+    eventually("the flow is there", || Ok(setup.state("ESTABLISHED")? == 1))?;
+    assert_eq!(explained(&setup, &ack)?.0, "flow-known");
+
+    setup.text(&["filters", "add", "deny", "10.77.0.64/26"])?;
+    let (reason, steps) = explained(&setup, &syn)?;
+    assert_eq!(reason, "filter-deny");
+    assert_eq!(steps.last().map(String::as_str), Some("filter"));
+    assert_eq!(setup.hits("10.77.0.64/26")?, 0, "an explanation was counted as a hit");
+
+    let elsewhere = raw.frame(40000, 81, &Outgoing { flags: Flags::SYN, ..Outgoing::default() });
+    let (reason, steps) = explained(&setup, &elsewhere)?;
+    assert_eq!((reason, steps.last().map(String::as_str)), (Value::Null, Some("not ours")));
+    for (arguments, why) in [
+        (&["explain", "--packet", "0g"][..], "hexadecimal"),
+        (&["explain", "--packet", ""], "hexadecimal"),
+        (&["explain", "--packet", "00", "-i", "eth9"], "eth9 is not guarded"),
+    ] {
+        let said = one_line(&setup.ask(arguments)?, 2)?;
+        assert!(said.contains(why), "{said}");
+    }
+
+    let capture = setup.lab.dir().join("capture.pcap");
+    let mut bytes = vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0];
+    for frame in [&syn, &forged, &elsewhere] {
+        let len = u32::try_from(frame.len())?.to_le_bytes();
+        bytes.extend([&[0; 8][..], &len, &len, frame].concat());
+    }
+    std::fs::write(&capture, bytes)?;
+    let text = setup.text(&["explain", "--pcap", &capture.display().to_string()])?;
+    let verdicts: Vec<_> =
+        text.lines().map(|line| line.split_whitespace().take(3).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        verdicts,
+        ["1 dropped (filter-deny)", "2 dropped (filter-deny)", "3 passed 10.77.0.99:40000"],
+        "{text}"
+    );
     Ok(())
 }

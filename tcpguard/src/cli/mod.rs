@@ -6,9 +6,11 @@ mod check;
 mod config;
 mod cookie;
 mod detach;
+mod explain;
 mod filters;
 mod flows;
 mod output;
+mod pcap;
 mod run;
 mod stats;
 mod status;
@@ -61,6 +63,8 @@ enum Verb {
     Cookie(cookie::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
+    /// Say what a reason means, or what would become of a packet, step by step
+    Explain(explain::Args),
     /// Say whether a configuration file is good
     Check(check::Args),
     /// Print the configuration that the daemon goes by, or an example of one
@@ -112,6 +116,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Cookie(args) => cookie::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
+        Verb::Explain(args) => explain::run(&args, &client(control)),
         Verb::Check(args) => check::run(&args),
         Verb::Config(args) => config::run(&args, &client(control)),
         Verb::Detach(args) => detach::run(&args),

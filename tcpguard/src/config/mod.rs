@@ -7,7 +7,7 @@ pub mod duration;
 pub mod file;
 pub mod filters;
 mod keys;
-mod near;
+pub(crate) mod near;
 pub mod tunables;
 mod write;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpguard_common::cookie::{Inspection, age, inspect};
 use tcpguard_common::flow::AnyFlowKey;
-use tcpguard_common::reason::{Outcome, Reason};
+use tcpguard_common::reason::Reason;
 
 use crate::config::{Config, Destination, Filter, FilterSet, Service, TUNABLES, Tunable, Tunables};
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
@@ -38,6 +38,9 @@ impl Handler for Guard {
             }
             Request::Tune { name, value: None } => return self.tunables(name.as_deref()),
             Request::Tune { name: Some(name), value: Some(value) } => return self.tune(&name, &value).await,
+            Request::Explain { frame, interface, queue } => {
+                return self.explain(&frame, interface.as_deref(), queue).await;
+            }
             Request::Config {} => return self.configuration().await,
             Request::CookieDecode { peer, local, client_isn, cookie, stamp } => {
                 let Some(flow) = AnyFlowKey::new(peer, local) else {
@@ -161,7 +164,7 @@ impl Guard {
         let counted = self.dataplane.counters()?;
         let count = |&reason: &Reason| wire::ReasonCount {
             name: reason.name().to_owned(),
-            outcome: outcome(reason.outcome()).to_owned(),
+            outcome: reason.outcome().name().to_owned(),
             help: reason.help().trim().to_owned(),
             total: counted.total(reason),
             per_cpu: counted.per_cpu(reason).to_vec(),
@@ -342,15 +345,6 @@ fn backend(stats: BackendStats) -> wire::Backend {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn outcome(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Passed => "passed",
-        Outcome::Answered => "answered",
-        Outcome::Redirected => "redirected",
-        Outcome::Dropped => "dropped",
-    }
 }
 
 /// An engine's counters by group, and its services', by name.

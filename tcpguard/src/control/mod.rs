@@ -5,6 +5,7 @@ mod answers;
 pub mod client;
 pub mod daemon;
 mod descriptors;
+mod explain;
 mod filters;
 mod guard;
 mod limits;

@@ -15,6 +15,8 @@ pub const VERSION: u32 = 1;
 pub const MAX_REQUEST: usize = 16 << 10;
 /// `flows` lists at most this many.
 pub const MAX_FLOWS_LISTED: u32 = 1 << 20;
+/// [`Request::Explain`] takes frames of at most this many bytes: in hexadecimal digits they stay below [`MAX_REQUEST`].
+pub const MAX_FRAME_EXPLAINED: usize = 7 << 10;
 /// Bytes of filters to put into one [`Request::FiltersLoad`]: with their quotes and commas, and what stands around them,
 /// it stays below [`MAX_REQUEST`].
 pub const MAX_FILTERS_PART: usize = 12 << 10;
@@ -43,6 +45,16 @@ pub enum Request {
         /// Its new value, as users write it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<String>,
+    },
+    /// What would become of a frame.
+    Explain {
+        /// From its link header on, in hexadecimal digits.
+        frame: String,
+        /// Where it would arrive; the first interface if not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
+        /// The receive queue on which it would.
+        queue: u32,
     },
     /// The configuration in force.
     Config {},
@@ -129,6 +141,8 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::Explain`].
+    Explained(Explained),
     /// To [`Request::Config`].
     Config(Config),
     /// To [`Request::CookieDecode`].
@@ -417,6 +431,38 @@ pub struct Tuned {
     pub new: u64,
 }
 
+/// What would become of a frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// What it is, in a line.
+    pub frame: String,
+    /// Where it would arrive.
+    pub interface: String,
+    /// On which receive queue.
+    pub queue: u32,
+    /// What the decision asked, in order.
+    pub steps: Vec<Step>,
+    /// `passed`, `answered`, `redirected` or `dropped`.
+    pub outcome: String,
+    /// Under which it would be counted; none for what is not TCP to a protected address and port.
+    pub reason: Option<String>,
+    /// What that means.
+    pub help: Option<String>,
+    /// What would be sent back, in a line.
+    pub answer: Option<String>,
+    /// The same as a frame, in hexadecimal digits.
+    pub answer_frame: Option<String>,
+}
+
+/// One thing that the decision asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What it looked at.
+    pub step: String,
+    /// What it found there.
+    pub found: String,
+}
+
 /// The configuration in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -544,6 +590,7 @@ mod tests {
             Request::Flows { state: None, limit: 7 },
             Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
             Request::Tune { name: None, value: None },
+            Request::Explain { frame: "00ff".into(), interface: Some("eth0".into()), queue: 1 },
             Request::Config {},
             Request::CookieDecode {
                 peer: "192.0.2.1:4000".parse().unwrap(),

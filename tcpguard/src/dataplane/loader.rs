@@ -26,6 +26,7 @@ use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
 use super::shared::{Fingerprints, Heartbeat};
 use super::socket::{LINK_HEADER, MAX_FRAME};
+use super::view::Views;
 
 /// The XDP program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
@@ -400,6 +401,15 @@ impl Dataplane {
     /// A map that cannot be opened.
     pub fn filters(&self) -> Result<FilterTable, DataplaneError> {
         FilterTable::open(&self.pins, self.maps.settings.clone())
+    }
+
+    /// What a [`View`](super::View) of the maps reads.
+    ///
+    /// # Errors
+    ///
+    /// A map that cannot be opened or read.
+    pub fn views(&self) -> Result<Views, DataplaneError> {
+        Views::open(&self.maps, &self.pins)
     }
 
     /// The TIME_WAIT fingerprints.

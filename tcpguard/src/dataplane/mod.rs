@@ -19,6 +19,7 @@ mod rings;
 mod secret;
 mod shared;
 mod socket;
+mod view;
 
 pub use census::Census;
 pub use clock::{coarse_clock_ns, monotonic_ns};
@@ -34,6 +35,7 @@ pub use netdev::{InterfaceFacts, LinkFacts, LinkState};
 pub use secret::{MasterSecret, SecretError};
 pub use shared::{Fingerprints, Heartbeat};
 pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, XskSocket};
+pub use view::{Arrival, Step, View, Views};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -156,6 +156,11 @@ impl Fingerprints {
         self.bucket(bucket).iter().any(|place| place.load(Ordering::Relaxed) == word)
     }
 
+    /// The words of `bucket`.
+    pub fn words(&self, bucket: u32) -> [u32; WAYS as usize] {
+        self.bucket(bucket).each_ref().map(|place| place.load(Ordering::Relaxed))
+    }
+
     /// The words that are not 0.
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = u32> {

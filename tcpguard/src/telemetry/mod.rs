@@ -1,5 +1,6 @@
 //! Events and metrics. A leaf that any room may use.
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod log;
 pub mod throttle;
