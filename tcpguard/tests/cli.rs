@@ -75,6 +75,8 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["filters", "frobnicate"], "'frobnicate'"),
         (&["stats", "--watch", "soon"], "not a number of seconds"),
         (&["check", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),
+        (&["tune", "time-wait", "--save"], "required"),
+        (&["keys", "frobnicate"], "'frobnicate'"),
         (&["explain", "ack-invald"], "unknown reason `ack-invald`, did you mean `ack-invalid`?"),
         (&["explain", "ack-invalid", "--packet", "00"], "cannot be used with"),
         (&["explain", "--pcap", "/nonexistent.pcap"], "/nonexistent.pcap: No such file"),

@@ -140,3 +140,96 @@ fn a_packet_is_explained_as_it_would_be_judged_and_nothing_changes() -> Result<(
     );
     Ok(())
 }
+
+#[test]
+fn a_tunable_is_saved_with_the_files_comments_and_the_file_read_again_keeps_every_flow() -> Result<()> {
+    let setup = Setup::new()?;
+    let daemon = setup.daemon_from_file("[tunables] # Timers.\nretries = 8 # Enough.\n")?;
+    let file = setup.lab.dir().join("tcpguard.toml");
+    let name = file.display();
+    let mut open = setup.keep_alive()?;
+
+    let said = setup.text(&["tune", "retries", "9", "--save"])?;
+    assert_eq!(said, format!("retries: 8 -> 9, saved in {name}\n"));
+    assert_eq!(setup.json(&["tune", "time-wait", "30s", "--save"])?["saved"], name.to_string());
+    let text = std::fs::read_to_string(&file)?;
+    assert!(text.ends_with("[tunables] # Timers.\nretries = 9 # Enough.\ntime-wait = \"30s\"\n"), "{text}");
+    // What contradicts the file is neither set nor saved.
+    let edited = text.clone() + "max-rto = \"5s\"\n";
+    std::fs::write(&file, &edited)?;
+    let said = one_line(&setup.ask(&["tune", "min-rto", "6s", "--save"])?, 2)?;
+    assert!(said.contains("min-rto 6s is above max-rto 5s; nothing was changed"), "{said}");
+    assert_eq!(setup.json(&["tune", "min-rto"])?["tunables"][0]["value"], 200);
+    assert_eq!(std::fs::read_to_string(&file)?, edited);
+
+    setup.text(&["tune", "time-wait", "10s"])?;
+    setup.text(&["filters", "add", "deny", "192.0.2.0/24"])?;
+    std::fs::write(&file, format!("{text}[filters]\ndeny = [\"198.51.100.0/24\"]\n"))?;
+    let said = setup.text(&["reload"])?;
+    let expected =
+        format!("{name}: in force\ntime-wait: 10s -> 30s\nfilters: 1 added, 1 removed, 1 in force\n");
+    assert_eq!(said, expected);
+    assert_eq!(setup.json(&["filters"])?["filters"][0]["prefix"], "198.51.100.0/24");
+    assert_eq!(setup.json(&["reload"])?["tunables"], serde_json::json!([]));
+
+    // A file that is no good, or that takes a restart, changes nothing; SIGHUP says so in the log.
+    let before = setup.text(&["config"])?;
+    for (more, why) in [
+        ("time-wait = 1\n", "a duration looks like"),
+        ("[[interface]]\nname = \"guard9\"\n", "interface changed, which takes a restart"),
+        ("[filters]\ndeny = [\"10.0.0.1/8\"]\n", "bits beyond its length"),
+    ] {
+        std::fs::write(&file, format!("{}{more}", text.replace("time-wait = \"30s\"\n", "")))?;
+        let said = one_line(&setup.ask(&["reload"])?, 2)?;
+        assert!(said.contains(why) && said.contains(&name.to_string()), "{said}");
+        assert_eq!(setup.text(&["config"])?, before);
+    }
+    daemon.signal(rustix::process::Signal::HUP)?;
+    eventually("the log says so", || Ok(setup.said().contains("SIGHUP: nothing was changed")))?;
+    std::fs::write(&file, text.replace("retries = 9", "retries = 10"))?;
+    daemon.signal(rustix::process::Signal::HUP)?;
+    eventually("the file is in force", || {
+        Ok(setup.json(&["tune", "retries"])?["tunables"][0]["value"] == 10)
+    })?;
+    std::io::Write::write_all(&mut open, b"GET /small HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut open, &mut answer)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "the flow was lost");
+    setup.fetch()
+}
+
+#[test]
+fn keys_are_rotated_without_breaking_a_handshake() -> Result<()> {
+    let setup = Setup::new()?;
+    let secret = setup.lab.dir().join("secret");
+    let daemon =
+        setup.daemon(&["--set", "cookie-period=4s", "--secret-file", &secret.display().to_string()])?;
+    let said = one_line(&setup.ask(&["keys", "rotate"])?, 2)?;
+    assert!(said.contains("still the secret that is in use"), "{said}");
+    let raw = RawPort::open(&setup.lab, Ipv4Addr::new(10, 77, 0, 99));
+    // The epoch may change between the SYN and the new secret: then once more.
+    let (begun, rotated) = loop {
+        let epoch = setup.json(&["status"])?["epoch"].as_u64().context("no epoch")?;
+        let port = 40000 + (epoch % 1000) as u16;
+        let begun = raw.syn(port, SERVICE.port(), 7, linux_options()).context("no SYN-ACK")?;
+        std::fs::write(&secret, format!("{epoch:064x}"))?;
+        let rotated = setup.json(&["keys", "rotate"])?;
+        assert!(rotated["from_ms"].as_u64() <= Some(4000), "{rotated}");
+        if rotated["epoch"] == epoch + 1 {
+            break (begun, rotated);
+        }
+    };
+    eventually("the epoch comes", || {
+        Ok(setup.json(&["status"])?["epoch"].as_u64() >= rotated["epoch"].as_u64())
+    })?;
+    // Begun with the old secret, ended under the new one.
+    raw.send(&raw.frame(begun.port, begun.to_port, &begun.ack(b"")));
+    eventually("the handshake is whole", || Ok(setup.reason("ack-valid")? == 1))?;
+    setup.fetch()?;
+    assert_eq!(setup.reason("ack-invalid")?, 0);
+    drop(daemon);
+    let _daemon = setup.daemon(&[])?;
+    let said = setup.text(&["keys", "rotate"])?;
+    assert!(said.starts_with("new secret from epoch ") && said.contains("old cookies valid for "), "{said}");
+    Ok(())
+}

@@ -186,7 +186,7 @@ fn parts(filters: &FilterSet) -> Vec<Vec<String>> {
 }
 
 /// The session that the daemon is to spare, if there is one and nobody insists.
-fn session(force: bool) -> Option<Session> {
+pub(super) fn session(force: bool) -> Option<Session> {
     if force { None } else { read_session(&std::env::var("SSH_CONNECTION").ok()?) }
 }
 

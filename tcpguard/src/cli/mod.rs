@@ -9,8 +9,10 @@ mod detach;
 mod explain;
 mod filters;
 mod flows;
+mod keys;
 mod output;
 mod pcap;
+mod reload;
 mod run;
 mod stats;
 mod status;
@@ -63,6 +65,10 @@ enum Verb {
     Cookie(cookie::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
+    /// Read the configuration file again; every connection stays
+    Reload(reload::Args),
+    /// Replace the secret that cookie keys derive from
+    Keys(keys::Args),
     /// Say what a reason means, or what would become of a packet, step by step
     Explain(explain::Args),
     /// Say whether a configuration file is good
@@ -81,6 +87,16 @@ enum Failure {
     Failed(String),
     /// Nobody reads the output any more: exit code 0, quietly.
     NoReader,
+}
+
+impl Failure {
+    /// What there is to say about it.
+    fn message(self) -> String {
+        match self {
+            Self::BadInput(message) | Self::Failed(message) => output::one_line(&message),
+            Self::NoReader => String::new(),
+        }
+    }
 }
 
 /// The whole program: reads the arguments, does what the verb says, and reports.
@@ -116,6 +132,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Cookie(args) => cookie::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
+        Verb::Reload(args) => reload::run(&args, &client(control)),
+        Verb::Keys(args) => keys::run(&args, &client(control)),
         Verb::Explain(args) => explain::run(&args, &client(control)),
         Verb::Check(args) => check::run(&args),
         Verb::Config(args) => config::run(&args, &client(control)),

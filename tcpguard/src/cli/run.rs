@@ -1,9 +1,10 @@
 //! `tcpguard run`: puts file and arguments together into one configuration and becomes the daemon.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::config::{self, AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service, file};
-use crate::control::daemon;
+use crate::control::{Origin, daemon};
 use crate::telemetry;
 
 use super::Failure;
@@ -71,16 +72,26 @@ impl From<ConfigError> for Failure {
 }
 
 pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
-    let log = args.log.clone();
-    let config = configuration(args, control)?;
-    telemetry::log::start(log.as_deref()).map_err(Failure::BadInput)?;
-    Ok(daemon::run(config)?)
+    let path = file(&args);
+    let config = configuration(&args, path.as_deref(), control)?;
+    telemetry::log::start(args.log.as_deref()).map_err(Failure::BadInput)?;
+    let control = control.map(Path::to_owned);
+    let origin = path.map(|file| {
+        let path = file.clone();
+        let read = move || configuration(&args, Some(&path), control.as_deref()).map_err(Failure::message);
+        Origin { file, read: Arc::new(read) }
+    });
+    Ok(daemon::run(config, origin)?)
 }
 
-fn configuration(args: Args, control: Option<&Path>) -> Result<Config, Failure> {
+/// The configuration file, if there is to be one.
+fn file(args: &Args) -> Option<PathBuf> {
     let named = args.config.is_some() || !args.interface.is_empty() || !args.protect.is_empty();
-    let path = args.config.clone().or_else(|| (!named).then(|| config::DEFAULT_FILE.into()));
-    let written = path.as_deref().map(file::read).transpose().map_err(|error| match error {
+    args.config.clone().or_else(|| (!named).then(|| config::DEFAULT_FILE.into()))
+}
+
+fn configuration(args: &Args, path: Option<&Path>, control: Option<&Path>) -> Result<Config, Failure> {
+    let written = path.map(file::read).transpose().map_err(|error| match error {
         ConfigError::Read { .. } if args.config.is_none() => {
             Failure::BadInput(format!("{error}; without it, say what to guard with -i and --protect"))
         }
@@ -95,7 +106,7 @@ fn configuration(args: Args, control: Option<&Path>) -> Result<Config, Failure> 
     Ok(config)
 }
 
-fn apply(config: &mut Config, args: Args, control: Option<&Path>) -> Result<(), Failure> {
+fn apply(config: &mut Config, args: &Args, control: Option<&Path>) -> Result<(), Failure> {
     if args.interface.is_empty() {
         for (given, name) in [(args.mode.is_some(), "mode"), (args.queues.is_some(), "queues")] {
             if given {
@@ -110,7 +121,7 @@ fn apply(config: &mut Config, args: Args, control: Option<&Path>) -> Result<(), 
     for name in &args.interface {
         config.interfaces.push(Interface::new(name, mode, args.queues).map_err(Failure::BadInput)?);
     }
-    config.services.extend(args.protect);
+    config.services.extend_from_slice(&args.protect);
     for assignment in &args.set {
         let (name, value) = assignment.split_once('=').ok_or_else(|| {
             Failure::BadInput(format!("--set {assignment}: not NAME=VALUE, as in time-wait=30s"))
@@ -120,10 +131,10 @@ fn apply(config: &mut Config, args: Args, control: Option<&Path>) -> Result<(), 
     if let Some(flows) = args.max_flows {
         config.max_flows = config::check_max_flows(flows).map_err(Failure::BadInput)?;
     }
-    config.secret_file = args.secret_file.or(config.secret_file.take());
-    config.control.group = args.group.or(config.control.group.take());
-    if let Some(dir) = args.pin_dir {
-        config.pin_dir = dir;
+    config.secret_file = args.secret_file.clone().or(config.secret_file.take());
+    config.control.group = args.group.clone().or(config.control.group.take());
+    if let Some(dir) = &args.pin_dir {
+        config.pin_dir.clone_from(dir);
     }
     if let Some(action) = args.on_daemon_exit {
         config.on_daemon_exit = action;

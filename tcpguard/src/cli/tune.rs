@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write as _};
 
 use crate::config::{self, TunableError};
 use crate::control::client::Client;
-use crate::control::protocol::{Reply, Request, Tunable};
+use crate::control::protocol::{Reply, Request, Tunable, Tuned};
 
 use super::output::{Align, Table, write_json};
 use super::{Failure, ask, unexpected};
@@ -14,13 +14,17 @@ use super::{Failure, ask, unexpected};
 Examples:
   tcpguard tune                  list all: current value, default, range
   tcpguard tune time-wait        show one
-  tcpguard tune time-wait 30s    set it, at once, until the daemon ends")]
+  tcpguard tune time-wait 30s    set it, at once, until the daemon ends
+  tcpguard tune time-wait 30s --save    set it, and write it into the file")]
 pub(super) struct Args {
     /// Which tunable
     name: Option<String>,
     /// Its new value, such as 500ms, 30s or 2m
     #[arg(allow_hyphen_values = true)]
     value: Option<String>,
+    /// Write it into the daemon's configuration file, too; comments stay
+    #[arg(long, requires = "value")]
+    save: bool,
     /// Print one line of JSON: numbers in milliseconds, or counts
     #[arg(long)]
     json: bool,
@@ -38,14 +42,14 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         let tunable = config::Tunable::find(name)?;
         args.value.as_deref().map(|value| tunable.parse(value)).transpose()?;
     }
-    let request = Request::Tune { name: args.name.clone(), value: args.value.clone() };
+    let request = Request::Tune { name: args.name.clone(), value: args.value.clone(), save: args.save };
     let reply = ask(client, &request)?;
     let mut out = BufWriter::new(io::stdout().lock());
     match reply {
         Reply::Tuned(tuned) if args.json => write_json(&mut out, &tuned)?,
         Reply::Tuned(tuned) => {
-            let name = &tuned.name;
-            writeln!(out, "{name}: {} -> {}", shown(name, tuned.old), shown(name, tuned.new))?;
+            let saved = tuned.saved.as_ref().map(|file| format!(", saved in {file}")).unwrap_or_default();
+            writeln!(out, "{}{saved}", change(&tuned))?;
         }
         Reply::Tunables(rows) if args.json => write_json(&mut out, &rows)?,
         Reply::Tunables(rows) => {
@@ -57,6 +61,12 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         _ => return Err(unexpected()),
     }
     Ok(out.flush()?)
+}
+
+/// What became of a tunable.
+pub(super) fn change(tuned: &Tuned) -> String {
+    let name = &tuned.name;
+    format!("{name}: {} -> {}", shown(name, tuned.old), shown(name, tuned.new))
 }
 
 fn table(rows: &[Tunable]) -> Table {

@@ -4,6 +4,7 @@
 
 mod destination;
 pub mod duration;
+mod edit;
 pub mod file;
 pub mod filters;
 mod keys;
@@ -20,6 +21,7 @@ pub use destination::{
     BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
     Responder,
 };
+pub use edit::{EditError, save_tunable};
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
 pub use tunables::{CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value};

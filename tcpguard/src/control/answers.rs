@@ -33,11 +33,21 @@ impl Handler for Guard {
                 let limit = limit.min(wire::MAX_FLOWS_LISTED) as usize;
                 self.flows(state.as_deref(), limit).await.map(Reply::Flows)
             }
-            Request::Tune { name: None, value: Some(_) } => {
+            Request::Tune { name: None, value: Some(_), .. } => {
                 return Reply::bad_input("a value without a name");
             }
-            Request::Tune { name, value: None } => return self.tunables(name.as_deref()),
-            Request::Tune { name: Some(name), value: Some(value) } => return self.tune(&name, &value).await,
+            Request::Tune { value: None, save: true, .. } => {
+                return Reply::bad_input("nothing to save without a value");
+            }
+            Request::Tune { name, value: None, .. } => return self.tunables(name.as_deref()),
+            Request::Tune { name: Some(name), value: Some(value), save: true } => {
+                return self.tune_and_save(&name, &value).await;
+            }
+            Request::Tune { name: Some(name), value: Some(value), .. } => {
+                return self.tune(&name, &value).await;
+            }
+            Request::Reload { session } => return self.reload(session).await,
+            Request::KeysRotate {} => return self.rotate_keys().await,
             Request::Explain { frame, interface, queue } => {
                 return self.explain(&frame, interface.as_deref(), queue).await;
             }
@@ -240,7 +250,7 @@ impl Guard {
         Reply::Tunables(wire::Tunables { tunables: rows.iter().map(row).collect() })
     }
 
-    async fn tune(&self, name: &str, value: &str) -> Reply {
+    pub(super) async fn tune(&self, name: &str, value: &str) -> Reply {
         let changed = self.tunables.borrow().with(name, value);
         let (tunables, old, new) = match changed {
             Ok(changed) => changed,
@@ -255,6 +265,7 @@ impl Guard {
             unit: new.unit.name().to_owned(),
             old: old.number,
             new: new.number,
+            saved: None,
         })
     }
 
@@ -304,7 +315,7 @@ impl Guard {
         }
     }
 
-    fn caller(&self, session: Option<wire::Session>) -> Option<IpAddr> {
+    pub(super) fn caller(&self, session: Option<wire::Session>) -> Option<IpAddr> {
         filters::caller(&session?, &self.config.services)
     }
 

@@ -27,6 +27,7 @@ use super::filters::Filters;
 use super::guard::{Applications, Guard};
 use super::links;
 use super::notify::Notify;
+use super::reload::{self, Origin};
 use super::server::{self, Server, ServerError};
 
 /// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
@@ -147,12 +148,13 @@ impl DaemonError {
 pub struct Daemon {
     config: Config,
     applications: Applications,
+    origin: Option<Origin>,
 }
 
 impl Daemon {
     /// A daemon that does what `config` says.
     pub fn new(config: Config) -> Self {
-        Self { config, applications: Applications::new() }
+        Self { config, applications: Applications::new(), origin: None }
     }
 
     /// Protects `listen` as well, and hands its connections to `serve`, which runs once on each engine's thread as long as
@@ -180,23 +182,27 @@ impl Daemon {
     /// As [`run`]; and what is wrong with the configuration.
     pub fn run(self) -> Result<(), DaemonError> {
         self.config.check()?;
-        run_with(self.config, self.applications)
+        run_with(self.config, self.applications, self.origin)
     }
 }
 
-/// Runs the daemon until a signal or a failure ends it.
+/// Runs the daemon until a signal or a failure ends it. `origin` is what SIGHUP and `reload` read again.
 ///
 /// # Errors
 /// Before it is armed everything is left as it was. After an engine's failure, program and pins stay for the next daemon.
-pub fn run(config: Config) -> Result<(), DaemonError> {
-    Daemon::new(config).run()
+pub fn run(config: Config, origin: Option<Origin>) -> Result<(), DaemonError> {
+    Daemon { origin, ..Daemon::new(config) }.run()
 }
 
-fn run_with(config: Config, applications: Applications) -> Result<(), DaemonError> {
+fn run_with(
+    config: Config,
+    applications: Applications,
+    origin: Option<Origin>,
+) -> Result<(), DaemonError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
     let local = LocalSet::new();
-    let (guard, end) = local.block_on(&runtime, live(config, applications))?;
+    let (guard, end) = local.block_on(&runtime, live(config, applications, origin))?;
     // Clients' tasks hold the guard too.
     drop(local);
     let Some(guard) = Rc::into_inner(guard) else { return end };
@@ -234,6 +240,7 @@ pub fn check_secret(config: &Config) -> Result<(), SecretError> {
 async fn live(
     config: Config,
     applications: Applications,
+    origin: Option<Origin>,
 ) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
     check(&config)?;
     descriptors::raise_limit();
@@ -241,7 +248,9 @@ async fn live(
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let group = config.control.group.clone();
     let socket = config.control.socket.clone();
-    let (guard, server) = Guard::start(config, &applications, || Server::bind(&socket, group.as_deref()))?;
+    let (mut guard, server) =
+        Guard::start(config, &applications, || Server::bind(&socket, group.as_deref()))?;
+    guard.origin = origin;
     let guard = Rc::new(guard);
     info!("{}", guard.banner());
     info!(control = %server.path().display(), "ready");
@@ -269,6 +278,7 @@ async fn serve(
     signals: &mut Signals,
     manager: &Notify,
 ) -> Result<(), DaemonError> {
+    let Signals { ends: signals, hangup } = signals;
     let mut ends = watch_engines(guard);
     let told = async {
         tokio::select! {
@@ -278,6 +288,7 @@ async fn serve(
             failure = follow_links(guard) => Err(Some(failure)),
             never = forget_expired_filters(guard) => match never {},
             never = assure(guard, manager) => match never {},
+            never = reload::on_hangup(guard, hangup) => match never {},
         }
     };
     let told = tokio::select! {
@@ -383,13 +394,25 @@ fn watch_engines(guard: &Guard) -> mpsc::Receiver<DaemonError> {
     ends
 }
 
-/// The signals that end a daemon.
+/// The signals that the daemon heeds.
 struct Signals {
+    ends: EndSignals,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { ends: EndSignals::new()?, hangup: signal(SignalKind::hangup())? })
+    }
+}
+
+/// The signals that end a daemon.
+struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
+impl EndSignals {
     fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }

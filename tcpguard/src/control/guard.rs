@@ -30,6 +30,8 @@ use super::daemon::DaemonError;
 use super::descriptors;
 use super::filters::SharedFilters;
 use super::limits::limits;
+use super::protocol as wire;
+use super::reload::Origin;
 use super::server::{Server, ServerError};
 
 /// A heartbeat older than this is stale. Engines beat at least every tenth of it.
@@ -55,6 +57,8 @@ pub(super) struct Guard {
     pub(super) tunables: RefCell<Arc<Tunables>>,
     pub(super) filters: SharedFilters,
     pub(super) keys: RefCell<KeySchedule>,
+    /// Where the configuration came from, if that can be read again.
+    pub(super) origin: Option<Origin>,
     settings: RefCell<Settings>,
     publishing: Mutex<()>,
     pub(super) draining: Cell<bool>,
@@ -121,6 +125,7 @@ impl Guard {
             tunables: RefCell::new(tunables),
             filters,
             keys: RefCell::new(keys),
+            origin: None,
             settings: RefCell::new(settings),
             publishing: Mutex::new(()),
             draining: Cell::new(false),
@@ -172,6 +177,26 @@ impl Guard {
             told.map_err(|source| engine_error(engine, source))?;
         }
         Ok(())
+    }
+
+    /// Has keys made from another secret, from the next epoch on. Returns whether it is another one.
+    pub(super) async fn set_secret(&self, secret: MasterSecret) -> Result<bool, DaemonError> {
+        let changed = self.keys.borrow_mut().set_secret(secret);
+        self.publish().await?;
+        Ok(changed)
+    }
+
+    /// When a secret that was just set comes to count.
+    pub(super) fn next_key(&self) -> wire::KeysRotated {
+        let (keys, now) = (self.keys.borrow(), Now::read());
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let from = keys.until_next(now);
+        wire::KeysRotated {
+            epoch: keys.clock().epoch.wrapping_add(1),
+            from_ms: millis(from),
+            // Those of the epoch that then was the last.
+            old_until_ms: millis(from + keys.period()),
+        }
     }
 
     /// Moves the keys on to this moment.

@@ -12,7 +12,10 @@ mod limits;
 mod links;
 mod notify;
 pub mod protocol;
+mod reload;
 pub mod server;
+
+pub use reload::Origin;
 
 #[cfg(test)]
 mod tests;

@@ -45,7 +45,18 @@ pub enum Request {
         /// Its new value, as users write it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<String>,
+        /// Write it into the configuration file, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        save: bool,
     },
+    /// Reads the configuration file again.
+    Reload {
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// Has cookie keys derived from another secret.
+    KeysRotate {},
     /// What would become of a frame.
     Explain {
         /// From its link header on, in hexadecimal digits.
@@ -141,6 +152,10 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::Reload`].
+    Reloaded(Reloaded),
+    /// To [`Request::KeysRotate`].
+    KeysRotated(KeysRotated),
     /// To [`Request::Explain`].
     Explained(Explained),
     /// To [`Request::Config`].
@@ -429,6 +444,33 @@ pub struct Tuned {
     pub old: u64,
     /// The value now.
     pub new: u64,
+    /// The file it was written into as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
+}
+
+/// The configuration file was read again, and is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Which file.
+    pub file: String,
+    /// The tunables that changed.
+    pub tunables: Vec<Tuned>,
+    /// What became of the filter lists.
+    pub filters: FiltersChanged,
+    /// The secret file holds another secret than before.
+    pub new_secret: bool,
+}
+
+/// Another secret will count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysRotated {
+    /// The first epoch whose key comes from it.
+    pub epoch: u32,
+    /// Until that epoch.
+    pub from_ms: u64,
+    /// For how long cookies of the old one are still accepted.
+    pub old_until_ms: u64,
 }
 
 /// What would become of a frame.
@@ -577,7 +619,7 @@ mod tests {
 
     #[test]
     fn a_request_reads_as_documented_and_round_trips() {
-        let tune = Request::Tune { name: Some("time-wait".into()), value: Some("30s".into()) };
+        let tune = Request::Tune { name: Some("time-wait".into()), value: Some("30s".into()), save: false };
         assert_eq!(
             String::from_utf8(tune.to_line()).unwrap(),
             "{\"v\":1,\"op\":\"tune\",\"name\":\"time-wait\",\"value\":\"30s\"}\n"
@@ -589,7 +631,9 @@ mod tests {
             Request::Stats {},
             Request::Flows { state: None, limit: 7 },
             Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
-            Request::Tune { name: None, value: None },
+            Request::Tune { name: None, value: None, save: true },
+            Request::Reload { session: Some(session) },
+            Request::KeysRotate {},
             Request::Explain { frame: "00ff".into(), interface: Some("eth0".into()), queue: 1 },
             Request::Config {},
             Request::CookieDecode {
@@ -617,8 +661,13 @@ mod tests {
 
     #[test]
     fn replies_keep_64_bits() {
-        let reply =
-            Reply::Tuned(Tuned { name: "x".into(), unit: "ms".into(), old: u64::MAX, new: u64::MAX - 1 });
+        let reply = Reply::Tuned(Tuned {
+            name: "x".into(),
+            unit: "ms".into(),
+            old: u64::MAX,
+            new: u64::MAX - 1,
+            saved: None,
+        });
         assert_eq!(Reply::from_line(&reply.to_line()), Ok(reply));
     }
 

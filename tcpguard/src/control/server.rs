@@ -336,7 +336,7 @@ mod tests {
         async fn handle(&self, request: Request) -> Reply {
             match request {
                 Request::Tune { .. } => {
-                    Reply::Tuned(Tuned { name: "n".into(), unit: "ms".into(), old: 1, new: 2 })
+                    Reply::Tuned(Tuned { name: "n".into(), unit: "ms".into(), old: 1, new: 2, saved: None })
                 }
                 Request::Flows { .. } => Reply::failed("long ".repeat(1 << 20)),
                 _ => std::future::pending().await,
@@ -375,7 +375,7 @@ mod tests {
     }
 
     fn tune() -> Request {
-        Request::Tune { name: None, value: None }
+        Request::Tune { name: None, value: None, save: false }
     }
 
     /// Sends `bytes` and returns all that comes back.

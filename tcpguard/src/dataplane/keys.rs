@@ -196,6 +196,22 @@ impl KeySchedule {
         Ok(())
     }
 
+    /// Changes the secret; takes effect with the next epoch, so that cookies in flight stay valid. Returns whether it is
+    /// another one.
+    pub fn set_secret(&mut self, secret: MasterSecret) -> bool {
+        let changed = self.secret != secret;
+        self.secret = secret;
+        self.put(self.current.wrapping_add(1), self.fleet.wrapping_add(1));
+        changed
+    }
+
+    /// How long until the next epoch, if the clocks run evenly.
+    pub fn until_next(&self, now: Now) -> Duration {
+        let into = Duration::from_nanos((now.wall.as_nanos() % self.period.as_nanos()) as u64);
+        let held = self.age(now).map_or(Duration::ZERO, |age| self.hold.saturating_sub(age));
+        (self.period - into).max(held)
+    }
+
     /// The period.
     pub fn period(&self) -> Duration {
         self.period

@@ -83,7 +83,12 @@ impl MasterSecret {
         }
     }
 
-    fn read(path: &Path) -> Result<Self, SecretError> {
+    /// The secret in the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// `File`, `Exposed` or `Malformed`.
+    pub fn read(path: &Path) -> Result<Self, SecretError> {
         let failed = |source| SecretError::File { action: "read", path: path.to_owned(), source };
         let file = OpenOptions::new().read(true).open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.mode() & 0o7777;

@@ -1,0 +1,220 @@
+//! Changes that come from outside the control socket's small requests: the configuration file read again, the secret
+//! replaced. Each is judged whole first; connections live through all of them.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::signal::unix::Signal;
+use tracing::{error, info};
+
+use crate::config::{Config, EditError, FilterSet, TUNABLES, Tunable, Tunables, save_tunable};
+use crate::dataplane::MasterSecret;
+
+use super::filters::{Change, Filters};
+use super::guard::Guard;
+use super::protocol::{self as wire, Reply, Session};
+
+/// Where a daemon's configuration came from.
+#[derive(Clone)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// Reads it again, with the same arguments on top. The error is one line.
+    pub read: Arc<dyn Fn() -> Result<Config, String> + Send + Sync>,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Origin").field(&self.file).finish()
+    }
+}
+
+/// Reads the file again whenever SIGHUP asks for it, and says what came of it.
+pub(super) async fn on_hangup(guard: &Guard, hangup: &mut Signal) -> Infallible {
+    loop {
+        // None only once no signal can come any more.
+        if hangup.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        match guard.reload(None).await {
+            Reply::Reloaded(done) => info!(
+                file = done.file,
+                tunables = done.tunables.len(),
+                filters = done.filters.total,
+                new_secret = done.new_secret,
+                "SIGHUP: the file is in force"
+            ),
+            Reply::Error(refusal) => error!("SIGHUP: nothing was changed: {}", refusal.message),
+            other => error!(?other, "SIGHUP"),
+        }
+    }
+}
+
+impl Guard {
+    /// Reads the file again and puts in force what may change while connections live.
+    pub(super) async fn reload(&self, session: Option<Session>) -> Reply {
+        let Some(origin) = self.origin.clone() else {
+            return Reply::bad_input("the daemon was started without a file: there is nothing to read again");
+        };
+        let read = blocking(move || (origin.read)().map(|config| (origin.file, config))).await;
+        let (file, new) = match read {
+            Ok(read) => read,
+            Err(why) => return Reply::bad_input(why),
+        };
+        if let Some(what) = needs_restart(&self.config, &new) {
+            return Reply::bad_input(format!(
+                "{}: {what} changed, which takes a restart; nothing was changed",
+                file.display()
+            ));
+        }
+        let secret = match self.read_secret().await {
+            Ok(secret) => secret,
+            Err(why) => return Reply::bad_input(why),
+        };
+        let filters = match self.replace_filters(new.filters, session).await {
+            Ok(changed) => changed,
+            Err(reply) => return reply,
+        };
+        let tunables = differences(&self.tunables.borrow(), &new.tunables);
+        let applied = async {
+            self.set_tunables(new.tunables).await?;
+            match secret {
+                Some(secret) => self.set_secret(secret).await,
+                None => Ok(false),
+            }
+        };
+        match applied.await {
+            Ok(new_secret) => {
+                let file = file.display().to_string();
+                Reply::Reloaded(wire::Reloaded { file, tunables, filters, new_secret })
+            }
+            Err(error) => Reply::failed(error.to_string()),
+        }
+    }
+
+    async fn replace_filters(
+        &self,
+        filters: FilterSet,
+        session: Option<Session>,
+    ) -> Result<wire::FiltersChanged, Reply> {
+        let caller = self.caller(session);
+        let change = move |held: &mut Filters| held.change(&Change::Replace(filters), caller);
+        self.filters.with(change).await.map_err(Reply::from)
+    }
+
+    /// Sets a tunable and, before that, writes it into the file: neither without the other.
+    pub(super) async fn tune_and_save(&self, name: &str, text: &str) -> Reply {
+        let changed = self.tunables.borrow().with(name, text);
+        let (tunable, value) = match changed.and_then(|(_, _, new)| Ok((Tunable::find(name)?, new))) {
+            Ok(found) => found,
+            Err(error) => return Reply::bad_input(error.to_string()),
+        };
+        let Some(origin) = self.origin.clone() else {
+            return Reply::bad_input("the daemon was started without a file: there is nowhere to save this");
+        };
+        let file = origin.file.clone();
+        match blocking(move || save_tunable(&origin.file, tunable, value)).await {
+            Ok(()) => {}
+            Err(EditError::Io { path, source }) => {
+                return Reply::failed(format!("{}: {source}; nothing was changed", path.display()));
+            }
+            Err(error) => return Reply::bad_input(format!("{error}; nothing was changed")),
+        }
+        match self.tune(name, text).await {
+            Reply::Tuned(tuned) => {
+                Reply::Tuned(wire::Tuned { saved: Some(file.display().to_string()), ..tuned })
+            }
+            refused => refused,
+        }
+    }
+
+    /// Has cookies made with another key from the next epoch on: the secret file's, or a random one.
+    pub(super) async fn rotate_keys(&self) -> Reply {
+        let secret = match self.read_secret().await {
+            Ok(Some(secret)) => secret,
+            Ok(None) => match MasterSecret::random() {
+                Ok(secret) => secret,
+                Err(error) => return Reply::failed(error.to_string()),
+            },
+            Err(why) => return Reply::bad_input(why),
+        };
+        match (self.set_secret(secret).await, &self.config.secret_file) {
+            (Ok(true), _) => {
+                info!("the cookie keys were rotated");
+                Reply::KeysRotated(self.next_key())
+            }
+            (Ok(false), file) => Reply::bad_input(format!(
+                "{}: still the secret that is in use; write a new one first (openssl rand -hex 32), on every \
+                 machine that shares it",
+                file.as_deref().unwrap_or(Path::new("no file")).display()
+            )),
+            (Err(error), _) => Reply::failed(error.to_string()),
+        }
+    }
+
+    /// What the secret file holds now, if there is one.
+    async fn read_secret(&self) -> Result<Option<MasterSecret>, String> {
+        let Some(path) = self.config.secret_file.clone() else { return Ok(None) };
+        blocking(move || MasterSecret::read(&path).map(Some).map_err(|error| chain(&error))).await
+    }
+}
+
+/// Runs what waits for disks where nobody waits for it.
+async fn blocking<T: Send + 'static, E: Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // A defect in the work is one here.
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// An error with what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// What of a new configuration cannot be put in force while connections live.
+fn needs_restart(old: &Config, new: &Config) -> Option<String> {
+    let Config {
+        interfaces,
+        services,
+        tunables: _,
+        secret_file,
+        control,
+        pin_dir,
+        max_flows,
+        on_daemon_exit,
+        filters: _,
+    } = new;
+    let parts = [
+        ("interface", *interfaces != old.interfaces),
+        ("service", *services != old.services),
+        ("secret_file", *secret_file != old.secret_file),
+        ("control", *control != old.control),
+        ("pin_dir", *pin_dir != old.pin_dir),
+        ("max_flows", *max_flows != old.max_flows),
+        ("on_daemon_exit", *on_daemon_exit != old.on_daemon_exit),
+    ];
+    let changed: Vec<_> = parts.iter().filter(|(_, changed)| *changed).map(|&(name, _)| name).collect();
+    (!changed.is_empty()).then(|| changed.join(", "))
+}
+
+fn differences(old: &Tunables, new: &Tunables) -> Vec<wire::Tuned> {
+    let changed = TUNABLES.iter().filter(|tunable| tunable.get(old) != tunable.get(new));
+    changed
+        .map(|tunable| wire::Tuned {
+            name: tunable.name.to_owned(),
+            unit: tunable.unit.name().to_owned(),
+            old: tunable.get(old).number,
+            new: tunable.get(new).number,
+            saved: None,
+        })
+        .collect()
+}
