@@ -77,6 +77,9 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["check", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),
         (&["tune", "time-wait", "--save"], "required"),
         (&["keys", "frobnicate"], "'frobnicate'"),
+        (&["man", "frobnicate"], "no verb `frobnicate`"),
+        (&["man", "--directory"], "--directory"),
+        (&["completions", "tcsh"], "'tcsh'"),
         (&["explain", "ack-invald"], "unknown reason `ack-invald`, did you mean `ack-invalid`?"),
         (&["explain", "ack-invalid", "--packet", "00"], "cannot be used with"),
         (&["explain", "--pcap", "/nonexistent.pcap"], "/nonexistent.pcap: No such file"),
@@ -169,6 +172,37 @@ fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do
     let json: serde_json::Value = serde_json::from_str(&said(&["explain", "--json"])).unwrap();
     assert_eq!(json["reasons"].as_array().map(Vec::len), Some(list.lines().count() - 1));
     assert_eq!((&json["version"], &json["reasons"][0]["name"]), (&1.into(), &"cookie-sent".into()));
+}
+
+#[test]
+fn every_verb_has_a_page_of_the_manual_and_is_completed() {
+    let help = String::from_utf8(tcpguard(&["--help"]).stdout).unwrap();
+    let verbs =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let verbs: Vec<_> = verbs
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|word| !word.is_empty())
+        .collect();
+    assert!(verbs.contains(&"run") && verbs.contains(&"man"), "{help}");
+    let directory = std::env::temp_dir().join(format!("tcpguard-man-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let output = tcpguard(&["man", "--directory", directory.to_str().unwrap()]);
+    assert!(output.status.success() && output.stdout.is_empty());
+    for verb in &verbs {
+        let page = std::fs::read_to_string(directory.join(format!("tcpguard-{verb}.1"))).unwrap();
+        assert!(page.contains(&format!("tcpguard\\-{verb} \\- ")) && page.contains("Example"), "{page}");
+        assert_eq!(page.as_bytes(), tcpguard(&["man", verb]).stdout);
+    }
+    let page = std::fs::read_to_string(directory.join("tcpguard.1")).unwrap();
+    assert!(page.contains("Exit codes"), "{page}");
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), verbs.len() + 1);
+    std::fs::remove_dir_all(directory).unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(tcpguard(&["completions", shell]).stdout).unwrap();
+        for verb in &verbs {
+            assert!(script.contains(verb), "{shell}: {verb}");
+        }
+    }
 }
 
 #[test]

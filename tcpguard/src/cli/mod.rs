@@ -9,6 +9,7 @@ mod detach;
 mod explain;
 mod filters;
 mod flows;
+mod generate;
 mod keys;
 mod output;
 mod pcap;
@@ -75,6 +76,10 @@ enum Verb {
     Check(check::Args),
     /// Print the configuration that the daemon goes by, or an example of one
     Config(config::Args),
+    /// Print a script that completes commands in a shell
+    Completions(generate::CompletionsArgs),
+    /// Print a page of the manual
+    Man(generate::ManArgs),
     /// Remove what a killed daemon left in the kernel
     Detach(detach::Args),
 }
@@ -137,6 +142,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Explain(args) => explain::run(&args, &client(control)),
         Verb::Check(args) => check::run(&args),
         Verb::Config(args) => config::run(&args, &client(control)),
+        Verb::Completions(args) => generate::completions(&args),
+        Verb::Man(args) => generate::man(&args),
         Verb::Detach(args) => detach::run(&args),
     }
 }
