@@ -233,3 +233,17 @@ fn keys_are_rotated_without_breaking_a_handshake() -> Result<()> {
     assert!(said.starts_with("new secret from epoch ") && said.contains("old cookies valid for "), "{said}");
     Ok(())
 }
+
+#[test]
+fn a_protected_port_that_the_host_may_choose_as_a_source_is_warned_of() -> Result<()> {
+    let setup = Setup::new()?;
+    let service = format!("{}:40000=127.0.0.1:8080", SERVICE.ip());
+    let daemon = setup.daemon(&["--protect", &service])?;
+    assert!(setup.said().contains("add 40000 to net.ipv4.ip_local_reserved_ports"), "{}", setup.said());
+    daemon.kill()?;
+    std::fs::remove_file(setup.log())?;
+    setup.lab.guard().output("sysctl", &["-w", "net.ipv4.ip_local_reserved_ports=40000"])?;
+    let _daemon = setup.daemon(&["--protect", &service])?;
+    assert!(!setup.said().contains("ip_local_reserved_ports"), "{}", setup.said());
+    Ok(())
+}

@@ -27,6 +27,7 @@ use super::filters::Filters;
 use super::guard::{Applications, Guard};
 use super::links;
 use super::notify::Notify;
+use super::ports;
 use super::reload::{self, Origin};
 use super::server::{self, Server, ServerError};
 
@@ -243,6 +244,10 @@ async fn live(
     origin: Option<Origin>,
 ) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
     check(&config)?;
+    let ports = ports::chosen_by_host(config.services.iter().map(|service| service.listen));
+    if !ports.is_empty() {
+        warn!("{}", ports::remedy(&ports));
+    }
     descriptors::raise_limit();
     // From here on a signal ends the daemon in order.
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;

@@ -11,6 +11,7 @@ mod guard;
 mod limits;
 mod links;
 mod notify;
+mod ports;
 pub mod protocol;
 mod reload;
 pub mod server;
