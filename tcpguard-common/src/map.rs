@@ -5,7 +5,7 @@ use crate::flow::Address;
 use crate::sketch::Rate;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -85,6 +85,9 @@ pub mod name {
     pub const SERVICE_FLOWS: &str = "SERVICE_FLOWS";
     /// The same for sources, two rows of [`super::SOURCE_PLACES`].
     pub const SOURCE_FLOWS: &str = "SOURCE_FLOWS";
+    /// `Array<u64>`, one [token bucket](crate::sketch::take) for each receive queue number: what stateful services leave to
+    /// the stack.
+    pub const STATEFUL: &str = "STATEFUL";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Mmapable `Array<Head>`: [`crate::filter::HEADS`] for each bank. Here and below the daemon writes, XDP reads.
@@ -155,6 +158,8 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Limits {
+    /// Segments without a flow that stateful services leave to the stack, one queue's share. An interval of 0: none.
+    pub stateful: Rate,
     /// SYN-ACKs to each prefix, one queue's share.
     pub replies: Rate,
     /// The same to recently verified sources of a prefix, once the prefix's own budget is used up.
@@ -293,6 +298,9 @@ pub struct Service {
 pub const MODE_OFF: u32 = 0;
 /// Answer every SYN with a cookie.
 pub const MODE_COOKIE: u32 = 1;
+/// Leave SYNs, and RSTs without a flow, to the stack as long as [`Limits::stateful`] lasts; answer SYNs beyond it with a
+/// cookie.
+pub const MODE_STATEFUL: u32 = 2;
 
 /// What XDP remembers of a flow whose cookie it verified, and what adopting it takes should its first frame be
 /// lost. Numbers are host order.
@@ -368,7 +376,7 @@ mod tests {
     #[test]
     fn map_values_have_no_padding() {
         assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 4 + 16 + size_of::<Limits>());
-        assert_eq!(size_of::<Limits>(), 4 * 16 + 3 * 8 + 2 * 4);
+        assert_eq!(size_of::<Limits>(), 5 * 16 + 3 * 8 + 2 * 4);
         assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
         assert_eq!(size_of::<Interface>(), 8 + 8);
         assert_eq!(size_of::<ServiceKey<V4>>(), 8);

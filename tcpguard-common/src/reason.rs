@@ -67,6 +67,10 @@ reasons! {
     /// As cookie-sent, for a SYN that announces an MSS below the 536 (IPv6: 1220) that a cookie can express:
     /// segments may be longer than its sender asked for.
     CookieSentSmallMss = "cookie-sent-small-mss", Answered;
+    /// SYN to a stateful service, handed to the engine, which remembers it and repeats its answer.
+    SynStateful = "syn-stateful", Redirected;
+    /// RST of an unknown flow to a stateful service, handed to the engine: it may be of a half-open connection.
+    RstStateful = "rst-stateful", Redirected;
     /// ACK of an unknown flow with a valid cookie: flow remembered, handed to the engine.
     AckValid = "ack-valid", Redirected;
     /// Segment of a known flow, handed to the engine.
@@ -92,7 +96,7 @@ reasons! {
     RefusedSilently = "refused-silently", Dropped;
     /// The source is on the deny list.
     FilterDeny = "filter-deny", Dropped;
-    /// RST of an unknown flow.
+    /// RST of an unknown flow, to a service that answers with cookies.
     NoFlowRst = "no-flow-rst", Dropped;
     /// Segment of an unknown flow with neither SYN, ACK nor RST, or a SYN-ACK nobody asked for.
     NoFlow = "no-flow", Dropped;

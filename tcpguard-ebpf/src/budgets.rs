@@ -1,6 +1,7 @@
 //! The maps of the reply budgets, bound to what the decision asks of them.
 
 use core::arch::asm;
+use core::cell::Cell;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
@@ -14,6 +15,8 @@ use crate::Maps;
 
 #[map]
 static REPLIES: Array<[u64; WORDS]> = Array::with_max_entries(MAX_QUEUES, 0);
+#[map]
+static STATEFUL: Array<u64> = Array::with_max_entries(MAX_QUEUES, 0);
 #[map]
 static VERIFIED: Array<u64> = Array::with_max_entries(PLACES, 0);
 #[map]
@@ -32,6 +35,13 @@ impl Ledger for Maps {
         // SAFETY: a sketch is these words, in memory that lives as long as the program. One CPU serves a queue at a
         // time; where two interfaces have a queue of the same number, a charge may be lost, as `Sketch::charge` says.
         Some(unsafe { &*words.cast::<Sketch>() })
+    }
+
+    #[inline(always)]
+    fn stateful(&self) -> Option<&Cell<u64>> {
+        let word = STATEFUL.get_ptr_mut(self.queue % MAX_QUEUES)?;
+        // SAFETY: one aligned word, in memory that lives as long as the program; otherwise as above.
+        Some(unsafe { &*word.cast::<Cell<u64>>() })
     }
 
     #[inline(always)]

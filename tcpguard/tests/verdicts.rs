@@ -110,6 +110,7 @@ impl Kernel {
             self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, words, 0).unwrap();
         }
         self.budgets(world);
+        self.array::<u64>(name::STATEFUL).set(0, world.stateful.get(), 0).unwrap();
         let socket = self.socket.as_raw_fd();
         let mut sockets: XskMap<&mut MapData> = self.map(name::SOCKETS);
         if world.socket {

@@ -11,18 +11,22 @@
 //! more, so that whoever floods his own connection takes the ring from himself. It is kept in a sketch too, not with the
 //! flow: an engine may replace that entry, and looking it up is what a machine under pressure has least time for.
 
+use core::cell::Cell;
+
 use crate::flow::Address;
 use crate::hash;
 use crate::map::{Limits, Settings, VERIFIED};
 #[cfg(doc)]
 use crate::packet::Family;
 use crate::reason::Reason;
-use crate::sketch::Sketch;
+use crate::sketch::{Sketch, take};
 
 /// What budgets remember, seen from one receive queue.
 pub trait Ledger {
     /// The reply budgets' share of this queue.
     fn replies(&self) -> Option<&Sketch>;
+    /// The token bucket of what stateful services leave to this queue's engine.
+    fn stateful(&self) -> Option<&Cell<u64>>;
     /// The word in one of the [`VERIFIED`] places for verified sources; 0 when there is none.
     fn verified(&self, place: u32) -> u64;
     /// Replaces it.
@@ -76,6 +80,13 @@ pub(super) fn charge_flow<E: Ledger + ?Sized>(
         Some(paces) if rate.interval != 0 && !paces.charge(flow, rate, now) => Err(Reason::FlowRate),
         _ => Ok(()),
     }
+}
+
+/// Whether the stack is to see one more segment that creates state in it.
+#[inline(always)]
+pub(super) fn charge_stateful<E: Ledger + ?Sized>(env: &E, settings: &Settings, now: u64) -> bool {
+    let rate = &settings.limits.stateful;
+    rate.interval != 0 && env.stateful().is_some_and(|bucket| take(bucket, rate, now))
 }
 
 /// Remembers that the source showed a valid cookie. Another source may have to make way: it is then like one that was

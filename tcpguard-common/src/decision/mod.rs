@@ -7,7 +7,8 @@ use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
 use crate::known::{Place, Presence};
 use crate::map::{
-    ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, ON_EXIT_PASS, PLACE_HELD, PLACE_SHARED,
+    ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, MODE_STATEFUL, ON_EXIT_PASS, PLACE_HELD,
+    PLACE_SHARED,
     Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
 };
 use crate::packet::build::{Headers, Link};
@@ -252,10 +253,11 @@ impl<A: Family> Arrival<'_, A> {
         if let Some(fault) = self.ip.fault.reason() {
             return Err(fault);
         }
+        let stateful = frame.opaque(service.mode) == MODE_STATEFUL;
         let tcp = Tcp::parse(frame, &self.ip)?;
         self.check_possible(frame, &tcp)?;
         if tcp.flags.contains(Flags::SYN) && !tcp.flags.contains(Flags::ACK) {
-            return self.judge_syn(frame, env, &tcp, allowed);
+            return self.judge_syn(frame, env, &tcp, allowed, stateful);
         }
         let flow = self.key(&tcp);
         let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
@@ -267,7 +269,8 @@ impl<A: Family> Arrival<'_, A> {
         let reason = if known {
             Reason::FlowKnown
         } else if tcp.flags.contains(Flags::RST) {
-            Reason::NoFlowRst
+            let stateful = stateful && budget::charge_stateful(env, self.settings, self.now);
+            if stateful { Reason::RstStateful } else { Reason::NoFlowRst }
         } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
             Reason::NoFlow
         } else {
@@ -345,10 +348,10 @@ impl<A: Family> Arrival<'_, A> {
         Options::parse(frame, self.ip.l4 + Tcp::LEN, tcp.header_len - Tcp::LEN).ok_or(Reason::BadOptions)
     }
 
-    /// Answers a SYN with a cookie. It never looks at the flow table: a new incarnation on a known tuple shows
+    /// Answers a SYN with a cookie, or leaves that to the stack. It never looks at the flow table: a new incarnation on a known tuple shows
     /// itself by the ACK that its cookie comes back with.
     #[inline(always)]
-    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, allowed: bool) -> Judgement
+    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, allowed: bool, stateful: bool) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + ?Sized,
@@ -364,6 +367,9 @@ impl<A: Family> Arrival<'_, A> {
         let slot = env.slot(self.settings.epoch).ok_or(Reason::SynUnanswerable)?;
         if !allowed {
             budget::charge_reply(env, self.settings, self.ip.src, self.now)?;
+        }
+        if stateful && budget::charge_stateful(env, self.settings, self.now) {
+            return Ok(Reason::SynStateful);
         }
         let answer = self.syn_ack(frame, tcp, &options, slot);
         answer.answer(frame, self.ip.l3).ok_or(Reason::SynUnanswerable)?;

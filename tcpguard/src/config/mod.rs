@@ -24,7 +24,9 @@ pub use destination::{
 pub use edit::{EditError, save_tunable};
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
-pub use tunables::{CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value};
+pub use tunables::{
+    AcceptOverflow, CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value,
+};
 
 /// Where `tcpguard run` looks when nothing on the command line says what to guard.
 pub const DEFAULT_FILE: &str = "/etc/tcpguard/tcpguard.toml";

@@ -110,6 +110,30 @@ impl Number for u32 {
     }
 }
 
+/// What a full accept queue does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptOverflow {
+    /// Ignores the client's ACK.
+    Ignore,
+    /// Resets the client.
+    Reset,
+}
+
+impl Number for AcceptOverflow {
+    const UNIT: Unit = Unit::Choice(&["ignore", "reset"]);
+
+    fn number(self) -> u64 {
+        match self {
+            Self::Ignore => 0,
+            Self::Reset => 1,
+        }
+    }
+
+    fn from_number(number: u64) -> Self {
+        if number == 0 { Self::Ignore } else { Self::Reset }
+    }
+}
+
 impl Number for CongestionControl {
     const UNIT: Unit = Unit::Choice(&["newreno", "cubic"]);
 
@@ -202,9 +226,18 @@ tunables! {
     half_open_limit: u32 = "half-open-limit", 16_384, 8 => 131_072;
     /// Connections of one service that may wait to be taken by it, on each receive queue.
     accept_backlog: u32 = "accept-backlog", 4096, 1 => 1_048_576;
-    /// Whether a client whose connection finds the accept queue full is reset (1), or its ACK ignored, so that it comes
-    /// in as soon as there is room (0).
-    abort_on_overflow: u32 = "abort-on-overflow", 0, 0 => 1;
+    /// What becomes of a client whose connection finds the accept queue full: ignore its ACK, so that it comes in as soon as
+    /// there is room, or reset it.
+    accept_overflow: AcceptOverflow = "accept-overflow", 0, 0 => 1;
+    /// SYNs a second (and resets of what they left half-open) that stateful services leave to the stack; those beyond are
+    /// answered with cookies. More than so many SYNs a second also make services in mode auto answer with cookies alone.
+    /// 0 leaves none. Shared out among receive queues.
+    stateful_rate: u32 = "stateful-rate", 5000, 0 => 10_000_000;
+    /// How many of them at once after a pause. At least what the rate allows in a clock tick of 10ms.
+    stateful_burst: u32 = "stateful-burst", 5000, 1 => 10_000_000;
+    /// How long it must have been calm before services in mode auto remember half-open connections again: less than half
+    /// of stateful-rate, and the half-open queues less than half full.
+    calm_time: Duration = "calm-time", 10 * S, 100 * MS => H;
     /// How long a cookie key is used. A cookie lives for one to two periods; a new value starts with the next
     /// key and breaks no handshake under way. So long closed connections are remembered against replays, 8388608 of them
     /// at most: at more than 40000 a second, or with long periods, old cookies are refused early.
@@ -373,6 +406,7 @@ impl Tunables {
         }
         check_burst(("flow-rate", self.flow_rate), ("flow-burst", self.flow_burst))?;
         check_burst(("source-rate", self.source_rate), ("source-burst", self.source_burst))?;
+        check_burst(("stateful-rate", self.stateful_rate), ("stateful-burst", self.stateful_burst))?;
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use crate::config::Tunables;
 pub(super) fn limits(tunables: &Tunables, queues: u32) -> Limits {
     let reply_rate = |per_second| Rate::new(per_second, tunables.reply_burst, queues);
     Limits {
+        stateful: Rate::new(tunables.stateful_rate, tunables.stateful_burst, queues),
         replies: reply_rate(tunables.reply_rate),
         verified_replies: reply_rate(tunables.verified_reply_rate),
         prefix_v4: prefix(tunables.reply_prefix_v4),
@@ -38,6 +39,7 @@ mod tests {
         let limits = limits(&tunables, 4);
         assert_eq!(limits.replies, Rate::new(250, 25, 1));
         assert_eq!(limits.verified_replies, Rate::UNLIMITED);
+        assert_eq!(limits.stateful, Rate::new(tunables.stateful_rate / 4, tunables.stateful_burst / 4, 1));
         assert_eq!(limits.prefix_v4, 0xffff_ff00_0000_0000);
         assert_eq!(limits.prefix_v6, 0xffff_ffff_ffff_ff00);
         assert_eq!(limits.verified_for, 600_000_000_000);

@@ -78,7 +78,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 27] = [
+const SHARED: [Layout; 28] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -94,6 +94,7 @@ const SHARED: [Layout; 27] = [
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
     Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
     Layout::of::<u32, [u64; WORDS]>(name::REPLIES, MAX_QUEUES),
+    Layout::of::<u32, u64>(name::STATEFUL, MAX_QUEUES),
     Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
     Layout::of::<u32, [u64; WORDS]>(name::ARRIVALS, 1),
     Layout::of::<u32, [u64; WORDS]>(name::PACES, 1),
@@ -179,6 +180,7 @@ pub(super) struct Maps {
     arrivals: Map<u32, [u64; WORDS]>,
     paces: Map<u32, [u64; WORDS]>,
     pub(super) counts: Counts,
+    stateful: Map<u32, u64>,
     counters: PerCpuArray,
     pub(super) flows: FlowTable,
     pub(super) heartbeats: Heartbeats,
@@ -227,6 +229,7 @@ impl Maps {
                 arrivals: Map::from_fd(open(name::ARRIVALS)?),
                 paces: Map::from_fd(open(name::PACES)?),
                 counts,
+                stateful: Map::from_fd(open(name::STATEFUL)?),
                 counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus, 1),
                 flows,
                 heartbeats,
@@ -310,10 +313,13 @@ impl Maps {
         remove_services(&self.services_v6, name::SERVICES_V6, &old_v6)
     }
 
-    /// Fills every budget up.
+    /// Fills every budget up: what is spent at one rate means nothing at another.
     pub(super) fn refill(&self) -> Result<(), DataplaneError> {
         let full = Box::new([0; WORDS]);
-        (0..MAX_QUEUES).try_for_each(|queue| write(&self.replies, name::REPLIES, &queue, &*full))?;
+        (0..MAX_QUEUES).try_for_each(|queue| {
+            write(&self.stateful, name::STATEFUL, &queue, &0)?;
+            write(&self.replies, name::REPLIES, &queue, &*full)
+        })?;
         write(&self.arrivals, name::ARRIVALS, &0, &*full)?;
         write(&self.paces, name::PACES, &0, &*full)
     }

@@ -39,7 +39,7 @@ pub use port::{FramePort, XskPort};
 pub use stats::{EngineStats, FrameCounters, Gaps};
 pub use stream::{LendError, TcpStream};
 
-use crate::config::{self, Tunables};
+use crate::config::{self, AcceptOverflow, Tunables};
 use crate::dataplane::monotonic_ns;
 use crate::stack::{Config, CongestionControl, Stack};
 use driver::{Driver, Parts};
@@ -271,7 +271,7 @@ fn stack_config(base: Config, tunables: &Tunables) -> Config {
         syn_ack_retries: u8::try_from(tunables.syn_ack_retries).unwrap_or(u8::MAX),
         max_half_open: tunables.half_open_limit,
         accept_backlog: tunables.accept_backlog,
-        reset_on_overflow: tunables.abort_on_overflow != 0,
+        reset_on_overflow: tunables.accept_overflow == AcceptOverflow::Reset,
         ..base
     }
 }

@@ -19,7 +19,8 @@ use tcpguard_common::filter::{ALLOW, DENY};
 use tcpguard_common::fingerprint::fingerprint;
 use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::map::{
-    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey, Settings,
+    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, MODE_STATEFUL, ON_EXIT_PASS, Service,
+    ServiceKey, Settings,
 };
 use tcpguard_common::packet::{Buffer, Family as _};
 use tcpguard_common::reason::{Outcome, Reason};
@@ -161,12 +162,19 @@ fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
     if service.mode == MODE_OFF {
         return Some(Fate::Done(Reason::ServiceOff));
     }
+    let stateful = service.mode == MODE_STATEFUL && is_left_to_the_stack(world);
     Some(
         denied(world, arrival.source)
             .or_else(|| liveness(world))
             .or_else(|| impossible(&arrival))
-            .map_or_else(|| accepted(world, &arrival, service), Fate::Done),
+            .map_or_else(|| accepted(world, &arrival, service, stateful), Fate::Done),
     )
+}
+
+/// Whether a stateful service leaves one more segment to the stack.
+fn is_left_to_the_stack(world: &World) -> bool {
+    let rate = world.settings.limits.stateful;
+    rate.interval != 0 && world.stateful.get() <= world.now + rate.ahead
 }
 
 /// The service at a local end: exact address first, then any.
@@ -255,11 +263,11 @@ fn has_one_owner(address: IpAddr) -> bool {
     }
 }
 
-fn accepted(world: &World, arrival: &Arrival, service: Service) -> Fate {
+fn accepted(world: &World, arrival: &Arrival, service: Service, stateful: bool) -> Fate {
     let Ok(segment) = &arrival.segment else { unreachable!("faults were dealt with") };
     let header = &segment.header;
     if header.syn && !header.ack {
-        return syn(world, arrival, segment).unwrap_or_else(Fate::Done);
+        return syn(world, arrival, segment, stateful).unwrap_or_else(Fate::Done);
     }
     let flow = arrival.flow();
     let known = match flow {
@@ -269,7 +277,7 @@ fn accepted(world: &World, arrival: &Arrival, service: Service) -> Fate {
     if known {
         Fate::Done(if paced(world, flow) { Reason::FlowKnown } else { Reason::FlowRate })
     } else if header.rst {
-        Fate::Done(Reason::NoFlowRst)
+        Fate::Done(if stateful { Reason::RstStateful } else { Reason::NoFlowRst })
     } else if header.syn || !header.ack {
         Fate::Done(Reason::NoFlow)
     } else if in_time_wait(world, flow) {
@@ -301,7 +309,7 @@ fn paced(world: &World, flow: AnyFlowKey) -> bool {
 /// The longest datagram payload whose checksum is worth its time: that of a frame without multi-buffer support.
 const LONGEST_SUMMED: usize = 4096;
 
-fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reason> {
+fn syn(world: &World, arrival: &Arrival, segment: &Segment, stateful: bool) -> Result<Fate, Reason> {
     check(arrival.header_sum_holds, Reason::IpBadChecksum)?;
     check(segment.bytes.len() <= LONGEST_SUMMED, Reason::SynUnanswerable)?;
     check(arrival.sum_holds(segment), Reason::SynBadChecksum)?;
@@ -311,6 +319,9 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment) -> Result<Fate, Reas
         _ if listed(world, arrival.source) == Some(ALLOW) => {}
         IpAddr::V4(ip) => within_budget(world, V4(ip.octets()))?,
         IpAddr::V6(ip) => within_budget(world, V6(ip.octets()))?,
+    }
+    if stateful {
+        return Ok(Fate::Done(Reason::SynStateful));
     }
     let (mss, smallest) = match arrival.source {
         IpAddr::V4(_) => (slot.mss_v4, 536),

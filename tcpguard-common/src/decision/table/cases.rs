@@ -78,6 +78,7 @@ impl Table {
         self.budgets::<A>();
         self.admission::<A>();
         self.pressure::<A>();
+        self.stateful::<A>();
         self.acks::<A>();
         self.flags::<A>();
         self.addresses::<A>();
@@ -291,6 +292,64 @@ impl Table {
             unlimited.settings.limits = Limits::default();
             self.row(on("while nothing is limited"), &unlimited, ack.frame(), Reason::AckValid);
         }
+    }
+
+    fn stateful<A: Place>(&mut self) {
+        let on = |what: &str| format!("IPv{} {what}, of a stateful service", A::VERSION);
+        let mut world = World::new();
+        world.make_stateful();
+        let mut spent = world.clone();
+        spent.spend_stateful();
+        let mut none = world.clone();
+        none.settings.limits.stateful = Rate::UNLIMITED;
+        let syn = Spec::<A>::syn(LINUX);
+        self.row(on("SYN"), &world, syn.frame(), Reason::SynStateful);
+        self.row(on("SYN beyond what is left to the stack"), &spent, syn.frame(), Reason::CookieSent);
+        self.row(on("SYN while nothing is left to the stack"), &none, syn.frame(), Reason::CookieSent);
+        let small = Spec::<A>::syn(&[2, 4, 0, 1]);
+        self.row(on("SYN with MSS 1"), &world, small.frame(), Reason::SynStateful);
+        self.row(on("SYN with MSS 1 beyond"), &spent, small.frame(), Reason::CookieSentSmallMss);
+        let data = Spec { data: vec![0xa5; 33], tags: vec![[0x81, 0, 0x20, 5]], ..syn.clone() };
+        self.row(on("SYN with data and a tag"), &world, data.frame(), Reason::SynStateful);
+        let mut corrupt = syn.frame();
+        corrupt[syn.l4() + 4] ^= 0x80;
+        self.row(on("corrupt SYN"), &world, corrupt, Reason::SynBadChecksum);
+        let hostile = Spec::<A>::syn(&[2, 0, 0, 0]);
+        self.row(on("SYN with a hostile option"), &world, hostile.frame(), Reason::BadOptions);
+        let anywhere = Spec { dst_port: PORT_ANYWHERE, dst: A::ELSEWHERE, ..syn.clone() };
+        self.row(on("SYN to any address"), &world, anywhere.frame(), Reason::SynStateful);
+        let off = Spec { dst_port: PORT_OFF, ..syn.clone() };
+        self.row(on("SYN beside one that is off"), &world, off.frame(), Reason::ServiceOff);
+        let mut known = world.clone();
+        known.know(syn.flow());
+        self.row(on("SYN of a known flow"), &known, syn.frame(), Reason::SynStateful);
+        let mut keyless = world.clone();
+        keyless.settings.epoch += 2;
+        self.row(on("SYN without a key"), &keyless, syn.frame(), Reason::SynUnanswerable);
+        let mut budget = world.clone();
+        budget.spend_replies(A::CLIENT, false);
+        self.row(on("SYN over the reply budget"), &budget, syn.frame(), Reason::ReplyBudget);
+        let socketless = World { socket: false, ..world.clone() };
+        self.row(on("SYN without a socket"), &socketless, syn.frame(), Reason::Grace);
+
+        for flags in [RST, RST | ACK] {
+            let reset = Spec { flags, ..Spec::<A>::ack(77, &[]) };
+            let row = |what: &str| on(&format!("flags {flags:#04x} {what}"));
+            self.row(row("without a flow"), &world, reset.frame(), Reason::RstStateful);
+            self.row(row("beyond"), &spent, reset.frame(), Reason::NoFlowRst);
+            self.row(row("of a known flow"), &known, reset.frame(), Reason::FlowKnown);
+            let mut waiting = world.clone();
+            waiting.remember(&reset.flow());
+            self.row(row("in TIME_WAIT"), &waiting, reset.frame(), Reason::RstStateful);
+        }
+        for stamped in [true, false] {
+            let ack = valid_ack::<A>(EPOCH, stamped);
+            self.row(on("valid ACK"), &spent, ack.frame(), Reason::AckValid);
+            let forged = Spec { ack: ack.ack ^ 1, ..ack };
+            self.row(on("forged ACK"), &world, forged.frame(), Reason::AckInvalid);
+        }
+        let syn_ack = Spec { flags: SYN | ACK, ..Spec::<A>::ack(77, LINUX) };
+        self.row(on("SYN-ACK"), &world, syn_ack.frame(), Reason::NoFlow);
     }
 
     fn hostile_options<A: Place>(&mut self) {

@@ -55,7 +55,8 @@ impl Random {
     }
 }
 
-/// Guards in every condition, and how many frames in a hundred each should see. All of them have the same services, know
+/// Guards in every condition, and how many frames in a hundred each should see. All of them have the same services, if not
+/// in the same mode, know
 /// the flows of [`KNOWN`] and remember those of [`WAITING`].
 pub(crate) fn worlds() -> Vec<(usize, World)> {
     let mut normal = World { max_flows: 64, ..World::new() };
@@ -126,6 +127,14 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         (1, like(&|world| dead(world, 1, ON_EXIT_PASS + 1))),
         (1, like(&|world| world.interface.armed = 0)),
         (5, like(&filters::some)),
+        (5, like(&World::make_stateful)),
+        (
+            2,
+            like(&|world| {
+                world.make_stateful();
+                world.spend_stateful();
+            }),
+        ),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Maps and a clock that a test can set: the decision's surroundings on the host.
 
 use std::boxed::Box;
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::vec;
@@ -17,8 +17,8 @@ use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{self, Bucket, Presence};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP,
-    PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, heartbeat, xsk_index,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF, MODE_STATEFUL,
+    ON_EXIT_DROP, PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, heartbeat, xsk_index,
 };
 use tcpguard_common::packet::Family;
 use tcpguard_common::reason::Reason;
@@ -43,6 +43,7 @@ pub(crate) const PORT_ONLY_HERE: u16 = 1444;
 
 /// Budgets that are kept, but that no test uses up by accident.
 pub(crate) const LIMITS: Limits = Limits {
+    stateful: PLENTY,
     replies: PLENTY,
     verified_replies: PLENTY,
     prefix_v4: !0 << (64 - 24),
@@ -126,6 +127,8 @@ pub(crate) struct World {
     pub(crate) fingerprints: HashMap<u32, [u32; WAYS as usize]>,
     /// Made when it is first asked for: it is large, and there are many worlds.
     pub(crate) replies: OnceCell<Box<Sketch>>,
+    /// Until when the tokens of the stateful services are spent.
+    pub(crate) stateful: Cell<u64>,
     pub(crate) verified: RefCell<HashMap<u32, u64>>,
     pub(crate) lists: Lists,
     pub(crate) arrivals: OnceCell<Box<Sketch>>,
@@ -177,6 +180,7 @@ impl World {
             max_flows: 2,
             fingerprints: HashMap::new(),
             replies: OnceCell::new(),
+            stateful: Cell::new(0),
             verified: RefCell::default(),
             lists: Lists::default(),
             arrivals: OnceCell::new(),
@@ -224,6 +228,22 @@ impl World {
     pub(crate) fn spend_replies<A: Family>(&mut self, source: A, verified: bool) {
         let hash = if verified { budget::verified_reply_hash } else { budget::reply_hash };
         assert!(self.sketch().charge(hash(&self.settings, source), &LAST, self.now));
+    }
+
+    /// Makes the services that answer with cookies stateful ones.
+    pub(crate) fn make_stateful(&mut self) {
+        fn all<A>(services: &mut HashMap<ServiceKey<A>, Service>) {
+            for service in services.values_mut().filter(|service| service.mode == MODE_COOKIE) {
+                service.mode = MODE_STATEFUL;
+            }
+        }
+        all(&mut self.services_v4);
+        all(&mut self.services_v6);
+    }
+
+    /// Uses up what stateful services leave to the stack.
+    pub(crate) fn spend_stateful(&mut self) {
+        self.stateful.set(u64::MAX / 2);
     }
 
     /// Makes `source` one that showed a valid cookie at `when`.
@@ -290,6 +310,10 @@ impl Epochs for World {
 impl Ledger for World {
     fn replies(&self) -> Option<&Sketch> {
         Some(self.sketch())
+    }
+
+    fn stateful(&self) -> Option<&Cell<u64>> {
+        Some(&self.stateful)
     }
 
     fn verified(&self, place: u32) -> u64 {

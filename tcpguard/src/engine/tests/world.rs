@@ -503,6 +503,10 @@ impl Ledger for Queued<'_> {
         None
     }
 
+    fn stateful(&self) -> Option<&Cell<u64>> {
+        None
+    }
+
     fn verified(&self, _: u32) -> u64 {
         0
     }

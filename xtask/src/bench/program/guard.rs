@@ -32,6 +32,7 @@ const ADVERTISED: Advertised = Advertised { mss_v4: 1460, mss_v6: 1440, window: 
 
 /// Limits as a daemon sets them, but so wide that no number of packets reaches them: they cost the same.
 const LIMITS: Limits = Limits {
+    stateful: WIDE,
     replies: WIDE,
     verified_replies: WIDE,
     prefix_v4: !0 << (64 - 24),
