@@ -247,7 +247,7 @@ fn a_bad_list_is_refused_with_file_and_line() {
 
 #[test]
 fn without_a_daemon_questions_fail_with_exit_code_1() {
-    for verb in ["status", "stats", "flows", "tune", "filters", "config"] {
+    for verb in ["status", "stats", "flows", "mode", "tune", "filters", "config"] {
         let said = refused(&[verb, "--control", "/nonexistent/tcpguard.sock"], 1);
         assert!(said.contains("no daemon answers there"), "{said}");
     }

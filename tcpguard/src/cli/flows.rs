@@ -14,11 +14,15 @@ use super::{Failure, ask, unexpected};
 Examples:
   tcpguard flows
   tcpguard flows --state TIME_WAIT --limit 20
+  tcpguard flows --half-open
   tcpguard flows --json | jq '.states'")]
 pub(super) struct Args {
     /// Only flows in this state, such as ESTABLISHED or TIME_WAIT
     #[arg(long)]
     state: Option<String>,
+    /// Only half-open connections, and how often their SYN-ACK was sent again: a flood building up
+    #[arg(long, conflicts_with = "state")]
+    half_open: bool,
     /// List at most this many; the totals count all
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_FLOWS_LISTED)))]
     limit: u32,
@@ -28,7 +32,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
-    let state = args.state.as_deref().map(state_name).transpose().map_err(Failure::BadInput)?;
+    let half_open = args.half_open.then_some(State::SynReceived.name());
+    let state = args.state.as_deref().or(half_open).map(state_name).transpose().map_err(Failure::BadInput)?;
     let Reply::Flows(flows) = ask(client, &Request::Flows { state, limit: args.limit })? else {
         return Err(unexpected());
     };
@@ -36,7 +41,7 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     if args.json {
         return Ok(write_json(&mut out, &flows)?);
     }
-    table(&flows.flows).write(&mut out)?;
+    table(&flows.flows, args.half_open).write(&mut out)?;
     out.flush()?;
     let listed = flows.flows.len() as u64;
     if listed < flows.total {
@@ -57,8 +62,8 @@ fn state_name(text: &str) -> Result<String, String> {
     })
 }
 
-fn table(flows: &[Flow]) -> Table {
-    let mut table = Table::new(&[
+fn table(flows: &[Flow], half_open: bool) -> Table {
+    let mut columns = vec![
         ("STATE", Align::Left),
         ("RECV-Q", Align::Right),
         ("SEND-Q", Align::Right),
@@ -69,9 +74,13 @@ fn table(flows: &[Flow]) -> Table {
         ("IN", Align::Right),
         ("OUT", Align::Right),
         ("TIMER", Align::Right),
-    ]);
+    ];
+    if half_open {
+        columns.push(("SENT-AGAIN", Align::Right));
+    }
+    let mut table = Table::new(&columns);
     for flow in flows {
-        table.row(vec![
+        let mut row = vec![
             flow.state.clone(),
             flow.recv_queued.to_string(),
             flow.send_queued.to_string(),
@@ -82,7 +91,11 @@ fn table(flows: &[Flow]) -> Table {
             flow.bytes_in.to_string(),
             flow.bytes_out.to_string(),
             flow.timer_ms.map_or_else(|| "-".to_owned(), age),
-        ]);
+        ];
+        if half_open {
+            row.push(flow.syn_ack_retransmits.map_or_else(|| "-".to_owned(), |times| times.to_string()));
+        }
+        table.row(row);
     }
     table
 }
@@ -105,17 +118,25 @@ mod tests {
             send_queued: 12,
             rtt_us: None,
             timer_ms: Some(250),
+            syn_ack_retransmits: Some(3),
             interface: "eth0".into(),
             queue: 0,
         };
         let mut out = Vec::new();
-        table(&[flow]).write(&mut out).unwrap();
+        table(std::slice::from_ref(&flow), false).write(&mut out).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "STATE      RECV-Q  SEND-Q  LOCAL        PEER                 SERVICE   AGE                    IN  OUT  TIMER
 TIME_WAIT       0      12  10.0.0.1:80  [2001:db8::7]:51000  -        1m1s  18446744073709551615    0  250ms
 "
         );
+    }
+
+    #[test]
+    fn half_open_connections_have_a_column_of_their_own() {
+        let mut out = Vec::new();
+        table(&[], true).write(&mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().trim_end().ends_with("TIMER  SENT-AGAIN"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod filters;
 mod flows;
 mod generate;
 mod keys;
+mod mode;
 mod output;
 mod pcap;
 mod reload;
@@ -64,6 +65,8 @@ enum Verb {
     Filters(filters::Args),
     /// Explain a cookie that was captured on the wire
     Cookie(cookie::Args),
+    /// List or change how services treat SYNs: remember them, or answer with cookies
+    Mode(mode::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
     /// Read the configuration file again; every connection stays
@@ -136,6 +139,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Flows(args) => flows::run(&args, &client(control)),
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Cookie(args) => cookie::run(&args, &client(control)),
+        Verb::Mode(args) => mode::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
         Verb::Reload(args) => reload::run(&args, &client(control)),
         Verb::Keys(args) => keys::run(&args, &client(control)),
@@ -251,6 +255,9 @@ mod tests {
             (&["stats", "--nonsense"], "unexpected argument '--nonsense'"),
             (&["flows", "--limit", "many"], "'many'"),
             (&["flows", "--state", "HALF_DEAD"], "unknown state"),
+            (&["mode", "10.0.0.1:80"], "MODE"),
+            (&["mode", "10.0.0.1", "auto"], "not an address"),
+            (&["mode", "10.0.0.1:80", "maybe"], "auto, cookie, stateful, off"),
             (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
             (&["tune", "time-wait", "3"], "a duration looks like"),
             (&["tune", "time-wait", "3h"], "out of range"),

@@ -38,8 +38,8 @@ pub(super) struct Args {
     queues: Option<u32>,
     /// An address and port to protect, and where to relay its connections: ADDR:PORT, unix:/PATH, or several with commas
     /// between them. `respond:echo`, `respond:discard` and `respond:http` answer them without a backend, `off` leaves
-    /// them to the host; may be repeated
-    #[arg(long, value_name = "ADDR:PORT=BACKEND")]
+    /// them to the host. Behind a last comma, a mode (`tcpguard mode --help`); may be repeated
+    #[arg(long, value_name = "ADDR:PORT=BACKEND[,MODE]")]
     protect: Vec<Service>,
     /// Set a tunable (`tcpguard tune --help`); may be repeated
     #[arg(long, value_name = "NAME=VALUE")]

@@ -8,7 +8,7 @@ use crate::control::client::Client;
 use crate::control::protocol::{Groups, Reply, Request, Stats};
 
 use super::output::{Align, Table, age, rate, write_json};
-use super::{Failure, ask, unexpected};
+use super::{Failure, ask, mode, unexpected};
 
 /// Between the two readings that a single listing's rates come from.
 const SAMPLE: Duration = Duration::from_millis(250);
@@ -87,6 +87,7 @@ fn read(client: &Client) -> Result<Stats, Failure> {
 fn write(out: &mut impl Write, args: &Args, before: &Stats, now: &Stats) -> io::Result<()> {
     let elapsed = now.time_ms.saturating_sub(before.time_ms);
     writeln!(out, "up {}, rates over {elapsed} ms", age(now.uptime_ms))?;
+    section(out, &mode::table(&now.services))?;
     section(out, &reasons(args, before, now, elapsed))?;
     section(out, &states(args, now))?;
     section(out, &groups(args, &before.totals, &now.totals, elapsed))?;
@@ -166,7 +167,7 @@ fn groups(args: &Args, before: &Groups, now: &Groups, elapsed: u64) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{Engine, ReasonCount};
+    use crate::control::protocol::{Engine, ReasonCount, Service};
 
     fn reading(time_ms: u64, cookies: [u64; 2], adopted: u64) -> Stats {
         let reason = |name: &str, outcome: &str, per_cpu: [u64; 2]| ReasonCount {
@@ -183,6 +184,14 @@ mod tests {
         Stats {
             time_ms,
             uptime_ms: 61_000,
+            services: vec![Service {
+                listen: "192.0.2.1:80".parse().unwrap(),
+                mode: "auto".into(),
+                state: Some("calm".into()),
+                backend: None,
+                respond: None,
+                backends: Vec::new(),
+            }],
             reasons: vec![reason("cookie-sent", "answered", cookies), reason("bad-flags", "dropped", [0, 0])],
             states: states.clone(),
             totals: counters.clone(),
@@ -208,6 +217,9 @@ mod tests {
         assert_eq!(
             shown(&[]),
             "up 1m1s, rates over 500 ms
+
+SERVICE       MODE  NOW
+192.0.2.1:80  auto  calm
 
 REASON       OUTCOME   TOTAL  RATE/s
 cookie-sent  answered    150     100

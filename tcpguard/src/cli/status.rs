@@ -39,7 +39,8 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         let backends = (!addresses.is_empty()).then(|| format!(" -> {}", addresses.join(",")));
         let responder = service.respond.as_ref().map(|responder| format!(" -> respond:{responder}"));
         let destination = backends.or(responder).unwrap_or_default();
-        writeln!(out, "service {}{destination}, {}", service.listen, service.mode)?;
+        let state = service.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
+        writeln!(out, "service {}{destination}, {}{state}", service.listen, service.mode)?;
         for backend in &service.backends {
             writeln!(out, "  {}", line(backend))?;
         }

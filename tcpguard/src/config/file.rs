@@ -257,7 +257,7 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
     };
     let destination = read_destination(source, &raw)?;
     let listen = source.at(&raw.listen, |listen| super::listen_address(listen))?;
-    if mode == ServiceMode::Cookie && destination.is_none() {
+    if mode != ServiceMode::Off && destination.is_none() {
         let message = format!(
             "service {listen}: neither a backend nor a responder; add backend = \"ADDR:PORT\", or respond = \"http\""
         );
@@ -536,7 +536,7 @@ retries = 8
                 4,
                 "which of them",
             ),
-            ("[[service]]\nlisten = \"10.0.0.1:80\"\nmode = \"maybe\"\n", 3, "cookie, off"),
+            ("[[service]]\nlisten = \"10.0.0.1:80\"\nmode = \"maybe\"\n", 3, "auto, cookie, stateful, off"),
             ("[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"x\"\n", 3, "`x` is not an address"),
             ("[tunables]\nretries = 3\ntimewait = \"3s\"\n", 3, "did you mean `time-wait`"),
             ("[tunables]\ntime-wait = 30\n", 2, "a duration looks like"),

@@ -106,9 +106,13 @@ pub struct Service {
 /// How a service treats SYNs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServiceMode {
+    /// SYNs are remembered while it is calm, and answered with cookies in a flood of them.
+    Auto,
     /// Every SYN is answered with a cookie.
     #[default]
     Cookie,
+    /// SYNs are remembered, and those answered with a cookie that are too many for that.
+    Stateful,
     /// Counted and left to the host.
     Off,
 }
@@ -205,7 +209,7 @@ macro_rules! words {
 use words;
 
 words!(AttachMode, "XDP mode", Native = "native", Generic = "generic");
-words!(ServiceMode, "service mode", Cookie = "cookie", Off = "off");
+words!(ServiceMode, "service mode", Auto = "auto", Cookie = "cookie", Stateful = "stateful", Off = "off");
 words!(OnDaemonExit, "action", Pass = "pass", Drop = "drop");
 
 impl Interface {
@@ -230,7 +234,8 @@ impl Interface {
 impl FromStr for Service {
     type Err = String;
 
-    /// Reads `ADDR:PORT=DESTINATION`, where `off` as the destination leaves the port to the host.
+    /// Reads `ADDR:PORT=DESTINATION` or `ADDR:PORT=DESTINATION,MODE`, where `off` as the destination leaves the port to the
+    /// host.
     fn from_str(text: &str) -> Result<Self, String> {
         let (listen, destination) = text
             .split_once('=')
@@ -239,12 +244,9 @@ impl FromStr for Service {
         if destination == "off" {
             return Ok(Self { listen, mode: ServiceMode::Off, destination: None, limits: Limits::default() });
         }
-        Ok(Self {
-            listen,
-            mode: ServiceMode::Cookie,
-            destination: Some(destination.parse()?),
-            limits: Limits::default(),
-        })
+        let last = destination.rsplit_once(',').and_then(|(rest, last)| Some((rest, last.parse().ok()?)));
+        let (destination, mode) = last.unwrap_or((destination, ServiceMode::default()));
+        Ok(Self { listen, mode, destination: Some(destination.parse()?), limits: Limits::default() })
     }
 }
 
@@ -338,7 +340,7 @@ impl Config {
                 return whole(format!("service {} is given twice", service.listen));
             }
             match (service.mode, &service.destination) {
-                (ServiceMode::Cookie, None) => {
+                (ServiceMode::Auto | ServiceMode::Cookie | ServiceMode::Stateful, None) => {
                     return whole(format!("service {}: neither a backend nor a responder", service.listen));
                 }
                 (_, Some(Destination::Backends(backends)))
@@ -389,6 +391,10 @@ mod tests {
         assert_eq!(service.destination, Some("[::1]:8443".parse().unwrap()));
         let service: Service = "0.0.0.0:443=off".parse().unwrap();
         assert_eq!((service.mode, service.destination), (ServiceMode::Off, None));
+        for mode in [ServiceMode::Auto, ServiceMode::Cookie, ServiceMode::Stateful, ServiceMode::Off] {
+            let service: Service = format!("0.0.0.0:443=127.0.0.1:1,{mode}").parse().unwrap();
+            assert_eq!((service.mode, service.destination), (mode, Some("127.0.0.1:1".parse().unwrap())));
+        }
         let service: Service = "192.0.2.1:7=respond:echo".parse().unwrap();
         let echo = Destination::Responder(Responder::Echo);
         assert_eq!((service.mode, service.destination), (ServiceMode::Cookie, Some(echo)));
@@ -398,6 +404,7 @@ mod tests {
     fn protect_refuses_what_cannot_be_a_service() {
         for (text, why) in [
             ("10.0.0.1:80", "ADDR:PORT=BACKEND"),
+            ("10.0.0.1:80=127.0.0.1:1,maybe", "not an address"),
             ("10.0.0.1:0=127.0.0.1:1", "port 0"),
             ("10.0.0.1:80=127.0.0.1:0", "port 0"),
             ("10.0.0.300:80=127.0.0.1:1", "not an address"),

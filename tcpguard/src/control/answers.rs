@@ -8,7 +8,9 @@ use tcpguard_common::cookie::{Inspection, age, inspect};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::reason::Reason;
 
-use crate::config::{Config, Destination, Filter, FilterSet, Service, TUNABLES, Tunable, Tunables};
+use crate::config::{
+    Config, Destination, Filter, FilterSet, Service, ServiceMode, TUNABLES, Tunable, Tunables,
+};
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
 use crate::service::{BackendStats, Far, Held, Purpose};
@@ -32,6 +34,16 @@ impl Handler for Guard {
                 }
                 let limit = limit.min(wire::MAX_FLOWS_LISTED) as usize;
                 self.flows(state.as_deref(), limit).await.map(Reply::Flows)
+            }
+            Request::Mode { service, mode } => {
+                let mode: ServiceMode = match mode.parse() {
+                    Ok(mode) => mode,
+                    Err(error) => return Reply::bad_input(error),
+                };
+                return match self.set_mode(service, mode) {
+                    Ok(old) => Reply::ModeSet(wire::ModeSet { old: old.to_string(), new: mode.to_string() }),
+                    Err(error) => Reply::bad_input(error),
+                };
             }
             Request::Tune { name: None, value: Some(_), .. } => {
                 return Reply::bad_input("a value without a name");
@@ -94,7 +106,6 @@ impl Guard {
     fn status(&self) -> wire::Status {
         let links = self.links.borrow();
         let interfaces = self.attached.iter().zip(&self.config.interfaces).zip(links.iter());
-        let services = self.config.services.iter();
         let settings = self.settings();
         wire::Status {
             daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -115,8 +126,13 @@ impl Guard {
                     mtu: link.mtu,
                 })
                 .collect(),
-            services: services.enumerate().map(|(id, service)| self.service(id, service)).collect(),
+            services: self.services(),
         }
+    }
+
+    fn services(&self) -> Vec<wire::Service> {
+        let services = self.modes.services();
+        services.iter().enumerate().map(|(id, service)| self.service(id, service)).collect()
     }
 
     fn service(&self, id: usize, service: &Service) -> wire::Service {
@@ -134,6 +150,7 @@ impl Guard {
         wire::Service {
             listen: service.listen,
             mode: service.mode.to_string(),
+            state: self.modes.state(service).map(str::to_owned),
             backend: match &service.destination {
                 Some(Destination::Backends(backends)) => backends.addrs.first().map(ToString::to_string),
                 Some(Destination::Responder(_) | Destination::Application) | None => None,
@@ -181,7 +198,8 @@ impl Guard {
         };
         let reasons = Reason::ALL.iter().map(count).collect();
         let time_ms = monotonic_ns() / 1_000_000;
-        Ok(wire::Stats { time_ms, uptime_ms: self.uptime_ms(), reasons, states, totals, engines })
+        let services = self.services();
+        Ok(wire::Stats { time_ms, uptime_ms: self.uptime_ms(), services, reasons, states, totals, engines })
     }
 
     async fn flows(&self, state: Option<&str>, limit: usize) -> Result<wire::Flows, DaemonError> {
@@ -225,6 +243,7 @@ impl Guard {
             send_queued: flow.send_queued.into(),
             rtt_us: flow.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
             timer_ms: flow.timer.map(millis),
+            syn_ack_retransmits: flow.syn_ack_retransmits.map(u64::from),
             interface: engine.interface.clone(),
             queue: engine.queue,
         }
@@ -275,7 +294,8 @@ impl Guard {
             Err(error) => return error.into(),
         };
         let tunables = Tunables::clone(&self.tunables.borrow());
-        let config = Config { tunables, filters, ..self.config.clone() };
+        let services = self.modes.services();
+        let config = Config { services, tunables, filters, ..self.config.clone() };
         // A hundred thousand filters take a while to write, and the engines' keys wait for this thread.
         match tokio::task::spawn_blocking(move || config.to_toml()).await {
             Ok(Ok(toml)) => Reply::Config(wire::Config { toml }),
@@ -316,7 +336,7 @@ impl Guard {
     }
 
     pub(super) fn caller(&self, session: Option<wire::Session>) -> Option<IpAddr> {
-        filters::caller(&session?, &self.config.services)
+        filters::caller(&session?, &self.modes.services())
     }
 
     fn uptime_ms(&self) -> u64 {

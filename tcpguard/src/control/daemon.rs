@@ -26,6 +26,7 @@ use super::descriptors;
 use super::filters::Filters;
 use super::guard::{Applications, Guard};
 use super::links;
+use super::modes::FLOOD_TICK;
 use super::notify::Notify;
 use super::ports;
 use super::reload::{self, Origin};
@@ -291,6 +292,7 @@ async fn serve(
             failure = ends.recv() => Err(failure),
             failure = keep_keys(guard) => Err(Some(failure)),
             failure = follow_links(guard) => Err(Some(failure)),
+            failure = watch_for_floods(guard) => Err(Some(failure)),
             never = forget_expired_filters(guard) => match never {},
             never = assure(guard, manager) => match never {},
             never = reload::on_hangup(guard, hangup) => match never {},
@@ -336,6 +338,16 @@ async fn keep_keys(guard: &Guard) -> DaemonError {
     loop {
         sleep(KEY_TICK).await;
         if let Err(failure) = guard.refresh_keys().await {
+            return of_its_own(failure).await;
+        }
+    }
+}
+
+/// Has services in mode `auto` answer with cookies alone while there is a flood; returns only when that fails for good.
+async fn watch_for_floods(guard: &Guard) -> DaemonError {
+    loop {
+        sleep(FLOOD_TICK).await;
+        if let Err(failure) = guard.look_for_floods().await {
             return of_its_own(failure).await;
         }
     }

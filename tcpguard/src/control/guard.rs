@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use tcpguard_common::cookie::{Advertised, Clock};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, MODE_COOKIE, MODE_OFF, ON_EXIT_DROP, ON_EXIT_PASS, Settings,
-    xsk_index,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, ON_EXIT_DROP, ON_EXIT_PASS, Settings, xsk_index,
 };
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -19,7 +18,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
     AttachMode, Attached, Census, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
-    MasterSecret, Now, Previous, ServiceEntry, SocketConfig, XskSocket, monotonic_ns,
+    MasterSecret, Now, Previous, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{
     DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, XskPort,
@@ -30,6 +29,7 @@ use super::daemon::DaemonError;
 use super::descriptors;
 use super::filters::SharedFilters;
 use super::limits::limits;
+use super::modes::{self, Modes};
 use super::protocol as wire;
 use super::reload::Origin;
 use super::server::{Server, ServerError};
@@ -56,6 +56,7 @@ pub(super) struct Guard {
     engines: Vec<Engine>,
     pub(super) tunables: RefCell<Arc<Tunables>>,
     pub(super) filters: SharedFilters,
+    pub(super) modes: Modes,
     pub(super) keys: RefCell<KeySchedule>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
@@ -117,6 +118,7 @@ impl Guard {
             Err(error) => warn!(%error, "an interface that is not guarded any more keeps the program"),
         }
         let guard = Self {
+            modes: Modes::new(&config.services),
             config,
             dataplane,
             links: RefCell::new(attached.iter().map(|attached| attached.link).collect()),
@@ -320,7 +322,7 @@ impl Started {
         applications: &Applications,
         bind: impl FnOnce() -> Result<Server, ServerError>,
     ) -> Result<Self, DaemonError> {
-        dataplane.hold(&service_entries(config), on_exit(config))?;
+        dataplane.hold(&modes::first_entries(&config.services), on_exit(config))?;
         let attached = attach(dataplane, config)?;
         let server = bind()?;
         let services = service_specs(config, applications).collect();
@@ -387,14 +389,14 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
-        let census = dataplane.census(settings.hash_key, &service_entries(config))?;
+        let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services))?;
         Ok(Self { keys, settings, tunables, services, descriptors: Quota::default(), census })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
     fn write(&self, dataplane: &Dataplane, config: &Config) -> Result<(), DaemonError> {
         dataplane.write_epochs(&self.keys.slots())?;
-        dataplane.set_services(&service_entries(config))?;
+        dataplane.set_services(&modes::first_entries(&config.services))?;
         dataplane.write_settings(&self.settings)?;
         // Nobody keeps the TIME_WAIT entries of a previous daemon.
         dataplane.fingerprints().clear_all();
@@ -517,25 +519,13 @@ fn on_exit(config: &Config) -> u32 {
     }
 }
 
-fn service_entries(config: &Config) -> Vec<ServiceEntry> {
-    let entry = |(id, service): (usize, &crate::config::Service)| ServiceEntry {
-        addr: service.listen.ip(),
-        port: service.listen.port(),
-        id: id as u32,
-        mode: match service.mode {
-            ServiceMode::Cookie => MODE_COOKIE,
-            ServiceMode::Off => MODE_OFF,
-        },
-    };
-    config.services.iter().enumerate().map(entry).collect()
-}
-
 fn service_specs<'a>(
     config: &'a Config,
     applications: &'a Applications,
 ) -> impl Iterator<Item = ServiceSpec> + use<'a> {
     config.services.iter().enumerate().filter_map(|(id, service)| {
-        let destination = service.destination.as_ref().filter(|_| service.mode != ServiceMode::Off)?;
+        // One that is off may be given another mode.
+        let destination = service.destination.as_ref()?;
         ServiceSpec::new(id as u32, service, destination, applications.get(&service.listen))
     })
 }

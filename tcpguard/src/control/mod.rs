@@ -10,6 +10,7 @@ mod filters;
 mod guard;
 mod limits;
 mod links;
+mod modes;
 mod notify;
 mod ports;
 pub mod protocol;

@@ -83,6 +83,13 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stamp: Option<u32>,
     },
+    /// Gives a service another mode.
+    Mode {
+        /// Where its clients connect.
+        service: SocketAddr,
+        /// `auto`, `cookie`, `stateful` or `off`.
+        mode: String,
+    },
     /// The filter lists.
     Filters {
         /// List at most this many; the totals count all.
@@ -162,6 +169,8 @@ pub enum Reply {
     Config(Config),
     /// To [`Request::CookieDecode`].
     Cookie(Cookie),
+    /// To [`Request::Mode`].
+    ModeSet(ModeSet),
     /// To [`Request::Filters`].
     Filters(Filters),
     /// To every other request about filters.
@@ -270,8 +279,11 @@ pub struct Interface {
 pub struct Service {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// `cookie` or `off`.
+    /// `auto`, `cookie`, `stateful` or `off`.
     pub mode: String,
+    /// In mode `auto`, what it does at present: `calm`, when it remembers SYNs, or `cookies`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// Where connections are relayed to; of several backends the first.
     pub backend: Option<String>,
     /// Which built-in responder has them instead: `echo`, `discard` or `http`.
@@ -320,6 +332,9 @@ pub struct Stats {
     pub time_ms: u64,
     /// Since the daemon armed its interfaces.
     pub uptime_ms: u64,
+    /// The services, and how they treat SYNs.
+    #[serde(default)]
+    pub services: Vec<Service>,
     /// Verdicts of the XDP program, in the table's order, the ones never reached included. They survive the daemon
     /// with its pins.
     pub reasons: Vec<ReasonCount>,
@@ -384,7 +399,7 @@ pub struct Flow {
     pub peer: SocketAddr,
     /// The service as configured.
     pub service: Option<SocketAddr>,
-    /// Since the connection was accepted, or since it entered TIME_WAIT.
+    /// Since the connection was accepted, or since it entered TIME_WAIT; of a half-open one, since its SYN came.
     pub age_ms: u64,
     /// Payload bytes received.
     pub bytes_in: u64,
@@ -398,6 +413,9 @@ pub struct Flow {
     pub rtt_us: Option<u64>,
     /// Until its next timer.
     pub timer_ms: Option<u64>,
+    /// How often the SYN-ACK of a half-open connection was sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syn_ack_retransmits: Option<u64>,
     /// The engine that has it.
     pub interface: String,
     /// Its queue.
@@ -510,6 +528,15 @@ pub struct Step {
 pub struct Config {
     /// As a file.
     pub toml: String,
+}
+
+/// A service was given another mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModeSet {
+    /// The mode it had.
+    pub old: String,
+    /// The one it has.
+    pub new: String,
 }
 
 /// The filter lists.
@@ -643,6 +670,7 @@ mod tests {
                 cookie: 0,
                 stamp: Some(7),
             },
+            Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into() },
             Request::Filters { limit: 3 },
             Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
             Request::FiltersDel { prefix: "::/0".into(), session: None },

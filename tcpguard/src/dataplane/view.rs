@@ -47,6 +47,7 @@ pub struct Views {
     verified: Map<u32, u64>,
     arrivals: Map<u32, [u64; WORDS]>,
     paces: Map<u32, [u64; WORDS]>,
+    stateful: Map<u32, u64>,
     service_flows: Map<u32, i64>,
     source_flows: Map<u32, i64>,
     heads_v4: Map<u32, Head>,
@@ -80,6 +81,7 @@ impl Views {
                 verified: Map::from_fd(open(name::VERIFIED)?),
                 arrivals: Map::from_fd(open(name::ARRIVALS)?),
                 paces: Map::from_fd(open(name::PACES)?),
+                stateful: Map::from_fd(open(name::STATEFUL)?),
                 service_flows: Map::from_fd(open(name::SERVICE_FLOWS)?),
                 source_flows: Map::from_fd(open(name::SOURCE_FLOWS)?),
                 heads_v4: Map::from_fd(open(name::FILTER_HEADS_V4)?),
@@ -124,10 +126,11 @@ pub struct View {
     arrival: Arrival,
     interface: Option<Interface>,
     now: u64,
-    /// Copies, these and the two below: whatever is charged to them is forgotten.
+    /// Copies, these and the three below: whatever is charged to them is forgotten.
     replies: OnceCell<Option<Box<Sketch>>>,
     arrivals: OnceCell<Option<Box<Sketch>>>,
     paces: OnceCell<Option<Box<Sketch>>>,
+    stateful: OnceCell<Option<Cell<u64>>>,
     spans_v4: Kept<SpanV4>,
     spans_v6: Kept<SpanV6>,
     rules: Kept<FilterRule>,
@@ -147,6 +150,7 @@ impl View {
             replies: OnceCell::new(),
             arrivals: OnceCell::new(),
             paces: OnceCell::new(),
+            stateful: OnceCell::new(),
             spans_v4: Kept::default(),
             spans_v6: Kept::default(),
             rules: Kept::default(),
@@ -250,6 +254,13 @@ impl Ledger for View {
     fn replies(&self) -> Option<&Sketch> {
         let queue = self.arrival.queue % MAX_QUEUES;
         self.replies.get_or_init(|| self.copy("reply budgets", &self.views.replies, queue)).as_deref()
+    }
+
+    fn stateful(&self) -> Option<&Cell<u64>> {
+        const WHAT: &str = "what is left to the stack";
+        self.note(WHAT, "held against stateful-rate");
+        let queue = self.arrival.queue % MAX_QUEUES;
+        self.stateful.get_or_init(|| self.read(WHAT, &self.views.stateful, &queue).map(Cell::new)).as_ref()
     }
 
     fn paces(&self) -> Option<&Sketch> {

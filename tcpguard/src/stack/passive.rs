@@ -133,10 +133,11 @@ impl Stack {
             timestamps: cookie.tsval.zip(syn.timestamps),
             ..Options::default()
         };
+        let echo = if syn.ecn { Flags::ECE } else { Flags(0) };
         let segment = Outgoing {
             seq: Seq(cookie.isn),
             ack: Seq(*irs) + 1,
-            flags: Flags::SYN | Flags::ACK | if syn.ecn { Flags::ECE } else { Flags(0) },
+            flags: Flags::SYN | Flags::ACK | echo,
             window: slot.window,
             options,
         };
@@ -187,7 +188,7 @@ fn offered(segment: &Incoming<'_>) -> SynOptions {
         window_scale: options.window_scale.map(|shift| shift.min(14)),
         sack_permitted: options.sack_permitted,
         timestamps: options.timestamps.map(|(value, _)| value),
-        // Only timestamps have room to remember it (RFC 3168 §6.1.1).
+        // RFC 3168 §6.1.1; a cookie has room for it beside timestamps only.
         ecn: segment.has(Flags::ECE | Flags::CWR) && options.timestamps.is_some(),
     }
 }

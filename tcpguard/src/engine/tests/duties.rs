@@ -122,6 +122,32 @@ fn a_server_that_speaks_first_speaks_even_if_the_clients_ack_is_lost() {
     });
 }
 
+/// It is a client that says nothing itself: nobody but the sweep would ever bring it in.
+#[test]
+fn a_client_that_a_full_accept_queue_ignored_comes_in_as_soon_as_there_is_room() {
+    on_one_thread(async {
+        let (world, guard, client) = pair_with(Tunables { accept_backlog: 1, ..Tunables::default() });
+        let listener = guard.listen();
+        let first = client.connect_from(5000).await.unwrap();
+        eventually("accepted", || world.flows.borrow().len() == 1).await;
+        let mut second = client.connect_from(5001).await.unwrap();
+        // Longer than a sweep takes to come by: the entry must survive it.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let stats = guard.handle.stats().await.unwrap();
+        assert!(stats.stack.backlog_full >= 2, "the ACK, and the sweep: {}", stats.stack.backlog_full);
+        assert_eq!((stats.connections, stats.net.accepted, stats.flows.refused), (1, 1, 0));
+        assert!(world.flows.borrow().contains_key(&key(5001)));
+        let (accepted, _) = listener.accept().await;
+        let (mut late, peer) = listener.accept().await;
+        assert_eq!(peer.port(), 5001);
+        late.write_all(b"220 ready").await.unwrap();
+        let mut said = [0; 9];
+        second.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"220 ready");
+        drop((first, accepted));
+    });
+}
+
 #[test]
 fn a_new_daemon_resets_the_old_ones_clients_whether_they_speak_or_not() {
     on_one_thread(async {

@@ -186,6 +186,22 @@ fn another_syn_of_the_same_flow_takes_the_place_of_the_first() {
 }
 
 #[test]
+fn a_syn_that_offers_ecn_is_answered_with_ece_where_the_cookie_has_room_for_it() {
+    for (offer, ecn) in [(modern(), true), (plain(), false)] {
+        let mut t = Script::syn(Offer { options: SynOptions { ecn, ..offer.options }, ..offer });
+        t.sends("SEW 0:0(0)");
+        let answer = t.next_sent().expect("a SYN-ACK");
+        assert_eq!(answer.contains('E'), ecn, "{answer}");
+        assert!(answer.ends_with("0:0(0) ack 1"), "XDP's cookie says the same: {answer}");
+        // What is sent again is the same.
+        assert_eq!(t.stack.half_open_count(), 1);
+        t.wait_for_output(&answer);
+        t.sends(". 1:1(0) ack 1");
+        t.state(State::Established);
+    }
+}
+
+#[test]
 fn data_on_a_syn_waits_for_the_handshake_and_data_on_the_third_ack_is_delivered() {
     let mut t = Script::syn(modern());
     t.sends("SP 0:10(10)");

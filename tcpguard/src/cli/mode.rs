@@ -1,0 +1,64 @@
+//! `tcpguard mode`: lists how services treat SYNs, and changes it.
+
+use std::io::{self, BufWriter, Write as _};
+use std::net::SocketAddr;
+
+use crate::config::{self, ServiceMode};
+use crate::control::client::Client;
+use crate::control::protocol::{Reply, Request, Service};
+
+use super::output::{Align, Table, write_json};
+use super::{Failure, ask, unexpected};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+auto      remember SYNs and repeat their answers while it is calm, answer with cookies in a flood of them
+cookie    answer every SYN with a cookie
+stateful  remember SYNs, as far as stateful-rate and half-open-limit go; cookies for those beyond
+off       count segments and leave them to the host, those of open connections included
+
+Examples:
+  tcpguard mode                          list them all
+  tcpguard mode 192.0.2.1:80 cookie      change one, at once, until the daemon ends")]
+pub(super) struct Args {
+    /// Which service, by the address and port that clients connect to
+    #[arg(value_name = "ADDR:PORT", requires = "mode")]
+    service: Option<String>,
+    /// Its new mode: auto, cookie, stateful, off
+    mode: Option<String>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let (Some(service), Some(mode)) = (&args.service, &args.mode) else {
+        let Reply::Status(status) = ask(client, &Request::Status {})? else { return Err(unexpected()) };
+        if args.json {
+            return Ok(write_json(&mut out, &status.services)?);
+        }
+        table(&status.services).write(&mut out)?;
+        return Ok(out.flush()?);
+    };
+    let service: SocketAddr = config::listen_address(service).map_err(Failure::BadInput)?;
+    let mode: ServiceMode = mode.parse().map_err(Failure::BadInput)?;
+    let Reply::ModeSet(set) = ask(client, &Request::Mode { service, mode: mode.to_string() })? else {
+        return Err(unexpected());
+    };
+    if args.json {
+        return Ok(write_json(&mut out, &set)?);
+    }
+    writeln!(out, "{service}: {} -> {}", set.old, set.new)?;
+    Ok(out.flush()?)
+}
+
+/// The services, their modes, and what those in mode auto do at present.
+pub(super) fn table(services: &[Service]) -> Table {
+    let mut table = Table::new(&[("SERVICE", Align::Left), ("MODE", Align::Left), ("NOW", Align::Left)]);
+    for service in services {
+        let state = service.state.clone().unwrap_or_else(|| "-".to_owned());
+        table.row(vec![service.listen.to_string(), service.mode.clone(), state]);
+    }
+    table
+}
