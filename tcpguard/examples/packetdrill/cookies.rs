@@ -63,12 +63,14 @@ impl Cookies {
     fn answer_segment<A: Family>(&self, now: Instant, syn: &Segment<A>) -> Option<Vec<u8>> {
         let slot = &self.slots[(self.half / 2 % u64::from(EPOCH_SLOTS)) as usize];
         let (flow, offered) = (syn.key(), &syn.options);
+        // RFC 3168 §6.1.1; a cookie without timestamps has no room for it.
+        let ecn = syn.tcp.flags.contains(Flags::ECE | Flags::CWR) && offered.timestamps.is_some();
         let options = SynOptions {
             mss: offered.mss,
             window_scale: offered.window_scale,
             sack_permitted: offered.sack_permitted,
             timestamps: offered.timestamps.map(|(value, _)| value),
-            ecn: false,
+            ecn,
         };
         let cookie = encode(slot, &flow, syn.tcp.seq.0, &options, now.0);
         let headers = Headers {
@@ -80,7 +82,7 @@ impl Cookies {
             dst_port: flow.peer_port,
             seq: Seq(cookie.isn),
             ack: syn.tcp.seq + 1,
-            flags: Flags::SYN | Flags::ACK,
+            flags: Flags::SYN | Flags::ACK | if ecn { Flags::ECE } else { Flags(0) },
             window: slot.window,
             options: Options {
                 mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),
