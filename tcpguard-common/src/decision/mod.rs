@@ -8,8 +8,7 @@ use crate::flow::{FlowKey, V4, V6};
 use crate::known::{Place, Presence};
 use crate::map::{
     ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, MODE_STATEFUL, ON_EXIT_PASS, PLACE_HELD,
-    PLACE_SHARED,
-    Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
+    PLACE_SHARED, Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
 };
 use crate::packet::build::{Headers, Link};
 use crate::packet::{Ethernet, Family, Fault, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};

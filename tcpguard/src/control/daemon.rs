@@ -196,11 +196,7 @@ pub fn run(config: Config, origin: Option<Origin>) -> Result<(), DaemonError> {
     Daemon { origin, ..Daemon::new(config) }.run()
 }
 
-fn run_with(
-    config: Config,
-    applications: Applications,
-    origin: Option<Origin>,
-) -> Result<(), DaemonError> {
+fn run_with(config: Config, applications: Applications, origin: Option<Origin>) -> Result<(), DaemonError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
     let local = LocalSet::new();

@@ -40,6 +40,14 @@ impl Advice {
                 SYN,
                 "Nothing for a few. Many are attackers or very old devices: large answers to them may be lost.",
             ),
+            Reason::SynStateful => (
+                SYN,
+                "Nothing: the stack answers and remembers them (tcpguard flows --half-open), as long as stateful-rate lasts.",
+            ),
+            Reason::RstStateful => (
+                NO_FLOW,
+                "Nothing: a client may give a half-open connection up; the stack judges it, inside stateful-rate.",
+            ),
             Reason::AckValid => (ACK, NOTHING),
             Reason::FlowKnown => ("the flow is in the table (judge in decision/mod.rs)", NOTHING),
             Reason::TimeWait => (ACK, NOTHING),
@@ -121,6 +129,10 @@ impl Advice {
                 FORM,
                 "Nothing for a few. Many that belong to real clients mean a hop that ignores DF, or an MTU that \
                  is too large on the way.",
+            ),
+            Reason::HeaderChain => (
+                FORM,
+                "Nothing for a few: no real client sends them. Many are somebody who tries to get past the guard.",
             ),
             Reason::BadFlags | Reason::BadSource | Reason::BadDestination | Reason::BadPort => (SENSE, JUNK),
             Reason::ServiceOff => (
