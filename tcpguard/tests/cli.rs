@@ -165,7 +165,7 @@ fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do
     }
     assert_eq!(
         said(&["explain", "no-flow-rst"]),
-        "no-flow-rst: dropped\n\nRST of an unknown flow.\n\n\
+        "no-flow-rst: dropped\n\nRST of an unknown flow, to a service that answers with cookies.\n\n\
          Decided  no flow is known, and the segment is no ACK that could bring a cookie (judge in decision/mod.rs)\n\
          Do       Nothing: clients reset what ended here already. Many are a RST flood, dropped at once.\n"
     );
