@@ -35,7 +35,7 @@ const ENDS: [&str; 13] = [
 pub(super) struct Holding {
     /// Resident memory, KB.
     memory: u64,
-    descriptors: usize,
+    pub(super) descriptors: usize,
     /// Entries of XDP's flow map.
     entries: usize,
     connections: u64,
