@@ -15,7 +15,7 @@ mod table;
 
 use crate::flow::FlowKey;
 use crate::map::{EPOCH_SLOTS, EpochSlot};
-use crate::packet::Family;
+use crate::packet::{Family, Flags, Options};
 use crate::siphash::sip24;
 
 pub use inspect::{Inspection, Validity, inspect};
@@ -38,6 +38,20 @@ pub struct SynOptions {
     pub ecn: bool,
 }
 
+impl SynOptions {
+    /// What a SYN with these control bits and options offers. ECN by ECE and CWR (RFC 3168 §6.1.1), where a cookie has room
+    /// for it: beside timestamps.
+    pub fn offered(flags: Flags, options: &Options) -> Self {
+        Self {
+            mss: options.mss,
+            window_scale: options.window_scale,
+            sack_permitted: options.sack_permitted,
+            timestamps: options.timestamps.map(|(value, _)| value),
+            ecn: flags.contains(Flags::ECE | Flags::CWR) && options.timestamps.is_some(),
+        }
+    }
+}
+
 /// What the SYN-ACK carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie {
@@ -45,6 +59,21 @@ pub struct Cookie {
     pub isn: u32,
     /// TSval, for a client that offered timestamps.
     pub tsval: Option<u32>,
+}
+
+impl Cookie {
+    /// The options of the SYN-ACK that carries it in answer to a SYN that offered `syn`: MSS, and of the others exactly
+    /// those that were offered.
+    #[inline(always)]
+    pub fn options<A: Family>(&self, slot: &EpochSlot, syn: &SynOptions) -> Options {
+        Options {
+            mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),
+            window_scale: syn.window_scale.map(|_| slot.window_scale),
+            sack_permitted: syn.sack_permitted,
+            timestamps: self.tsval.zip(syn.timestamps),
+            ..Options::default()
+        }
+    }
 }
 
 /// What a valid cookie says about the connection it opens.

@@ -409,13 +409,7 @@ impl<A: Family> Arrival<'_, A> {
             ack: tcp.seq + 1,
             flags: Flags::SYN | Flags::ACK | Flags((ecn as u8) << 6),
             window: slot.window,
-            options: Options {
-                mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),
-                window_scale: options.window_scale.map(|_| slot.window_scale),
-                sack_permitted: options.sack_permitted,
-                timestamps: cookie.tsval.zip(syn.timestamps),
-                ..Options::default()
-            },
+            options: cookie.options::<A>(slot, &syn),
             ..empty_answer(&self.ip, tcp)
         }
     }

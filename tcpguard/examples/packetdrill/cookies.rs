@@ -5,7 +5,7 @@ use tcpguard::stack::{Config, Instant, Stack};
 use tcpguard_common::cookie::{Advertised, Clock, SynOptions, encode};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::{Headers, Link};
-use tcpguard_common::packet::{AnySegment, Buffer, Family, Flags, Options, Segment};
+use tcpguard_common::packet::{AnySegment, Buffer, Family, Flags, Segment};
 use tcpguard_common::seq::Seq;
 
 /// Nobody attacks a script.
@@ -62,17 +62,8 @@ impl Cookies {
 
     fn answer_segment<A: Family>(&self, now: Instant, syn: &Segment<A>) -> Option<Vec<u8>> {
         let slot = &self.slots[(self.half / 2 % u64::from(EPOCH_SLOTS)) as usize];
-        let (flow, offered) = (syn.key(), &syn.options);
-        // RFC 3168 §6.1.1; a cookie without timestamps has no room for it.
-        let ecn = syn.tcp.flags.contains(Flags::ECE | Flags::CWR) && offered.timestamps.is_some();
-        let options = SynOptions {
-            mss: offered.mss,
-            window_scale: offered.window_scale,
-            sack_permitted: offered.sack_permitted,
-            timestamps: offered.timestamps.map(|(value, _)| value),
-            ecn,
-        };
-        let cookie = encode(slot, &flow, syn.tcp.seq.0, &options, now.0);
+        let (flow, offered) = (syn.key(), SynOptions::offered(syn.tcp.flags, &syn.options));
+        let cookie = encode(slot, &flow, syn.tcp.seq.0, &offered, now.0);
         let headers = Headers {
             link: Link::answering(&syn.ethernet),
             src: flow.local,
@@ -82,15 +73,9 @@ impl Cookies {
             dst_port: flow.peer_port,
             seq: Seq(cookie.isn),
             ack: syn.tcp.seq + 1,
-            flags: Flags::SYN | Flags::ACK | if ecn { Flags::ECE } else { Flags(0) },
+            flags: Flags::SYN | Flags::ACK | if offered.ecn { Flags::ECE } else { Flags(0) },
             window: slot.window,
-            options: Options {
-                mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),
-                window_scale: offered.window_scale.map(|_| slot.window_scale),
-                sack_permitted: offered.sack_permitted,
-                timestamps: cookie.tsval.zip(options.timestamps),
-                ..Options::default()
-            },
+            options: cookie.options::<A>(slot, &offered),
         };
         let mut frame = vec![0; MAX_FRAME];
         let len = headers.len();

@@ -297,3 +297,22 @@ pub struct FlowInfo {
     /// How often the SYN-ACK of a half-open connection was sent again. `None` otherwise.
     pub syn_ack_retransmits: Option<u8>,
 }
+
+impl FlowInfo {
+    /// A flow that no data is known of.
+    pub(super) fn without_data(key: AnyFlowKey, state: State, service: Option<u32>, age: Duration) -> Self {
+        Self {
+            key,
+            state,
+            service,
+            age,
+            bytes_in: 0,
+            bytes_out: 0,
+            recv_queued: 0,
+            send_queued: 0,
+            rtt: None,
+            timer: None,
+            syn_ack_retransmits: None,
+        }
+    }
+}

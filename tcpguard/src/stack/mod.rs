@@ -456,17 +456,8 @@ impl Stack {
 
     fn time_wait_info(&self, key: AnyFlowKey, age: Duration) -> FlowInfo {
         FlowInfo {
-            key,
-            state: State::TimeWait,
-            service: self.service(key.local_addr()),
-            age,
-            bytes_in: 0,
-            bytes_out: 0,
-            recv_queued: 0,
-            send_queued: 0,
-            rtt: None,
             timer: Some(self.shared.config.time_wait.saturating_sub(age)),
-            syn_ack_retransmits: None,
+            ..FlowInfo::without_data(key, State::TimeWait, self.service(key.local_addr()), age)
         }
     }
 

@@ -6,10 +6,9 @@
 
 use std::time::Duration;
 
-use tcpguard_common::cookie::{Clock, Cookie, Epochs as _, SynOptions, encode, validate};
-use tcpguard_common::flow::AnyFlowKey;
-use tcpguard_common::map::EpochSlot;
-use tcpguard_common::packet::{Flags, Options};
+use tcpguard_common::cookie::{Clock, Epochs as _, SynOptions, encode, validate};
+use tcpguard_common::flow::{AnyFlowKey, FlowKey};
+use tcpguard_common::packet::{Family, Flags, Options};
 use tcpguard_common::seq::Seq;
 
 use super::adopt::is_newer;
@@ -120,22 +119,15 @@ impl Stack {
     /// The answer to a SYN, as XDP would write it now, but with the key of the entry's epoch. `None` once XDP would not
     /// accept that cookie any more.
     fn syn_ack(&self, key: &AnyFlowKey, entry: &HalfOpen, now: Instant) -> Option<Reply> {
-        let slot = self.epochs.slot(entry.epoch)?;
-        let cookie = self.cookie(key, entry, slot, now)?;
         let HalfOpen { irs, syn, link, .. } = entry;
-        let options = Options {
-            mss: Some(match key {
-                AnyFlowKey::V4(_) => slot.mss_v4,
-                AnyFlowKey::V6(_) => slot.mss_v6,
-            }),
-            window_scale: syn.window_scale.map(|_| slot.window_scale),
-            sack_permitted: syn.sack_permitted,
-            timestamps: cookie.tsval.zip(syn.timestamps),
-            ..Options::default()
-        };
+        let (isn, options) = match key {
+            AnyFlowKey::V4(key) => self.offer(key, entry, now),
+            AnyFlowKey::V6(key) => self.offer(key, entry, now),
+        }?;
+        let slot = self.epochs.slot(entry.epoch)?;
         let echo = if syn.ecn { Flags::ECE } else { Flags(0) };
         let segment = Outgoing {
-            seq: Seq(cookie.isn),
+            seq: Seq(isn),
             ack: Seq(*irs) + 1,
             flags: Flags::SYN | Flags::ACK | echo,
             window: slot.window,
@@ -144,18 +136,14 @@ impl Stack {
         Some(Reply { key: *key, link: *link, segment })
     }
 
-    fn cookie(&self, key: &AnyFlowKey, entry: &HalfOpen, slot: &EpochSlot, now: Instant) -> Option<Cookie> {
+    /// Sequence number and options of the answer.
+    fn offer<A: Family>(&self, key: &FlowKey<A>, entry: &HalfOpen, now: Instant) -> Option<(u32, Options)> {
         let HalfOpen { irs, syn, .. } = entry;
-        let cookie = match key {
-            AnyFlowKey::V4(key) => encode(slot, key, *irs, syn, now.0),
-            AnyFlowKey::V6(key) => encode(slot, key, *irs, syn, now.0),
-        };
+        let slot = self.epochs.slot(entry.epoch)?;
+        let cookie = encode(slot, key, *irs, syn, now.0);
         let clock = Clock { extra: 0, ..self.clock };
-        let accepted = match key {
-            AnyFlowKey::V4(key) => validate(&self.epochs, &clock, key, *irs, cookie.isn, cookie.tsval),
-            AnyFlowKey::V6(key) => validate(&self.epochs, &clock, key, *irs, cookie.isn, cookie.tsval),
-        };
-        accepted.map(|_| cookie)
+        validate(&self.epochs, &clock, key, *irs, cookie.isn, cookie.tsval)?;
+        Some((cookie.isn, cookie.options::<A>(slot, syn)))
     }
 
     /// How a half-open connection is listed.
@@ -164,31 +152,20 @@ impl Stack {
         (key, entry, age, timer): (AnyFlowKey, HalfOpen, Duration, Duration),
     ) -> FlowInfo {
         FlowInfo {
-            key,
-            state: State::SynReceived,
-            service: self.service(key.local_addr()),
-            age,
-            bytes_in: 0,
-            bytes_out: 0,
-            recv_queued: 0,
-            send_queued: 0,
-            rtt: None,
             timer: Some(timer),
             syn_ack_retransmits: Some(entry.retransmits),
+            ..FlowInfo::without_data(key, State::SynReceived, self.service(key.local_addr()), age)
         }
     }
 }
 
 /// What a SYN offers, as far as a cookie can remember it and an entry of the queue does.
 fn offered(segment: &Incoming<'_>) -> SynOptions {
-    let options = &segment.options;
+    let offered = SynOptions::offered(segment.flags, &segment.options);
     SynOptions {
         // A cookie makes no difference between none and 0, nor between shifts beyond 14 (RFC 7323 §2.3).
-        mss: options.mss.filter(|mss| *mss != 0),
-        window_scale: options.window_scale.map(|shift| shift.min(14)),
-        sack_permitted: options.sack_permitted,
-        timestamps: options.timestamps.map(|(value, _)| value),
-        // RFC 3168 §6.1.1; a cookie has room for it beside timestamps only.
-        ecn: segment.has(Flags::ECE | Flags::CWR) && options.timestamps.is_some(),
+        mss: offered.mss.filter(|mss| *mss != 0),
+        window_scale: offered.window_scale.map(|shift| shift.min(14)),
+        ..offered
     }
 }

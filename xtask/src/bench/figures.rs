@@ -5,6 +5,17 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+/// What a suite measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report<Row> {
+    /// Which suite.
+    pub suite: &'static str,
+    /// Of the rows' layout.
+    pub version: u32,
+    /// In the order of the table.
+    pub rows: Vec<Row>,
+}
+
 /// The values in order.
 pub(super) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();

@@ -5,6 +5,8 @@ mod figures;
 pub mod program;
 pub mod stack;
 
+pub use figures::Report;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::figures::{self, median, sorted};
+use super::figures::{self, Report, median, sorted};
 use crate::build;
 use crate::setup::Purpose;
 use crate::tool;
@@ -59,17 +59,6 @@ impl Effort {
     };
 }
 
-/// What was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// `stack`.
-    pub suite: &'static str,
-    /// Of this layout.
-    pub version: u32,
-    /// In the order of the table.
-    pub rows: Vec<Row>,
-}
-
 /// One row.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
@@ -110,7 +99,7 @@ pub fn run(args: &StackArgs) -> Result<()> {
 }
 
 /// Measures every row with the program at `program`, which fails when the stack does not do what a row says.
-pub fn measure(program: &Path, effort: Effort) -> Result<Report> {
+pub fn measure(program: &Path, effort: Effort) -> Result<Report<Row>> {
     let Effort { rounds, segments, connections, half_open, time_wait } = effort;
     let connections = connections.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let mut command = Command::new(program);

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::figures::{self, median, sorted};
+use super::figures::{self, Report, median, sorted};
 use crate::build;
 use crate::setup::Purpose;
 use contest::Contest;
@@ -83,17 +83,6 @@ pub struct Objects<'a> {
     pub bench: &'a Path,
 }
 
-/// What was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// `program`.
-    pub suite: &'static str,
-    /// Of this layout.
-    pub version: u32,
-    /// In the order of the table.
-    pub rows: Vec<Row>,
-}
-
 /// One row.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
@@ -129,7 +118,7 @@ pub fn run(args: &ProgramArgs) -> Result<()> {
 
 /// Measures every row. Fails when a run does not end as its row says: with that verdict, and counted under that
 /// reason.
-pub fn measure(objects: Objects<'_>, peers: &[Peer], effort: Effort) -> Result<Report> {
+pub fn measure(objects: Objects<'_>, peers: &[Peer], effort: Effort) -> Result<Report<Row>> {
     let mut contest = Contest::new(objects, peers, effort)?;
     let rows = rows::all(peers);
     let mut runs = vec![Vec::new(); rows.len()];
