@@ -9,6 +9,8 @@ pub mod name {
     pub const PASS: &str = "pass";
     /// Sends every TCP segment back to where it came from.
     pub const REFLECT: &str = "reflect";
+    /// Drops everything.
+    pub const DISCARD: &str = "discard";
     /// The flood generator, for `BPF_PROG_RUN` with live frames.
     pub const FLOOD: &str = "flood";
     /// The receiver that answers to spoofed addresses end in.
@@ -84,6 +86,10 @@ pub struct FloodConfig {
     pub network: u32,
     /// Its netmask.
     pub netmask: u32,
+    /// The bits that every source port has.
+    pub port: u32,
+    /// The bits of the source port that are random.
+    pub port_mask: u32,
     /// The frames.
     pub template: [Template; TEMPLATES as usize],
 }
@@ -128,6 +134,8 @@ pub enum Received {
     SpoofedBadAck,
     /// SYN-ACK for a spoofed address whose options were not offered, or echo a wrong TSval: dropped.
     SpoofedBadOptions,
+    /// A spoofed address's own SYN, sent back as it was: dropped.
+    SpoofedReflection,
     /// RST for a spoofed address: dropped.
     SpoofedReset,
     /// Any other TCP segment for a spoofed address: dropped.
@@ -136,7 +144,7 @@ pub enum Received {
 
 impl Received {
     /// Every counter, in index order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Other,
         Self::Segment,
         Self::SynAck,
@@ -144,6 +152,7 @@ impl Received {
         Self::SpoofedBadChecksum,
         Self::SpoofedBadAck,
         Self::SpoofedBadOptions,
+        Self::SpoofedReflection,
         Self::SpoofedReset,
         Self::SpoofedOther,
     ];
@@ -163,7 +172,7 @@ mod tests {
     #[test]
     fn the_configuration_has_no_padding() {
         assert_eq!(size_of::<Template>(), TEMPLATE_LEN + 16);
-        assert_eq!(size_of::<FloodConfig>(), 3 * 8 + 4 * 4 + TEMPLATES as usize * size_of::<Template>());
+        assert_eq!(size_of::<FloodConfig>(), 3 * 8 + 6 * 4 + TEMPLATES as usize * size_of::<Template>());
     }
 
     #[test]

@@ -5,9 +5,12 @@
 mod example;
 
 use std::path::Path;
+use std::time::Duration;
 
+use xtask::bench::flood::{self, Contestant};
 use xtask::bench::program::{Effort, Objects, Peer, measure};
 use xtask::bench::stack;
+use xtask::build::Artifacts;
 
 fn objects() -> Objects<'static> {
     Objects {
@@ -101,5 +104,28 @@ fn every_row_of_the_stack_benchmark_is_measured() {
         for figure in ["median", "min", "max"] {
             assert!(row[figure].as_f64().is_some_and(|figure| figure > 0.0), "{row}");
         }
+    }
+}
+
+#[test]
+fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_clients() {
+    let built = Artifacts {
+        daemon: env!("CARGO_BIN_EXE_tcpguard").into(),
+        lab_object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into(),
+    };
+    let effort = flood::Effort { rounds: 1, time: Duration::from_millis(200), rates: &[20_000] };
+    let report =
+        flood::measure(&built, &Contestant::STANDARD, effort, |_| {}).expect("every contestant stands");
+    let rows = |name| report.rows.iter().filter(move |row| row.name == name);
+    for row in rows("syn_v4") {
+        assert_eq!(row.wrong, 0, "{row:?}");
+        let answers = row.contestant != "xdp_drop";
+        assert_eq!(row.median > 0.0, answers, "{row:?}");
+        let serves = answers && row.contestant != "xdp_tx";
+        assert_eq!(row.connected > 0, serves, "{row:?}");
+    }
+    for name in ["syn_v4", "one_tuple_v4", "ack_v4", "data_v4", "known_flow_v4"] {
+        assert_eq!(rows(name).count(), Contestant::STANDARD.len(), "{name}");
+        assert!(rows(name).all(|row| row.delivered_pps > 0.0), "{name}");
     }
 }

@@ -94,7 +94,7 @@ fn every_spoofed_syn_is_answered_by_a_kernel_listener_and_every_answer_verified(
     let address = SocketAddrV4::new(GUARD_ADDRESS, PORT);
     let listener = lab.guard().enter(|| std::net::TcpListener::bind(address))??;
     // The driver takes live frames only with a program (or GRO) at the receiving end, as the guard's will be.
-    let _pass = xtask::lab::Pass::attach(&lab)?;
+    let _pass = xtask::lab::StandIn::attach(&lab, xtask::lab::Instead::Pass)?;
     let flood = lab.flood(PORT, FloodSpec { rate: 20_000, total: Some(TOTAL), ..FloodSpec::default() })?;
     let counters = flood.finish()?;
     assert_eq!(counters.delivered(), TOTAL);
@@ -111,7 +111,7 @@ fn random_acks_and_data_are_well_formed_enough_to_be_reset() -> Result<()> {
     const TOTAL: u64 = 1_000;
     for kind in [Kind::Ack, Kind::Data] {
         let mut lab = Lab::up(config())?;
-        let _pass = xtask::lab::Pass::attach(&lab)?;
+        let _pass = xtask::lab::StandIn::attach(&lab, xtask::lab::Instead::Pass)?;
         let spec = FloodSpec { kind, rate: 50_000, total: Some(TOTAL), ..FloodSpec::default() };
         assert_eq!(lab.flood(PORT, spec)?.finish()?.delivered(), TOTAL);
         let arrivals = settled(&lab, |seen| seen.of(Received::SpoofedReset) >= TOTAL)?;

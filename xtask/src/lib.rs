@@ -3,7 +3,7 @@
 pub mod lab;
 pub mod tool;
 
-#[expect(clippy::print_stdout, reason = "the developer's commands talk to a person")]
+#[expect(clippy::print_stderr, clippy::print_stdout, reason = "the developer's commands talk to a person")]
 pub mod bench;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod build;

@@ -37,6 +37,12 @@ fn pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
+/// Drops everything: what making the frames costs.
+#[xdp]
+fn discard(_ctx: XdpContext) -> u32 {
+    XDP_DROP
+}
+
 /// Sends every TCP segment back with its ends swapped: what XDP_TX costs without a decision.
 #[xdp]
 fn reflect(ctx: XdpContext) -> u32 {
@@ -77,7 +83,7 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     let cpu = unsafe { bpf_get_smp_processor_id() } as u64;
     let random = mix(config.seed.wrapping_add(cpu << 56).wrapping_add(position));
     let address = config.network | (random as u32 & !config.netmask);
-    let port = (random >> 32) as u16 | 0x0400;
+    let port = config.port as u16 | (random >> 32) as u16 & config.port_mask as u16;
     let spoofed = Spoofed::of(config.key, config.count, address, port);
     write_frame(ctx, config, &spoofed, address, port, (random >> 24) as u32)?;
     count(&GENERATED, spoofed.template);
@@ -155,27 +161,45 @@ fn classify(ctx: &XdpContext) -> Option<Received> {
     Some(match (spoofed, flags) {
         (false, f) if f == SYN | ACK => Received::SynAck,
         (false, _) => Received::Segment,
-        (true, f) if f == SYN | ACK => judge(ctx, config, address)?,
+        (true, f) if f == SYN | ACK => judge(ctx, config, address, &SYN_ACK)?,
+        (true, SYN) => judge(ctx, config, address, &REFLECTION)?,
         (true, f) if f & RST != 0 => Received::SpoofedReset,
         (true, _) => Received::SpoofedOther,
     })
 }
 
-/// Judges one SYN-ACK to a spoofed address. Every template offers window scaling and SACK; timestamps differ.
-fn judge(ctx: &XdpContext, config: &FloodConfig, address: u32) -> Option<Received> {
+/// Where a kind of answer repeats what the spoofed address sent.
+struct Answer {
+    /// Offset of the number that follows from its initial sequence number, and how far behind.
+    number: usize,
+    ahead: u32,
+    /// Offset of its TSval within the timestamps option.
+    stamp: usize,
+    /// What it is when everything is right.
+    right: Received,
+}
+
+const SYN_ACK: Answer = Answer { number: offset::ACK, ahead: 1, stamp: 6, right: Received::SpoofedSynAck };
+/// Judged as thoroughly, so that a reflector's answers cost the receiver as much as a guard's.
+const REFLECTION: Answer =
+    Answer { number: offset::SEQ, ahead: 0, stamp: 2, right: Received::SpoofedReflection };
+
+/// Judges one answer to a spoofed address. Every template offers window scaling and SACK; timestamps differ.
+#[inline(always)]
+fn judge(ctx: &XdpContext, config: &FloodConfig, address: u32, answer: &Answer) -> Option<Received> {
     let port = u16::from_be_bytes(load(ctx, 36)?);
     let spoofed = Spoofed::of(config.key, config.count, address, port);
     let length = (load::<u8>(ctx, 46)? >> 4) as usize * 4;
     if !checksums_hold(ctx, length)? {
         return Some(Received::SpoofedBadChecksum);
     }
-    if u32::from_be_bytes(load(ctx, offset::ACK)?).wrapping_sub(1) != spoofed.isn {
+    if u32::from_be_bytes(load(ctx, answer.number)?).wrapping_sub(answer.ahead) != spoofed.isn {
         return Some(Received::SpoofedBadAck);
     }
     let offered = template(config, spoofed.template).tsval != 0;
     let expected = if offered { Some(spoofed.tsval) } else { None };
-    Some(match timestamp_echo(ctx, length) == expected {
-        true => Received::SpoofedSynAck,
+    Some(match timestamp(ctx, length, answer.stamp) == expected {
+        true => answer.right,
         false => Received::SpoofedBadOptions,
     })
 }
@@ -201,16 +225,17 @@ fn checksums_hold(ctx: &XdpContext, length: usize) -> Option<bool> {
     Some(fold(ip_sum) == 0 && fold(tcp_sum) == 0)
 }
 
-/// The TSecr of a header of `length` bytes (RFC 7323 §3.2). It looks for kind and length at every offset instead of
-/// walking from option to option: the kernel's verifier would follow every way through the walk.
+/// The value at `within` the timestamps option of a header of `length` bytes (RFC 7323 §3.2). It looks for kind and
+/// length at every offset instead of walking from option to option: the kernel's verifier would follow every way through
+/// the walk.
 #[inline(always)]
-fn timestamp_echo(ctx: &XdpContext, length: usize) -> Option<u32> {
+fn timestamp(ctx: &XdpContext, length: usize, within: usize) -> Option<u32> {
     for at in offset::OPTIONS..offset::OPTIONS + 30 {
         if at + 10 > 34 + length {
             return None;
         }
         if load::<[u8; 2]>(ctx, at)? == [8, 10] {
-            return Some(u32::from_be_bytes(load(ctx, at + 6)?));
+            return Some(u32::from_be_bytes(load(ctx, at + within)?));
         }
     }
     None

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use super::machine::Machine;
+
 /// What a suite measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report<Row> {
@@ -12,8 +14,17 @@ pub struct Report<Row> {
     pub suite: &'static str,
     /// Of the rows' layout.
     pub version: u32,
+    /// Where it was measured.
+    pub machine: Machine,
     /// In the order of the table.
     pub rows: Vec<Row>,
+}
+
+impl<Row> Report<Row> {
+    /// Of this machine.
+    pub(super) fn new(suite: &'static str, rows: Vec<Row>) -> Self {
+        Self { suite, version: 1, machine: Machine::here(), rows }
+    }
 }
 
 /// The values in order.
@@ -34,7 +45,12 @@ pub(super) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Writes a report to `file`, if there is one.
+/// The first or last of sorted values; not a number if there are none.
+pub(super) fn edge(value: Option<&f64>) -> f64 {
+    value.copied().unwrap_or(f64::NAN)
+}
+
+/// Writes a report, or several, to `file`, if there is one.
 pub(super) fn write_json(file: Option<&Path>, report: &impl Serialize) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
     let text = serde_json::to_string_pretty(report)?;

@@ -2,28 +2,14 @@
 //! (`tcpguard/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. Not the engine, the
 //! rings or a network.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::figures::{self, Report, median, sorted};
-use crate::build;
-use crate::setup::Purpose;
+use super::figures::{Report, edge, median, sorted};
 use crate::tool;
-
-/// What the TCP stack costs: nanoseconds per segment, bytes per connection
-#[derive(Args, Clone, Debug)]
-pub struct StackArgs {
-    /// Also write the rows to FILE, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// A few short rounds and small tables: whether it works, not what it costs
-    #[arg(long)]
-    quick: bool,
-}
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,15 +73,12 @@ struct Runs {
     samples: Vec<f64>,
 }
 
-/// The verb.
-pub fn run(args: &StackArgs) -> Result<()> {
-    let program = build::release_example("stack-bench", Purpose::Build)?;
-    let report = measure(&program, if args.quick { Effort::QUICK } else { Effort::FULL })?;
+/// The rows as a person reads them.
+pub fn print(report: &Report<Row>) {
     println!("{:24} {:>8} {:>8} {:>8}  unit", "stack", "median", "min", "max");
     for Row { name, unit, median, min, max } in &report.rows {
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1}  {unit}");
     }
-    figures::write_json(args.json.as_deref(), &report)
 }
 
 /// Measures every row with the program at `program`, which fails when the stack does not do what a row says.
@@ -112,11 +95,10 @@ pub fn measure(program: &Path, effort: Effort) -> Result<Report<Row>> {
         bail!("{} failed: {}", tool::line(&command), output.status);
     }
     let Output { rows } = serde_json::from_slice(&output.stdout).context("what the program printed")?;
-    Ok(Report { suite: "stack", version: 1, rows: rows.into_iter().map(summary).collect() })
+    Ok(Report::new("stack", rows.into_iter().map(summary).collect()))
 }
 
 fn summary(Runs { name, unit, samples }: Runs) -> Row {
     let samples = sorted(samples.into_iter());
-    let edge = |at: Option<&f64>| at.copied().unwrap_or(f64::NAN);
     Row { name, unit, median: median(&samples), min: edge(samples.first()), max: edge(samples.last()) }
 }

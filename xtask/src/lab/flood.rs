@@ -34,6 +34,8 @@ pub struct FloodSpec {
     pub total: Option<u64>,
     /// The network the sources are drawn from: address and prefix length.
     pub sources: (Ipv4Addr, u8),
+    /// The port of every source; `None` for random ones.
+    pub port: Option<u16>,
     /// Where the sequence of sources starts: the same seed sends the same frames.
     pub seed: u64,
 }
@@ -41,7 +43,7 @@ pub struct FloodSpec {
 impl Default for FloodSpec {
     /// An endless flood of 100 000 SYNs a second from 198.18.0.0/15, the network set aside for benchmarks.
     fn default() -> Self {
-        Self { kind: Kind::Syn, rate: 100_000, total: None, sources: super::SPOOFED, seed: 0 }
+        Self { kind: Kind::Syn, rate: 100_000, total: None, sources: super::SPOOFED, port: None, seed: 0 }
     }
 }
 
@@ -92,6 +94,8 @@ impl Aim<'_> {
         let used = templates(spec.kind, self.macs, self.target);
         let mut template = [blank; TEMPLATES as usize];
         template[..used.len()].copy_from_slice(&used);
+        // Of random ports those from 1024 on.
+        let (port, port_mask) = spec.port.map_or((0x0400, 0xffff), |port| (port, 0));
         let netmask = u32::MAX.checked_shl(32 - u32::from(spec.sources.1)).unwrap_or(0);
         FloodConfig {
             key: 0x7463_7067_7561_7264,
@@ -101,6 +105,8 @@ impl Aim<'_> {
             count: used.len() as u32,
             network: u32::from(spec.sources.0) & netmask,
             netmask,
+            port: port.into(),
+            port_mask,
             template,
         }
     }

@@ -29,7 +29,7 @@ pub use namespace::Namespace;
 pub use process::Process;
 pub use tcpguard_common::lab::Received;
 pub use template::{Kind, Macs};
-pub use verifier::{Arrivals, Pass, Verifier};
+pub use verifier::{Arrivals, Instead, StandIn, Verifier};
 
 use state::State;
 

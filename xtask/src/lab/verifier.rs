@@ -1,5 +1,5 @@
 //! The far end of the guard's link: sees every frame the guard sends, judges the answers to spoofed addresses and
-//! keeps them from the kernel behind it. And the program that passes everything, for links without a guard.
+//! keeps them from the kernel behind it. And the programs of links without a guard.
 
 use std::path::Path;
 
@@ -86,20 +86,37 @@ impl Verifier {
     }
 }
 
-/// A program that passes everything on the guard's interface, standing in for the guard: a veth takes live frames
-/// and XDP_TX only while its receiving end has a program.
+/// What a program that stands in for the guard does with every frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// Leaves it to the kernel.
+    Pass,
+    /// Sends TCP segments back where they came from.
+    Reflect,
+    /// Drops it.
+    Drop,
+}
+
+/// A program on the guard's interface, standing in for the guard: a veth takes live frames and XDP_TX only while its
+/// receiving end has a program.
 #[derive(Debug)]
-pub struct Pass {
+pub struct StandIn {
     _ebpf: Ebpf,
 }
 
-impl Pass {
+impl StandIn {
     /// Attaches it until it is dropped.
-    pub fn attach(lab: &Lab) -> Result<Self> {
+    pub fn attach(lab: &Lab, instead: Instead) -> Result<Self> {
+        let name = match instead {
+            Instead::Pass => name::PASS,
+            Instead::Reflect => name::REFLECT,
+            Instead::Drop => name::DISCARD,
+        };
         let object = &lab.config.object;
         let mut ebpf = Ebpf::load_file(object).with_context(|| format!("loading {}", object.display()))?;
-        let program: &mut Xdp = ebpf.program_mut(name::PASS).context("no program pass")?.try_into()?;
-        program.load().context("loading the pass program")?;
+        let program: &mut Xdp =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        program.load().with_context(|| format!("loading the program {name}"))?;
         let ifindex = index(lab.guard(), GUARD_INTERFACE)?;
         lab.guard().enter(|| program.attach_to_if_index(ifindex, XdpMode::Driver))??;
         Ok(Self { _ebpf: ebpf })

@@ -10,29 +10,11 @@ mod rows;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
-use clap::Args;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::figures::{self, Report, median, sorted};
-use crate::build;
-use crate::setup::Purpose;
+use super::figures::{Report, edge, median, sorted};
 use contest::Contest;
-
-/// What the XDP program costs per packet, in nanoseconds
-#[derive(Args, Clone, Debug)]
-pub struct ProgramArgs {
-    /// Also write the rows to FILE, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// A few short rounds and small tables: whether it works, not what it costs
-    #[arg(long)]
-    quick: bool,
-    /// Another XDP program to measure: the first one of an object file, or a pinned program with its maps filled.
-    /// It has to answer SYNs to 198.51.100.1:80 and to drop ACKs without a connection
-    #[arg(long, value_name = "NAME=OBJ")]
-    peer: Vec<Peer>,
-}
 
 /// Another program to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,20 +82,12 @@ pub struct Row {
     pub over_null: f64,
 }
 
-/// The verb.
-pub fn run(args: &ProgramArgs) -> Result<()> {
-    if !crate::tool::is_root() {
-        bail!("loading XDP programs needs root");
-    }
-    let built = build::release(Purpose::Build)?;
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
-    let (guard, bench) = (built.object("tcpguard-xdp"), built.object("tcpguard-bench"));
-    let report = measure(Objects { guard: &guard, bench: &bench }, &args.peer, effort)?;
+/// The rows as a person reads them.
+pub fn print(report: &Report<Row>) {
     println!("{:24} {:>8} {:>8} {:>8} {:>10}", "ns per packet", "median", "min", "max", "over null");
     for Row { name, median, min, max, over_null, unit: _ } in &report.rows {
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1}");
     }
-    figures::write_json(args.json.as_deref(), &report)
 }
 
 /// Measures every row. Fails when a run does not end as its row says: with that verdict, and counted under that
@@ -128,7 +102,7 @@ pub fn measure(objects: Objects<'_>, peers: &[Peer], effort: Effort) -> Result<R
         }
     }
     let rows = rows.into_iter().zip(&runs).map(|(row, runs)| summary(row.name, runs)).collect();
-    Ok(Report { suite: "program", version: 1, rows })
+    Ok(Report::new("program", rows))
 }
 
 /// What one run of a row and one of its null took, nanoseconds per packet.
@@ -141,7 +115,6 @@ struct Run {
 fn summary(name: String, runs: &[Run]) -> Row {
     let times = sorted(runs.iter().map(|run| run.row));
     let over = sorted(runs.iter().map(|run| run.row - run.null));
-    let edge = |at: Option<&f64>| at.copied().unwrap_or(f64::NAN);
     Row {
         name,
         unit: "ns",

@@ -1,0 +1,363 @@
+//! `cargo xtask bench flood`: a flooded host behind each defence in turn. How many right answers come back to the far end
+//! of the link, and what a frame costs the host, beside a program that drops every frame and one that reflects it. Real
+//! clients knock meanwhile. Not what a NIC can take: generator, link and guard share this machine's cores.
+
+mod contestant;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Serialize;
+use tcpguard_common::lab::Received;
+
+use super::figures::{Report, edge, median, sorted};
+use super::machine::busy;
+use crate::build::Artifacts;
+use crate::lab::{Arrivals, FloodSpec, GUARD_ADDRESS, Kind, Lab, LabConfig};
+pub use contestant::Contestant;
+use contestant::Standing;
+
+/// Where clients and floods go.
+const PORT: u16 = 80;
+/// The client's end of the flow that is flooded with its own segments.
+const KNOWN_PORT: u16 = 40_000;
+/// How long a client waits for its connection: it may send its SYN twice.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Turns of each contestant.
+    pub rounds: usize,
+    /// How long each flood lasts.
+    pub time: Duration,
+    /// Frames a second of the SYN floods; 0 for as many as the machine makes.
+    pub rates: &'static [u64],
+}
+
+impl Effort {
+    /// Enough for figures.
+    pub const FULL: Self = Self { rounds: 5, time: Duration::from_secs(2), rates: &[0, 100_000, 500_000] };
+    /// Enough to compare contestants that are far apart.
+    pub const QUICK: Self = Self { rounds: 3, time: Duration::from_millis(500), rates: &[0] };
+}
+
+/// One row: one flood against one contestant.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Which flood, see the README.
+    pub name: &'static str,
+    /// The defence.
+    pub contestant: String,
+    /// `answers/s` (right SYN-ACKs at the far end) or `frames/s` (taken by the guarded interface).
+    pub unit: &'static str,
+    /// Median of all rounds.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The most.
+    pub max: f64,
+    /// Median of the ratios to the reflector's figure in the same round.
+    pub of_xdp_tx: f64,
+    /// Frames a second that were asked for; 0 for as many as possible.
+    pub asked_pps: u64,
+    /// Frames a second that the guarded interface took, median.
+    pub delivered_pps: f64,
+    /// CPU time of the whole machine for each frame beyond what it took in the same round to make and drop one,
+    /// nanoseconds, median.
+    pub cpu_ns: f64,
+    /// SYN-ACKs with anything wrong in them, all rounds together.
+    pub wrong: u64,
+    /// Real clients that tried to connect meanwhile, all rounds together.
+    pub tried: u64,
+    /// Those that were connected within two seconds.
+    pub connected: u64,
+}
+
+/// A flood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Spec {
+    name: &'static str,
+    kind: Kind,
+    sources: Sources,
+    rate: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sources {
+    /// Random ones from the network that is set aside for benchmarks.
+    Spoofed,
+    /// One address and port out of it.
+    One,
+    /// A connection that the client has.
+    Known,
+}
+
+/// Every flood, in the order of the table.
+fn floods(rates: &[u64]) -> Vec<Spec> {
+    let spec = |name, kind, sources, rate| Spec { name, kind, sources, rate };
+    let mut floods: Vec<_> =
+        rates.iter().map(|&rate| spec("syn_v4", Kind::Syn, Sources::Spoofed, rate)).collect();
+    floods.extend([
+        spec("one_tuple_v4", Kind::Syn, Sources::One, 0),
+        spec("ack_v4", Kind::Ack, Sources::Spoofed, 0),
+        spec("data_v4", Kind::Data, Sources::Spoofed, 0),
+        spec("known_flow_v4", Kind::Ack, Sources::Known, 0),
+    ]);
+    floods
+}
+
+impl Spec {
+    /// Whether the figure is answers; else it is frames taken.
+    fn wants_answers(&self) -> bool {
+        self.kind == Kind::Syn && self.sources == Sources::Spoofed
+    }
+
+    fn flood(&self, lab: &Lab, round: usize) -> FloodSpec {
+        let client = lab.client_addresses().first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let (sources, port) = match self.sources {
+            Sources::Spoofed => (FloodSpec::default().sources, None),
+            Sources::One => ((Ipv4Addr::new(198, 18, 0, 1), 32), Some(KNOWN_PORT)),
+            Sources::Known => ((client, 32), Some(KNOWN_PORT)),
+        };
+        FloodSpec { kind: self.kind, rate: self.rate, total: None, sources, port, seed: round as u64 }
+    }
+}
+
+/// What one flood against one contestant came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Outcome {
+    delivered_pps: f64,
+    answers_pps: f64,
+    /// CPU time of the machine per frame, nanoseconds.
+    cpu_ns: f64,
+    wrong: u64,
+    tried: u64,
+    connected: u64,
+}
+
+/// Floods every contestant, all of them in turn, `effort.rounds` times. Fails when tcpguard sends a wrong answer, or serves
+/// nobody, or takes a forged ACK for a connection: it must not win by doing less.
+pub fn measure(
+    built: &Artifacts,
+    contestants: &[Contestant],
+    effort: Effort,
+    mut progress: impl FnMut(&str),
+) -> Result<Report<Row>> {
+    let floods = floods(effort.rates);
+    let mut rounds = Vec::new();
+    for round in 0..effort.rounds {
+        let mut turn = Vec::new();
+        for contestant in contestants {
+            progress(&format!("round {} of {}: {contestant}", round + 1, effort.rounds));
+            turn.push(
+                flood_all(built, contestant, &floods, effort.time, round)
+                    .with_context(|| format!("flooding {contestant}"))?,
+            );
+        }
+        rounds.push(turn);
+    }
+    let place = |wanted| contestants.iter().position(|contestant| *contestant == wanted);
+    let ground = place(Contestant::XdpDrop).context("nothing to compare with")?;
+    let mirror = place(Contestant::XdpTx).context("nothing to compare with")?;
+    let mut rows = Vec::new();
+    for (at, spec) in floods.iter().enumerate() {
+        for (who, contestant) in contestants.iter().enumerate() {
+            let turns: Vec<_> =
+                rounds.iter().map(|turn| [turn[who][at], turn[ground][at], turn[mirror][at]]).collect();
+            rows.push(summary(spec, contestant, &turns));
+        }
+    }
+    Ok(Report::new("flood", rows))
+}
+
+/// One contestant in a lab of its own, under every flood.
+fn flood_all(
+    built: &Artifacts,
+    contestant: &Contestant,
+    floods: &[Spec],
+    time: Duration,
+    round: usize,
+) -> Result<Vec<Outcome>> {
+    let mut lab = Lab::up(LabConfig::new(&built.lab_object))?;
+    let mut standing = Standing::up(contestant, &lab, built, PORT)?;
+    let mut outcomes = Vec::new();
+    for spec in floods {
+        let outcome = flood(&mut lab, contestant, spec, time, round).context(spec.name)?;
+        ensure!(outcome.delivered_pps > 0.0, "{}: no frame got through", spec.name);
+        if *contestant == Contestant::Tcpguard {
+            ensure!(outcome.wrong == 0, "{}: {} wrong SYN-ACKs", spec.name, outcome.wrong);
+            ensure!(outcome.tried == 0 || outcome.connected > 0, "{}: nobody was served", spec.name);
+        }
+        outcomes.push(outcome);
+    }
+    standing.check()?;
+    standing.down()?;
+    Ok(outcomes)
+}
+
+fn flood(
+    lab: &mut Lab,
+    contestant: &Contestant,
+    spec: &Spec,
+    time: Duration,
+    round: usize,
+) -> Result<Outcome> {
+    let served = contestant.serves();
+    // Keeps the flow alive that the flood's segments belong to.
+    let _known = (spec.sources == Sources::Known && served).then(|| connect(lab, KNOWN_PORT)).transpose()?;
+    let clients = (spec.wants_answers() && served).then(|| Clients::start(lab)).transpose()?;
+    let (before, cpu) = (lab.verifier().arrivals()?, busy()?);
+    let start = Instant::now();
+    let counters = lab.flood(PORT, spec.flood(lab, round))?.run_for(time)?;
+    let (elapsed, spent) = (start.elapsed(), busy()?.saturating_sub(cpu));
+    let (tried, connected) = clients.map_or(Ok((0, 0)), Clients::finish)?;
+    // Answers to the last frames may still be on their way.
+    std::thread::sleep(Duration::from_millis(20));
+    let after = lab.verifier().arrivals()?;
+    // A kernel that still repeats its SYN-ACKs of the flood before answers nothing of this one.
+    let wrong = if spec.wants_answers() { after.wrong() - before.wrong() } else { 0 };
+    let right = answers(contestant, &after) - answers(contestant, &before);
+    let seconds = elapsed.as_secs_f64();
+    Ok(Outcome {
+        delivered_pps: counters.delivered() as f64 / seconds,
+        answers_pps: right as f64 / seconds,
+        cpu_ns: spent.as_nanos() as f64 / counters.delivered().max(1) as f64,
+        wrong,
+        tried,
+        connected,
+    })
+}
+
+/// Answers to spoofed addresses that are right: of a reflector, the frames themselves.
+fn answers(contestant: &Contestant, arrivals: &Arrivals) -> u64 {
+    match contestant {
+        Contestant::XdpTx => arrivals.of(Received::SpoofedReflection),
+        _ => arrivals.of(Received::SpoofedSynAck),
+    }
+}
+
+/// A connection from `port` of the client.
+fn connect(lab: &Lab, port: u16) -> Result<TcpStream> {
+    let server = SocketAddr::from((GUARD_ADDRESS, PORT));
+    let connect = || -> Result<TcpStream> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        // So that the next round's connection need not wait for this one's TIME_WAIT.
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        socket.connect_timeout(&server.into(), PATIENCE)?;
+        Ok(socket.into())
+    };
+    lab.client().enter(connect)?.context("the flow that is to be flooded")
+}
+
+/// Real clients that connect one after the other while the flood lasts.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Result<(u64, u64)>>,
+}
+
+impl Clients {
+    fn start(lab: &Lab) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let theirs = Arc::clone(&stop);
+        let server = SocketAddr::from((GUARD_ADDRESS, PORT));
+        let body = move || {
+            let (mut tried, mut connected) = (0, 0);
+            while !theirs.load(Ordering::Relaxed) {
+                // The first one starts with the flood, not before it.
+                std::thread::sleep(Duration::from_millis(20));
+                tried += 1;
+                connected += u64::from(TcpStream::connect_timeout(&server, PATIENCE).is_ok());
+            }
+            Ok((tried, connected))
+        };
+        Ok(Self { stop, thread: lab.client().spawn("clients", body)? })
+    }
+
+    /// How many tried, and how many were connected.
+    fn finish(self) -> Result<(u64, u64)> {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.join() {
+            Ok(counts) => counts,
+            Err(_) => bail!("the clients' thread panicked"),
+        }
+    }
+}
+
+/// Each turn is the contestant's outcome, the dropping program's and the reflector's, all of one round.
+fn summary(spec: &Spec, contestant: &Contestant, turns: &[[Outcome; 3]]) -> Row {
+    let figure = |of: &Outcome| if spec.wants_answers() { of.answers_pps } else { of.delivered_pps };
+    let middle = |value: &dyn Fn(&[Outcome; 3]) -> f64| median(&sorted(turns.iter().map(value)));
+    let sum = |value: &dyn Fn(&Outcome) -> u64| turns.iter().map(|[own, ..]| value(own)).sum();
+    let figures = sorted(turns.iter().map(|[own, ..]| figure(own)));
+    Row {
+        name: spec.name,
+        contestant: contestant.to_string(),
+        unit: if spec.wants_answers() { "answers/s" } else { "frames/s" },
+        median: median(&figures),
+        min: edge(figures.first()),
+        max: edge(figures.last()),
+        of_xdp_tx: middle(&|[own, _, mirror]| figure(own) / figure(mirror)),
+        asked_pps: spec.rate,
+        delivered_pps: middle(&|[own, ..]| own.delivered_pps),
+        cpu_ns: middle(&|[own, ground, _]| own.cpu_ns - ground.cpu_ns),
+        wrong: sum(&|own| own.wrong),
+        tried: sum(&|own| own.tried),
+        connected: sum(&|own| own.connected),
+    }
+}
+
+/// The rows as a person reads them.
+pub fn print(report: &Report<Row>) {
+    println!(
+        "{:14} {:>9}  {:13} {:>10} {:>10} {:>9} {:>8} {:>7} {:>11}",
+        "flood", "asked", "contestant", "answers/s", "frames/s", "of xdp_tx", "cpu ns", "wrong", "clients"
+    );
+    for row in &report.rows {
+        let asked = if row.asked_pps == 0 { "full".to_owned() } else { row.asked_pps.to_string() };
+        let answers = if row.unit == "answers/s" { format!("{:.0}", row.median) } else { "-".to_owned() };
+        let clients =
+            if row.tried == 0 { "-".to_owned() } else { format!("{}/{}", row.connected, row.tried) };
+        println!(
+            "{:14} {asked:>9}  {:13} {answers:>10} {:>10.0} {:>9.2} {:>8.0} {:>7} {clients:>11}",
+            row.name, row.contestant, row.delivered_pps, row.of_xdp_tx, row.cpu_ns, row.wrong
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_and_costs_are_taken_within_a_round() {
+        let outcome = |answers_pps, cpu_ns| Outcome {
+            delivered_pps: 1000.0,
+            answers_pps,
+            cpu_ns,
+            tried: 3,
+            connected: 2,
+            wrong: 0,
+        };
+        // A machine twice as fast in the second round.
+        let turns = [
+            [outcome(50.0, 300.0), outcome(0.0, 200.0), outcome(100.0, 250.0)],
+            [outcome(100.0, 150.0), outcome(0.0, 100.0), outcome(200.0, 125.0)],
+        ];
+        let row = summary(&floods(&[0])[0], &Contestant::Tcpguard, &turns);
+        assert_eq!((row.of_xdp_tx, row.cpu_ns), (0.5, 75.0));
+        assert_eq!((row.median, row.min, row.max, row.unit), (75.0, 50.0, 100.0, "answers/s"));
+        assert_eq!((row.tried, row.connected), (6, 4));
+    }
+
+    #[test]
+    fn every_rate_is_a_row_of_its_own() {
+        let names: Vec<_> = floods(&[0, 7]).iter().map(|spec| (spec.name, spec.rate)).collect();
+        assert_eq!(names[..3], [("syn_v4", 0), ("syn_v4", 7), ("one_tuple_v4", 0)]);
+    }
+}

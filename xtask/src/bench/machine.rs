@@ -1,0 +1,75 @@
+//! The machine that figures belong to, and how busy it is.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// What stands beside the figures of a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// As `/proc/cpuinfo` names it.
+    pub cpu: String,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Memory in all, bytes.
+    pub memory: u64,
+}
+
+impl Machine {
+    /// This one. What it does not say is left empty.
+    pub fn here() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        Self {
+            cpu: field(&read("/proc/cpuinfo"), "model name").to_owned(),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            memory: kilobytes(field(&read("/proc/meminfo"), "MemTotal")) * 1024,
+        }
+    }
+}
+
+/// The value of the first line `name: value`.
+fn field<'a>(text: &'a str, name: &str) -> &'a str {
+    let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs.find(|(key, _)| key.trim() == name).map_or("", |(_, value)| value.trim())
+}
+
+fn kilobytes(value: &str) -> u64 {
+    value.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+/// CPU time that all cores together spent on anything since the machine started, interrupts included, in steps of 10 ms.
+pub(super) fn busy() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let ticks = busy_ticks(&text).context("no line `cpu` in /proc/stat")?;
+    Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
+}
+
+/// All columns of proc(5) but idle, iowait, steal and those that are counted in others already.
+fn busy_ticks(text: &str) -> Option<u64> {
+    let columns = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let columns: Vec<u64> = columns.split_whitespace().map_while(|column| column.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = columns[..] else { return None };
+    Some(user + nice + system + irq + softirq)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_waiting_and_stolen_time_is_not_busy() {
+        let text = "cpu  1 2 4 1000 2000 8 16 4000 8000 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
+        assert_eq!(busy_ticks(text), Some(31));
+        assert_eq!(busy_ticks("cpu0 1 2 3 4 5 6 7\n"), None);
+    }
+
+    #[test]
+    fn this_machine_has_a_kernel_and_memory() {
+        let machine = Machine::here();
+        assert!(!machine.kernel.is_empty() && machine.cores > 0 && machine.memory > 1 << 20, "{machine:?}");
+    }
+}
