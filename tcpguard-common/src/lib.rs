@@ -29,3 +29,4 @@ pub mod reason;
 pub mod seq;
 mod siphash;
 pub mod sketch;
+pub mod trace;

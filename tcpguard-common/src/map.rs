@@ -3,6 +3,7 @@
 
 use crate::flow::Address;
 use crate::sketch::Rate;
+use crate::trace::Wanted;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
 pub const ABI_VERSION: u32 = 5;
@@ -90,6 +91,10 @@ pub mod name {
     pub const STATEFUL: &str = "STATEFUL";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// Ring buffer of [`crate::trace::RING_BYTES`]: a [`crate::trace::Record`] for each packet that a monitor wants.
+    pub const TRACE: &str = "TRACE";
+    /// `PerCpuArray<u64>` of [`crate::trace::LOST`]: records that are not in the ring.
+    pub const TRACE_LOST: &str = "TRACE_LOST";
     /// Mmapable `Array<Head>`: [`crate::filter::HEADS`] for each bank. Here and below the daemon writes, XDP reads.
     pub const FILTER_HEADS_V4: &str = "FILTER_HEADS_V4";
     /// As [`FILTER_HEADS_V4`].
@@ -152,6 +157,8 @@ pub struct Settings {
     pub hash_key: [u64; 2],
     /// What anybody may use up.
     pub limits: Limits,
+    /// Which packets are recorded for monitors.
+    pub trace: Wanted,
 }
 
 /// What anybody may use up, as the tunables say. Zeroed: no limit at all.
@@ -375,7 +382,7 @@ mod tests {
     /// The sum of the fields' sizes is the size of the type: no byte that nobody wrote reaches the kernel.
     #[test]
     fn map_values_have_no_padding() {
-        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 4 + 16 + size_of::<Limits>());
+        assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 4 + 16 + size_of::<Limits>() + 2 * 8);
         assert_eq!(size_of::<Limits>(), 5 * 16 + 3 * 8 + 2 * 4);
         assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
         assert_eq!(size_of::<Interface>(), 8 + 8);

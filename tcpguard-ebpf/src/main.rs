@@ -8,6 +8,7 @@ mod budgets;
 mod filters;
 mod object;
 mod packet;
+mod trace;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
@@ -35,7 +36,7 @@ use crate::packet::{Packet, bounded};
 static SLOT: u32 = 0;
 
 #[map]
-static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 static EPOCHS: Array<EpochSlot> = Array::with_max_entries(EPOCH_SLOTS, 0);
 #[map]
@@ -116,7 +117,7 @@ macro_rules! behind_a_cookie {
         #[unsafe(no_mangle)]
         extern "C" fn $open(ctx: *mut xdp_md, l3: u32, service: u32, allowed: u32) -> u32 {
             let ctx = XdpContext::new(ctx);
-            let proven = Proven { service, allowed: allowed != 0 };
+            let proven = Proven { service, allowed: allowed != 0, ..Proven::default() };
             opening::open::<$family, _, _>(&mut Packet::new(&ctx), &Maps::new(&ctx), bounded(l3), proven)
                 as u32
         }
@@ -142,7 +143,7 @@ impl Epochs for Maps {
 impl Env for Maps {
     #[inline(always)]
     fn open<A: Family, F: FrameMut + ?Sized>(&self, _: &mut F, l3: usize, proven: Proven) -> Reason {
-        let Proven { service, allowed } = proven;
+        let Proven { service, allowed, traced: _ } = proven;
         let open = if A::VERSION == 4 { open_v4 } else { open_v6 };
         Reason::from_index(open(self.ctx, l3 as u32, service, allowed.into())).unwrap_or(Reason::AckInvalid)
     }
@@ -238,6 +239,16 @@ impl Env for Maps {
             // verifier checks that the pointer stays inside.
             unsafe { *counter += 1 }
         }
+    }
+
+    #[inline(always)]
+    fn trace_arrival(&self, service: u32) {
+        trace::trace_arrival(self.ctx, xsk_index(self.slot, self.queue), service);
+    }
+
+    #[inline(always)]
+    fn trace_verdict(&self, reason: Reason, answered: bool) {
+        trace::trace_verdict(self.ctx, reason as u32, answered.into());
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, XskMap};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf, XskMap};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use tcpguard_common::decision::admission::Counted;
@@ -22,12 +22,15 @@ use tcpguard_common::map::{
 use tcpguard_common::packet::{AnySegment, Buffer, Family, parse};
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::{Sketch, WORDS};
+use tcpguard_common::trace::{
+    IN, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, Record, SNAP, Wanted, window,
+};
 
 use table::cases;
 use table::filters::Said;
 use table::frames::{LINUX, Spec};
 use table::generator::{self, FRAMES, LANES, Random, Wild as _};
-use table::world::{EPOCH, Place, SLOT, World, places};
+use table::world::{EPOCH, PORT, Place, SLOT, World, places};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
@@ -552,6 +555,81 @@ fn a_flow_whose_bucket_is_full_is_found_in_its_table() {
     let counted = |reason: Reason| after[reason as usize] - before[reason as usize];
     assert_eq!((counted(Reason::AckValid), counted(Reason::FlowKnown)), (1, 1));
     assert_eq!(kernel.bucket(place.bucket), Bucket { crowded: 1, ..full });
+}
+
+/// What was recorded since the last time.
+fn recorded(kernel: &mut Kernel) -> Vec<Record> {
+    let mut ring: RingBuf<&mut MapData> = kernel.map(name::TRACE);
+    std::iter::from_fn(|| ring.next().map(|item| Record::from_bytes(&item).unwrap())).collect()
+}
+
+#[test]
+fn who_watches_sees_the_frame_as_it_came_and_what_it_became() {
+    let mut world = World::new();
+    let mut kernel = Kernel::load(world.max_flows);
+    let case = cases::all().into_iter().find(|case| case.reason == Some(Reason::CookieSent)).unwrap();
+    kernel.become_like(&world);
+    kernel.run(&case.frame, world.engine);
+    assert_eq!(recorded(&mut kernel), [], "nobody watches");
+
+    for wanted in [
+        Wanted { reasons: 1 << Reason::AckInvalid as u32, service: 0 },
+        Wanted { reasons: u64::MAX, service: u64::from(PORT) + 2 },
+    ] {
+        world.settings.trace = wanted;
+        kernel.become_like(&world);
+        kernel.run(&case.frame, world.engine);
+        assert_eq!(recorded(&mut kernel), [], "{wanted:?}");
+    }
+
+    for service in [0, u64::from(PORT) + 1] {
+        world.settings.trace = Wanted { reasons: 1 << Reason::CookieSent as u32, service };
+        kernel.become_like(&world);
+        let before = tcpguard::dataplane::monotonic_ns();
+        let answer = kernel.run(&case.frame, world.engine);
+        let [came, went] = recorded(&mut kernel).try_into().unwrap();
+        for (record, direction, frame) in [(came, IN, &case.frame), (went, OUT, &answer.frame)] {
+            assert_eq!((record.direction, record.bytes()), (direction, &frame[..]));
+            assert_eq!((record.len as usize, record.service), (frame.len(), u32::from(PORT)));
+            assert_eq!((record.reason, record.engine), (Reason::CookieSent as u32, world.engine));
+            assert!((before..=tcpguard::dataplane::monotonic_ns()).contains(&record.time));
+        }
+    }
+
+    // Of a long frame there is the beginning.
+    world.settings.trace = Wanted { reasons: u64::MAX, service: 0 };
+    kernel.become_like(&world);
+    let long = [&case.frame[..], &[0x55; 2000]].concat();
+    kernel.run(&long, world.engine);
+    let record = recorded(&mut kernel)[0];
+    assert_eq!((record.bytes(), record.len as usize), (&long[..SNAP], long.len()));
+}
+
+#[test]
+fn a_flood_is_recorded_at_a_bounded_rate_and_the_rest_counted() {
+    const FRAMES: u64 = 20_000;
+    let mut world = World::new();
+    world.settings.trace.reasons = u64::MAX;
+    let mut kernel = Kernel::load(world.max_flows);
+    kernel.become_like(&world);
+    let case = cases::all().into_iter().find(|case| case.reason == Some(Reason::AckInvalid)).unwrap();
+    let mut records = Vec::new();
+    for index in 0..FRAMES {
+        kernel.run(&case.frame, world.engine);
+        if index % 1000 == 0 {
+            records.extend(recorded(&mut kernel));
+        }
+    }
+    records.extend(recorded(&mut kernel));
+    let counts: PerCpuArray<&mut MapData, u64> = kernel.map(name::TRACE_LOST);
+    let lost = |how| counts.get(&how, 0).unwrap().iter().sum::<u64>();
+    let (beyond_rate, ring_full) = (lost(LOST_BEYOND_RATE), lost(LOST_RING_FULL));
+    assert_eq!(records.len() as u64 + beyond_rate + ring_full, FRAMES);
+    let mut windows = BTreeMap::<_, usize>::new();
+    records.iter().for_each(|record| *windows.entry(window(record.time)).or_default() += 1);
+    // The test may run on one CPU after the other.
+    let most = PER_WINDOW as usize * aya::util::nr_cpus().unwrap();
+    assert!(windows.values().all(|&count| count <= most), "{windows:?}");
 }
 
 #[test]

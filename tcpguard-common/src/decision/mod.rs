@@ -14,6 +14,7 @@ use crate::packet::build::{Headers, Link};
 use crate::packet::{Ethernet, Family, Fault, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
 use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
+use crate::trace::{self, NO_SERVICE};
 
 pub mod admission;
 pub mod budget;
@@ -85,6 +86,10 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
     fn now(&self) -> u64;
     /// Counts one segment.
     fn count(&self, reason: Reason);
+    /// Keeps a copy of the frame as it arrived, for who watches: a segment to this service is about to be judged.
+    fn trace_arrival(&self, service: u32);
+    /// Records the frame that was kept, and what it was turned into if it is `answered`.
+    fn trace_verdict(&self, reason: Reason, answered: bool);
 
     /// Opens the flow of a segment whose cookie is valid: [`opening::open`]. BPF's verifier follows a function of its own once,
     /// and gives it a stack of its own.
@@ -108,9 +113,14 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
 /// anything else.
 #[inline(always)]
 pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Verdict {
-    let Some(reason) = judge(frame, env) else { return Verdict::Pass };
+    let mut proven = Proven::default();
+    let Some(reason) = judge(frame, env, &mut proven) else { return Verdict::Pass };
     env.count(reason);
-    match reason.outcome() {
+    let outcome = reason.outcome();
+    if proven.traced {
+        env.trace_verdict(reason, outcome == Outcome::Answered);
+    }
+    match outcome {
         Outcome::Passed => Verdict::Pass,
         Outcome::Dropped => Verdict::Drop,
         Outcome::Answered => Verdict::Transmit,
@@ -122,7 +132,11 @@ pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> 
 type Judgement = Result<Reason, Reason>;
 
 #[inline(always)]
-fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Option<Reason> {
+fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(
+    frame: &mut F,
+    env: &E,
+    proven: &mut Proven,
+) -> Option<Reason> {
     let interface = env.interface()?;
     let ethernet = Ethernet::parse(frame)?;
     if interface.armed == 0 || ethernet.dst != interface.mac {
@@ -131,22 +145,27 @@ fn judge<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Optio
     let l3 = frame.opaque_offset(ethernet.l3);
     frame.forget();
     match ethernet.ether_type {
-        <V4 as Family>::ETHER_TYPE => judge_family::<V4, _, _>(frame, env, l3, interface.queues),
-        <V6 as Family>::ETHER_TYPE => judge_family::<V6, _, _>(frame, env, l3, interface.queues),
+        <V4 as Family>::ETHER_TYPE => judge_family::<V4, _, _>(frame, env, l3, interface.queues, proven),
+        <V6 as Family>::ETHER_TYPE => judge_family::<V6, _, _>(frame, env, l3, interface.queues, proven),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn judge_family<A, F, E>(frame: &mut F, env: &E, l3: usize, queues: u32) -> Option<Reason>
+fn judge_family<A, F, E>(
+    frame: &mut F,
+    env: &E,
+    l3: usize,
+    queues: u32,
+    proven: &mut Proven,
+) -> Option<Reason>
 where
     A: Family,
     F: FrameMut + ?Sized,
     E: Env + Tables<A> + ?Sized,
 {
-    let mut proven = Proven::default();
-    match judge_ip::<A, F, E>(frame, env, l3, queues, &mut proven)? {
-        Reason::AckValid => match env.open::<A, F>(frame, l3, proven) {
+    match judge_ip::<A, F, E>(frame, env, l3, queues, proven)? {
+        Reason::AckValid => match env.open::<A, F>(frame, l3, *proven) {
             refusal if refusal.outcome() == Outcome::Answered && !env.reset::<A, F>(frame, l3) => {
                 Some(Reason::RefusedSilently)
             }
@@ -181,6 +200,10 @@ where
     if settings.abi != ABI_VERSION {
         return None;
     }
+    if trace::is_on(settings) {
+        env.trace_arrival(service.id);
+        proven.traced = true;
+    }
     let arrival = Arrival { ip, settings, now: env.now() };
     let (Ok(reason) | Err(reason)) = arrival.judge(frame, env, queues, service, proven);
     Some(reason)
@@ -200,7 +223,7 @@ fn protected<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, addr: A, port: [u8
 /// What stands for the service of a segment that hides its port, while it could be a guarded one's.
 #[inline(always)]
 fn hidden<E: Env + ?Sized>(env: &E) -> Option<Service> {
-    (env.ports(0) & 1 != 0).then_some(Service { id: 0, mode: MODE_COOKIE })
+    (env.ports(0) & 1 != 0).then_some(Service { id: NO_SERVICE, mode: MODE_COOKIE })
 }
 
 /// One array read where each service has a place of its own.
@@ -273,7 +296,7 @@ impl<A: Family> Arrival<'_, A> {
         } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
             Reason::NoFlow
         } else {
-            *proven = Proven { service: service.id, allowed };
+            (proven.service, proven.allowed) = (service.id, allowed);
             self.judge_ack(frame, env, &tcp, &flow, hash)?
         };
         if pressed && matches!(reason, Reason::FlowKnown | Reason::TimeWait) {
@@ -431,7 +454,9 @@ impl<A: Family> Arrival<'_, A> {
         let clock =
             Clock { epoch: self.settings.epoch, second_half: self.settings.epoch_second_half != 0, extra: 0 };
         let (client_isn, isn) = ((tcp.seq - 1).0, (tcp.ack - 1).0);
-        let tsecr = options.timestamps.map(|(_, echo)| echo);
+        // As with a SYN's options: an absent one's value is hidden before anything is calculated with it.
+        let echo = frame.opaque(options.timestamps.map_or(0, |(_, echo)| echo));
+        let tsecr = options.timestamps.is_some().then_some(echo);
         if cookie::validate(env, &clock, flow, client_isn, isn, tsecr).is_none() {
             return Err(Reason::AckInvalid);
         }

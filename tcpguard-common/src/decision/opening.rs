@@ -10,13 +10,15 @@ use crate::packet::build::Headers;
 use crate::packet::{Ethernet, Family, Flags, FrameMut, Options, Tcp};
 use crate::reason::Reason;
 
-/// What is known of a segment with a valid cookie that does not stand in it.
+/// What is known of a segment that does not stand in it, the first two of one with a valid cookie alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Proven {
     /// Id of the service it is for.
     pub service: u32,
     /// Whether its source is on the allow list.
     pub allowed: bool,
+    /// Whether it was kept for who watches.
+    pub traced: bool,
 }
 
 /// Opens the flow of a segment whose cookie is valid; `l3` is where its IP header begins. Where the reason is one that stands

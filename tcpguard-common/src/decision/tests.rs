@@ -2,7 +2,7 @@
 
 use super::table::cases::{self, check, valid_ack};
 use super::table::frames::{LINUX, Spec};
-use super::table::world::{EPOCH, Place, ROUTER, World};
+use super::table::world::{EPOCH, Place, ROUTER, Traced, World};
 use super::{Env as _, Verdict, decide};
 use crate::flow::{FlowKey, V4, V6};
 use crate::map::{FLOW_TIMESTAMPS, Flow};
@@ -53,6 +53,25 @@ fn every_reason_but_the_unreachable_one_is_in_the_table() {
         // A test of its own below.
         let unreachable = reason == Reason::RefusedSilently;
         assert_eq!(cases.iter().any(|case| case.reason == Some(reason)), !unreachable, "{}", reason.name());
+    }
+}
+
+/// A frame is kept before it is turned into its answer, and recorded under the reason that is counted.
+#[test]
+fn watched_segments_are_recorded_under_their_reason_and_unwatched_ones_are_not() {
+    for case in cases::all() {
+        for reasons in [0, 1] {
+            let mut world = case.world.clone();
+            world.settings.trace.reasons = reasons;
+            let (verdict, _) = run(&world, &case.frame);
+            let expected = case.reason.filter(|_| reasons != 0).map_or(vec![], |reason| {
+                let Some(Traced::Arrival(service)) = world.traced.borrow().first().copied() else {
+                    panic!("{}", case.name)
+                };
+                vec![Traced::Arrival(service), Traced::Verdict(reason, verdict == Verdict::Transmit)]
+            });
+            assert_eq!(*world.traced.borrow(), expected, "{}", case.name);
+        }
     }
 }
 

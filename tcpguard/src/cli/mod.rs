@@ -12,6 +12,7 @@ mod flows;
 mod generate;
 mod keys;
 mod mode;
+mod monitor;
 mod output;
 mod pcap;
 mod reload;
@@ -30,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::daemon::DaemonError;
-use crate::control::protocol::{Fault, Reply, Request};
+use crate::control::protocol::{Fault, Refusal, Reply, Request};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +62,8 @@ enum Verb {
     Stats(stats::Args),
     /// List the connections, like `ss`
     Flows(flows::Args),
+    /// Show single packets as they come and go, and why each met its verdict
+    Monitor(monitor::Args),
     /// List or change whom to drop unseen, and whom to spare the budgets
     Filters(filters::Args),
     /// Explain a cookie that was captured on the wire
@@ -137,6 +140,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Status(args) => status::run(&args, &client(control)),
         Verb::Stats(args) => stats::run(&args, &client(control)),
         Verb::Flows(args) => flows::run(&args, &client(control)),
+        Verb::Monitor(args) => monitor::run(&args, &client(control)),
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Cookie(args) => cookie::run(&args, &client(control)),
         Verb::Mode(args) => mode::run(&args, &client(control)),
@@ -170,11 +174,15 @@ fn client(control: Option<&Path>) -> Client {
 /// Asks the daemon; its refusals become failures of the verb.
 fn ask(client: &Client, request: &Request) -> Result<Reply, Failure> {
     match client.ask(request)? {
-        Reply::Error(refusal) => Err(match refusal.kind {
-            Fault::BadInput => Failure::BadInput(refusal.message),
-            Fault::Failed | Fault::Busy => Failure::Failed(refusal.message),
-        }),
+        Reply::Error(refusal) => Err(refused(refusal)),
         reply => Ok(reply),
+    }
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    match refusal.kind {
+        Fault::BadInput => Failure::BadInput(refusal.message),
+        Fault::Failed | Fault::Busy => Failure::Failed(refusal.message),
     }
 }
 

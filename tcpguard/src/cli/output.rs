@@ -80,6 +80,13 @@ pub(super) fn age(ms: u64) -> String {
     duration::format(Duration::from_millis(shown))
 }
 
+/// The time of the day in UTC, to microseconds, from nanoseconds since 1970.
+pub(super) fn time_of_day(time_ns: u64) -> String {
+    let (seconds, micros) = (time_ns / 1_000_000_000, time_ns / 1000 % 1_000_000);
+    let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{micros:06}", seconds % 60)
+}
+
 /// How often a second something happened, between two readings.
 pub(super) fn rate(before: u64, now: u64, elapsed_ms: u64) -> u64 {
     let count = u128::from(now.saturating_sub(before));

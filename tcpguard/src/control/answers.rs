@@ -7,6 +7,7 @@ use std::time::Duration;
 use tcpguard_common::cookie::{Inspection, age, inspect};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::reason::Reason;
+use tokio::sync::mpsc;
 
 use crate::config::{
     Config, Destination, Filter, FilterSet, Service, ServiceMode, TUNABLES, Tunable, Tunables,
@@ -70,6 +71,8 @@ impl Handler for Guard {
                 };
                 return Reply::Cookie(self.cookie(&flow, client_isn, cookie, stamp));
             }
+            // See `follow`.
+            Request::Monitor { .. } => return Reply::bad_input("a monitor has a connection of its own"),
             Request::Filters { limit } => {
                 let list = self.filters.with(move |filters| filters.list(limit as usize)).await;
                 return list.map_or_else(Reply::from, Reply::Filters);
@@ -99,6 +102,13 @@ impl Handler for Guard {
             }
         };
         answer.unwrap_or_else(|error| Reply::failed(error.to_string()))
+    }
+
+    fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, wire::Refusal>> {
+        match request {
+            Request::Monitor { reasons, services } => Some(self.watch(reasons, services)),
+            _ => None,
+        }
     }
 }
 

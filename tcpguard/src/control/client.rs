@@ -1,6 +1,7 @@
 //! The control socket's asking side, blocking: one request, one reply, one connection.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -56,6 +57,30 @@ impl Client {
         self.exchange(&mut socket, request, &mut line)
             .map_err(|source| ClientError::Io { path: self.path.clone(), source })?;
         Reply::from_line(&line).map_err(|why| ClientError::NotUnderstood { path: self.path.clone(), why })
+    }
+
+    /// Asks for replies that go on, and hands each to `visit` until that says to stop or the daemon hangs up.
+    pub fn follow(
+        &self,
+        request: &Request,
+        mut visit: impl FnMut(Reply) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        let mut socket = UnixStream::connect(&self.path).map_err(|error| self.unreachable(error))?;
+        let io = |source| ClientError::Io { path: self.path.clone(), source };
+        socket.write_all(&request.to_line()).map_err(io)?;
+        let mut reader = BufReader::new(socket);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line).map_err(io)? == 0 {
+                return Ok(());
+            }
+            let reply = Reply::from_line(&line)
+                .map_err(|why| ClientError::NotUnderstood { path: self.path.clone(), why })?;
+            if visit(reply).is_break() {
+                return Ok(());
+            }
+        }
     }
 
     fn exchange(&self, socket: &mut UnixStream, request: &Request, line: &mut Vec<u8>) -> io::Result<()> {

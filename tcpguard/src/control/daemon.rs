@@ -27,6 +27,7 @@ use super::filters::Filters;
 use super::guard::{Applications, Guard};
 use super::links;
 use super::modes::FLOOD_TICK;
+use super::monitor;
 use super::notify::Notify;
 use super::ports;
 use super::reload::{self, Origin};
@@ -282,6 +283,7 @@ async fn serve(
 ) -> Result<(), DaemonError> {
     let Signals { ends: signals, hangup } = signals;
     let mut ends = watch_engines(guard);
+    tokio::task::spawn_local(monitor::run(Rc::clone(guard)));
     let told = async {
         tokio::select! {
             name = signals.next() => Ok(name),

@@ -12,6 +12,7 @@ use tcpguard_common::cookie::{Advertised, Clock};
 use tcpguard_common::map::{
     ABI_VERSION, EPOCH_SLOTS, EpochSlot, ON_EXIT_DROP, ON_EXIT_PASS, Settings, xsk_index,
 };
+use tcpguard_common::trace::Wanted;
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
@@ -21,7 +22,8 @@ use crate::dataplane::{
     MasterSecret, Now, Previous, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{
-    DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, XskPort,
+    DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, Tap, XskPort,
+    tap,
 };
 use crate::service::{Application, Quota, ServiceSpec, Services};
 
@@ -30,6 +32,7 @@ use super::descriptors;
 use super::filters::SharedFilters;
 use super::limits::limits;
 use super::modes::{self, Modes};
+use super::monitor::Monitors;
 use super::protocol as wire;
 use super::reload::Origin;
 use super::server::{Server, ServerError};
@@ -57,6 +60,7 @@ pub(super) struct Guard {
     pub(super) tunables: RefCell<Arc<Tunables>>,
     pub(super) filters: SharedFilters,
     pub(super) modes: Modes,
+    pub(super) monitors: Monitors,
     pub(super) keys: RefCell<KeySchedule>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
@@ -102,7 +106,7 @@ impl Guard {
             ..LoadOptions::default()
         };
         let mut dataplane = Dataplane::load(&options)?;
-        let Started { attached, server, prepared, engines, filters } =
+        let Started { attached, server, prepared, engines, filters, monitors } =
             match Started::new(&mut dataplane, &config, applications, bind) {
                 Ok(started) => started,
                 Err(error) => {
@@ -110,7 +114,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables, services: _, descriptors: _, census: _ } = prepared;
+        let Prepared { keys, settings, tunables, .. } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -126,6 +130,7 @@ impl Guard {
             engines,
             tunables: RefCell::new(tunables),
             filters,
+            monitors,
             keys: RefCell::new(keys),
             origin: None,
             settings: RefCell::new(settings),
@@ -230,6 +235,15 @@ impl Guard {
         Ok(())
     }
 
+    /// Says which packets XDP and the engines are to record.
+    pub(super) fn record(&self, wanted: Wanted, engines: bool) -> Result<(), DaemonError> {
+        let settings = Settings { trace: wanted, ..self.settings() };
+        self.dataplane.write_settings(&settings)?;
+        *self.settings.borrow_mut() = settings;
+        self.monitors.open_tap(engines);
+        Ok(())
+    }
+
     /// Offers clients what the links carry now, from the next epoch on.
     pub(super) async fn advertise(&self) -> Result<(), DaemonError> {
         let advertised = advertised(&self.attached, &self.links.borrow());
@@ -313,6 +327,7 @@ struct Started {
     prepared: Prepared,
     engines: Vec<Engine<ReadyEngine>>,
     filters: SharedFilters,
+    monitors: Monitors,
 }
 
 impl Started {
@@ -326,11 +341,13 @@ impl Started {
         let attached = attach(dataplane, config)?;
         let server = bind()?;
         let services = service_specs(config, applications).collect();
-        let prepared = Prepared::new(dataplane, config, &attached, services)?;
+        let (tap, reader) = tap();
+        let prepared = Prepared::new(dataplane, config, &attached, services, tap)?;
         let engines = prepared.engines(dataplane, config, &attached)?;
         prepared.descriptors.limit_to(descriptors::room(wanted_connections(config))?);
         prepared.write(dataplane, config)?;
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
+        let monitors = Monitors::new(dataplane.trace_ring()?, reader);
         dataplane.commit()?;
         for attached in &attached {
             // Engines that are about to turn are alive: XDP must not take them for dead before they do.
@@ -339,7 +356,7 @@ impl Started {
             }
             dataplane.arm(attached.slot, true)?;
         }
-        Ok(Self { attached, server, prepared, engines, filters })
+        Ok(Self { attached, server, prepared, engines, filters, monitors })
     }
 }
 
@@ -351,6 +368,7 @@ struct Prepared {
     services: Vec<ServiceSpec>,
     descriptors: Quota,
     census: Census,
+    tap: Tap,
 }
 
 impl Prepared {
@@ -361,6 +379,7 @@ impl Prepared {
         config: &Config,
         attached: &[Attached],
         services: Vec<ServiceSpec>,
+        tap: Tap,
     ) -> Result<Self, DaemonError> {
         let tunables = Arc::new(config.tunables.clone());
         let previous = dataplane.previous();
@@ -390,7 +409,7 @@ impl Prepared {
         };
         let settings = with(base, &tunables, &keys.clock());
         let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services))?;
-        Ok(Self { keys, settings, tunables, services, descriptors: Quota::default(), census })
+        Ok(Self { keys, settings, tunables, services, descriptors: Quota::default(), census, tap })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
@@ -455,6 +474,7 @@ impl Prepared {
             seed: random()?,
             exchange: exchange.clone(),
             placement,
+            tap: self.tap.clone(),
         };
         let started = services.clone();
         let handle = crate::engine::spawn(

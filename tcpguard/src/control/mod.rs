@@ -11,6 +11,7 @@ mod guard;
 mod limits;
 mod links;
 mod modes;
+mod monitor;
 mod notify;
 mod ports;
 pub mod protocol;

@@ -90,6 +90,15 @@ pub enum Request {
         /// `auto`, `cookie`, `stateful` or `off`.
         mode: String,
     },
+    /// Single packets as they come and go, until the client hangs up.
+    Monitor {
+        /// Only these: names of reasons, or `engine` for what engines send. All of them if there is none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        reasons: Vec<String>,
+        /// Only those of these services. All of them if there is none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        services: Vec<SocketAddr>,
+    },
     /// The filter lists.
     Filters {
         /// List at most this many; the totals count all.
@@ -171,6 +180,12 @@ pub enum Reply {
     Cookie(Cookie),
     /// To [`Request::Mode`].
     ModeSet(ModeSet),
+    /// The first one to [`Request::Monitor`]: packets are recorded from now on.
+    Monitoring {},
+    /// To [`Request::Monitor`], for each packet.
+    Packet(Packet),
+    /// To [`Request::Monitor`], whenever more packets were missed.
+    PacketsLost(PacketsLost),
     /// To [`Request::Filters`].
     Filters(Filters),
     /// To every other request about filters.
@@ -539,6 +554,40 @@ pub struct ModeSet {
     pub new: String,
 }
 
+/// One packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    /// Nanoseconds since 1970.
+    pub time_ns: u64,
+    /// `in` or `out`.
+    pub direction: String,
+    /// The interface.
+    pub interface: String,
+    /// Its queue.
+    pub queue: u32,
+    /// The service as configured.
+    pub service: Option<SocketAddr>,
+    /// `passed`, `answered`, `redirected` or `dropped` of what came in; `sent`.
+    pub verdict: String,
+    /// Why: of an answer, that of what it answers. `engine` for what an engine sent.
+    pub reason: String,
+    /// Bytes of the whole frame.
+    pub len: u32,
+    /// Its beginning, in hexadecimal.
+    pub frame: String,
+}
+
+/// Packets that a client asked for and did not get, since it asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketsLost {
+    /// Beyond what a CPU or an engine records in a second.
+    pub beyond_rate: u64,
+    /// The ring to the daemon was full.
+    pub ring_full: u64,
+    /// The client did not read fast enough.
+    pub unread: u64,
+}
+
 /// The filter lists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filters {
@@ -671,6 +720,8 @@ mod tests {
                 stamp: Some(7),
             },
             Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into() },
+            Request::Monitor { reasons: vec![], services: vec![] },
+            Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
             Request::Filters { limit: 3 },
             Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
             Request::FiltersDel { prefix: "::/0".into(), session: None },

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -51,6 +51,9 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 pub trait Handler {
     /// The reply to one request. Several run interleaved on one thread.
     fn handle(&self, request: Request) -> impl Future<Output = Reply>;
+
+    /// The replies to a request that is answered until its client hangs up; `None` for all that have one reply.
+    fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, Refusal>>;
 }
 
 /// Why the daemon cannot listen. Displays as one line.
@@ -262,7 +265,14 @@ async fn serve_client(mut client: UnixStream, handler: &impl Handler, limits: &L
     loop {
         let read = timeout(limits.request_time, read_line(&mut client, &mut buffer)).await;
         let (reply, more) = match read {
-            Ok(Ok(line)) => (answer(handler, &line, limits).await, true),
+            Ok(Ok(line)) => match Request::from_line(&line) {
+                Ok(request) => match handler.follow(&request) {
+                    Some(Ok(replies)) => return follow(client, replies, limits).await,
+                    Some(Err(refusal)) => (Reply::Error(refusal), true),
+                    None => (answer(handler, request, limits).await, true),
+                },
+                Err(message) => (Reply::bad_input(message), true),
+            },
             // A client that sent nothing wants nothing: a quiet good-bye.
             Ok(Err(LineError::End)) | Err(_) if buffer.is_empty() => return,
             Ok(Err(LineError::End)) => (Reply::bad_input("bad request: cut short"), false),
@@ -281,11 +291,25 @@ async fn serve_client(mut client: UnixStream, handler: &impl Handler, limits: &L
     }
 }
 
-async fn answer(handler: &impl Handler, line: &[u8], limits: &Limits) -> Reply {
-    let request = match Request::from_line(line) {
-        Ok(request) => request,
-        Err(message) => return Reply::bad_input(message),
-    };
+/// Passes replies on until the client hangs up, or does not read one of them in time.
+async fn follow(mut client: UnixStream, mut replies: mpsc::Receiver<Reply>, limits: &Limits) {
+    let (mut reader, mut writer) = client.split();
+    let mut byte = [0];
+    loop {
+        let reply = tokio::select! {
+            reply = replies.recv() => reply,
+            // Such a client has nothing more to say: this is its end, or none of ours.
+            _ = reader.read(&mut byte) => return,
+        };
+        let Some(reply) = reply else { return };
+        let written = timeout(limits.reply_time, writer.write_all(&reply.to_line())).await;
+        if !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+async fn answer(handler: &impl Handler, request: Request, limits: &Limits) -> Reply {
     match timeout(limits.work_time, handler.handle(request)).await {
         Ok(reply) => reply,
         Err(_) => Reply::failed(format!("no answer from the engines within {:?}", limits.work_time)),
@@ -328,6 +352,7 @@ mod tests {
     use crate::starved;
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream as Blocking;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Answers `tune` at once, `flows` at length, and never answers anything else.
     struct Picky;
@@ -342,7 +367,21 @@ mod tests {
                 _ => std::future::pending().await,
             }
         }
+
+        /// Endless replies to `monitor`.
+        fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, Refusal>> {
+            let Request::Monitor { .. } = request else { return None };
+            let (sender, receiver) = mpsc::channel(1);
+            tokio::task::spawn_local(async move {
+                while sender.send(Reply::Monitoring {}).await.is_ok() {}
+                FOLLOWED.fetch_add(1, Ordering::Relaxed);
+            });
+            Some(Ok(receiver))
+        }
     }
+
+    /// How many followers of `Picky`'s have ended.
+    static FOLLOWED: AtomicUsize = AtomicUsize::new(0);
 
     const QUICK: Limits = Limits {
         clients: 4,
@@ -439,6 +478,33 @@ mod tests {
             let mut got = Vec::new();
             drop(unreading.read_to_end(&mut got));
             assert!(!got.is_empty() && got.len() < 5 << 20, "the reply was cut off: {}", got.len());
+        });
+    }
+
+    #[test]
+    fn who_follows_is_served_until_it_hangs_up_or_stops_reading() {
+        against_server("follow", |path| {
+            let mut reading = Blocking::connect(path).unwrap();
+            reading.write_all(&Request::Monitor { reasons: vec![], services: vec![] }.to_line()).unwrap();
+            let mut unreading = Blocking::connect(path).unwrap();
+            unreading.write_all(&Request::Monitor { reasons: vec![], services: vec![] }.to_line()).unwrap();
+            let mut lines = [0; 1 << 16];
+            for _ in 0..10 {
+                reading.read_exact(&mut lines).unwrap();
+                assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
+            }
+            let ended = |count| {
+                for _ in 0..100 {
+                    if FOLLOWED.load(Ordering::Relaxed) == count {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                panic!("never {count} followers ended");
+            };
+            ended(1);
+            drop(reading);
+            ended(2);
         });
     }
 

@@ -26,6 +26,7 @@ use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
 use super::shared::{Fingerprints, Heartbeat};
 use super::socket::{LINK_HEADER, MAX_FRAME};
+use super::trace::TraceRing;
 use super::view::Views;
 
 /// The XDP program.
@@ -382,6 +383,15 @@ impl Dataplane {
     /// A failed map access.
     pub fn counters(&self) -> Result<Counters, DataplaneError> {
         self.maps.counters()
+    }
+
+    /// The ring of recorded packets: for one reader.
+    ///
+    /// # Errors
+    ///
+    /// A map that cannot be opened.
+    pub fn trace_ring(&self) -> Result<TraceRing, DataplaneError> {
+        TraceRing::open(&self.pins)
     }
 
     /// The flow table.

@@ -23,6 +23,7 @@ use tcpguard_common::map::{
 };
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::WORDS;
+use tcpguard_common::trace::{LOST, RING_BYTES};
 
 use super::bpf::{self, ANY, Map, PerCpuArray};
 use super::census::Counts;
@@ -78,7 +79,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 28] = [
+const SHARED: [Layout; 30] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -101,6 +102,8 @@ const SHARED: [Layout; 28] = [
     Layout::of::<u32, i64>(name::SERVICE_FLOWS, SERVICE_IDS),
     Layout::of::<u32, i64>(name::SOURCE_FLOWS, 2 * SOURCE_PLACES),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
+    Layout::of::<(), ()>(name::TRACE, RING_BYTES),
+    Layout::of::<u32, u64>(name::TRACE_LOST, LOST),
     Layout::of::<u32, Head>(name::FILTER_HEADS_V4, BANKS * HEADS),
     Layout::of::<u32, Head>(name::FILTER_HEADS_V6, BANKS * HEADS),
     Layout::of::<u32, SpanV4>(name::FILTER_SPANS_V4, BANKS * SPANS),

@@ -19,6 +19,7 @@ mod rings;
 mod secret;
 mod shared;
 mod socket;
+mod trace;
 mod view;
 
 pub use census::Census;
@@ -35,6 +36,7 @@ pub use netdev::{InterfaceFacts, LinkFacts, LinkState};
 pub use secret::{MasterSecret, SecretError};
 pub use shared::{Fingerprints, Heartbeat};
 pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, XskSocket};
+pub use trace::{TraceLost, TraceRing};
 pub use view::{Arrival, Step, View, Views};
 
 #[cfg(test)]

@@ -375,6 +375,10 @@ impl Env for View {
     fn count(&self, reason: Reason) {
         self.reason.set(Some(reason));
     }
+
+    fn trace_arrival(&self, _service: u32) {}
+
+    fn trace_verdict(&self, _reason: Reason, _answered: bool) {}
 }
 
 macro_rules! tables {

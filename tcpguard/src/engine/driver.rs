@@ -25,7 +25,9 @@ use super::net::{Net, State, now};
 use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
+use super::tap::{Tap, Tapped};
 use super::{EngineConfig, EngineError, stack_config};
+use crate::dataplane::monotonic_ns;
 use crate::stack::{Config, Event, Instant, Origin, Received, StackDrop, State as TcpState};
 use crate::telemetry::throttle::Throttle;
 
@@ -70,6 +72,7 @@ pub(crate) struct Driver<P, T: SharedTables> {
     gaps: Gaps,
     complaints: Throttle,
     busy_poll: bool,
+    tapped: Tapped,
 }
 
 /// What judges frames of flows that the stack does not know.
@@ -112,6 +115,7 @@ pub(crate) struct Parts {
     pub(crate) local_mac: [u8; 6],
     pub(crate) net: Net,
     pub(crate) exchange: Exchange,
+    pub(crate) tap: Tap,
     pub(crate) commands: mpsc::Receiver<Command>,
     /// When the thread last woke from sleep, `CLOCK_MONOTONIC` nanoseconds.
     pub(crate) unparked: Arc<AtomicU64>,
@@ -125,15 +129,16 @@ impl Parts {
         commands: mpsc::Receiver<Command>,
         unparked: Arc<AtomicU64>,
     ) -> Self {
-        let EngineConfig { engine, generation, local_mac, ref exchange, placement, .. } = *config;
-        let busy_poll = placement.busy_poll;
-        Self { engine, generation, local_mac, net, exchange: exchange.clone(), commands, unparked, busy_poll }
+        let EngineConfig { engine, generation, local_mac, ref exchange, ref tap, placement, .. } = *config;
+        let (exchange, tap, busy_poll) = (exchange.clone(), tap.clone(), placement.busy_poll);
+        Self { engine, generation, local_mac, net, exchange, tap, commands, unparked, busy_poll }
     }
 }
 
 impl<P: FramePort, T: SharedTables> Driver<P, T> {
     pub(crate) fn new(port: P, tables: T, parts: Parts) -> Self {
-        let Parts { engine, generation, local_mac, net, exchange, commands, unparked, busy_poll } = parts;
+        let Parts { engine, generation, local_mac, net, exchange, tap, commands, unparked, busy_poll } =
+            parts;
         let started = now();
         Self {
             port,
@@ -162,6 +167,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             gaps: Gaps::default(),
             complaints: Throttle::new(COMPLAIN),
             busy_poll,
+            tapped: Tapped::new(tap, engine),
         }
     }
 
@@ -263,7 +269,8 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
     }
 
     fn transmit(&mut self, now: Instant, state: &mut State) -> Result<Next, EngineError> {
-        let Self { port, desk, complaints, .. } = self;
+        let Self { port, desk, complaints, tapped, .. } = self;
+        let watched = tapped.is_open();
         let mut sent = 0;
         let mut done = false;
         port.transmit(|buffer| {
@@ -271,6 +278,9 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 return None;
             }
             let len = desk.next_frame(now, state, buffer);
+            if watched && let Some(frame) = len.and_then(|len| buffer.get(..len)) {
+                tapped.record(monotonic_ns(), frame);
+            }
             done = len.is_none();
             sent += usize::from(len.is_some());
             len

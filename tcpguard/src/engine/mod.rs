@@ -12,6 +12,7 @@ mod port;
 mod probe;
 mod stats;
 mod stream;
+mod tap;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -38,6 +39,7 @@ pub use net::{Net, NetCounters};
 pub use port::{FramePort, XskPort};
 pub use stats::{EngineStats, FrameCounters, Gaps};
 pub use stream::{LendError, TcpStream};
+pub use tap::{Tap, TapReader, tap};
 
 use crate::config::{self, AcceptOverflow, Tunables};
 use crate::dataplane::monotonic_ns;
@@ -72,6 +74,8 @@ pub struct EngineConfig {
     pub exchange: Exchange,
     /// Where and how its thread runs.
     pub placement: Placement,
+    /// Who watches what it sends.
+    pub tap: Tap,
 }
 
 /// Where and how an engine's thread runs.

@@ -3,4 +3,6 @@
 
 pub mod advice;
 pub mod log;
+pub mod packet;
+pub mod pcapng;
 pub mod throttle;

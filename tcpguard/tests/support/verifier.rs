@@ -53,9 +53,11 @@ const ALL_TYPES: BtfFeatures = BtfFeatures::new(true, true, true, true, true, tr
 
 fn descriptor(map: &Map) -> RawFd {
     match map {
-        Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::XskMap(data) => {
-            data.fd().as_fd().as_raw_fd()
-        }
+        Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::HashMap(data)
+        | Map::RingBuf(data)
+        | Map::XskMap(data) => data.fd().as_fd().as_raw_fd(),
         other => panic!("a map of another type: {other:?}"),
     }
 }

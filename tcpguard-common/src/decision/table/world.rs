@@ -23,6 +23,7 @@ use tcpguard_common::map::{
 use tcpguard_common::packet::Family;
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::{Rate, Sketch};
+use tcpguard_common::trace::Wanted;
 
 pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -144,6 +145,16 @@ pub(crate) struct World {
     pub(crate) socket: bool,
     pub(crate) now: u64,
     pub(crate) counted: RefCell<Vec<Reason>>,
+    pub(crate) traced: RefCell<Vec<Traced>>,
+}
+
+/// What the decision asked to be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Traced {
+    /// A segment to this service.
+    Arrival(u32),
+    /// What became of it, and whether the frame is an answer now.
+    Verdict(Reason, bool),
 }
 
 impl World {
@@ -167,6 +178,7 @@ impl World {
             reserved: 0,
             hash_key: [3, 4],
             limits: LIMITS,
+            trace: Wanted::default(),
         };
         let mut world = Self {
             settings,
@@ -194,6 +206,7 @@ impl World {
             // Every bit of it that a cookie carries tells where it went.
             now: 1 << 40 | 0xa5c3 << 22 | 0x1f_ffff,
             counted: RefCell::default(),
+            traced: RefCell::default(),
         };
         world.guard_hidden_ports(true);
         for (port, here, anywhere) in [
@@ -420,5 +433,13 @@ impl Env for World {
 
     fn count(&self, reason: Reason) {
         self.counted.borrow_mut().push(reason);
+    }
+
+    fn trace_arrival(&self, service: u32) {
+        self.traced.borrow_mut().push(Traced::Arrival(service));
+    }
+
+    fn trace_verdict(&self, reason: Reason, answered: bool) {
+        self.traced.borrow_mut().push(Traced::Verdict(reason, answered));
     }
 }

@@ -14,6 +14,7 @@ use super::world::NoTables;
 use crate::config::Tunables;
 use crate::engine::{
     End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, Placement, ReadyEngine, spawn,
+    tap,
 };
 
 /// A port where nothing ever arrives, or where looking is fatal, and whose interface may go.
@@ -86,6 +87,7 @@ fn prepare(
         seed: 1,
         exchange: Exchange::new(1),
         placement: Placement::default(),
+        tap: tap().0,
     };
     spawn(config, NoTables, open, application)
 }

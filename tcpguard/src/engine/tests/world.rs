@@ -35,7 +35,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use super::super::handle::COMMANDS;
 use super::super::{
     EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, Placement, SharedTables, TcpListener,
-    TcpStream, assemble,
+    TcpStream, assemble, tap,
 };
 use crate::config::Tunables;
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
@@ -233,6 +233,7 @@ impl World {
             seed: monotonic_ns(),
             exchange,
             placement: Placement::default(),
+            tap: tap().0,
         };
         let (commands, orders) = mpsc::channel(COMMANDS);
         let (_, end) = watch::channel(None);
@@ -576,6 +577,10 @@ impl Env for Queued<'_> {
     fn count(&self, reason: Reason) {
         *self.world.counts.borrow_mut().entry(reason).or_default() += 1;
     }
+
+    fn trace_arrival(&self, _: u32) {}
+
+    fn trace_verdict(&self, _: Reason, _: bool) {}
 }
 
 /// Waits until `condition` holds.

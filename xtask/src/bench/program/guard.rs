@@ -19,6 +19,7 @@ use tcpguard_common::map::{
 };
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::Rate;
+use tcpguard_common::trace::Wanted;
 
 use super::frames::MAC;
 
@@ -114,6 +115,7 @@ impl Guard {
                 reserved: 0,
                 hash_key: HASH_KEY,
                 limits: LIMITS,
+                trace: Wanted::default(),
             },
         )?;
         Ok(guard)
