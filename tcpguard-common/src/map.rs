@@ -91,6 +91,9 @@ pub mod name {
     pub const STATEFUL: &str = "STATEFUL";
     /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// `PerCpuArray<[u64; Class::PLACES]>` of [`super::SERVICE_IDS`], indexed by service id and then by
+    /// [`crate::reason::Class`].
+    pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     /// Ring buffer of [`crate::trace::RING_BYTES`]: a [`crate::trace::Record`] for each packet that a monitor wants.
     pub const TRACE: &str = "TRACE";
     /// `PerCpuArray<u64>` of [`crate::trace::LOST`]: records that are not in the ring.

@@ -26,6 +26,34 @@ impl Outcome {
     }
 }
 
+/// What a segment is counted as under its service: each as exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// SYN answered with a cookie.
+    CookieSent,
+    /// SYN, well-formed, that was not answered.
+    SynRefused,
+    /// SYN handed to the engine.
+    SynStateful,
+    /// ACK with a valid cookie whose flow was opened.
+    AckValid,
+    /// ACK with an invalid cookie.
+    AckInvalid,
+    /// Any other segment handed to the engine.
+    Redirected,
+    /// Any other segment dropped.
+    Dropped,
+    /// Left to the host.
+    Passed,
+    /// Any other segment answered: with a reset.
+    Reset,
+}
+
+impl Class {
+    /// Counters for each service: as many as [`Reason::class`] has bits for. The first eight are one cache line.
+    pub const PLACES: usize = 16;
+}
+
 macro_rules! reasons {
     ($( $(#[doc = $help:literal])+ $variant:ident = $name:literal, $outcome:ident; )+) => {
         /// Exactly one of these is counted for every TCP segment to a protected `(address, port)`.
@@ -148,6 +176,20 @@ reasons! {
     NoEngine = "no-engine", Dropped;
 }
 
+/// The four bits of each reason's class, a word for each bit, for the same reason as the outcomes.
+const CLASSES: [u64; 4] = {
+    let (mut table, mut index) = ([0; 4], 0);
+    while index < Reason::ALL.len() {
+        let class = Reason::ALL[index].declared_class() as u64;
+        table[0] |= (class & 1) << index;
+        table[1] |= (class >> 1 & 1) << index;
+        table[2] |= (class >> 2 & 1) << index;
+        table[3] |= (class >> 3 & 1) << index;
+        index += 1;
+    }
+    table
+};
+
 /// Two bits for each reason, so that finding its outcome is a shift and no load from memory.
 const OUTCOMES: [u64; 2] = {
     let (mut table, mut index) = ([0; 2], 0);
@@ -172,6 +214,31 @@ impl Reason {
         }
     }
 
+    const fn declared_class(self) -> Class {
+        match (self, self.declared_outcome()) {
+            (Self::CookieSent | Self::CookieSentSmallMss, _) => Class::CookieSent,
+            (
+                Self::ReplyBudget | Self::ReplyBudgetVerified | Self::SynBadChecksum | Self::SynUnanswerable,
+                _,
+            ) => Class::SynRefused,
+            (Self::SynStateful, _) => Class::SynStateful,
+            (Self::AckValid, _) => Class::AckValid,
+            (Self::AckInvalid, _) => Class::AckInvalid,
+            (_, Outcome::Redirected) => Class::Redirected,
+            (_, Outcome::Dropped) => Class::Dropped,
+            (_, Outcome::Answered) => Class::Reset,
+            (_, Outcome::Passed) => Class::Passed,
+        }
+    }
+
+    /// The number of its [`Class`].
+    #[inline(always)]
+    pub fn class(self) -> u32 {
+        let index = self as u32;
+        let bit = |place: usize| (CLASSES[place] >> index & 1) << place;
+        (bit(0) | bit(1) | bit(2) | bit(3)) as u32
+    }
+
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
 
@@ -192,6 +259,7 @@ mod tests {
             assert_eq!(reason as usize, index);
             assert_eq!(Reason::from_index(index as u32), Some(reason));
             assert_eq!(reason.outcome(), reason.declared_outcome());
+            assert_eq!(reason.class(), reason.declared_class() as u32);
             assert!(!reason.help().is_empty());
         }
         assert_eq!((Reason::from_name("no-such"), Reason::from_index(Reason::COUNT as u32)), (None, None));

@@ -24,10 +24,11 @@ use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket, Place, Presence, ROOM};
 use tcpguard_common::map::{
     DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
-    PORT_WORDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES, xsk_index,
+    PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES,
+    xsk_index,
 };
 use tcpguard_common::packet::{Family, FrameMut};
-use tcpguard_common::reason::Reason;
+use tcpguard_common::reason::{Class, Reason};
 
 use crate::packet::{Packet, bounded};
 
@@ -71,6 +72,8 @@ static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 static OPENING: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
+#[map]
+static SERVICE_COUNTERS: PerCpuArray<[u64; Class::PLACES]> = PerCpuArray::with_max_entries(SERVICE_IDS, 0);
 
 /// The program, once for each guarded interface.
 #[xdp]
@@ -233,11 +236,15 @@ impl Env for Maps {
     }
 
     #[inline(always)]
-    fn count(&self, reason: Reason) {
+    fn count(&self, reason: Reason, service: u32) {
         if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, which nothing else writes while an XDP program runs on it; the
             // verifier checks that the pointer stays inside.
             unsafe { *counter += 1 }
+        }
+        if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service) {
+            // SAFETY: likewise; a class is below `Class::PLACES`.
+            unsafe { *counters.cast::<u64>().add(reason.class() as usize) += 1 }
         }
     }
 

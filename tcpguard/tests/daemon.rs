@@ -49,7 +49,13 @@ fn every_verb_answers_for_people_and_for_programs() -> Result<()> {
             reason["per_cpu"].as_array().context("no CPUs")?.iter().filter_map(Value::as_u64).sum();
         assert_eq!(reason["total"], sum);
     }
+    let service = &stats["services"][0];
+    assert_eq!(service["listen"], SERVICE.to_string());
+    assert_eq!((&service["syns"], &service["cookies_sent"]), (&6.into(), &6.into()), "{service}");
+    assert_eq!((&service["acks_valid"], &service["dropped"]), (&6.into(), &0.into()), "{service}");
+    assert!(service["redirected"].as_u64() > Some(12), "{service}");
     let text = setup.text(&["stats", "--per-cpu"])?;
+    assert!(text.contains("SERVICE") && text.contains("ACK-INVALID"), "{text}");
     assert!(text.contains("cookie-sent") && text.contains("CPU1") && text.contains("RATE/s"), "{text}");
     assert!(!text.contains("bad-flags") && setup.text(&["stats", "--all"])?.contains("bad-flags"));
 

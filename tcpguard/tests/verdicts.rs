@@ -20,7 +20,7 @@ use tcpguard_common::map::{
     EpochSlot, Flow, Interface, Service, ServiceKey, ServicePlace, Settings, heartbeat, name,
 };
 use tcpguard_common::packet::{AnySegment, Buffer, Family, parse};
-use tcpguard_common::reason::Reason;
+use tcpguard_common::reason::{Class, Reason};
 use tcpguard_common::sketch::{Sketch, WORDS};
 use tcpguard_common::trace::{
     IN, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, Record, SNAP, Wanted, window,
@@ -30,7 +30,7 @@ use table::cases;
 use table::filters::Said;
 use table::frames::{LINUX, Spec};
 use table::generator::{self, FRAMES, LANES, Random, Wild as _};
-use table::world::{EPOCH, PORT, Place, SLOT, World, places};
+use table::world::{EPOCH, PORT, PORT_ANYWHERE, Place, SLOT, World, places};
 
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
@@ -291,6 +291,16 @@ impl Kernel {
         counters.iter().map(|cpus| cpus.unwrap().iter().sum()).collect()
     }
 
+    /// What was counted of the services whose ids have a place, by id and class.
+    fn served(&mut self) -> BTreeMap<u32, [u64; Class::PLACES]> {
+        let counters: PerCpuArray<&mut MapData, [u64; Class::PLACES]> = self.map(name::SERVICE_COUNTERS);
+        let of = |service: u16| {
+            let cpus = counters.get(&service.into(), 0).unwrap();
+            (service.into(), std::array::from_fn(|class| cpus.iter().map(|classes| classes[class]).sum()))
+        };
+        [PORT, PORT_ANYWHERE].map(of).into()
+    }
+
     fn flows<A: Place>(&mut self, name: &str) -> std::collections::HashMap<FlowKey<A>, Flow>
     where
         FlowKey<A>: Pod,
@@ -334,7 +344,7 @@ fn the_kernel_decides_every_row_of_the_table_as_the_host_does() {
     for case in cases.iter().filter(|case| case.frame.len() >= 14) {
         let mut world = case.world.clone();
         kernel.become_like(&world);
-        let before = kernel.counters();
+        let (before, served) = (kernel.counters(), kernel.served());
         let outcome = kernel.run(&case.frame, world.engine);
         let counted: Vec<u64> =
             kernel.counters().iter().zip(before).map(|(after, before)| after - before).collect();
@@ -351,6 +361,15 @@ fn the_kernel_decides_every_row_of_the_table_as_the_host_does() {
             }
         }
         let host = on_host(&mut world, &case.frame, &outcome);
+        let mut expected = served;
+        for (&reason, &service) in world.counted.borrow().iter().zip(world.served.borrow().iter()) {
+            if let Some(classes) = expected.get_mut(&service) {
+                classes[reason.class() as usize] += 1;
+            }
+        }
+        if kernel.served() != expected {
+            failures.push(format!("{}: counted under another service or class", case.name));
+        }
         if (host.verdict, &host.frame) != (outcome.verdict, &outcome.frame) {
             failures.push(format!("{}: the host says {:02x?}", case.name, host.frame));
         }

@@ -84,8 +84,8 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
     fn has_socket(&self, engine: u32) -> bool;
     /// The coarse monotonic clock, nanoseconds: up to a scheduler tick behind the precise one.
     fn now(&self) -> u64;
-    /// Counts one segment.
-    fn count(&self, reason: Reason);
+    /// Counts one segment to a service.
+    fn count(&self, reason: Reason, service: u32);
     /// Keeps a copy of the frame as it arrived, for who watches: a segment to this service is about to be judged.
     fn trace_arrival(&self, service: u32);
     /// Records the frame that was kept, and what it was turned into if it is `answered`.
@@ -115,7 +115,7 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
 pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Verdict {
     let mut proven = Proven::default();
     let Some(reason) = judge(frame, env, &mut proven) else { return Verdict::Pass };
-    env.count(reason);
+    env.count(reason, proven.service);
     let outcome = reason.outcome();
     if proven.traced {
         env.trace_verdict(reason, outcome == Outcome::Answered);
@@ -200,6 +200,7 @@ where
     if settings.abi != ABI_VERSION {
         return None;
     }
+    proven.service = service.id;
     if trace::is_on(settings) {
         env.trace_arrival(service.id);
         proven.traced = true;
@@ -296,7 +297,7 @@ impl<A: Family> Arrival<'_, A> {
         } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
             Reason::NoFlow
         } else {
-            (proven.service, proven.allowed) = (service.id, allowed);
+            proven.allowed = allowed;
             self.judge_ack(frame, env, &tcp, &flow, hash)?
         };
         if pressed && matches!(reason, Reason::FlowKnown | Reason::TimeWait) {
@@ -454,9 +455,11 @@ impl<A: Family> Arrival<'_, A> {
         let clock =
             Clock { epoch: self.settings.epoch, second_half: self.settings.epoch_second_half != 0, extra: 0 };
         let (client_isn, isn) = ((tcp.seq - 1).0, (tcp.ack - 1).0);
-        // As with a SYN's options: an absent one's value is hidden before anything is calculated with it.
+        // As with a SYN's options, an absent one's value is hidden; and whether it is absent, too, so that nothing can be
+        // concluded from that.
         let echo = frame.opaque(options.timestamps.map_or(0, |(_, echo)| echo));
-        let tsecr = options.timestamps.is_some().then_some(echo);
+        let stamped = frame.opaque(options.timestamps.is_some().into()) != 0;
+        let tsecr = stamped.then_some(echo);
         if cookie::validate(env, &clock, flow, client_isn, isn, tsecr).is_none() {
             return Err(Reason::AckInvalid);
         }

@@ -10,12 +10,12 @@ use crate::packet::build::Headers;
 use crate::packet::{Ethernet, Family, Flags, FrameMut, Options, Tcp};
 use crate::reason::Reason;
 
-/// What is known of a segment that does not stand in it, the first two of one with a valid cookie alone.
+/// What is known of a segment that does not stand in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Proven {
     /// Id of the service it is for.
     pub service: u32,
-    /// Whether its source is on the allow list.
+    /// Whether its source is on the allow list; known of one with a valid cookie alone.
     pub allowed: bool,
     /// Whether it was kept for who watches.
     pub traced: bool,

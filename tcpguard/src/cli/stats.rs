@@ -5,10 +5,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::control::client::Client;
-use crate::control::protocol::{Groups, Reply, Request, Stats};
+use crate::control::protocol::{Groups, Reply, Request, ServiceCount, Stats};
 
 use super::output::{Align, Table, age, rate, write_json};
-use super::{Failure, ask, mode, unexpected};
+use super::{Failure, ask, unexpected};
 
 /// Between the two readings that a single listing's rates come from.
 const SAMPLE: Duration = Duration::from_millis(250);
@@ -87,8 +87,8 @@ fn read(client: &Client) -> Result<Stats, Failure> {
 fn write(out: &mut impl Write, args: &Args, before: &Stats, now: &Stats) -> io::Result<()> {
     let elapsed = now.time_ms.saturating_sub(before.time_ms);
     writeln!(out, "up {}, rates over {elapsed} ms", age(now.uptime_ms))?;
-    section(out, &mode::table(&now.services))?;
     section(out, &reasons(args, before, now, elapsed))?;
+    section(out, &services(now))?;
     section(out, &states(args, now))?;
     section(out, &groups(args, &before.totals, &now.totals, elapsed))?;
     if args.per_engine {
@@ -139,6 +139,34 @@ fn reasons(args: &Args, before: &Stats, now: &Stats, elapsed: u64) -> Table {
     table
 }
 
+fn services(now: &Stats) -> Table {
+    let names =
+        ["SYN", "COOKIE", "STATEFUL", "ACK-VALID", "ACK-INVALID", "REDIRECTED", "RESET", "DROPPED", "PASSED"];
+    let columns = names.map(|name| (name, Align::Right));
+    let mut table = Table::new(&[&[("SERVICE", Align::Left), ("MODE", Align::Left)][..], &columns].concat());
+    for service in &now.services {
+        let ServiceCount {
+            listen,
+            mode,
+            state,
+            syns,
+            cookies_sent,
+            stateful,
+            acks_valid,
+            acks_invalid,
+            redirected,
+            reset,
+            dropped,
+            passed,
+        } = service;
+        let counts =
+            [syns, cookies_sent, stateful, acks_valid, acks_invalid, redirected, reset, dropped, passed];
+        let mode = state.as_ref().map_or_else(|| mode.clone(), |state| format!("{mode} ({state})"));
+        table.row([listen.to_string(), mode].into_iter().chain(counts.map(u64::to_string)).collect());
+    }
+    table
+}
+
 fn states(args: &Args, now: &Stats) -> Table {
     let mut table = Table::new(&[("STATE", Align::Left), ("FLOWS", Align::Right)]);
     for (state, &count) in now.states.iter().filter(|&(_, &count)| args.all || count > 0) {
@@ -167,7 +195,7 @@ fn groups(args: &Args, before: &Groups, now: &Groups, elapsed: u64) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{Engine, ReasonCount, Service};
+    use crate::control::protocol::{Engine, ReasonCount};
 
     fn reading(time_ms: u64, cookies: [u64; 2], adopted: u64) -> Stats {
         let reason = |name: &str, outcome: &str, per_cpu: [u64; 2]| ReasonCount {
@@ -184,15 +212,21 @@ mod tests {
         Stats {
             time_ms,
             uptime_ms: 61_000,
-            services: vec![Service {
+            reasons: vec![reason("cookie-sent", "answered", cookies), reason("bad-flags", "dropped", [0, 0])],
+            services: vec![ServiceCount {
                 listen: "192.0.2.1:80".parse().unwrap(),
                 mode: "auto".into(),
                 state: Some("calm".into()),
-                backend: None,
-                respond: None,
-                backends: Vec::new(),
+                syns: 9,
+                cookies_sent: 8,
+                stateful: 1,
+                acks_valid: 7,
+                acks_invalid: 6,
+                redirected: 5,
+                reset: 4,
+                dropped: 3,
+                passed: 2,
             }],
-            reasons: vec![reason("cookie-sent", "answered", cookies), reason("bad-flags", "dropped", [0, 0])],
             states: states.clone(),
             totals: counters.clone(),
             engines: vec![Engine { interface: "eth0".into(), queue: 1, states, counters }],
@@ -218,11 +252,11 @@ mod tests {
             shown(&[]),
             "up 1m1s, rates over 500 ms
 
-SERVICE       MODE  NOW
-192.0.2.1:80  auto  calm
-
 REASON       OUTCOME   TOTAL  RATE/s
 cookie-sent  answered    150     100
+
+SERVICE       MODE         SYN  COOKIE  STATEFUL  ACK-VALID  ACK-INVALID  REDIRECTED  RESET  DROPPED  PASSED
+192.0.2.1:80  auto (calm)    9       8         1          7            6           5      4        3       2
 
 STATE        FLOWS
 ESTABLISHED      3

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tcpguard_common::cookie::{Inspection, age, inspect};
 use tcpguard_common::flow::AnyFlowKey;
-use tcpguard_common::reason::Reason;
+use tcpguard_common::reason::{Class, Reason};
 use tokio::sync::mpsc;
 
 use crate::config::{
@@ -207,9 +207,31 @@ impl Guard {
             per_cpu: counted.per_cpu(reason).to_vec(),
         };
         let reasons = Reason::ALL.iter().map(count).collect();
+        let services = self.modes.services();
+        let services = (0..).zip(&services).map(|(id, service)| self.counted_of(id, service));
+        let services = services.collect::<Result<_, _>>()?;
         let time_ms = monotonic_ns() / 1_000_000;
-        let services = self.services();
-        Ok(wire::Stats { time_ms, uptime_ms: self.uptime_ms(), services, reasons, states, totals, engines })
+        Ok(wire::Stats { time_ms, uptime_ms: self.uptime_ms(), reasons, services, states, totals, engines })
+    }
+
+    fn counted_of(&self, id: u32, service: &Service) -> Result<wire::ServiceCount, DaemonError> {
+        let before = self.counted_before.get(id as usize).copied().unwrap_or_default();
+        let counted = self.dataplane.service_counters(id)?.since(&before);
+        let sum = |classes: &[Class]| classes.iter().map(|&class| counted.of(class)).sum();
+        Ok(wire::ServiceCount {
+            listen: service.listen,
+            mode: service.mode.to_string(),
+            state: self.modes.state(service).map(str::to_owned),
+            syns: sum(&[Class::CookieSent, Class::SynRefused, Class::SynStateful]),
+            cookies_sent: sum(&[Class::CookieSent]),
+            stateful: sum(&[Class::SynStateful]),
+            acks_valid: sum(&[Class::AckValid]),
+            acks_invalid: sum(&[Class::AckInvalid]),
+            redirected: sum(&[Class::SynStateful, Class::AckValid, Class::Redirected]),
+            reset: sum(&[Class::Reset]),
+            dropped: sum(&[Class::SynRefused, Class::AckInvalid, Class::Dropped]),
+            passed: sum(&[Class::Passed]),
+        })
     }
 
     async fn flows(&self, state: Option<&str>, limit: usize) -> Result<wire::Flows, DaemonError> {

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
     AttachMode, Attached, Census, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
-    MasterSecret, Now, Previous, SocketConfig, XskSocket, monotonic_ns,
+    MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XskSocket, monotonic_ns,
 };
 use crate::engine::{
     DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, Tap, XskPort,
@@ -61,6 +61,8 @@ pub(super) struct Guard {
     pub(super) filters: SharedFilters,
     pub(super) modes: Modes,
     pub(super) monitors: Monitors,
+    /// What was counted under each service's id before it was this service's.
+    pub(super) counted_before: Vec<ServiceCounters>,
     pub(super) keys: RefCell<KeySchedule>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
@@ -106,7 +108,7 @@ impl Guard {
             ..LoadOptions::default()
         };
         let mut dataplane = Dataplane::load(&options)?;
-        let Started { attached, server, prepared, engines, filters, monitors } =
+        let Started { attached, server, prepared, engines, filters, monitors, counted_before } =
             match Started::new(&mut dataplane, &config, applications, bind) {
                 Ok(started) => started,
                 Err(error) => {
@@ -131,6 +133,7 @@ impl Guard {
             tunables: RefCell::new(tunables),
             filters,
             monitors,
+            counted_before,
             keys: RefCell::new(keys),
             origin: None,
             settings: RefCell::new(settings),
@@ -328,6 +331,7 @@ struct Started {
     engines: Vec<Engine<ReadyEngine>>,
     filters: SharedFilters,
     monitors: Monitors,
+    counted_before: Vec<ServiceCounters>,
 }
 
 impl Started {
@@ -348,6 +352,9 @@ impl Started {
         prepared.write(dataplane, config)?;
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
         let monitors = Monitors::new(dataplane.trace_ring()?, reader);
+        let counted_before = (0..config.services.len() as u32)
+            .map(|id| dataplane.service_counters(id))
+            .collect::<Result<_, _>>()?;
         dataplane.commit()?;
         for attached in &attached {
             // Engines that are about to turn are alive: XDP must not take them for dead before they do.
@@ -356,7 +363,7 @@ impl Started {
             }
             dataplane.arm(attached.slot, true)?;
         }
-        Ok(Self { attached, server, prepared, engines, filters, monitors })
+        Ok(Self { attached, server, prepared, engines, filters, monitors, counted_before })
     }
 }
 

@@ -347,12 +347,12 @@ pub struct Stats {
     pub time_ms: u64,
     /// Since the daemon armed its interfaces.
     pub uptime_ms: u64,
-    /// The services, and how they treat SYNs.
-    #[serde(default)]
-    pub services: Vec<Service>,
     /// Verdicts of the XDP program, in the table's order, the ones never reached included. They survive the daemon
     /// with its pins.
     pub reasons: Vec<ReasonCount>,
+    /// The same verdicts by service, in the order of the configuration, since the daemon started.
+    #[serde(default)]
+    pub services: Vec<ServiceCount>,
     /// Flows by TCP state, over all engines. States without a flow are there with 0.
     pub states: BTreeMap<String, u64>,
     /// Counters of the stack, the engines and the services, summed over the engines, by name and group.
@@ -363,6 +363,38 @@ pub struct Stats {
 
 /// Counters by group (`stack`, `engine`, `ring`, …) and name.
 pub type Groups = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// What became of the segments to a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCount {
+    /// The service as configured.
+    pub listen: SocketAddr,
+    /// `auto`, `cookie`, `stateful` or `off`.
+    #[serde(default)]
+    pub mode: String,
+    /// In mode `auto`, what it does at present: `calm`, when it remembers SYNs, or `cookies`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Well-formed SYNs, answered or not; without those of denied sources.
+    pub syns: u64,
+    /// Of these, those answered with a cookie.
+    pub cookies_sent: u64,
+    /// Of these, those handed to an engine, which remembers them.
+    #[serde(default)]
+    pub stateful: u64,
+    /// ACKs with a valid cookie whose flow was opened.
+    pub acks_valid: u64,
+    /// ACKs with an invalid cookie.
+    pub acks_invalid: u64,
+    /// Segments handed to an engine, `stateful` and `acks_valid` among them.
+    pub redirected: u64,
+    /// Segments answered with a reset.
+    pub reset: u64,
+    /// Segments dropped, `acks_invalid` and unanswered SYNs among them.
+    pub dropped: u64,
+    /// Segments left to the host.
+    pub passed: u64,
+}
 
 /// How often a reason was counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ use super::filters::FilterTable;
 use super::flows::FlowTable;
 use super::links::{self, AttachMode, LINK_PREFIX, Linked, OldLink};
 use super::lock::{FileLock, LockError};
-use super::maps::{Counters, Maps, ServiceEntry, shared_names};
+use super::maps::{Counters, Maps, ServiceCounters, ServiceEntry, shared_names};
 use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
 use super::shared::{Fingerprints, Heartbeat};
@@ -383,6 +383,16 @@ impl Dataplane {
     /// A failed map access.
     pub fn counters(&self) -> Result<Counters, DataplaneError> {
         self.maps.counters()
+    }
+
+    /// What was counted of the service with this id, since the maps were made: the id may have been another service's
+    /// before.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn service_counters(&self, service: u32) -> Result<ServiceCounters, DataplaneError> {
+        self.maps.service_counters(service)
     }
 
     /// The ring of recorded packets: for one reader.

@@ -21,7 +21,7 @@ use tcpguard_common::map::{
     MODE_OFF, PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey,
     ServicePlace, Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
 };
-use tcpguard_common::reason::Reason;
+use tcpguard_common::reason::{Class, Reason};
 use tcpguard_common::sketch::WORDS;
 use tcpguard_common::trace::{LOST, RING_BYTES};
 
@@ -63,6 +63,26 @@ impl Counters {
     }
 }
 
+/// What was counted of one service's segments at one moment, all CPUs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    classes: [u64; Class::PLACES],
+}
+
+impl ServiceCounters {
+    /// Segments of this class.
+    pub fn of(&self, class: Class) -> u64 {
+        self.classes[class as usize]
+    }
+
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            classes: std::array::from_fn(|class| self.classes[class].saturating_sub(earlier.classes[class])),
+        }
+    }
+}
+
 /// What a map must look like for userspace and XDP to agree on it.
 struct Layout {
     name: &'static str,
@@ -79,7 +99,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 30] = [
+const SHARED: [Layout; 31] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -102,6 +122,7 @@ const SHARED: [Layout; 30] = [
     Layout::of::<u32, i64>(name::SERVICE_FLOWS, SERVICE_IDS),
     Layout::of::<u32, i64>(name::SOURCE_FLOWS, 2 * SOURCE_PLACES),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
+    Layout::of::<u32, [u64; Class::PLACES]>(name::SERVICE_COUNTERS, SERVICE_IDS),
     Layout::of::<(), ()>(name::TRACE, RING_BYTES),
     Layout::of::<u32, u64>(name::TRACE_LOST, LOST),
     Layout::of::<u32, Head>(name::FILTER_HEADS_V4, BANKS * HEADS),
@@ -185,6 +206,7 @@ pub(super) struct Maps {
     pub(super) counts: Counts,
     stateful: Map<u32, u64>,
     counters: PerCpuArray,
+    service_counters: PerCpuArray,
     pub(super) flows: FlowTable,
     pub(super) heartbeats: Heartbeats,
     pub(super) fingerprints: Fingerprints,
@@ -234,6 +256,7 @@ impl Maps {
                 counts,
                 stateful: Map::from_fd(open(name::STATEFUL)?),
                 counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus, 1),
+                service_counters: PerCpuArray::from_fd(open(name::SERVICE_COUNTERS)?, cpus, Class::PLACES),
                 flows,
                 heartbeats,
                 fingerprints,
@@ -333,6 +356,16 @@ impl Maps {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|source| DataplaneError::Map { action: "read", map: name::COUNTERS, source })?;
         Ok(Counters { rows })
+    }
+
+    pub(super) fn service_counters(&self, service: u32) -> Result<ServiceCounters, DataplaneError> {
+        let words = self.service_counters.lookup(service).map_err(|source| DataplaneError::Map {
+            action: "read",
+            map: name::SERVICE_COUNTERS,
+            source,
+        })?;
+        let sum = |class| words.iter().skip(class).step_by(Class::PLACES).sum();
+        Ok(ServiceCounters { classes: std::array::from_fn(sum) })
     }
 
     pub(super) fn register_socket(

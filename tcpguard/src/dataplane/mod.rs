@@ -31,7 +31,7 @@ pub use keys::{KeyError, KeySchedule, MAX_PERIOD, MIN_PERIOD, Now};
 pub use link_events::LinkEvents;
 pub use links::AttachMode;
 pub use loader::{Attached, Dataplane, InterfaceSpec, LoadOptions, Previous};
-pub use maps::{Counters, ServiceEntry};
+pub use maps::{Counters, ServiceCounters, ServiceEntry};
 pub use netdev::{InterfaceFacts, LinkFacts, LinkState};
 pub use secret::{MasterSecret, SecretError};
 pub use shared::{Fingerprints, Heartbeat};

@@ -372,7 +372,7 @@ impl Env for View {
         self.now
     }
 
-    fn count(&self, reason: Reason) {
+    fn count(&self, reason: Reason, _service: u32) {
         self.reason.set(Some(reason));
     }
 

@@ -61,14 +61,15 @@ fn segment<A: Family>(
     let hidden = ip.fault == Fault::HEADER_CHAIN;
     let [a, b, c, d] = if hidden { [0; 4] } else { frame.load::<4>(ip.l4)? };
     let (src_port, dst_port) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-    let tcp = ip.fault.reason().is_none().then(|| Tcp::parse(frame, &ip).ok()).flatten().map(|tcp| TcpHeader {
-        flags: tcp.flags,
-        seq: tcp.seq.0,
-        ack: tcp.ack.0,
-        window: tcp.window,
-        data_len: ip.l4_len - tcp.header_len,
-        options: Options::parse_all(frame, ip.l4 + Tcp::LEN, tcp.header_len - Tcp::LEN),
-    });
+    let tcp =
+        ip.fault.reason().is_none().then(|| Tcp::parse(frame, &ip).ok()).flatten().map(|tcp| TcpHeader {
+            flags: tcp.flags,
+            seq: tcp.seq.0,
+            ack: tcp.ack.0,
+            window: tcp.window,
+            data_len: ip.l4_len - tcp.header_len,
+            options: Options::parse_all(frame, ip.l4 + Tcp::LEN, tcp.header_len - Tcp::LEN),
+        });
     let (src, dst) = (addr(ip.src), addr(ip.dst));
     Some(Headers { src: (src, src_port).into(), dst: (dst, dst_port).into(), vlans, tcp })
 }

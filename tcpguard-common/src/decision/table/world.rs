@@ -145,6 +145,8 @@ pub(crate) struct World {
     pub(crate) socket: bool,
     pub(crate) now: u64,
     pub(crate) counted: RefCell<Vec<Reason>>,
+    /// To which service each of them was.
+    pub(crate) served: RefCell<Vec<u32>>,
     pub(crate) traced: RefCell<Vec<Traced>>,
 }
 
@@ -206,6 +208,7 @@ impl World {
             // Every bit of it that a cookie carries tells where it went.
             now: 1 << 40 | 0xa5c3 << 22 | 0x1f_ffff,
             counted: RefCell::default(),
+            served: RefCell::default(),
             traced: RefCell::default(),
         };
         world.guard_hidden_ports(true);
@@ -431,8 +434,9 @@ impl Env for World {
         self.now
     }
 
-    fn count(&self, reason: Reason) {
+    fn count(&self, reason: Reason, service: u32) {
         self.counted.borrow_mut().push(reason);
+        self.served.borrow_mut().push(service);
     }
 
     fn trace_arrival(&self, service: u32) {

@@ -574,7 +574,7 @@ impl Env for Queued<'_> {
         coarse_clock_ns()
     }
 
-    fn count(&self, reason: Reason) {
+    fn count(&self, reason: Reason, _: u32) {
         *self.world.counts.borrow_mut().entry(reason).or_default() += 1;
     }
 
