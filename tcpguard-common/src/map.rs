@@ -6,7 +6,7 @@ use crate::sketch::Rate;
 use crate::trace::Wanted;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -81,6 +81,8 @@ pub mod name {
     pub const ARRIVALS: &str = "ARRIVALS";
     /// `Array<[u64; sketch::WORDS]>`, one [`crate::sketch::Sketch`]: how fast flows send while a ring is under pressure.
     pub const PACES: &str = "PACES";
+    /// `Array<[u64; sketch::WORDS]>`, one [`crate::sketch::Sketch`]: how many ICMP errors there are about each flow.
+    pub const COMPLAINTS: &str = "COMPLAINTS";
     /// Mmapable `Array<i64>` of [`super::SERVICE_IDS`], indexed by service id: open flows. XDP counts up what it enters
     /// into the flow table, the engines what they enter and remove; see [`crate::decision::admission`].
     pub const SERVICE_FLOWS: &str = "SERVICE_FLOWS";
@@ -184,6 +186,8 @@ pub struct Limits {
     pub arrivals: Rate,
     /// Segments of each known flow, while the engine's ring is under pressure.
     pub flows: Rate,
+    /// ICMP errors about each known flow.
+    pub complaints: Rate,
     /// Open flows of each source; 0 for any number.
     pub source_flows: u32,
     /// Open flows of each service; 0 for any number.
@@ -386,7 +390,7 @@ mod tests {
     #[test]
     fn map_values_have_no_padding() {
         assert_eq!(size_of::<Settings>(), 4 * 4 + 8 * 2 + 4 * 4 + 16 + size_of::<Limits>() + 2 * 8);
-        assert_eq!(size_of::<Limits>(), 5 * 16 + 3 * 8 + 2 * 4);
+        assert_eq!(size_of::<Limits>(), 6 * 16 + 3 * 8 + 2 * 4);
         assert_eq!(size_of::<EpochSlot>(), 16 + 8 + 8);
         assert_eq!(size_of::<Interface>(), 8 + 8);
         assert_eq!(size_of::<ServiceKey<V4>>(), 8);

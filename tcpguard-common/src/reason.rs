@@ -1,5 +1,5 @@
-//! Why a TCP segment to a protected port met its verdict: one table from which counters, command line and
-//! documentation derive. Not where the counting happens.
+//! Why a TCP segment to a protected port, or an ICMP error about one of its flows, met its verdict: one table from which
+//! counters, command line and documentation derive. Not where the counting happens.
 
 /// What became of the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +56,8 @@ impl Class {
 
 macro_rules! reasons {
     ($( $(#[doc = $help:literal])+ $variant:ident = $name:literal, $outcome:ident; )+) => {
-        /// Exactly one of these is counted for every TCP segment to a protected `(address, port)`.
+        /// Exactly one of these is counted for every TCP segment to a protected `(address, port)`, and for every ICMP error
+        /// about a known flow of it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum Reason { $( $(#[doc = $help])+ $variant, )+ }
@@ -172,6 +173,13 @@ reasons! {
     ExitPass = "exit-pass", Passed;
     /// As exit-pass, but `on_daemon_exit` is `drop`.
     ExitDrop = "exit-drop", Dropped;
+    /// ICMP error that a segment of a known flow was too big for its path, handed to the engine: path MTU discovery.
+    IcmpTooBig = "icmp-too-big", Redirected;
+    /// Another ICMP error about a known flow (destination unreachable, time exceeded, parameter problem), handed to the
+    /// engine.
+    IcmpError = "icmp-error", Redirected;
+    /// ICMP error about a known flow of which more is said than icmp-rate allows.
+    IcmpRate = "icmp-rate", Dropped;
     /// Arrived on a receive queue that came up after the daemon and has no engine: a restart gives it one.
     NoEngine = "no-engine", Dropped;
 }

@@ -22,6 +22,8 @@ static VERIFIED: Array<u64> = Array::with_max_entries(PLACES, 0);
 #[map]
 static PACES: Array<[u64; WORDS]> = Array::with_max_entries(1, 0);
 #[map]
+static COMPLAINTS: Array<[u64; WORDS]> = Array::with_max_entries(1, 0);
+#[map]
 static ARRIVALS: Array<[u64; WORDS]> = Array::with_max_entries(1, 0);
 #[map]
 static SERVICE_FLOWS: Array<i64> = Array::with_max_entries(SERVICE_IDS, BPF_F_MMAPABLE);
@@ -61,6 +63,13 @@ impl Ledger for Maps {
     fn paces(&self) -> Option<&Sketch> {
         let words = PACES.get_ptr_mut(0)?;
         // SAFETY: as for the replies. A flow arrives at one queue at a time; where two share a bucket, a charge may be lost.
+        Some(unsafe { &*words.cast::<Sketch>() })
+    }
+
+    #[inline(always)]
+    fn complaints(&self) -> Option<&Sketch> {
+        let words = COMPLAINTS.get_ptr_mut(0)?;
+        // SAFETY: as for the replies; here all CPUs meet, and a charge may be lost.
         Some(unsafe { &*words.cast::<Sketch>() })
     }
 }

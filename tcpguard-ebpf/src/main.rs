@@ -17,6 +17,7 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
 use core::arch::asm;
 use tcpguard_common::cookie::Epochs;
+use tcpguard_common::decision::complaint;
 use tcpguard_common::decision::opening::{self, Proven};
 use tcpguard_common::decision::{self, Env, Insertion, Tables, Verdict};
 use tcpguard_common::fingerprint::WAYS;
@@ -114,8 +115,8 @@ impl Maps {
 
 // Verified by themselves, as those in `packet`, and beside the rest of the decision, not below it: each may have the whole
 // stack.
-macro_rules! behind_a_cookie {
-    ($family:ty, $open:ident, $reset:ident) => {
+macro_rules! beside_the_judgement {
+    ($family:ty, $open:ident, $reset:ident, $complaint:ident) => {
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $open(ctx: *mut xdp_md, l3: u32, service: u32, allowed: u32) -> u32 {
@@ -131,10 +132,18 @@ macro_rules! behind_a_cookie {
             let ctx = XdpContext::new(ctx);
             opening::reset::<$family, _>(&mut Packet::new(&ctx), bounded(l3)).into()
         }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $complaint(ctx: *mut xdp_md, l3: u32, queues: u32) -> u32 {
+            let ctx = XdpContext::new(ctx);
+            complaint::judge::<$family, _, _>(&Packet::new(&ctx), &Maps::new(&ctx), bounded(l3), queues)
+                .map_or(u32::MAX, |reason| reason as u32)
+        }
     };
 }
-behind_a_cookie!(V4, open_v4, reset_v4);
-behind_a_cookie!(V6, open_v6, reset_v6);
+beside_the_judgement!(V4, open_v4, reset_v4, complaint_v4);
+beside_the_judgement!(V6, open_v6, reset_v6, complaint_v6);
 
 impl Epochs for Maps {
     #[inline(always)]
@@ -155,6 +164,17 @@ impl Env for Maps {
     fn reset<A: Family, F: FrameMut + ?Sized>(&self, _: &mut F, l3: usize) -> bool {
         let reset = if A::VERSION == 4 { reset_v4 } else { reset_v6 };
         reset(self.ctx, l3 as u32) != 0
+    }
+
+    #[inline(always)]
+    fn judge_complaint<A: Family, F: FrameMut + ?Sized>(
+        &self,
+        _: &mut F,
+        l3: usize,
+        queues: u32,
+    ) -> Option<Reason> {
+        let judge = if A::VERSION == 4 { complaint_v4 } else { complaint_v6 };
+        Reason::from_index(judge(self.ctx, l3 as u32, queues))
     }
 
     #[inline(always)]

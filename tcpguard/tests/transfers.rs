@@ -129,6 +129,43 @@ fn a_client_without_timestamps_still_has_window_scale_and_sack() {
     assert!(u32::from(answer.tcp.window) << shift > 0xffff, "window {} << {shift}", answer.tcp.window);
 }
 
+/// The client promises segments as long as its own link takes; only the router knows of the narrow one.
+#[test]
+fn a_transfer_over_a_narrow_link_completes_because_its_router_is_heard() {
+    const NARROW: u32 = 1400;
+    let config = LabConfig { loss: Some(0.0), queues: 2, ..LabConfig::new(lab_object()) };
+    let lab_v6 = "[fd77::1]:80=127.0.0.1:8080";
+    let guarded = Guarded::up(config, &["--protect", lab_v6]);
+    let router = guarded.lab.router().expect("a router");
+    let (guard, client) = (guarded.lab.guard(), guarded.lab.client());
+    guard.ip("addr add fd77::1/64 dev guard0 nodad\nroute add default via fd77::2").expect("addresses");
+    router
+        .ip("addr add fd77::2/64 dev south0 nodad\naddr add fd78::1/64 dev north0 nodad")
+        .expect("addresses");
+    client.ip("addr add fd78::2/64 dev client0 nodad\nroute add default via fd78::1").expect("addresses");
+    router.sysctl(&[("net/ipv6/conf/all/forwarding", "1")]).expect("forwarding");
+    router.ip(&format!("link set north0 mtu {NARROW}")).expect("a narrow link");
+    // What reaches the guard's kernel of all this: nothing.
+    guard
+        .nft(
+            "table inet watch {\nchain in {\ntype filter hook prerouting priority -300\n\
+             icmp type destination-unreachable counter\nicmpv6 type packet-too-big counter\n}\n}\n",
+        )
+        .expect("counters");
+    guarded.backend.file("large", 3_000_000).expect("a file to download");
+    let into = guarded.lab.dir().join("received");
+    for (index, host) in [(1, "10.77.0.1"), (2, "[fd77::1]")] {
+        let url = format!("http://{host}:80/large");
+        let output = guarded.curl(&["--max-time", "60", "--output", &into.display().to_string(), &url]);
+        assert!(output.status.success(), "{host}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_same(&into, &guarded.backend.root().join("large"));
+        assert_eq!(guarded.stack("mtu-lowered"), index, "{host}");
+        assert!(guarded.stack("icmp-heard") >= index && guarded.reason("icmp-too-big") >= index, "{host}");
+    }
+    let seen = guard.output("nft", &["list", "table", "inet", "watch"]).expect("nft list");
+    assert_eq!(seen.matches("counter packets 0 ").count(), 2, "{seen}");
+}
+
 /// Our own frames prove nothing about what a kernel makes of our SYN-ACK: this is the kernel's own account of it.
 #[test]
 fn a_kernel_client_without_timestamps_repairs_losses_by_sack() {

@@ -169,6 +169,8 @@ impl Kernel {
         self.array::<[u64; WORDS]>(name::ARRIVALS).set(0, arrivals, 0).unwrap();
         let paces = world.paces.get().map_or([0; WORDS], |sketch| sketch.words());
         self.array::<[u64; WORDS]>(name::PACES).set(0, paces, 0).unwrap();
+        let complaints = world.complaints.get().map_or([0; WORDS], |sketch| sketch.words());
+        self.array::<[u64; WORDS]>(name::COMPLAINTS).set(0, complaints, 0).unwrap();
         self.counts(world, |open| open);
         if self.spent {
             let mut verified = self.array::<u64>(name::VERIFIED);

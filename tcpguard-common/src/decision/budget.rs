@@ -33,6 +33,8 @@ pub trait Ledger {
     fn set_verified(&self, place: u32, word: u64);
     /// How fast flows send.
     fn paces(&self) -> Option<&Sketch>;
+    /// How many ICMP errors there are about flows.
+    fn complaints(&self) -> Option<&Sketch>;
 }
 
 /// Domains of [`hash::keyed`]; the family's version is added.

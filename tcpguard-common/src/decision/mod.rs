@@ -18,6 +18,7 @@ use crate::trace::{self, NO_SERVICE};
 
 pub mod admission;
 pub mod budget;
+pub mod complaint;
 pub mod filter;
 pub mod opening;
 
@@ -106,11 +107,25 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
     fn reset<A: Family, F: FrameMut + ?Sized>(&self, frame: &mut F, l3: usize) -> bool {
         opening::reset::<A, F>(frame, l3)
     }
+
+    /// Judges what may be an ICMP error: [`complaint::judge`], likewise.
+    #[inline(always)]
+    fn judge_complaint<A: Family, F: FrameMut + ?Sized>(
+        &self,
+        frame: &mut F,
+        l3: usize,
+        queues: u32,
+    ) -> Option<Reason>
+    where
+        Self: Tables<A>,
+    {
+        complaint::judge::<A, F, Self>(frame, self, l3, queues)
+    }
 }
 
 /// Judges one frame, answering it in place where the verdict is [`Verdict::Transmit`]. Exactly one reason is
-/// counted for a TCP segment to a protected `(address, port)`, and for what may be one ([`Reason::HeaderChain`]), none for
-/// anything else.
+/// counted for a TCP segment to a protected `(address, port)`, for what may be one ([`Reason::HeaderChain`]), and for an ICMP
+/// error about a known flow; none for anything else.
 #[inline(always)]
 pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Verdict {
     let mut proven = Proven::default();
@@ -164,14 +179,24 @@ where
     F: FrameMut + ?Sized,
     E: Env + Tables<A> + ?Sized,
 {
-    match judge_ip::<A, F, E>(frame, env, l3, queues, proven)? {
-        Reason::AckValid => match env.open::<A, F>(frame, l3, *proven) {
+    match judge_ip::<A, F, E>(frame, env, l3, queues, proven) {
+        None => {
+            let reason = env.judge_complaint::<A, F>(frame, l3, queues)?;
+            // What is said about a flow is none of its service's segments.
+            proven.service = NO_SERVICE;
+            if env.settings().is_some_and(trace::is_on) {
+                env.trace_arrival(NO_SERVICE);
+                proven.traced = true;
+            }
+            Some(reason)
+        }
+        Some(Reason::AckValid) => match env.open::<A, F>(frame, l3, *proven) {
             refusal if refusal.outcome() == Outcome::Answered && !env.reset::<A, F>(frame, l3) => {
                 Some(Reason::RefusedSilently)
             }
             reason => Some(reason),
         },
-        reason => Some(reason),
+        reason => reason,
     }
 }
 
@@ -240,6 +265,40 @@ fn service_at<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, key: &ServiceKey<
     }
 }
 
+/// Segments are only dealt with while somebody is there to take them. An engine that stopped turning, or lost
+/// its socket, may be back in a moment: until the grace is over clients are left to retry. A queue that came up
+/// after the daemon has no engine; whether the daemon lives is then the first engine's to say. Returns whether the
+/// engine's ring is under pressure.
+#[inline(always)]
+fn check_alive<E: Env + ?Sized>(env: &E, settings: &Settings, now: u64, queues: u32) -> Result<bool, Reason> {
+    let queue = env.queue();
+    let served = queue < queues;
+    let engine = env.engine(if served { queue } else { 0 });
+    // The coarse clock may lie behind the one the engine read.
+    let heartbeat = env.heartbeat(engine);
+    let age = now.saturating_sub(heartbeat);
+    if age <= settings.stale_after {
+        if !served {
+            return Err(Reason::NoEngine);
+        }
+        return if env.has_socket(engine) { Ok(is_under_pressure(heartbeat)) } else { Err(Reason::Grace) };
+    }
+    if age - settings.stale_after <= settings.exit_grace {
+        return Err(Reason::Grace);
+    }
+    Err(if settings.on_exit == ON_EXIT_PASS { Reason::ExitPass } else { Reason::ExitDrop })
+}
+
+/// Whether the flow with this [hash](Family::hash_flow_fast) is in its table.
+#[inline(always)]
+fn knows<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, hash: u64, flow: &FlowKey<A>) -> bool {
+    match env.presence(Place::of_hash(hash)) {
+        Presence::Known => true,
+        Presence::Unknown => false,
+        Presence::Unsure => env.knows_flow(flow),
+    }
+}
+
 /// A segment to a protected service, and what it takes to judge it.
 struct Arrival<'a, A> {
     ip: Ip<A>,
@@ -272,7 +331,7 @@ impl<A: Family> Arrival<'_, A> {
             return Err(Reason::FilterDeny);
         }
         let allowed = frame.opaque(u32::from(listed == Listed::Allowed)) != 0;
-        let pressed = self.check_alive(env, queues)?;
+        let pressed = check_alive(env, self.settings, self.now, queues)?;
         if let Some(fault) = self.ip.fault.reason() {
             return Err(fault);
         }
@@ -284,12 +343,7 @@ impl<A: Family> Arrival<'_, A> {
         }
         let flow = self.key(&tcp);
         let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
-        let known = match env.presence(Place::of_hash(hash)) {
-            Presence::Known => true,
-            Presence::Unknown => false,
-            Presence::Unsure => env.knows_flow(&flow),
-        };
-        let reason = if known {
+        let reason = if knows(env, hash, &flow) {
             Reason::FlowKnown
         } else if tcp.flags.contains(Flags::RST) {
             let stateful = stateful && budget::charge_stateful(env, self.settings, self.now);
@@ -304,34 +358,6 @@ impl<A: Family> Arrival<'_, A> {
             budget::charge_flow(env, self.settings, hash, self.now)?;
         }
         Ok(reason)
-    }
-
-    /// Segments are only dealt with while somebody is there to take them. An engine that stopped turning, or lost
-    /// its socket, may be back in a moment: until the grace is over clients are left to retry. A queue that came up
-    /// after the daemon has no engine; whether the daemon lives is then the first engine's to say. Returns whether the
-    /// engine's ring is under pressure.
-    #[inline(always)]
-    fn check_alive<E: Env + ?Sized>(&self, env: &E, queues: u32) -> Result<bool, Reason> {
-        let queue = env.queue();
-        let served = queue < queues;
-        let engine = env.engine(if served { queue } else { 0 });
-        // The coarse clock may lie behind the one the engine read.
-        let heartbeat = env.heartbeat(engine);
-        let age = self.now.saturating_sub(heartbeat);
-        if age <= self.settings.stale_after {
-            if !served {
-                return Err(Reason::NoEngine);
-            }
-            return if env.has_socket(engine) {
-                Ok(is_under_pressure(heartbeat))
-            } else {
-                Err(Reason::Grace)
-            };
-        }
-        if age - self.settings.stale_after <= self.settings.exit_grace {
-            return Err(Reason::Grace);
-        }
-        Err(if self.settings.on_exit == ON_EXIT_PASS { Reason::ExitPass } else { Reason::ExitDrop })
     }
 
     /// What no TCP sends. Data on a SYN, ECE, CWR and AE are legal; so are PSH and URG anywhere.

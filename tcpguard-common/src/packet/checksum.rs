@@ -24,8 +24,14 @@ pub fn sum(bytes: &[u8]) -> u64 {
 /// The sum of the TCP pseudo header of a segment of `l4_len` bytes (RFC 9293 §3.1, RFC 8200 §8.1).
 #[inline(always)]
 pub fn pseudo<A: Family>(src: A, dst: A, l4_len: usize) -> u64 {
-    let [high, low] = (l4_len as u16).to_be_bytes();
-    src.sum() + dst.sum() + u64::from(u32::from_ne_bytes([0, PROTOCOL_TCP, high, low]))
+    pseudo_of(PROTOCOL_TCP, src, dst, l4_len)
+}
+
+/// The same of `len` bytes of another protocol.
+#[inline(always)]
+pub(super) fn pseudo_of<A: Family>(protocol: u8, src: A, dst: A, len: usize) -> u64 {
+    let [high, low] = (len as u16).to_be_bytes();
+    src.sum() + dst.sum() + u64::from(u32::from_ne_bytes([0, protocol, high, low]))
 }
 
 /// The checksum field, as it goes on the wire, that makes a sum come out right.

@@ -36,6 +36,23 @@ pub struct Ip<A> {
     pub fault: Fault,
 }
 
+/// A network header by itself, whatever it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// What follows: a protocol, or an IPv6 extension header.
+    pub protocol: u8,
+    /// Bytes of this header, IPv4 options included.
+    pub header_len: usize,
+    /// Bytes of the datagram by its length field, this header included.
+    pub total: usize,
+    /// Whether it says that it is a fragment of more.
+    pub more_fragments: bool,
+}
+
 /// What is wrong with a network header, if something is. A word rather than a reason, so that BPF's verifier need not follow
 /// everything up to where it counts once for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +89,8 @@ impl Fault {
 pub trait Family: Point {
     /// The Ethernet type.
     const ETHER_TYPE: u16;
+    /// The protocol number of its ICMP.
+    const ICMP: u8;
     /// Length of the header without options, bytes.
     const HEADER_LEN: usize;
     /// The MSS of a peer that announces none (RFC 9293 §3.7.1).
@@ -80,6 +99,11 @@ pub trait Family: Point {
     /// The header at `l3`; `None` when the frame carries no TCP, a later fragment, what has hops to go by its routing
     /// header, or ends inside the header. With [`Fault::HEADER_CHAIN`] it may be TCP, and `l4` is that of this header.
     fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>>
+    where
+        Self: Sized;
+
+    /// The header at `l3` by itself; `None` when there is none of this family, or that of a later fragment.
+    fn parse_plain<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Plain<Self>>
     where
         Self: Sized;
 
@@ -118,6 +142,7 @@ pub trait Family: Point {
 
 impl Family for V4 {
     const ETHER_TYPE: u16 = 0x0800;
+    const ICMP: u8 = 1;
     const HEADER_LEN: usize = 20;
     const DEFAULT_MSS: u16 = 536;
 
@@ -146,6 +171,25 @@ impl Family for V4 {
             hop_limit,
             ecn: tos & 3,
             fault,
+        })
+    }
+
+    #[inline(always)]
+    fn parse_plain<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Plain<Self>> {
+        let [version_ihl, _, len_high, len_low] = frame.load::<4>(l3)?;
+        let [fragment_high, fragment_low, _, protocol] = frame.load::<4>(l3 + 6)?;
+        let header_len = usize::from(version_ihl & 0xf) * 4;
+        let later_fragment = fragment_high & 0x1f != 0 || fragment_low != 0;
+        if version_ihl >> 4 != 4 || header_len < Self::HEADER_LEN || later_fragment {
+            return None;
+        }
+        Some(Plain {
+            src: V4(frame.load(l3 + 12)?),
+            dst: V4(frame.load(l3 + 16)?),
+            protocol,
+            header_len,
+            total: usize::from(u16::from_be_bytes([len_high, len_low])),
+            more_fragments: fragment_high & 0x20 != 0,
         })
     }
 
@@ -199,6 +243,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     const ETHER_TYPE: u16 = 0x86dd;
+    const ICMP: u8 = 58;
     const HEADER_LEN: usize = 40;
     const DEFAULT_MSS: u16 = 1220;
 
@@ -227,6 +272,23 @@ impl Family for V6 {
             hop_limit,
             ecn: (class >> 4) & 3,
             fault,
+        })
+    }
+
+    #[inline(always)]
+    fn parse_plain<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Plain<Self>> {
+        let [version, ..] = frame.load::<4>(l3)?;
+        let [len_high, len_low, protocol, _] = frame.load::<4>(l3 + 4)?;
+        if version >> 4 != 6 {
+            return None;
+        }
+        Some(Plain {
+            src: V6(frame.load(l3 + 8)?),
+            dst: V6(frame.load(l3 + 24)?),
+            protocol,
+            header_len: Self::HEADER_LEN,
+            total: Self::HEADER_LEN + usize::from(u16::from_be_bytes([len_high, len_low])),
+            more_fragments: false,
         })
     }
 

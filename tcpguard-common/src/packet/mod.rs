@@ -4,12 +4,14 @@
 pub mod build;
 pub mod checksum;
 mod ethernet;
+mod icmp;
 mod ip;
 mod options;
 mod tcp;
 
 pub use ethernet::{Ethernet, Vlan};
-pub use ip::{Family, Fault, Ip, MAX_EXTENSION_HEADERS, find_tcp};
+pub use icmp::{Complaint, Trouble};
+pub use ip::{Family, Fault, Ip, MAX_EXTENSION_HEADERS, Plain, find_tcp};
 pub use options::{MAX_OPTIONS, Options, SackBlocks, WINDOW_SCALE_MAX, find as find_options};
 pub use tcp::{Flags, Tcp};
 

@@ -282,6 +282,9 @@ tunables! {
     flow_rate: u32 = "flow-rate", 100_000, 0 => 100_000_000;
     /// Segments of one connection that may come at once then. At least what flow-rate allows in a clock tick of 10ms.
     flow_burst: u32 = "flow-burst", 2048, 1 => 100_000_000;
+    /// ICMP errors a second about one connection that are heard; more are dropped. They tell how long its segments may be
+    /// on their path, which nobody else can, and anybody can send them. 0 is no limit.
+    icmp_rate: u32 = "icmp-rate", 100, 0 => 1_000_000;
     /// How long open connections may finish after SIGTERM before they are reset.
     drain_time: Duration = "drain-time", 5 * S, 0 => H;
 }

@@ -2,7 +2,10 @@
 //! changing or counting anything.
 
 use tcpguard_common::decision::{Verdict, decide};
-use tcpguard_common::packet::{AnySegment, Buffer, Ethernet, Family, Flags, ParseError, Segment, parse};
+use tcpguard_common::flow::{V4, V6};
+use tcpguard_common::packet::{
+    AnySegment, Buffer, Complaint, Ethernet, Family, Flags, ParseError, Segment, Trouble, parse,
+};
 use tcpguard_common::reason::{Outcome, Reason};
 
 use crate::dataplane::{Arrival, Step, View};
@@ -85,7 +88,9 @@ fn explained(mut frame: Vec<u8>, interface: String, queue: u32, view: View) -> w
     if reason.is_none() {
         let found = match (other_mac, parsed) {
             (true, _) => "addressed to another MAC",
-            (false, Err(ParseError::NotTcp)) => "not TCP, or not its first fragment",
+            (false, Err(ParseError::NotTcp)) => {
+                "neither TCP, or not its first fragment, nor an ICMP error about a known flow"
+            }
             (false, _) => "not aimed at a protected address and port",
         };
         steps.push(Step { what: "not ours", found: found.to_owned() });
@@ -123,8 +128,28 @@ fn describe(frame: &[u8]) -> String {
     match parse(frame) {
         Ok(AnySegment::V4(segment)) => segment_line(&segment, frame),
         Ok(AnySegment::V6(segment)) => segment_line(&segment, frame),
-        Err(ParseError::NotTcp) => "not a TCP segment".to_owned(),
+        Err(ParseError::NotTcp) => complaint(frame).unwrap_or_else(|| "not a TCP segment".to_owned()),
         Err(ParseError::Bad(reason)) => format!("a malformed TCP segment ({})", reason.name()),
+    }
+}
+
+/// An ICMP error in a line.
+fn complaint(frame: &[u8]) -> Option<String> {
+    fn line<A: Family>(frame: &[u8], l3: usize) -> Option<String> {
+        let said = Complaint::<A>::parse(frame, l3)?;
+        let key = A::any_key(said.key);
+        let what = match said.what {
+            Trouble::TooBig(mtu) => format!("too big, {mtu} bytes fit"),
+            Trouble::Hard | Trouble::Soft => "not delivered".to_owned(),
+        };
+        let damage = if said.checksums_ok(frame) { "" } else { " (bad checksum)" };
+        Some(format!("an ICMP error about {} > {}: {what}{damage}", key.local_addr(), key.peer_addr()))
+    }
+    let ethernet = Ethernet::parse(frame)?;
+    match ethernet.ether_type {
+        V4::ETHER_TYPE => line::<V4>(frame, ethernet.l3),
+        V6::ETHER_TYPE => line::<V6>(frame, ethernet.l3),
+        _ => None,
     }
 }
 

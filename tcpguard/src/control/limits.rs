@@ -18,6 +18,7 @@ pub(super) fn limits(tunables: &Tunables, queues: u32) -> Limits {
         verified_for: tunables.verified_time.as_nanos() as u64,
         arrivals: Rate::new(tunables.source_rate, tunables.source_burst, 1),
         flows: Rate::new(tunables.flow_rate, tunables.flow_burst, 1),
+        complaints: Rate::new(tunables.icmp_rate, tunables.icmp_rate, 1),
         source_flows: tunables.source_flows,
         service_flows: tunables.service_flows,
     }

@@ -99,7 +99,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 31] = [
+const SHARED: [Layout; 32] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -119,6 +119,7 @@ const SHARED: [Layout; 31] = [
     Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
     Layout::of::<u32, [u64; WORDS]>(name::ARRIVALS, 1),
     Layout::of::<u32, [u64; WORDS]>(name::PACES, 1),
+    Layout::of::<u32, [u64; WORDS]>(name::COMPLAINTS, 1),
     Layout::of::<u32, i64>(name::SERVICE_FLOWS, SERVICE_IDS),
     Layout::of::<u32, i64>(name::SOURCE_FLOWS, 2 * SOURCE_PLACES),
     Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
@@ -203,6 +204,7 @@ pub(super) struct Maps {
     replies: Map<u32, [u64; WORDS]>,
     arrivals: Map<u32, [u64; WORDS]>,
     paces: Map<u32, [u64; WORDS]>,
+    complaints: Map<u32, [u64; WORDS]>,
     pub(super) counts: Counts,
     stateful: Map<u32, u64>,
     counters: PerCpuArray,
@@ -253,6 +255,7 @@ impl Maps {
                 replies: Map::from_fd(open(name::REPLIES)?),
                 arrivals: Map::from_fd(open(name::ARRIVALS)?),
                 paces: Map::from_fd(open(name::PACES)?),
+                complaints: Map::from_fd(open(name::COMPLAINTS)?),
                 counts,
                 stateful: Map::from_fd(open(name::STATEFUL)?),
                 counters: PerCpuArray::from_fd(open(name::COUNTERS)?, cpus, 1),
@@ -347,7 +350,8 @@ impl Maps {
             write(&self.replies, name::REPLIES, &queue, &*full)
         })?;
         write(&self.arrivals, name::ARRIVALS, &0, &*full)?;
-        write(&self.paces, name::PACES, &0, &*full)
+        write(&self.paces, name::PACES, &0, &*full)?;
+        write(&self.complaints, name::COMPLAINTS, &0, &*full)
     }
 
     pub(super) fn counters(&self) -> Result<Counters, DataplaneError> {

@@ -47,6 +47,7 @@ pub struct Views {
     verified: Map<u32, u64>,
     arrivals: Map<u32, [u64; WORDS]>,
     paces: Map<u32, [u64; WORDS]>,
+    complaints: Map<u32, [u64; WORDS]>,
     stateful: Map<u32, u64>,
     service_flows: Map<u32, i64>,
     source_flows: Map<u32, i64>,
@@ -81,6 +82,7 @@ impl Views {
                 verified: Map::from_fd(open(name::VERIFIED)?),
                 arrivals: Map::from_fd(open(name::ARRIVALS)?),
                 paces: Map::from_fd(open(name::PACES)?),
+                complaints: Map::from_fd(open(name::COMPLAINTS)?),
                 stateful: Map::from_fd(open(name::STATEFUL)?),
                 service_flows: Map::from_fd(open(name::SERVICE_FLOWS)?),
                 source_flows: Map::from_fd(open(name::SOURCE_FLOWS)?),
@@ -126,10 +128,11 @@ pub struct View {
     arrival: Arrival,
     interface: Option<Interface>,
     now: u64,
-    /// Copies, these and the three below: whatever is charged to them is forgotten.
+    /// Copies, these and the four below: whatever is charged to them is forgotten.
     replies: OnceCell<Option<Box<Sketch>>>,
     arrivals: OnceCell<Option<Box<Sketch>>>,
     paces: OnceCell<Option<Box<Sketch>>>,
+    complaints: OnceCell<Option<Box<Sketch>>>,
     stateful: OnceCell<Option<Cell<u64>>>,
     spans_v4: Kept<SpanV4>,
     spans_v6: Kept<SpanV6>,
@@ -150,6 +153,7 @@ impl View {
             replies: OnceCell::new(),
             arrivals: OnceCell::new(),
             paces: OnceCell::new(),
+            complaints: OnceCell::new(),
             stateful: OnceCell::new(),
             spans_v4: Kept::default(),
             spans_v6: Kept::default(),
@@ -266,6 +270,11 @@ impl Ledger for View {
     fn paces(&self) -> Option<&Sketch> {
         self.note("pace", "the engine's ring is under pressure: the flow's pace counts");
         self.paces.get_or_init(|| self.copy("pace", &self.views.paces, 0)).as_deref()
+    }
+
+    fn complaints(&self) -> Option<&Sketch> {
+        self.note("ICMP errors", "held against icmp-rate");
+        self.complaints.get_or_init(|| self.copy("ICMP errors", &self.views.complaints, 0)).as_deref()
     }
 
     fn verified(&self, place: u32) -> u64 {

@@ -35,7 +35,7 @@ mod wire;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use closed_flows::ClosedFlows;
 pub use config::Config;

@@ -21,6 +21,7 @@ const ACK: &str = "no flow is known, and the segment is an ACK (judge_ack in dec
 const NO_FLOW: &str =
     "no flow is known, and the segment is no ACK that could bring a cookie (judge in decision/mod.rs)";
 
+const COMPLAINT: &str = "an ICMP error quotes a segment of a known flow (decision/complaint.rs)";
 const ADMISSION: &str = "a valid cookie was shown (admit in decision/admission.rs)";
 
 const NOTHING: &str = "Nothing: this is the normal course.";
@@ -64,6 +65,20 @@ impl Advice {
                 "the flow is known, and its engine's ring is more than half full (charge_flow in decision/budget.rs)",
                 "A client floods its own connection: tcpguard flows shows who sends most; deny it, or lower flow-rate. \
                  If real transfers are meant, the engine cannot keep up: more queues help (ethtool -L).",
+            ),
+            Reason::IcmpTooBig => (
+                COMPLAINT,
+                "Nothing: segments leave as small as the path needs from then on (mtu-lowered in tcpguard stats).",
+            ),
+            Reason::IcmpError => (
+                COMPLAINT,
+                "Nothing for a few: clients that went away. Many at once mean that a route is gone, or are forged, which harms \
+                 nobody: no error ends a connection.",
+            ),
+            Reason::IcmpRate => (
+                COMPLAINT,
+                "Somebody forges ICMP errors about a connection, or a router sends one for each segment: see with a capture \
+                 which router it is. Transfers to clients behind narrow paths may hang: raise icmp-rate.",
             ),
             Reason::AdmissionService => (
                 ADMISSION,

@@ -4,6 +4,7 @@
 //! is used up; no parser, checksum, option walk, cookie or builder. Of several things wrong with a segment the one nearest
 //! to the wire counts.
 
+mod complaint;
 mod cookie;
 mod wire;
 
@@ -26,6 +27,7 @@ use tcpguard_common::packet::{Buffer, Family as _};
 use tcpguard_common::reason::{Outcome, Reason};
 use tcpguard_common::sketch::Rate;
 
+use complaint::Complaint;
 pub(crate) use cookie::{Offer, holds, issue};
 use wire::{Answer, Arrival, Segment};
 
@@ -147,7 +149,7 @@ enum Fate {
 }
 
 fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
-    let arrival = Arrival::read(frame)?;
+    let Some(arrival) = Arrival::read(frame) else { return complaint(world, frame).map(Fate::Done) };
     if world.interface.armed == 0
         || arrival.link_destination != world.interface.mac
         || world.settings.abi != ABI_VERSION
@@ -169,6 +171,24 @@ fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
             .or_else(|| impossible(&arrival))
             .map_or_else(|| accepted(world, &arrival, service, stateful), Fate::Done),
     )
+}
+
+/// What becomes of a frame that carries no TCP.
+fn complaint(world: &World, frame: &[u8]) -> Option<Reason> {
+    let said = Complaint::read(frame)?;
+    let is_ours = world.interface.armed != 0
+        && said.link_destination == world.interface.mac
+        && world.settings.abi == ABI_VERSION
+        && service(world, said.local())?.mode != MODE_OFF
+        && liveness(world).is_none()
+        && is_known(world, said.flow);
+    let spent = world.complaints.get().map_or(0, |sketch| sketch.spent_until(hash(world, said.flow)));
+    let rate = &world.settings.limits.complaints;
+    is_ours.then_some(match said.is_too_big {
+        _ if rate.interval > 0 && spent > world.now + rate.ahead => Reason::IcmpRate,
+        true => Reason::IcmpTooBig,
+        false => Reason::IcmpError,
+    })
 }
 
 /// Whether a stateful service leaves one more segment to the stack.
@@ -270,11 +290,7 @@ fn accepted(world: &World, arrival: &Arrival, service: Service, stateful: bool) 
         return syn(world, arrival, segment, stateful).unwrap_or_else(Fate::Done);
     }
     let flow = arrival.flow();
-    let known = match flow {
-        AnyFlowKey::V4(key) => world.flows_v4.borrow().contains_key(&key),
-        AnyFlowKey::V6(key) => world.flows_v6.borrow().contains_key(&key),
-    };
-    if known {
+    if is_known(world, flow) {
         Fate::Done(if paced(world, flow) { Reason::FlowKnown } else { Reason::FlowRate })
     } else if header.rst {
         Fate::Done(if stateful { Reason::RstStateful } else { Reason::NoFlowRst })
@@ -284,6 +300,20 @@ fn accepted(world: &World, arrival: &Arrival, service: Service, stateful: bool) 
         Fate::Done(if paced(world, flow) { Reason::TimeWait } else { Reason::FlowRate })
     } else {
         ack(world, arrival, segment, service).unwrap_or_else(Fate::Done)
+    }
+}
+
+fn is_known(world: &World, flow: AnyFlowKey) -> bool {
+    match flow {
+        AnyFlowKey::V4(key) => world.flows_v4.borrow().contains_key(&key),
+        AnyFlowKey::V6(key) => world.flows_v6.borrow().contains_key(&key),
+    }
+}
+
+fn hash(world: &World, flow: AnyFlowKey) -> u64 {
+    match flow {
+        AnyFlowKey::V4(key) => V4::hash_flow_fast(world.settings.hash_key, &key),
+        AnyFlowKey::V6(key) => V6::hash_flow_fast(world.settings.hash_key, &key),
     }
 }
 
@@ -297,11 +327,7 @@ fn in_time_wait(world: &World, flow: AnyFlowKey) -> bool {
 
 /// Whether a flow sends no faster than it may, which matters only under pressure.
 fn paced(world: &World, flow: AnyFlowKey) -> bool {
-    let hash = match flow {
-        AnyFlowKey::V4(key) => V4::hash_flow_fast(world.settings.hash_key, &key),
-        AnyFlowKey::V6(key) => V6::hash_flow_fast(world.settings.hash_key, &key),
-    };
-    let spent = world.paces.get().map_or(0, |paces| paces.spent_until(hash));
+    let spent = world.paces.get().map_or(0, |paces| paces.spent_until(hash(world, flow)));
     let rate = &world.settings.limits.flows;
     !world.pressed || rate.interval == 0 || spent <= world.now + rate.ahead
 }

@@ -31,6 +31,32 @@ pub(super) struct Arrival {
     pub(super) segment: Result<Segment, Reason>,
 }
 
+/// The link header, and what follows it.
+pub(super) struct Link<'a> {
+    pub(super) source: [u8; 6],
+    pub(super) destination: [u8; 6],
+    pub(super) tags: Vec<[u8; 4]>,
+    pub(super) ether_type: EtherType,
+    pub(super) rest: &'a [u8],
+}
+
+impl<'a> Link<'a> {
+    pub(super) fn read(frame: &'a [u8]) -> Option<Self> {
+        let (ethernet, mut rest) = Ethernet2Header::from_slice(frame).ok()?;
+        let (mut ether_type, mut tags) = (ethernet.ether_type, vec![]);
+        while tags.len() < 2
+            && matches!(ether_type, EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING)
+        {
+            let (_, after) = SingleVlanHeader::from_slice(rest).ok()?;
+            tags.push([&ether_type.0.to_be_bytes()[..], &rest[..2]].concat().try_into().ok()?);
+            ether_type = EtherType(u16::from_be_bytes([rest[2], rest[3]]));
+            rest = after;
+        }
+        let Ethernet2Header { source, destination, .. } = ethernet;
+        Some(Self { source, destination, tags, ether_type, rest })
+    }
+}
+
 pub(super) struct Segment {
     pub(super) header: TcpHeader,
     /// Header and data.
@@ -61,16 +87,8 @@ struct Network {
 impl Arrival {
     /// `None` for everything but TCP with a destination port in sight.
     pub(super) fn read(frame: &[u8]) -> Option<Self> {
-        let (ethernet, mut rest) = Ethernet2Header::from_slice(frame).ok()?;
-        let (mut ether_type, mut tags) = (ethernet.ether_type, vec![]);
-        while tags.len() < 2
-            && matches!(ether_type, EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING)
-        {
-            let (_, after) = SingleVlanHeader::from_slice(rest).ok()?;
-            tags.push([&ether_type.0.to_be_bytes()[..], &rest[..2]].concat().try_into().ok()?);
-            ether_type = EtherType(u16::from_be_bytes([rest[2], rest[3]]));
-            rest = after;
-        }
+        let Link { source: link_source, destination: link_destination, tags, ether_type, rest } =
+            Link::read(frame)?;
         let network = match ether_type {
             EtherType::IPV4 => Network::read_v4(rest),
             EtherType::IPV6 => Network::read_v6(rest),
@@ -81,8 +99,8 @@ impl Arrival {
             false => *rest.get(network.header_len..)?.first_chunk::<4>()?,
         };
         Some(Self {
-            link_source: ethernet.source,
-            link_destination: ethernet.destination,
+            link_source,
+            link_destination,
             tags,
             source: network.source,
             destination: network.destination,

@@ -37,6 +37,7 @@ pub(crate) fn all() -> Vec<Case> {
     table.ipv6();
     table.hostile();
     table.filters();
+    table.complaints();
     table.cases
 }
 

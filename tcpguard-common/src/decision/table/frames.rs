@@ -94,6 +94,46 @@ impl<A: Place> Spec<A> {
         frame
     }
 
+    /// The frame in which a router complains about a segment of ours to this one's sender: its network header and the first
+    /// `quoted` bytes of TCP, `seq` being its sequence number. IPv6 extension headers are left out.
+    pub(crate) fn complaint(&self, (kind, code): (u8, u8), word: u32, seq: u32, quoted: usize) -> Vec<u8> {
+        let back = Self {
+            tags: vec![],
+            src: self.dst,
+            dst: self.src,
+            extra: (6, vec![]),
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            seq,
+            ..self.clone()
+        };
+        let ours = back.frame();
+        let mut message = [&[kind, code, 0, 0], &word.to_be_bytes()[..], &ours[14..]].concat();
+        message.truncate(8 + back.l4() - back.l3() + quoted);
+        let icmp = if A::VERSION == 4 { 1 } else { 58 };
+        let length = (message.len() as u32).to_be_bytes();
+        let sum = if A::VERSION == 4 {
+            checksum(&[&message])
+        } else {
+            checksum(&[&octets(A::ELSEWHERE), &octets(self.dst), &length, &[0, 0, 0, icmp], &message])
+        };
+        message[2..4].copy_from_slice(&sum);
+        let extra = if A::VERSION == 4 { self.extra.clone() } else { (icmp, vec![]) };
+        let router = Self { src: A::ELSEWHERE, extra, ..self.clone() };
+        let mut frame = [&MAC[..], &ROUTER].concat();
+        self.tags.iter().for_each(|tag| frame.extend(tag));
+        router.push_ip(&mut frame, message.len() as u16);
+        let l3 = self.l3();
+        frame.extend(&router.extra.1);
+        if A::VERSION == 4 {
+            frame[l3 + 9] = icmp;
+            let sum = router.header_checksum(&frame);
+            frame[l3 + 10..l3 + 12].copy_from_slice(&sum);
+        }
+        frame.extend(message);
+        frame
+    }
+
     fn push_ip(&self, frame: &mut Vec<u8>, l4_len: u16) {
         let extra = self.extra.1.len();
         let ip: Vec<u8> = if A::VERSION == 4 {

@@ -96,6 +96,10 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.spend_pace(&Spec::<V4> { src_port: KNOWN, ..Spec::syn(&[]) }.flow());
         world.spend_pace(&Spec::<V6> { src_port: WAITING, ..Spec::syn(&[]) }.flow());
     };
+    let complained = |world: &mut World| {
+        world.spend_complaints(&Spec::<V4> { src_port: KNOWN, ..Spec::syn(&[]) }.flow());
+        world.spend_complaints(&Spec::<V6> { src_port: KNOWN, ..Spec::syn(&[]) }.flow());
+    };
     let hasty = |world: &mut World| {
         world.spend_arrivals(V4::CLIENT);
         world.spend_arrivals(V6::CLIENT);
@@ -107,7 +111,8 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (14, like(&|_| {})),
+        (12, like(&|_| {})),
+        (2, like(&complained)),
         (3, like(&|world| world.crowded = true)),
         (3, like(&unlimited)),
         (5, like(&pressed)),
@@ -173,7 +178,9 @@ impl Generator {
                 let len = self.shortest + self.random.below(200);
                 self.random.bytes(len)
             }
-            1..50 => self.of_family::<V4>(),
+            1..3 => self.complaint::<V4>(),
+            3..5 => self.complaint::<V6>(),
+            5..52 => self.of_family::<V4>(),
             _ => self.of_family::<V6>(),
         }
     }
@@ -197,6 +204,40 @@ impl Generator {
                 frame.extend(self.random.bytes(padding));
             }
             _ => {}
+        }
+        frame
+    }
+
+    /// An ICMP message, mostly an error about a flow that is known, and mostly well-formed.
+    fn complaint<A: Wild>(&mut self) -> Vec<u8> {
+        let mut spec = self.spec::<A>();
+        let random = &mut self.random;
+        if random.chance(80) {
+            (spec.src, spec.dst, spec.dst_port) = (A::CLIENT, A::GUARDED, PORT);
+            spec.src_port = random.pick(&[KNOWN, KNOWN, KNOWN, WAITING, CLIENT_PORT]);
+        }
+        let kind = match random.chance(90) {
+            true => random.pick(&[1, 2, 3, 3, 3, 4, 11, 12]),
+            false => random.word() as u8,
+        };
+        let code = random.pick(&[0, 1, 2, 3, 4, 4, 4, 13]);
+        let quoted = match random.below(10) {
+            0 => random.below(8),
+            1 => 3000,
+            _ => 8 + random.below(20),
+        };
+        let word = random.word() as u32;
+        let mut frame = spec.complaint((kind, code), word, random.word() as u32, quoted);
+        for _ in 0..random.pick(&[0, 0, 0, 1, 2]) {
+            let headers = frame.len().min(spec.l3() + 120);
+            frame[random.below(headers)] = match random.below(3) {
+                0 => random.word() as u8,
+                1 => random.pick(&[0, 1, 4, 6, 17, 20, 0x44, 0x45, 0x46, 0x60, 58, 255]),
+                _ => 1 << random.below(8),
+            };
+        }
+        if random.chance(5) {
+            frame.truncate(self.shortest + random.below(frame.len() - self.shortest));
         }
         frame
     }

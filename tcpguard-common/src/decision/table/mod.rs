@@ -2,6 +2,7 @@
 //! tests, and against the program in the kernel by `tcpguard/tests/verdicts.rs`, which includes this directory.
 
 pub(crate) mod cases;
+mod complaints;
 pub(crate) mod filters;
 pub(crate) mod frames;
 pub(crate) mod generator;

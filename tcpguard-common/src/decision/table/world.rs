@@ -52,6 +52,7 @@ pub(crate) const LIMITS: Limits = Limits {
     verified_for: u64::MAX,
     arrivals: PLENTY,
     flows: PLENTY,
+    complaints: PLENTY,
     source_flows: u32::MAX,
     service_flows: u32::MAX,
 };
@@ -134,6 +135,7 @@ pub(crate) struct World {
     pub(crate) lists: Lists,
     pub(crate) arrivals: OnceCell<Box<Sketch>>,
     pub(crate) paces: OnceCell<Box<Sketch>>,
+    pub(crate) complaints: OnceCell<Box<Sketch>>,
     pub(crate) open: RefCell<HashMap<Counted, u32>>,
     pub(crate) engine: u32,
     /// Whether the front of the flow tables was full before any of the flows came.
@@ -199,6 +201,7 @@ impl World {
             lists: Lists::default(),
             arrivals: OnceCell::new(),
             paces: OnceCell::new(),
+            complaints: OnceCell::new(),
             open: RefCell::default(),
             engine: xsk_index(SLOT, 0),
             crowded: false,
@@ -280,6 +283,12 @@ impl World {
         assert!(self.paces.get_or_init(Box::default).charge(hash, &LAST, self.now));
     }
 
+    /// Lets everything be said of `flow` that its rate allows.
+    pub(crate) fn spend_complaints<A: Family>(&mut self, flow: &FlowKey<A>) {
+        let hash = A::hash_flow_fast(self.settings.hash_key, flow);
+        assert!(self.complaints.get_or_init(Box::default).charge(hash, &LAST, self.now));
+    }
+
     /// Opens `flows` flows of `source`.
     pub(crate) fn open_from<A: Family>(&mut self, source: A, flows: u32) {
         let places = admission::source_places(self.settings.hash_key, source);
@@ -342,6 +351,10 @@ impl Ledger for World {
 
     fn paces(&self) -> Option<&Sketch> {
         Some(self.paces.get_or_init(Box::default))
+    }
+
+    fn complaints(&self) -> Option<&Sketch> {
+        Some(self.complaints.get_or_init(Box::default))
     }
 }
 

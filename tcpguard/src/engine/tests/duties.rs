@@ -238,6 +238,34 @@ fn frames_that_arrive_at_another_engine_reach_their_owner() {
 }
 
 #[test]
+fn a_router_is_heard_by_the_engine_of_the_flow_whichever_queue_its_complaints_come_to() {
+    on_one_thread(async {
+        for queue in [0, 1] {
+            let world = World::new(2);
+            let [first, second] = engines(&world);
+            let client = world.client();
+            let (listener, _other) = (first.listen(), second.listen());
+            let mut stream = client.connect().await;
+            let (mut accepted, _) = listener.accept().await;
+            world.narrow.set(1300);
+            world.steer.set(queue);
+            let sent = pattern(100_000);
+            let sending = sent.clone();
+            spawn_local(async move {
+                accepted.write_all(&sending).await.unwrap();
+                accepted.shutdown().await.unwrap();
+            });
+            assert!(read_all(&mut stream).await.unwrap() == sent);
+            let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+            assert_eq!((first.stack.mtu_lowered, first.stack.timeouts), (1, 0));
+            assert!(first.stack.icmp_heard > 0 && world.count(Reason::IcmpTooBig) > 0);
+            assert_eq!(second.frames.forwarded_out > 0, queue == 1);
+            assert_eq!(second.stack.icmp_heard, 0);
+        }
+    });
+}
+
+#[test]
 fn a_moved_upload_loses_nothing_between_engines() {
     on_one_thread(async {
         let world = World::new(2);

@@ -25,7 +25,7 @@ use tcpguard_common::map::{
     ServiceKey, ServicePlace, Settings, heartbeat, is_under_pressure,
 };
 use tcpguard_common::packet::build::Headers;
-use tcpguard_common::packet::{Buffer, Flags, Options};
+use tcpguard_common::packet::{Buffer, Ethernet, Flags, Options};
 use tcpguard_common::reason::Reason;
 use tcpguard_common::seq::Seq;
 use tcpguard_common::sketch::{Rate, Sketch};
@@ -40,6 +40,7 @@ use super::super::{
 use crate::config::Tunables;
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::stack::Link;
+use crate::stack::tests::icmp::{TOO_BIG_V4, complaint};
 
 pub(crate) const GUARD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -85,6 +86,8 @@ pub(crate) struct World {
     pub(crate) lose: Cell<u32>,
     /// Frames of the engines that are lost before the client sees them.
     pub(crate) lose_sent: Cell<u32>,
+    /// The longest packet of the engines that reaches the client; a router complains about longer ones.
+    pub(crate) narrow: Cell<usize>,
     /// Entries XDP makes that are gone before an engine looks for them.
     pub(crate) forget: Cell<u32>,
     /// Whether the flow table can only be asked for single entries.
@@ -136,6 +139,7 @@ impl World {
             steer: Cell::new(0),
             lose: Cell::new(0),
             lose_sent: Cell::new(0),
+            narrow: Cell::new(usize::MAX),
             forget: Cell::new(0),
             unreadable: Cell::new(false),
             shown: RefCell::default(),
@@ -315,6 +319,9 @@ impl FramePort for MemoryPort {
                 Place::Client => self.world.arrive(frame),
                 Place::Guard(_) if self.world.lose_sent.get() > 0 => {
                     self.world.lose_sent.set(self.world.lose_sent.get() - 1);
+                }
+                Place::Guard(_) if frame.len() - Ethernet::LEN > self.world.narrow.get() => {
+                    self.world.arrive(complaint(&frame, TOO_BIG_V4, self.world.narrow.get() as u32));
                 }
                 Place::Guard(_) => self.world.client.push(frame),
             }
@@ -516,6 +523,10 @@ impl Ledger for Queued<'_> {
 
     fn paces(&self) -> Option<&Sketch> {
         Some(&self.world.paces)
+    }
+
+    fn complaints(&self) -> Option<&Sketch> {
+        None
     }
 }
 

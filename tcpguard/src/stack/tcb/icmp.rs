@@ -2,9 +2,9 @@
 //! a sequence number that is in flight is listened to, and nothing ends an established connection (RFC 5461, RFC 5927).
 
 use super::{Error, Instant, Shared, State, Tcb, segment_limit};
-use crate::stack::icmp::Trouble;
 use crate::stack::wire::ip_header_len;
 use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::packet::Trouble;
 use tcpguard_common::seq::Seq;
 
 /// The least MTU that is believed: IPv6 has it by definition, and paths narrower than what Linux assumes for IPv4 are

@@ -10,13 +10,13 @@ use crate::stack::{Config, Error, Event, Received, StackDrop, State};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Type and code.
-const TOO_BIG_V4: (u8, u8) = (3, 4);
+pub(crate) const TOO_BIG_V4: (u8, u8) = (3, 4);
 const TOO_BIG_V6: (u8, u8) = (2, 0);
 const PORT_UNREACHABLE: (u8, u8) = (3, 3);
 const HOST_UNREACHABLE: (u8, u8) = (3, 1);
 
 /// What a router answers the sender of `frame`.
-pub(super) fn complaint(frame: &[u8], (kind, code): (u8, u8), mtu: u32) -> Vec<u8> {
+pub(crate) fn complaint(frame: &[u8], (kind, code): (u8, u8), mtu: u32) -> Vec<u8> {
     let v4 = frame[12..14] == [8, 0];
     let (datagram, header_len) = (&frame[14..], if v4 { 20 } else { 40 });
     let quoted = &datagram[..datagram.len().min(header_len + 28)];
@@ -138,7 +138,7 @@ fn no_error_ends_an_established_connection_but_it_says_why_nothing_was_acknowled
     let mut t = Script::established_with(plain(), Config { retries: 2, ..Config::default() });
     t.server_sends(1, 100);
     let sent = frames(&mut t);
-    for kind in [PORT_UNREACHABLE, HOST_UNREACHABLE, (3, 2), (3, 13), (11, 0)] {
+    for kind in [PORT_UNREACHABLE, HOST_UNREACHABLE, (3, 2), (3, 13), (11, 0), (12, 0)] {
         receive(&mut t, &complaint(&sent[0], kind, 0));
         t.state(State::Established);
     }

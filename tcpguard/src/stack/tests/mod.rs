@@ -6,7 +6,7 @@ mod bulk;
 mod closing;
 mod ecn;
 mod hostile;
-mod icmp;
+pub(crate) mod icmp;
 mod loss;
 mod memory;
 mod network;

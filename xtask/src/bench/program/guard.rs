@@ -41,6 +41,7 @@ const LIMITS: Limits = Limits {
     verified_for: 600_000_000_000,
     arrivals: WIDE,
     flows: WIDE,
+    complaints: WIDE,
     source_flows: u32::MAX,
     service_flows: u32::MAX,
 };
