@@ -9,8 +9,16 @@ use std::time::Duration;
 
 use xtask::bench::flood::{self, Contestant};
 use xtask::bench::program::{Effort, Objects, Peer, measure};
+use xtask::bench::proxy;
 use xtask::bench::stack;
 use xtask::build::Artifacts;
+
+fn built() -> Artifacts {
+    Artifacts {
+        daemon: env!("CARGO_BIN_EXE_tcpguard").into(),
+        lab_object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into(),
+    }
+}
 
 fn objects() -> Objects<'static> {
     Objects {
@@ -108,14 +116,30 @@ fn every_row_of_the_stack_benchmark_is_measured() {
 }
 
 #[test]
+fn every_work_of_the_proxy_benchmark_is_done_through_every_contestant() {
+    let effort = proxy::Effort { rounds: 1, time: Duration::from_secs(1), bulk: 4 << 20, first_bytes: 5 };
+    let report = proxy::measure(&built(), effort, |_| {}).expect("every request is answered");
+    let rows: Vec<_> = report.rows.iter().map(|row| (row.name, row.contestant, row.unit)).collect();
+    let works = [
+        ("short_conn", "requests/s"),
+        ("keepalive", "requests/s"),
+        ("bulk_down", "Gbit/s"),
+        ("bulk_up", "Gbit/s"),
+        ("first_byte", "us"),
+    ];
+    let contestants = ["tcpguard", "haproxy", "direct", "haproxy_offload", "direct_offload"];
+    let expected = works.iter().flat_map(|&(work, unit)| contestants.map(|who| (work, who, unit)));
+    assert_eq!(rows, expected.collect::<Vec<_>>());
+    for row in &report.rows {
+        assert!(row.median > 0.0 && row.of_haproxy > 0.0 && row.of_direct > 0.0, "{row:?}");
+    }
+}
+
+#[test]
 fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_clients() {
-    let built = Artifacts {
-        daemon: env!("CARGO_BIN_EXE_tcpguard").into(),
-        lab_object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into(),
-    };
     let effort = flood::Effort { rounds: 1, time: Duration::from_millis(200), rates: &[20_000] };
     let report =
-        flood::measure(&built, &Contestant::STANDARD, effort, |_| {}).expect("every contestant stands");
+        flood::measure(&built(), &Contestant::STANDARD, effort, |_| {}).expect("every contestant stands");
     let rows = |name| report.rows.iter().filter(move |row| row.name == name);
     for row in rows("syn_v4") {
         assert_eq!(row.wrong, 0, "{row:?}");

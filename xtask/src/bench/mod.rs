@@ -5,6 +5,7 @@ mod figures;
 pub mod flood;
 pub mod machine;
 pub mod program;
+pub mod proxy;
 pub mod stack;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ enum Suite {
     Program,
     /// What the TCP stack costs per segment and connection
     Stack,
+    /// Clients of a web server through tcpguard and through HAProxy
+    Proxy,
     /// A flooded host behind each defence in turn
     Flood,
 }
@@ -81,6 +84,13 @@ impl BenchArgs {
                 let effort = if self.quick { stack::Effort::QUICK } else { stack::Effort::FULL };
                 let report = stack::measure(&program, effort)?;
                 stack::print(&report);
+                serde_json::to_value(report)?
+            }
+            Suite::Proxy => {
+                let built = build::release(Purpose::Bench)?;
+                let effort = if self.quick { proxy::Effort::QUICK } else { proxy::Effort::FULL };
+                let report = proxy::measure(&built, effort, |step| eprintln!("{step}"))?;
+                proxy::print(&report);
                 serde_json::to_value(report)?
             }
             Suite::Flood => {

@@ -43,6 +43,8 @@ pub enum Purpose {
     Lint,
     /// Also run a lab.
     Lab,
+    /// Also what a lab's guard is compared with.
+    Bench,
     /// All of it.
     Everything,
 }

@@ -36,9 +36,12 @@ pub(super) fn of(purpose: Purpose, sources: Option<CoreSources>) -> Vec<Need> {
         needs.push(component("rustfmt", "cargo-fmt", "`cargo xtask test` checks the format"));
         needs.push(component("clippy", "cargo-clippy", "`cargo xtask test` checks lints"));
     }
-    if matches!(purpose, Purpose::Lab | Purpose::Everything) {
+    if matches!(purpose, Purpose::Lab | Purpose::Bench | Purpose::Everything) {
         needs.extend(LAB_TOOLS.map(lab_tool));
         needs.push(bpffs());
+    }
+    if matches!(purpose, Purpose::Bench | Purpose::Everything) {
+        needs.extend(BENCH_TOOLS.map(lab_tool));
     }
     needs
 }
@@ -52,6 +55,11 @@ const LAB_TOOLS: [(&str, &str, &str); 8] = [
     ("ping", "iputils-ping", "tests prove that what is not protected still works"),
     ("nsenter", "util-linux", "processes of the lab start inside its namespaces"),
     ("setpriv", "util-linux", "processes of the lab end with it"),
+];
+
+const BENCH_TOOLS: [(&str, &str, &str); 2] = [
+    ("haproxy", "haproxy", "the proxy that benchmarks compare with"),
+    ("wrk", "wrk", "the HTTP client of the benchmarks"),
 ];
 
 fn lab_tool((program, package, why): (&'static str, &'static str, &'static str)) -> Need {
