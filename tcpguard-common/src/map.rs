@@ -89,12 +89,12 @@ pub mod name {
     /// The same for sources, two rows of [`super::SOURCE_PLACES`].
     pub const SOURCE_FLOWS: &str = "SOURCE_FLOWS";
     /// `Array<u64>`, one [token bucket](crate::sketch::take) for each receive queue number: what stateful services leave to
-    /// the stack.
+    /// the stack; and as many again for what those in dry run would.
     pub const STATEFUL: &str = "STATEFUL";
-    /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`].
+    /// `PerCpuArray<u64>`, indexed by [`crate::reason::Reason`]; behind that, the same for what passes in a dry run.
     pub const COUNTERS: &str = "COUNTERS";
     /// `PerCpuArray<[u64; Class::PLACES]>` of [`super::SERVICE_IDS`], indexed by service id and then by
-    /// [`crate::reason::Class`].
+    /// [`crate::reason::Class`]; behind that, the same for what passes in a dry run.
     pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
     /// Ring buffer of [`crate::trace::RING_BYTES`]: a [`crate::trace::Record`] for each packet that a monitor wants.
     pub const TRACE: &str = "TRACE";
@@ -304,7 +304,7 @@ impl<A: Address> ServicePlace<A> {
 pub struct Service {
     /// Index of the service in the daemon's configuration.
     pub id: u32,
-    /// One of the `MODE_*` constants.
+    /// One of the `MODE_*` constants, and [`DRY_RUN`] beside it or not.
     pub mode: u32,
 }
 
@@ -315,6 +315,10 @@ pub const MODE_COOKIE: u32 = 1;
 /// Leave SYNs, and RSTs without a flow, to the stack as long as [`Limits::stateful`] lasts; answer SYNs beyond it with a
 /// cookie.
 pub const MODE_STATEFUL: u32 = 2;
+/// The bits of [`Service::mode`] that tell its mode.
+pub const MODES: u32 = 3;
+/// In [`Service::mode`]: segments are judged and counted, under counters of their own, and passed.
+pub const DRY_RUN: u32 = 1 << 8;
 
 /// What XDP remembers of a flow whose cookie it verified, and what adopting it takes should its first frame be
 /// lost. Numbers are host order.

@@ -163,6 +163,9 @@ reasons! {
     BadDestination = "bad-destination", Dropped;
     /// Source or destination port 0.
     BadPort = "bad-port", Dropped;
+    /// Segment, other than a SYN, to a service in dry run: nobody was sent a cookie that it could carry, and no flow was
+    /// opened that it could belong to, so what would become of it is not known. Passed to the host.
+    NotFollowed = "not-followed", Passed;
     /// The service is off: counted and passed to the host.
     ServiceOff = "service-off", Passed;
     /// The engine's heartbeat is stale, or its socket gone, and exit-grace still runs: dropped, so that clients

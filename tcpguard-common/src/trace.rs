@@ -20,6 +20,8 @@ pub const NO_SERVICE: u32 = u32::MAX;
 pub const IN: u32 = 0;
 /// [`Record::direction`] of a frame that was sent.
 pub const OUT: u32 = 1;
+/// [`Record::direction`] of a frame that arrived, and passed because its service is in dry run.
+pub const IN_DRY_RUN: u32 = 2;
 
 /// Index into the lost counters: records that a CPU wrote no more of in that window.
 pub const LOST_BEYOND_RATE: u32 = 0;
@@ -40,7 +42,7 @@ pub struct Record {
     pub engine: u32,
     /// Index of the service in the daemon's configuration, or [`NO_SERVICE`].
     pub service: u32,
-    /// [`IN`] or [`OUT`].
+    /// [`IN`], [`OUT`] or [`IN_DRY_RUN`].
     pub direction: u32,
     /// Bytes of the frame.
     pub len: u32,

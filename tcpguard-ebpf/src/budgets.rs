@@ -16,7 +16,7 @@ use crate::Maps;
 #[map]
 static REPLIES: Array<[u64; WORDS]> = Array::with_max_entries(MAX_QUEUES, 0);
 #[map]
-static STATEFUL: Array<u64> = Array::with_max_entries(MAX_QUEUES, 0);
+static STATEFUL: Array<u64> = Array::with_max_entries(2 * MAX_QUEUES, 0);
 #[map]
 static VERIFIED: Array<u64> = Array::with_max_entries(PLACES, 0);
 #[map]
@@ -40,8 +40,8 @@ impl Ledger for Maps {
     }
 
     #[inline(always)]
-    fn stateful(&self) -> Option<&Cell<u64>> {
-        let word = STATEFUL.get_ptr_mut(self.queue % MAX_QUEUES)?;
+    fn stateful(&self, dry_run: bool) -> Option<&Cell<u64>> {
+        let word = STATEFUL.get_ptr_mut(self.queue % MAX_QUEUES + MAX_QUEUES * u32::from(dry_run))?;
         // SAFETY: one aligned word, in memory that lives as long as the program; otherwise as above.
         Some(unsafe { &*word.cast::<Cell<u64>>() })
     }

@@ -72,9 +72,10 @@ static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static OPENING: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT as u32, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(2 * Reason::COUNT as u32, 0);
 #[map]
-static SERVICE_COUNTERS: PerCpuArray<[u64; Class::PLACES]> = PerCpuArray::with_max_entries(SERVICE_IDS, 0);
+static SERVICE_COUNTERS: PerCpuArray<[u64; Class::PLACES]> =
+    PerCpuArray::with_max_entries(2 * SERVICE_IDS, 0);
 
 /// The program, once for each guarded interface.
 #[xdp]
@@ -155,7 +156,7 @@ impl Epochs for Maps {
 impl Env for Maps {
     #[inline(always)]
     fn open<A: Family, F: FrameMut + ?Sized>(&self, _: &mut F, l3: usize, proven: Proven) -> Reason {
-        let Proven { service, allowed, traced: _ } = proven;
+        let Proven { service, allowed, traced: _, dry_run: _ } = proven;
         let open = if A::VERSION == 4 { open_v4 } else { open_v6 };
         Reason::from_index(open(self.ctx, l3 as u32, service, allowed.into())).unwrap_or(Reason::AckInvalid)
     }
@@ -256,13 +257,14 @@ impl Env for Maps {
     }
 
     #[inline(always)]
-    fn count(&self, reason: Reason, service: u32) {
-        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+    fn count(&self, reason: Reason, service: u32, dry_run: bool) {
+        let half = u32::from(dry_run);
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32 + Reason::COUNT as u32 * half) {
             // SAFETY: this CPU's own value, which nothing else writes while an XDP program runs on it; the
             // verifier checks that the pointer stays inside.
             unsafe { *counter += 1 }
         }
-        if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service) {
+        if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service.wrapping_add(SERVICE_IDS * half)) {
             // SAFETY: likewise; a class is below `Class::PLACES`.
             unsafe { *counters.cast::<u64>().add(reason.class() as usize) += 1 }
         }
@@ -274,8 +276,8 @@ impl Env for Maps {
     }
 
     #[inline(always)]
-    fn trace_verdict(&self, reason: Reason, answered: bool) {
-        trace::trace_verdict(self.ctx, reason as u32, answered.into());
+    fn trace_verdict(&self, reason: Reason, answered: bool, dry_run: bool) {
+        trace::trace_verdict(self.ctx, reason as u32, answered.into(), dry_run.into());
     }
 }
 

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_x
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{PerCpuArray, RingBuf};
 use tcpguard_common::trace::{
-    IN, LOST, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, RING_BYTES, Record, SNAP, window,
+    IN, IN_DRY_RUN, LOST, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, RING_BYTES, Record, SNAP, window,
 };
 
 use crate::SETTINGS;
@@ -57,7 +57,7 @@ pub(crate) extern "C" fn trace_arrival(ctx: *mut xdp_md, engine: u32, service: u
 /// Records the frame with its verdict, and the answer that it was turned into.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn trace_verdict(ctx: *mut xdp_md, reason: u32, answered: u32) -> u64 {
+pub(crate) extern "C" fn trace_verdict(ctx: *mut xdp_md, reason: u32, answered: u32, dry_run: u32) -> u64 {
     let (Some(draft), Some(settings)) = (draft(), SETTINGS.get(0)) else { return 0 };
     // Between the two calls somebody may have begun to watch.
     if draft.fresh == 0 || !settings.trace.takes(reason, draft.record.service) {
@@ -65,7 +65,7 @@ pub(crate) extern "C" fn trace_verdict(ctx: *mut xdp_md, reason: u32, answered: 
     }
     draft.fresh = 0;
     draft.record.reason = reason;
-    draft.record.direction = IN;
+    draft.record.direction = if dry_run != 0 { IN_DRY_RUN } else { IN };
     write(draft);
     if answered != 0 {
         if draft.written < PER_WINDOW {

@@ -42,7 +42,7 @@ const ARRIVALS: u64 = 0x50;
 pub(super) fn admit<A: Address, E: Census + ?Sized>(
     env: &E,
     settings: &Settings,
-    Proven { service, allowed, traced: _ }: Proven,
+    Proven { service, allowed, .. }: Proven,
     source: A,
     now: u64,
 ) -> Result<(), Reason> {

@@ -25,8 +25,8 @@ use crate::sketch::{Sketch, take};
 pub trait Ledger {
     /// The reply budgets' share of this queue.
     fn replies(&self) -> Option<&Sketch>;
-    /// The token bucket of what stateful services leave to this queue's engine.
-    fn stateful(&self) -> Option<&Cell<u64>>;
+    /// The token bucket of what stateful services leave to this queue's engine, or of what those in dry run would.
+    fn stateful(&self, dry_run: bool) -> Option<&Cell<u64>>;
     /// The word in one of the [`VERIFIED`] places for verified sources; 0 when there is none.
     fn verified(&self, place: u32) -> u64;
     /// Replaces it.
@@ -41,6 +41,8 @@ pub trait Ledger {
 const REPLIES: u64 = 0x10;
 const VERIFIED_REPLIES: u64 = 0x20;
 const VERIFIED_SOURCE: u64 = 0x30;
+/// Added to those of replies for services in dry run, whose SYNs use up nobody's budget but their own.
+const DRY_RUN: u64 = 0x100;
 
 /// Takes one SYN-ACK from the budget of the source's prefix.
 #[inline(always)]
@@ -49,13 +51,14 @@ pub(super) fn charge_reply<A: Address, E: Ledger + ?Sized>(
     settings: &Settings,
     source: A,
     now: u64,
+    dry_run: bool,
 ) -> Result<(), Reason> {
     let limits = &settings.limits;
     if limits.replies.interval == 0 {
         return Ok(());
     }
     let Some(replies) = env.replies() else { return Ok(()) };
-    if replies.charge(reply_hash(settings, source), &limits.replies, now) {
+    if replies.charge(reply_hash(settings, source, dry_run), &limits.replies, now) {
         return Ok(());
     }
     let (place, fingerprint) = verified_place(settings, source);
@@ -63,7 +66,7 @@ pub(super) fn charge_reply<A: Address, E: Ledger + ?Sized>(
         return Err(Reason::ReplyBudget);
     }
     let rate = &limits.verified_replies;
-    if rate.interval == 0 || replies.charge(verified_reply_hash(settings, source), rate, now) {
+    if rate.interval == 0 || replies.charge(verified_reply_hash(settings, source, dry_run), rate, now) {
         return Ok(());
     }
     Err(Reason::ReplyBudgetVerified)
@@ -86,9 +89,14 @@ pub(super) fn charge_flow<E: Ledger + ?Sized>(
 
 /// Whether the stack is to see one more segment that creates state in it.
 #[inline(always)]
-pub(super) fn charge_stateful<E: Ledger + ?Sized>(env: &E, settings: &Settings, now: u64) -> bool {
+pub(super) fn charge_stateful<E: Ledger + ?Sized>(
+    env: &E,
+    settings: &Settings,
+    now: u64,
+    dry_run: bool,
+) -> bool {
     let rate = &settings.limits.stateful;
-    rate.interval != 0 && env.stateful().is_some_and(|bucket| take(bucket, rate, now))
+    rate.interval != 0 && env.stateful(dry_run).is_some_and(|bucket| take(bucket, rate, now))
 }
 
 /// Remembers that the source showed a valid cookie. Another source may have to make way: it is then like one that was
@@ -106,16 +114,17 @@ pub(super) fn note_verified<A: Address, E: Ledger + ?Sized>(
     }
 }
 
-/// The hash under which the prefix of `source` is charged.
+/// The hash under which the prefix of `source` is charged, for a SYN to a service in dry run or to another.
 #[inline(always)]
-pub fn reply_hash<A: Address>(settings: &Settings, source: A) -> u64 {
-    hash::keyed(settings.hash_key, REPLIES + u64::from(A::VERSION), prefix(&settings.limits, source))
+pub fn reply_hash<A: Address>(settings: &Settings, source: A, dry_run: bool) -> u64 {
+    let domain = REPLIES + u64::from(A::VERSION) + DRY_RUN * u64::from(dry_run);
+    hash::keyed(settings.hash_key, domain, prefix(&settings.limits, source))
 }
 
 /// The hash under which the verified sources in the prefix of `source` are charged.
 #[inline(always)]
-pub fn verified_reply_hash<A: Address>(settings: &Settings, source: A) -> u64 {
-    let domain = VERIFIED_REPLIES + u64::from(A::VERSION);
+pub fn verified_reply_hash<A: Address>(settings: &Settings, source: A, dry_run: bool) -> u64 {
+    let domain = VERIFIED_REPLIES + u64::from(A::VERSION) + DRY_RUN * u64::from(dry_run);
     hash::keyed(settings.hash_key, domain, prefix(&settings.limits, source))
 }
 
@@ -164,18 +173,19 @@ mod tests {
     #[test]
     fn addresses_of_one_prefix_share_a_budget_and_those_of_two_do_not() {
         let settings = settings();
-        let v4 = |addr| (reply_hash(&settings, V4(addr)), verified_reply_hash(&settings, V4(addr)));
+        let v4 =
+            |addr| (reply_hash(&settings, V4(addr), false), verified_reply_hash(&settings, V4(addr), false));
         assert_eq!(v4([192, 0, 2, 1]), v4([192, 0, 2, 254]));
         assert_ne!(v4([192, 0, 2, 1]), v4([192, 0, 3, 1]));
         assert_ne!(v4([192, 0, 2, 1]).0, v4([192, 0, 2, 1]).1);
         let v6 = |seventh, last| {
             let mut addr = [0x20, 1, 0xd, 0xb8, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             (addr[6], addr[15]) = (seventh, last);
-            reply_hash(&settings, V6(addr))
+            reply_hash(&settings, V6(addr), false)
         };
         let mut eighth = [0x20, 1, 0xd, 0xb8, 0, 0, 7, 9, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(v6(7, 1), v6(7, 2));
-        assert_eq!(v6(7, 1), reply_hash(&settings, V6(eighth)));
+        assert_eq!(v6(7, 1), reply_hash(&settings, V6(eighth), false));
         assert_ne!(v6(7, 1), v6(8, 1));
         // A host may have any address within its /64, and is verified with all of them.
         let first = verified_place(&settings, V6(eighth));

@@ -7,8 +7,8 @@ use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
 use crate::known::{Place, Presence};
 use crate::map::{
-    ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, MODE_STATEFUL, ON_EXIT_PASS, PLACE_HELD,
-    PLACE_SHARED, Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
+    ABI_VERSION, DRY_RUN, EpochSlot, Flow, Interface, MODE_COOKIE, MODE_OFF, MODE_STATEFUL, MODES,
+    ON_EXIT_PASS, PLACE_HELD, PLACE_SHARED, Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
 };
 use crate::packet::build::{Headers, Link};
 use crate::packet::{Ethernet, Family, Fault, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
@@ -85,12 +85,13 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
     fn has_socket(&self, engine: u32) -> bool;
     /// The coarse monotonic clock, nanoseconds: up to a scheduler tick behind the precise one.
     fn now(&self) -> u64;
-    /// Counts one segment to a service.
-    fn count(&self, reason: Reason, service: u32);
+    /// Counts one segment to a service; where it is not known, that is [`NO_SERVICE`]. One that passes for a `dry_run` counts
+    /// beside the others.
+    fn count(&self, reason: Reason, service: u32, dry_run: bool);
     /// Keeps a copy of the frame as it arrived, for who watches: a segment to this service is about to be judged.
     fn trace_arrival(&self, service: u32);
     /// Records the frame that was kept, and what it was turned into if it is `answered`.
-    fn trace_verdict(&self, reason: Reason, answered: bool);
+    fn trace_verdict(&self, reason: Reason, answered: bool, dry_run: bool);
 
     /// Opens the flow of a segment whose cookie is valid: [`opening::open`]. BPF's verifier follows a function of its own once,
     /// and gives it a stack of its own.
@@ -130,10 +131,10 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
 pub fn decide<F: FrameMut + ?Sized, E: Env + ?Sized>(frame: &mut F, env: &E) -> Verdict {
     let mut proven = Proven::default();
     let Some(reason) = judge(frame, env, &mut proven) else { return Verdict::Pass };
-    env.count(reason, proven.service);
-    let outcome = reason.outcome();
+    env.count(reason, proven.service, proven.dry_run);
+    let outcome = if proven.dry_run { Outcome::Passed } else { reason.outcome() };
     if proven.traced {
-        env.trace_verdict(reason, outcome == Outcome::Answered);
+        env.trace_verdict(reason, outcome == Outcome::Answered, proven.dry_run);
     }
     match outcome {
         Outcome::Passed => Verdict::Pass,
@@ -226,6 +227,7 @@ where
         return None;
     }
     proven.service = service.id;
+    proven.dry_run = service.mode & DRY_RUN != 0;
     if trace::is_on(settings) {
         env.trace_arrival(service.id);
         proven.traced = true;
@@ -320,7 +322,7 @@ impl<A: Family> Arrival<'_, A> {
         F: FrameMut + ?Sized,
         E: Env + Tables<A> + ?Sized,
     {
-        if service.mode == MODE_OFF {
+        if service.mode & MODES == MODE_OFF {
             return Err(Reason::ServiceOff);
         }
         // First of all that drops: denied stays denied while no daemon lives, and costs the least. The word is read once,
@@ -335,18 +337,23 @@ impl<A: Family> Arrival<'_, A> {
         if let Some(fault) = self.ip.fault.reason() {
             return Err(fault);
         }
-        let stateful = frame.opaque(service.mode) == MODE_STATEFUL;
+        let mode = frame.opaque(service.mode);
         let tcp = Tcp::parse(frame, &self.ip)?;
         self.check_possible(frame, &tcp)?;
         if tcp.flags.contains(Flags::SYN) && !tcp.flags.contains(Flags::ACK) {
-            return self.judge_syn(frame, env, &tcp, allowed, stateful);
+            return self.judge_syn(frame, env, &tcp, allowed, mode);
         }
         let flow = self.key(&tcp);
         let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
         let reason = if knows(env, hash, &flow) {
+            // A connection from before the dry run: the host knows nothing of it.
+            proven.dry_run = false;
             Reason::FlowKnown
+        } else if mode & DRY_RUN != 0 && !tcp.flags.contains(Flags::SYN) {
+            Reason::NotFollowed
         } else if tcp.flags.contains(Flags::RST) {
-            let stateful = stateful && budget::charge_stateful(env, self.settings, self.now);
+            let stateful =
+                mode & MODES == MODE_STATEFUL && budget::charge_stateful(env, self.settings, self.now, false);
             if stateful { Reason::RstStateful } else { Reason::NoFlowRst }
         } else if tcp.flags.contains(Flags::SYN) || !tcp.flags.contains(Flags::ACK) {
             Reason::NoFlow
@@ -400,7 +407,7 @@ impl<A: Family> Arrival<'_, A> {
     /// Answers a SYN with a cookie, or leaves that to the stack. It never looks at the flow table: a new incarnation on a known tuple shows
     /// itself by the ACK that its cookie comes back with.
     #[inline(always)]
-    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, allowed: bool, stateful: bool) -> Judgement
+    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, allowed: bool, mode: u32) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + ?Sized,
@@ -414,14 +421,17 @@ impl<A: Family> Arrival<'_, A> {
         }
         let options = self.options(frame, tcp)?;
         let slot = env.slot(self.settings.epoch).ok_or(Reason::SynUnanswerable)?;
+        let dry_run = mode & DRY_RUN != 0;
         if !allowed {
-            budget::charge_reply(env, self.settings, self.ip.src, self.now)?;
+            budget::charge_reply(env, self.settings, self.ip.src, self.now, dry_run)?;
         }
-        if stateful && budget::charge_stateful(env, self.settings, self.now) {
+        if mode & MODES == MODE_STATEFUL && budget::charge_stateful(env, self.settings, self.now, dry_run) {
             return Ok(Reason::SynStateful);
         }
-        let answer = self.syn_ack(frame, tcp, &options, slot);
-        answer.answer(frame, self.ip.l3).ok_or(Reason::SynUnanswerable)?;
+        if !dry_run {
+            let answer = self.syn_ack(frame, tcp, &options, slot);
+            answer.answer(frame, self.ip.l3).ok_or(Reason::SynUnanswerable)?;
+        }
         Ok(if cookie::mss_is_small::<A>(options.mss) {
             Reason::CookieSentSmallMss
         } else {

@@ -19,6 +19,8 @@ pub struct Proven {
     pub allowed: bool,
     /// Whether it was kept for who watches.
     pub traced: bool,
+    /// Whether it passes, whatever the judgement: its service is in dry run, and no flow of the engine's has it.
+    pub dry_run: bool,
 }
 
 /// Opens the flow of a segment whose cookie is valid; `l3` is where its IP header begins. Where the reason is one that stands

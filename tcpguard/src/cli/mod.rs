@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod cookie;
 mod detach;
+mod dry_run;
 mod explain;
 mod filters;
 mod flows;
@@ -70,6 +71,8 @@ enum Verb {
     Cookie(cookie::Args),
     /// List or change how services treat SYNs: remember them, or answer with cookies
     Mode(mode::Args),
+    /// Have a service count what it would do and leave everything to the host, or guard it in earnest
+    DryRun(dry_run::Args),
     /// List, show or set timers and limits; a change applies at once
     Tune(tune::Args),
     /// Read the configuration file again; every connection stays
@@ -144,6 +147,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Cookie(args) => cookie::run(&args, &client(control)),
         Verb::Mode(args) => mode::run(&args, &client(control)),
+        Verb::DryRun(args) => dry_run::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
         Verb::Reload(args) => reload::run(&args, &client(control)),
         Verb::Keys(args) => keys::run(&args, &client(control)),
@@ -266,6 +270,8 @@ mod tests {
             (&["mode", "10.0.0.1:80"], "MODE"),
             (&["mode", "10.0.0.1", "auto"], "not an address"),
             (&["mode", "10.0.0.1:80", "maybe"], "auto, cookie, stateful, off"),
+            (&["dry-run", "10.0.0.1:80", "maybe"], "on, off"),
+            (&["dry-run", "10.0.0.1", "on"], "not an address"),
             (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
             (&["tune", "time-wait", "3"], "a duration looks like"),
             (&["tune", "time-wait", "3h"], "out of range"),

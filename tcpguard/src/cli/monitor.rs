@@ -169,9 +169,13 @@ impl<'a> Shown<'a> {
 }
 
 fn line(packet: &Packet, headers: Option<&Headers>) -> String {
-    let Packet { time_ns, direction, interface, queue, verdict, reason, len, .. } = packet;
+    let Packet { time_ns, direction, interface, queue, verdict, dry_run, reason, len, .. } = packet;
+    let dry_run = if *dry_run { " (dry run)" } else { "" };
     let what = headers.map_or_else(|| format!("{len} bytes"), |headers| addressed(headers, *len));
-    format!("{} {direction:3} {interface}/{queue} {what}: {verdict}, {reason}", time_of_day(*time_ns))
+    format!(
+        "{} {direction:3} {interface}/{queue} {what}: {verdict}{dry_run}, {reason}",
+        time_of_day(*time_ns)
+    )
 }
 
 fn addressed(headers: &Headers, len: u32) -> String {
@@ -195,9 +199,10 @@ fn said(options: &Options) -> String {
 }
 
 fn comment(packet: &Packet) -> String {
-    let Packet { queue, service, verdict, reason, .. } = packet;
+    let Packet { queue, service, verdict, dry_run, reason, .. } = packet;
+    let dry_run = if *dry_run { " (dry run)" } else { "" };
     let service = service.map(|service| format!(", service {service}")).unwrap_or_default();
-    format!("{verdict}: {reason}, queue {queue}{service}")
+    format!("{verdict}{dry_run}: {reason}, queue {queue}{service}")
 }
 
 /// The bytes that hexadecimal digits stand for, up to the first that is none.
@@ -224,6 +229,7 @@ mod tests {
             interface: "eth0".into(),
             queue: 3,
             service: Some("198.51.100.1:80".parse().unwrap()),
+            dry_run: false,
             verdict: "answered".into(),
             reason: "cookie-sent".into(),
             len: 62,

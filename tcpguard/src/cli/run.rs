@@ -41,6 +41,10 @@ pub(super) struct Args {
     /// them to the host. Behind a last comma, a mode (`tcpguard mode --help`); may be repeated
     #[arg(long, value_name = "ADDR:PORT=BACKEND[,MODE]")]
     protect: Vec<Service>,
+    /// Count what would become of segments, and leave all of them to the host, as if all services were configured with
+    /// `dry_run`; `tcpguard dry-run` changes it for one
+    #[arg(long)]
+    dry_run: bool,
     /// Set a tunable (`tcpguard tune --help`); may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
@@ -122,6 +126,9 @@ fn apply(config: &mut Config, args: &Args, control: Option<&Path>) -> Result<(),
         config.interfaces.push(Interface::new(name, mode, args.queues).map_err(Failure::BadInput)?);
     }
     config.services.extend_from_slice(&args.protect);
+    for service in &mut config.services {
+        service.dry_run |= args.dry_run;
+    }
     for assignment in &args.set {
         let (name, value) = assignment.split_once('=').ok_or_else(|| {
             Failure::BadInput(format!("--set {assignment}: not NAME=VALUE, as in time-wait=30s"))

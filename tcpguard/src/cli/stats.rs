@@ -88,7 +88,8 @@ fn write(out: &mut impl Write, args: &Args, before: &Stats, now: &Stats) -> io::
     let elapsed = now.time_ms.saturating_sub(before.time_ms);
     writeln!(out, "up {}, rates over {elapsed} ms", age(now.uptime_ms))?;
     section(out, &reasons(args, before, now, elapsed))?;
-    section(out, &services(now))?;
+    section(out, &services("SERVICE", &now.services))?;
+    section(out, &services("DRY RUN", &now.dry_run))?;
     section(out, &states(args, now))?;
     section(out, &groups(args, &before.totals, &now.totals, elapsed))?;
     if args.per_engine {
@@ -122,15 +123,22 @@ fn reasons(args: &Args, before: &Stats, now: &Stats, elapsed: u64) -> Table {
         ("TOTAL", Align::Right),
         ("RATE/s", Align::Right),
     ];
+    let dry_run = now.reasons.iter().any(|reason| reason.dry_run > 0);
+    if dry_run {
+        columns.push(("DRY RUN", Align::Right));
+    }
     if args.per_cpu {
         columns.extend(names.iter().map(|name| (name.as_str(), Align::Right)));
     }
     let mut table = Table::new(&columns);
-    for reason in now.reasons.iter().filter(|reason| args.all || reason.total > 0) {
+    for reason in now.reasons.iter().filter(|reason| args.all || reason.total + reason.dry_run > 0) {
         let earlier =
             before.reasons.iter().find(|other| other.name == reason.name).map_or(0, |other| other.total);
         let rate = rate(earlier, reason.total, elapsed).to_string();
         let mut row = vec![reason.name.clone(), reason.outcome.clone(), reason.total.to_string(), rate];
+        if dry_run {
+            row.push(reason.dry_run.to_string());
+        }
         if args.per_cpu {
             row.extend(reason.per_cpu.iter().map(u64::to_string));
         }
@@ -139,12 +147,12 @@ fn reasons(args: &Args, before: &Stats, now: &Stats, elapsed: u64) -> Table {
     table
 }
 
-fn services(now: &Stats) -> Table {
+fn services(title: &str, counts: &[ServiceCount]) -> Table {
     let names =
         ["SYN", "COOKIE", "STATEFUL", "ACK-VALID", "ACK-INVALID", "REDIRECTED", "RESET", "DROPPED", "PASSED"];
     let columns = names.map(|name| (name, Align::Right));
-    let mut table = Table::new(&[&[("SERVICE", Align::Left), ("MODE", Align::Left)][..], &columns].concat());
-    for service in &now.services {
+    let mut table = Table::new(&[&[(title, Align::Left), ("MODE", Align::Left)][..], &columns].concat());
+    for service in counts {
         let ServiceCount {
             listen,
             mode,
@@ -204,6 +212,7 @@ mod tests {
             help: String::new(),
             total: per_cpu.iter().sum(),
             per_cpu: per_cpu.into(),
+            dry_run: 0,
         };
         let counters =
             Groups::from([("stack".into(), [("adopted".into(), adopted), ("unknown".into(), 0)].into())]);
@@ -227,13 +236,14 @@ mod tests {
                 dropped: 3,
                 passed: 2,
             }],
+            dry_run: Vec::new(),
             states: states.clone(),
             totals: counters.clone(),
             engines: vec![Engine { interface: "eth0".into(), queue: 1, states, counters }],
         }
     }
 
-    fn shown(arguments: &[&str]) -> String {
+    fn arguments(arguments: &[&str]) -> Args {
         #[derive(clap::Parser)]
         struct Wrapper {
             #[command(flatten)]
@@ -241,6 +251,11 @@ mod tests {
         }
         let arguments = std::iter::once("stats").chain(arguments.iter().copied());
         let Wrapper { args } = clap::Parser::try_parse_from(arguments).unwrap();
+        args
+    }
+
+    fn shown(given: &[&str]) -> String {
+        let args = arguments(given);
         let mut out = Vec::new();
         write(&mut out, &args, &reading(1000, [100, 0], 1), &reading(1500, [100, 50], 7)).unwrap();
         String::from_utf8(out).unwrap()
@@ -265,6 +280,22 @@ GROUP  COUNTER  TOTAL  RATE/s
 stack  adopted      7      12
 "
         );
+    }
+
+    #[test]
+    fn what_a_dry_run_would_have_done_stands_beside_what_was_done() {
+        let mut now = reading(1500, [100, 0], 1);
+        now.reasons[1].dry_run = 12;
+        now.dry_run = vec![ServiceCount { syns: 33, ..now.services[0].clone() }];
+        let reasons = reasons(&arguments(&[]), &now, &now, 500);
+        let mut out = Vec::new();
+        reasons.write(&mut out).unwrap();
+        services("DRY RUN", &now.dry_run).write(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("TOTAL  RATE/s  DRY RUN\n"), "{text}");
+        assert!(text.contains("cookie-sent  answered    100       0        0\n"), "{text}");
+        assert!(text.contains("bad-flags    dropped       0       0       12\n"), "{text}");
+        assert!(text.contains("DRY RUN       MODE") && text.contains("33"), "{text}");
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         let responder = service.respond.as_ref().map(|responder| format!(" -> respond:{responder}"));
         let destination = backends.or(responder).unwrap_or_default();
         let state = service.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
-        writeln!(out, "service {}{destination}, {}{state}", service.listen, service.mode)?;
+        let dry_run = if service.dry_run { ", in dry run" } else { "" };
+        writeln!(out, "service {}{destination}, {}{state}{dry_run}", service.listen, service.mode)?;
         for backend in &service.backends {
             writeln!(out, "  {}", line(backend))?;
         }

@@ -57,6 +57,8 @@ struct RawService {
     proxy_protocol: Option<Spanned<String>>,
     respond: Option<Spanned<String>>,
     mode: Option<Spanned<String>>,
+    #[serde(default)]
+    dry_run: bool,
     max_connections: Option<Spanned<i64>>,
     idle_time: Option<Spanned<String>>,
     total_time: Option<Spanned<String>>,
@@ -270,7 +272,7 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
         idle_time: source.maybe(&raw.idle_time, time_limit)?,
         total_time: source.maybe(&raw.total_time, time_limit)?,
     };
-    Ok(Service { listen, mode, destination, limits })
+    Ok(Service { listen, mode, dry_run: raw.dry_run, destination, limits })
 }
 
 fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Destination>, ConfigError> {
@@ -395,6 +397,7 @@ mode = "off"
 [[service]]
 listen = "192.0.2.1:7"
 respond = "echo"
+dry_run = true
 max_connections = 100
 idle_time = "5m"
 total_time = "1h"
@@ -430,7 +433,7 @@ retries = 8
             idle_time: Some(std::time::Duration::from_secs(300)),
             total_time: Some(std::time::Duration::from_secs(3600)),
         };
-        assert_eq!(config.services[2], Service { limits, ..GOOD_ECHO.parse().unwrap() });
+        assert_eq!(config.services[2], Service { limits, dry_run: true, ..GOOD_ECHO.parse().unwrap() });
         let backends =
             ["127.0.0.1:8080", "[::1]:8080", "unix:/run/app.sock"].map(|addr| addr.parse().unwrap());
         let expected = Backends {

@@ -156,6 +156,7 @@ fn service() -> Section {
                 ServiceMode::default().to_string(),
                 format!("How SYNs are treated. {}", one_of(ServiceMode::WORDS)),
             ),
+            key("dry_run", false, "Count what would become of its segments, and leave them all to the host."),
             key(
                 "max_connections",
                 10_000,

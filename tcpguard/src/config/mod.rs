@@ -97,6 +97,8 @@ pub struct Service {
     pub listen: SocketAddr,
     /// How SYNs to it are treated.
     pub mode: ServiceMode,
+    /// What would become of its segments is counted, and they are left to the host.
+    pub dry_run: bool,
     /// Where its connections go. `None` only with [`ServiceMode::Off`].
     pub destination: Option<Destination>,
     /// What they may take.
@@ -242,11 +244,23 @@ impl FromStr for Service {
             .ok_or_else(|| format!("`{text}` is not ADDR:PORT=BACKEND, as in 192.0.2.1:80=127.0.0.1:8080"))?;
         let listen = listen_address(listen)?;
         if destination == "off" {
-            return Ok(Self { listen, mode: ServiceMode::Off, destination: None, limits: Limits::default() });
+            return Ok(Self {
+                listen,
+                mode: ServiceMode::Off,
+                dry_run: false,
+                destination: None,
+                limits: Limits::default(),
+            });
         }
         let last = destination.rsplit_once(',').and_then(|(rest, last)| Some((rest, last.parse().ok()?)));
         let (destination, mode) = last.unwrap_or((destination, ServiceMode::default()));
-        Ok(Self { listen, mode, destination: Some(destination.parse()?), limits: Limits::default() })
+        Ok(Self {
+            listen,
+            mode,
+            dry_run: false,
+            destination: Some(destination.parse()?),
+            limits: Limits::default(),
+        })
     }
 }
 

@@ -53,6 +53,7 @@ struct ServiceTable {
     proxy_protocol: Option<String>,
     respond: Option<String>,
     mode: String,
+    dry_run: bool,
     max_connections: Option<u32>,
     idle_time: Option<String>,
     total_time: Option<String>,
@@ -120,11 +121,12 @@ fn interface_table(interface: &Interface) -> InterfaceTable<'_> {
 }
 
 fn service_table(service: &Service) -> ServiceTable {
-    let Service { listen, mode, destination, limits: Limits { connections, idle_time, total_time } } =
+    let Service { listen, mode, dry_run, destination, limits: Limits { connections, idle_time, total_time } } =
         service;
     let table = ServiceTable {
         listen: listen.to_string(),
         mode: mode.to_string(),
+        dry_run: *dry_run,
         max_connections: *connections,
         idle_time: idle_time.map(duration::format),
         total_time: total_time.map(duration::format),
@@ -204,7 +206,13 @@ mod tests {
         relayed.proxy_protocol = Some(ProxyProtocol::V1);
         let destination = Some(Destination::Backends(relayed));
         let listen = "192.0.2.1:8".parse().unwrap();
-        config.services.push(Service { listen, mode: ServiceMode::Cookie, destination, limits });
+        config.services.push(Service {
+            listen,
+            mode: ServiceMode::Cookie,
+            dry_run: true,
+            destination,
+            limits,
+        });
         config.secret_file = Some("/a b/\\\"\n\u{e9}".into());
         config.control = Control { socket: "/s".into(), group: Some("adm".into()) };
         config.pin_dir = "/pins".into();

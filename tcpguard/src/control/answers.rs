@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::config::{
     Config, Destination, Filter, FilterSet, Service, ServiceMode, TUNABLES, Tunable, Tunables,
 };
-use crate::dataplane::{coarse_clock_ns, monotonic_ns};
+use crate::dataplane::{ServiceCounters, coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
 use crate::service::{BackendStats, Far, Held, Purpose};
 use crate::stack::{FlowInfo, State};
@@ -43,6 +43,12 @@ impl Handler for Guard {
                 };
                 return match self.set_mode(service, mode) {
                     Ok(old) => Reply::ModeSet(wire::ModeSet { old: old.to_string(), new: mode.to_string() }),
+                    Err(error) => Reply::bad_input(error),
+                };
+            }
+            Request::DryRun { service, on } => {
+                return match self.set_dry_run(service, on) {
+                    Ok(old) => Reply::DryRunSet(wire::DryRunSet { old, new: on }),
                     Err(error) => Reply::bad_input(error),
                 };
             }
@@ -161,6 +167,7 @@ impl Guard {
             listen: service.listen,
             mode: service.mode.to_string(),
             state: self.modes.state(service).map(str::to_owned),
+            dry_run: service.dry_run,
             backend: match &service.destination {
                 Some(Destination::Backends(backends)) => backends.addrs.first().map(ToString::to_string),
                 Some(Destination::Responder(_) | Destination::Application) | None => None,
@@ -205,20 +212,43 @@ impl Guard {
             help: reason.help().trim().to_owned(),
             total: counted.total(reason),
             per_cpu: counted.per_cpu(reason).to_vec(),
+            dry_run: counted.dry_run(reason),
         };
         let reasons = Reason::ALL.iter().map(count).collect();
         let services = self.modes.services();
-        let services = (0..).zip(&services).map(|(id, service)| self.counted_of(id, service));
-        let services = services.collect::<Result<_, _>>()?;
-        let time_ms = monotonic_ns() / 1_000_000;
-        Ok(wire::Stats { time_ms, uptime_ms: self.uptime_ms(), reasons, services, states, totals, engines })
+        let mut dry_run = Vec::new();
+        let mut in_earnest = Vec::new();
+        for (id, service) in (0..).zip(&services) {
+            let [done, would] = self.counted_of(id)?;
+            in_earnest.push(self.service_count(service, &done));
+            if service.dry_run || would != ServiceCounters::default() {
+                dry_run.push(self.service_count(service, &would));
+            }
+        }
+        Ok(wire::Stats {
+            time_ms: monotonic_ns() / 1_000_000,
+            uptime_ms: self.uptime_ms(),
+            reasons,
+            services: in_earnest,
+            dry_run,
+            states,
+            totals,
+            engines,
+        })
     }
 
-    fn counted_of(&self, id: u32, service: &Service) -> Result<wire::ServiceCount, DaemonError> {
-        let before = self.counted_before.get(id as usize).copied().unwrap_or_default();
-        let counted = self.dataplane.service_counters(id)?.since(&before);
+    /// What was counted of a service since the start: of what was done, and of what only would have been.
+    fn counted_of(&self, id: u32) -> Result<[ServiceCounters; 2], DaemonError> {
+        let [done, would] = self.counted_before.get(id as usize).copied().unwrap_or_default();
+        Ok([
+            self.dataplane.service_counters(id, false)?.since(&done),
+            self.dataplane.service_counters(id, true)?.since(&would),
+        ])
+    }
+
+    fn service_count(&self, service: &Service, counted: &ServiceCounters) -> wire::ServiceCount {
         let sum = |classes: &[Class]| classes.iter().map(|&class| counted.of(class)).sum();
-        Ok(wire::ServiceCount {
+        wire::ServiceCount {
             listen: service.listen,
             mode: service.mode.to_string(),
             state: self.modes.state(service).map(str::to_owned),
@@ -231,7 +261,7 @@ impl Guard {
             reset: sum(&[Class::Reset]),
             dropped: sum(&[Class::SynRefused, Class::AckInvalid, Class::Dropped]),
             passed: sum(&[Class::Passed]),
-        })
+        }
     }
 
     async fn flows(&self, state: Option<&str>, limit: usize) -> Result<wire::Flows, DaemonError> {

@@ -174,7 +174,7 @@ impl Daemon {
     {
         let (mode, limits) = (ServiceMode::default(), Limits::default());
         let destination = Some(Destination::Application);
-        self.config.services.push(Service { listen, mode, destination, limits });
+        self.config.services.push(Service { listen, mode, dry_run: false, destination, limits });
         self.applications.insert(listen, Application::new(serve));
         self
     }

@@ -103,11 +103,20 @@ fn explained(mut frame: Vec<u8>, interface: String, queue: u32, view: View) -> w
             .into_iter()
             .map(|Step { what, found }| wire::Step { step: what.to_owned(), found })
             .collect(),
-        outcome: reason.map_or(Outcome::Passed, Reason::outcome).name().to_owned(),
+        outcome: outcome(verdict).name().to_owned(),
         reason: reason.map(|reason| reason.name().to_owned()),
         help: reason.map(|reason| reason.help().trim().to_owned()),
         answer: answer.as_deref().map(describe),
         answer_frame: answer.map(|answer| answer.iter().map(|byte| format!("{byte:02x}")).collect()),
+    }
+}
+
+fn outcome(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Pass => Outcome::Passed,
+        Verdict::Drop => Outcome::Dropped,
+        Verdict::Transmit => Outcome::Answered,
+        Verdict::Redirect(_) => Outcome::Redirected,
     }
 }
 

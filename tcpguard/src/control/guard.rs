@@ -18,8 +18,9 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
-    AttachMode, Attached, Census, Dataplane, Heartbeat, InterfaceSpec, KeySchedule, LinkFacts, LoadOptions,
-    MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XskSocket, monotonic_ns,
+    AttachMode, Attached, Census, Dataplane, DataplaneError, Heartbeat, InterfaceSpec, KeySchedule,
+    LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XskSocket,
+    monotonic_ns,
 };
 use crate::engine::{
     DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, Tap, XskPort,
@@ -61,8 +62,8 @@ pub(super) struct Guard {
     pub(super) filters: SharedFilters,
     pub(super) modes: Modes,
     pub(super) monitors: Monitors,
-    /// What was counted under each service's id before it was this service's.
-    pub(super) counted_before: Vec<ServiceCounters>,
+    /// What was counted under each service's id before it was this service's, and of what was in dry run.
+    pub(super) counted_before: Vec<[ServiceCounters; 2]>,
     pub(super) keys: RefCell<KeySchedule>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
@@ -168,9 +169,14 @@ impl Guard {
             let taken_over = if attached.taken_over { ", taken over" } else { "" };
             format!("{} ({} XDP, queues {}{taken_over})", attached.name, interface.mode, attached.queues)
         });
-        let services = self.config.services.iter().map(|service| match &service.destination {
-            Some(to) if service.mode != ServiceMode::Off => format!("{} -> {to}", service.listen),
-            _ => format!("{} {}", service.listen, service.mode),
+        let services = self.config.services.iter().map(|service| {
+            let dry_run = if service.dry_run { " (dry run)" } else { "" };
+            match &service.destination {
+                Some(to) if service.mode != ServiceMode::Off => {
+                    format!("{} -> {to}{dry_run}", service.listen)
+                }
+                _ => format!("{} {}", service.listen, service.mode),
+            }
         });
         let list = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>().join(", ");
         format!("guarding {}: {}", list(&mut interfaces.into_iter()), list(&mut services.into_iter()))
@@ -331,7 +337,7 @@ struct Started {
     engines: Vec<Engine<ReadyEngine>>,
     filters: SharedFilters,
     monitors: Monitors,
-    counted_before: Vec<ServiceCounters>,
+    counted_before: Vec<[ServiceCounters; 2]>,
 }
 
 impl Started {
@@ -353,8 +359,8 @@ impl Started {
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
         let monitors = Monitors::new(dataplane.trace_ring()?, reader);
         let counted_before = (0..config.services.len() as u32)
-            .map(|id| dataplane.service_counters(id))
-            .collect::<Result<_, _>>()?;
+            .map(|id| Ok([dataplane.service_counters(id, false)?, dataplane.service_counters(id, true)?]))
+            .collect::<Result<_, DataplaneError>>()?;
         dataplane.commit()?;
         for attached in &attached {
             // Engines that are about to turn are alive: XDP must not take them for dead before they do.

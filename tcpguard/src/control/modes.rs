@@ -1,12 +1,13 @@
 //! How services treat SYNs while the daemon runs: the mode of each and, for those in mode `auto`, whether it is calm. XDP
 //! and the stack answer; here is decided which of the two, and XDP is told. Within the moment in which a flood begins it
-//! needs no telling: what is beyond its share it answers with cookies by itself.
+//! needs no telling: what is beyond its share it answers with cookies by itself. Which services are in dry run is decided
+//! here, too.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tcpguard_common::map::{MODE_COOKIE, MODE_OFF, MODE_STATEFUL};
+use tcpguard_common::map::{DRY_RUN, MODE_COOKIE, MODE_OFF, MODE_STATEFUL};
 use tcpguard_common::reason::Reason;
 use tracing::{info, warn};
 
@@ -120,7 +121,7 @@ fn entries(services: &[Service], weather: Weather) -> Vec<ServiceEntry> {
             (ServiceMode::Stateful, _) | (ServiceMode::Auto, Weather::Calm) => MODE_STATEFUL,
             (ServiceMode::Cookie, _) | (ServiceMode::Auto, Weather::Flood { .. }) => MODE_COOKIE,
             (ServiceMode::Off, _) => MODE_OFF,
-        },
+        } | if service.dry_run { DRY_RUN } else { 0 },
     };
     (0..).zip(services).map(entry).collect()
 }
@@ -144,20 +145,41 @@ impl Guard {
     /// # Errors
     /// One line, when there is no such service, or it has nowhere to relay connections to.
     pub(super) fn set_mode(&self, listen: SocketAddr, mode: ServiceMode) -> Result<ServiceMode, String> {
-        let old = {
-            let mut services = self.modes.services.borrow_mut();
-            let Some(service) = services.iter_mut().find(|service| service.listen == listen) else {
-                return Err(format!("no service {listen}; `tcpguard mode` lists them"));
-            };
+        let old = self.change(listen, |service| {
             if mode != ServiceMode::Off && service.destination.is_none() {
                 return Err(format!(
                     "service {listen} has neither a backend nor a responder: it can only be off"
                 ));
             }
-            std::mem::replace(&mut service.mode, mode)
+            Ok(std::mem::replace(&mut service.mode, mode))
+        })?;
+        info!("service {listen}: mode {old} -> {mode}");
+        Ok(old)
+    }
+
+    /// Puts a service into dry run, or in earnest, at once; which it was. Connections that the engines have go on.
+    ///
+    /// # Errors
+    /// One line, when there is no such service.
+    pub(super) fn set_dry_run(&self, listen: SocketAddr, dry_run: bool) -> Result<bool, String> {
+        let old = self.change(listen, |service| Ok(std::mem::replace(&mut service.dry_run, dry_run)))?;
+        info!("service {listen}: dry run {old} -> {dry_run}");
+        Ok(old)
+    }
+
+    fn change<T>(
+        &self,
+        listen: SocketAddr,
+        change: impl FnOnce(&mut Service) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let old = {
+            let mut services = self.modes.services.borrow_mut();
+            let Some(service) = services.iter_mut().find(|service| service.listen == listen) else {
+                return Err(format!("no service {listen}; `tcpguard mode` lists them"));
+            };
+            change(service)?
         };
         self.dataplane.set_services(&self.modes.entries()).map_err(|error| error.to_string())?;
-        info!("service {listen}: mode {old} -> {mode}");
         Ok(old)
     }
 
@@ -255,6 +277,7 @@ mod tests {
         let service = |mode, port: u16| Service {
             listen: ([10, 0, 0, 1], port).into(),
             mode,
+            dry_run: false,
             destination: Some("127.0.0.1:8080".parse().unwrap()),
             limits: crate::config::Limits::default(),
         };
@@ -266,5 +289,9 @@ mod tests {
         assert_eq!(modes(Weather::Calm), [MODE_STATEFUL, MODE_COOKIE, MODE_STATEFUL, MODE_OFF]);
         let flood = Weather::Flood { calm_since: None };
         assert_eq!(modes(flood), [MODE_COOKIE, MODE_COOKIE, MODE_STATEFUL, MODE_OFF]);
+        let dry: Vec<Service> =
+            services.iter().map(|service| Service { dry_run: true, ..service.clone() }).collect();
+        let dry: Vec<u32> = first_entries(&dry).iter().map(|entry| entry.mode).collect();
+        assert_eq!(dry, modes(Weather::Calm).iter().map(|mode| mode | DRY_RUN).collect::<Vec<_>>());
     }
 }

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use tcpguard_common::map::MAX_QUEUES;
-use tcpguard_common::reason::Reason;
-use tcpguard_common::trace::{ENGINE, OUT, Record, Wanted};
+use tcpguard_common::reason::{Outcome, Reason};
+use tcpguard_common::trace::{ENGINE, IN_DRY_RUN, OUT, Record, Wanted};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -273,6 +273,7 @@ impl Guard {
         let reason = Reason::ALL.get(record.reason as usize);
         let attached = self.attached.iter().find(|attached| attached.slot == record.engine / MAX_QUEUES);
         let verdict = match reason {
+            Some(_) if record.direction == IN_DRY_RUN => Outcome::Passed.name(),
             Some(reason) if record.direction != OUT => reason.outcome().name(),
             _ => "sent",
         };
@@ -283,6 +284,7 @@ impl Guard {
             queue: record.engine % MAX_QUEUES,
             service: self.config.services.get(record.service as usize).map(|service| service.listen),
             verdict: verdict.to_owned(),
+            dry_run: record.direction == IN_DRY_RUN,
             reason: reason.map_or(ENGINE_REASON, |reason| reason.name()).to_owned(),
             len: record.len,
             frame: record.bytes().iter().map(|byte| format!("{byte:02x}")).collect(),

@@ -90,6 +90,13 @@ pub enum Request {
         /// `auto`, `cookie`, `stateful` or `off`.
         mode: String,
     },
+    /// Puts a service into dry run, or in earnest.
+    DryRun {
+        /// Where its clients connect.
+        service: SocketAddr,
+        /// Whether it is to be in dry run.
+        on: bool,
+    },
     /// Single packets as they come and go, until the client hangs up.
     Monitor {
         /// Only these: names of reasons, or `engine` for what engines send. All of them if there is none.
@@ -180,6 +187,8 @@ pub enum Reply {
     Cookie(Cookie),
     /// To [`Request::Mode`].
     ModeSet(ModeSet),
+    /// To [`Request::DryRun`].
+    DryRunSet(DryRunSet),
     /// The first one to [`Request::Monitor`]: packets are recorded from now on.
     Monitoring {},
     /// To [`Request::Monitor`], for each packet.
@@ -299,6 +308,9 @@ pub struct Service {
     /// In mode `auto`, what it does at present: `calm`, when it remembers SYNs, or `cookies`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// Whether it is in dry run: what would become of its segments is counted, and they are left to the host.
+    #[serde(default)]
+    pub dry_run: bool,
     /// Where connections are relayed to; of several backends the first.
     pub backend: Option<String>,
     /// Which built-in responder has them instead: `echo`, `discard` or `http`.
@@ -353,6 +365,10 @@ pub struct Stats {
     /// The same verdicts by service, in the order of the configuration, since the daemon started.
     #[serde(default)]
     pub services: Vec<ServiceCount>,
+    /// What would have become of segments that were left to the host because their service was in dry run; of those services
+    /// that are, or were since the daemon started.
+    #[serde(default)]
+    pub dry_run: Vec<ServiceCount>,
     /// Flows by TCP state, over all engines. States without a flow are there with 0.
     pub states: BTreeMap<String, u64>,
     /// Counters of the stack, the engines and the services, summed over the engines, by name and group.
@@ -409,6 +425,9 @@ pub struct ReasonCount {
     pub total: u64,
     /// For each possible CPU.
     pub per_cpu: Vec<u64>,
+    /// Beside the total: what would have been counted, had its service not been in dry run.
+    #[serde(default)]
+    pub dry_run: u64,
 }
 
 /// One engine's share.
@@ -577,6 +596,15 @@ pub struct Config {
     pub toml: String,
 }
 
+/// A service was put into dry run, or in earnest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DryRunSet {
+    /// Whether it was in dry run.
+    pub old: bool,
+    /// Whether it is.
+    pub new: bool,
+}
+
 /// A service was given another mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModeSet {
@@ -601,6 +629,9 @@ pub struct Packet {
     pub service: Option<SocketAddr>,
     /// `passed`, `answered`, `redirected` or `dropped` of what came in; `sent`.
     pub verdict: String,
+    /// Whether it passed for a dry run: the reason then says what would have become of it.
+    #[serde(default)]
+    pub dry_run: bool,
     /// Why: of an answer, that of what it answers. `engine` for what an engine sent.
     pub reason: String,
     /// Bytes of the whole frame.
@@ -752,6 +783,7 @@ mod tests {
                 stamp: Some(7),
             },
             Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into() },
+            Request::DryRun { service: "[::]:80".parse().unwrap(), on: true },
             Request::Monitor { reasons: vec![], services: vec![] },
             Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
             Request::Filters { limit: 3 },

@@ -385,14 +385,14 @@ impl Dataplane {
         self.maps.counters()
     }
 
-    /// What was counted of the service with this id, since the maps were made: the id may have been another service's
-    /// before.
+    /// What was counted of the service with this id since the maps were made, in dry run or not: the id may have been
+    /// another service's before.
     ///
     /// # Errors
     ///
     /// A failed map access.
-    pub fn service_counters(&self, service: u32) -> Result<ServiceCounters, DataplaneError> {
-        self.maps.service_counters(service)
+    pub fn service_counters(&self, service: u32, dry_run: bool) -> Result<ServiceCounters, DataplaneError> {
+        self.maps.service_counters(service, dry_run)
     }
 
     /// The ring of recorded packets: for one reader.

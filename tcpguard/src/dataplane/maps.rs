@@ -17,7 +17,7 @@ use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket};
 use tcpguard_common::map::{
-    EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
+    DRY_RUN, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
     MODE_OFF, PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey,
     ServicePlace, Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
 };
@@ -41,7 +41,7 @@ pub struct ServiceEntry {
     pub port: u16,
     /// Index of the service in the daemon's configuration.
     pub id: u32,
-    /// One of the `MODE_*` constants of `tcpguard_common::map`.
+    /// One of the `MODE_*` constants of `tcpguard_common::map`, and its `DRY_RUN` beside it or not.
     pub mode: u32,
 }
 
@@ -60,6 +60,11 @@ impl Counters {
     /// Segments counted under `reason` on each possible CPU.
     pub fn per_cpu(&self, reason: Reason) -> &[u64] {
         self.rows.get(reason as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// Segments counted under `reason` that passed for a dry run, all CPUs together.
+    pub fn dry_run(&self, reason: Reason) -> u64 {
+        self.rows.get(Reason::COUNT + reason as usize).map_or(0, |cpus| cpus.iter().sum())
     }
 }
 
@@ -115,15 +120,15 @@ const SHARED: [Layout; 32] = [
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
     Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
     Layout::of::<u32, [u64; WORDS]>(name::REPLIES, MAX_QUEUES),
-    Layout::of::<u32, u64>(name::STATEFUL, MAX_QUEUES),
+    Layout::of::<u32, u64>(name::STATEFUL, 2 * MAX_QUEUES),
     Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
     Layout::of::<u32, [u64; WORDS]>(name::ARRIVALS, 1),
     Layout::of::<u32, [u64; WORDS]>(name::PACES, 1),
     Layout::of::<u32, [u64; WORDS]>(name::COMPLAINTS, 1),
     Layout::of::<u32, i64>(name::SERVICE_FLOWS, SERVICE_IDS),
     Layout::of::<u32, i64>(name::SOURCE_FLOWS, 2 * SOURCE_PLACES),
-    Layout::of::<u32, u64>(name::COUNTERS, Reason::COUNT as u32),
-    Layout::of::<u32, [u64; Class::PLACES]>(name::SERVICE_COUNTERS, SERVICE_IDS),
+    Layout::of::<u32, u64>(name::COUNTERS, 2 * Reason::COUNT as u32),
+    Layout::of::<u32, [u64; Class::PLACES]>(name::SERVICE_COUNTERS, 2 * SERVICE_IDS),
     Layout::of::<(), ()>(name::TRACE, RING_BYTES),
     Layout::of::<u32, u64>(name::TRACE_LOST, LOST),
     Layout::of::<u32, Head>(name::FILTER_HEADS_V4, BANKS * HEADS),
@@ -328,7 +333,7 @@ impl Maps {
                 IpAddr::V6(addr) => v6.insert(ServiceKey::new(V6(addr.octets()), port), service),
             };
             ports[usize::from(entry.port / 64)] |= 1 << (entry.port % 64);
-            let guarded_v6 = entry.addr.is_ipv6() && entry.mode != MODE_OFF;
+            let guarded_v6 = entry.addr.is_ipv6() && entry.mode != MODE_OFF && entry.mode & DRY_RUN == 0;
             ports[0] |= u64::from(guarded_v6);
         }
         let old_v4 = insert_services(&self.services_v4, name::SERVICES_V4, &v4)?;
@@ -347,6 +352,7 @@ impl Maps {
         let full = Box::new([0; WORDS]);
         (0..MAX_QUEUES).try_for_each(|queue| {
             write(&self.stateful, name::STATEFUL, &queue, &0)?;
+            write(&self.stateful, name::STATEFUL, &(MAX_QUEUES + queue), &0)?;
             write(&self.replies, name::REPLIES, &queue, &*full)
         })?;
         write(&self.arrivals, name::ARRIVALS, &0, &*full)?;
@@ -355,15 +361,20 @@ impl Maps {
     }
 
     pub(super) fn counters(&self) -> Result<Counters, DataplaneError> {
-        let rows = (0..Reason::COUNT as u32)
+        let rows = (0..2 * Reason::COUNT as u32)
             .map(|index| self.counters.lookup(index))
             .collect::<io::Result<Vec<_>>>()
             .map_err(|source| DataplaneError::Map { action: "read", map: name::COUNTERS, source })?;
         Ok(Counters { rows })
     }
 
-    pub(super) fn service_counters(&self, service: u32) -> Result<ServiceCounters, DataplaneError> {
-        let words = self.service_counters.lookup(service).map_err(|source| DataplaneError::Map {
+    pub(super) fn service_counters(
+        &self,
+        service: u32,
+        dry_run: bool,
+    ) -> Result<ServiceCounters, DataplaneError> {
+        let place = service + SERVICE_IDS * u32::from(dry_run);
+        let words = self.service_counters.lookup(place).map_err(|source| DataplaneError::Map {
             action: "read",
             map: name::SERVICE_COUNTERS,
             source,

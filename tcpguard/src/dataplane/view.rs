@@ -139,6 +139,7 @@ pub struct View {
     rules: Kept<FilterRule>,
     steps: RefCell<Vec<Step>>,
     reason: Cell<Option<Reason>>,
+    dry_run: Cell<bool>,
 }
 
 impl View {
@@ -160,6 +161,7 @@ impl View {
             rules: Kept::default(),
             steps: RefCell::default(),
             reason: Cell::new(None),
+            dry_run: Cell::new(false),
         };
         view.note(
             "interface",
@@ -260,11 +262,11 @@ impl Ledger for View {
         self.replies.get_or_init(|| self.copy("reply budgets", &self.views.replies, queue)).as_deref()
     }
 
-    fn stateful(&self) -> Option<&Cell<u64>> {
+    fn stateful(&self, dry_run: bool) -> Option<&Cell<u64>> {
         const WHAT: &str = "what is left to the stack";
         self.note(WHAT, "held against stateful-rate");
-        let queue = self.arrival.queue % MAX_QUEUES;
-        self.stateful.get_or_init(|| self.read(WHAT, &self.views.stateful, &queue).map(Cell::new)).as_ref()
+        let index = self.arrival.queue % MAX_QUEUES + MAX_QUEUES * u32::from(dry_run);
+        self.stateful.get_or_init(|| self.read(WHAT, &self.views.stateful, &index).map(Cell::new)).as_ref()
     }
 
     fn paces(&self) -> Option<&Sketch> {
@@ -381,13 +383,17 @@ impl Env for View {
         self.now
     }
 
-    fn count(&self, reason: Reason, _service: u32) {
+    fn count(&self, reason: Reason, _service: u32, dry_run: bool) {
+        if dry_run {
+            self.note("service", "in dry run: counted, and left to the host");
+        }
+        self.dry_run.set(dry_run);
         self.reason.set(Some(reason));
     }
 
     fn trace_arrival(&self, _service: u32) {}
 
-    fn trace_verdict(&self, _reason: Reason, _answered: bool) {}
+    fn trace_verdict(&self, _reason: Reason, _answered: bool, _dry_run: bool) {}
 }
 
 macro_rules! tables {
@@ -445,7 +451,8 @@ impl View {
     /// What is left of the budget of a source's prefix: SYN-ACKs that could be sent at once. `None` without a limit.
     pub fn replies_left<A: Address>(&self, source: A) -> Option<u64> {
         let rate = &self.views.settings.limits.replies;
-        let spent = self.replies()?.spent_until(budget::reply_hash(&self.views.settings, source));
+        let spent =
+            self.replies()?.spent_until(budget::reply_hash(&self.views.settings, source, self.dry_run.get()));
         let ahead = (self.now + rate.ahead).checked_sub(spent.max(self.now));
         (rate.interval != 0).then(|| ahead.map_or(0, |ahead| ahead / rate.interval + 1))
     }

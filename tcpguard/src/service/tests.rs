@@ -55,8 +55,13 @@ impl Lab {
     fn with(destination: &Destination, limits: Limits, tunables: Tunables) -> Self {
         let (_world, guard, client) = pair_with(tunables);
         let listen = SocketAddr::from(([10, 0, 0, 1], PORT));
-        let service =
-            Service { listen, mode: ServiceMode::default(), destination: Some(destination.clone()), limits };
+        let service = Service {
+            listen,
+            mode: ServiceMode::default(),
+            dry_run: false,
+            destination: Some(destination.clone()),
+            limits,
+        };
         let descriptors = Quota::default();
         let services = Services::new(ServiceSpec::new(SERVICE, &service, destination, None))
             .sharing(descriptors.clone());

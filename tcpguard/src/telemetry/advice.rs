@@ -150,6 +150,10 @@ impl Advice {
                 "Nothing for a few: no real client sends them. Many are somebody who tries to get past the guard.",
             ),
             Reason::BadFlags | Reason::BadSource | Reason::BadDestination | Reason::BadPort => (SENSE, JUNK),
+            Reason::NotFollowed => (
+                "in dry run, of everything but SYNs: whether its flow would be known (judge in decision/mod.rs)",
+                "Nothing: the host has it. What the SYNs would meet is counted; tcpguard dry-run ADDR:PORT off guards in earnest.",
+            ),
             Reason::ServiceOff => (
                 "first of all: the service's mode (judge in decision/mod.rs)",
                 "Nothing: the service is configured to be left to the host.",

@@ -20,7 +20,7 @@ use tcpguard_common::filter::{ALLOW, DENY};
 use tcpguard_common::fingerprint::fingerprint;
 use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::map::{
-    ABI_VERSION, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, MODE_STATEFUL, ON_EXIT_PASS, Service,
+    ABI_VERSION, DRY_RUN, EpochSlot, FLOW_TIMESTAMPS, Flow, MODE_OFF, MODE_STATEFUL, ON_EXIT_PASS, Service,
     ServiceKey, Settings,
 };
 use tcpguard_common::packet::{Buffer, Family as _};
@@ -72,6 +72,8 @@ pub(crate) struct Judgement {
     pub(crate) frame: Vec<u8>,
     /// The flow that is remembered from now on.
     pub(crate) opened: Option<(AnyFlowKey, Flow)>,
+    /// Whether it passes because its service is in dry run.
+    pub(crate) dry_run: bool,
 }
 
 /// Lets the decision and this reference judge the same frame in the same world, with `room` bytes behind the frame to grow
@@ -84,10 +86,15 @@ pub(crate) fn compare(world: &World, frame: &[u8], room: usize) -> Result<Option
     bytes.resize(frame.len() + room, 0xdd);
     let mut buffer = Buffer::new(&mut bytes, frame.len());
     let verdict = decide(&mut buffer, world);
-    let counted = world.counted.take();
+    let (counted, served) = (world.counted.take(), world.served.take());
     let opened = opened(world, expected.opened.map(|(key, _)| key));
-    let actual = Judgement { reason: counted.first().copied(), frame: buffer.frame().to_vec(), opened };
-    let said_once = counted.len() <= 1 && verdict == verdict_of(world, expected.reason);
+    let actual = Judgement {
+        reason: counted.first().copied(),
+        frame: buffer.frame().to_vec(),
+        opened,
+        dry_run: served.iter().any(|&(_, dry_run)| dry_run),
+    };
+    let said_once = counted.len() <= 1 && verdict == verdict_of(world, &expected);
     // No amplification, whoever is spoofed.
     let no_longer = actual.frame.len() <= frame.len() + 4;
     if actual == expected && said_once && no_longer && flows() == known {
@@ -113,8 +120,9 @@ fn opened(world: &World, expected: Option<AnyFlowKey>) -> Option<(AnyFlowKey, Fl
     expected.zip(taken)
 }
 
-fn verdict_of(world: &World, reason: Option<Reason>) -> Verdict {
-    match reason.map(Reason::outcome) {
+fn verdict_of(world: &World, judgement: &Judgement) -> Verdict {
+    match judgement.reason.map(Reason::outcome) {
+        _ if judgement.dry_run => Verdict::Pass,
         None | Some(Outcome::Passed) => Verdict::Pass,
         Some(Outcome::Dropped) => Verdict::Drop,
         Some(Outcome::Answered) => Verdict::Transmit,
@@ -130,6 +138,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// The judgement on one frame, with `room` bytes behind it.
 pub(crate) fn judge(world: &World, frame: &[u8], room: usize) -> Judgement {
     let fate = fate(world, frame);
+    let dry_run = matches!(fate, Some(Fate::DryRun(_)));
     let (reason, answer, opened) = match fate {
         None => (None, None, None),
         Some(Fate::Done(reason)) => (Some(reason), None, None),
@@ -137,14 +146,21 @@ pub(crate) fn judge(world: &World, frame: &[u8], room: usize) -> Judgement {
             bytes if bytes.len() <= frame.len() + room => (Some(reason), Some(bytes), None),
             _ => (Some(if_no_room), None, None),
         },
+        Some(Fate::DryRun(reason)) => (Some(reason), None, None),
         Some(Fate::Open(key, flow)) => (Some(Reason::AckValid), None, Some((key, flow))),
     };
-    Judgement { reason, frame: answer.unwrap_or_else(|| frame.to_vec()), opened }
+    Judgement { reason, frame: answer.unwrap_or_else(|| frame.to_vec()), opened, dry_run }
 }
 
 enum Fate {
     Done(Reason),
-    Answer { reason: Reason, answer: Answer, if_no_room: Reason },
+    /// What it would be, were it not for the dry run.
+    DryRun(Reason),
+    Answer {
+        reason: Reason,
+        answer: Answer,
+        if_no_room: Reason,
+    },
     Open(AnyFlowKey, Flow),
 }
 
@@ -158,19 +174,31 @@ fn fate(world: &World, frame: &[u8]) -> Option<Fate> {
     }
     let service = match arrival.segment {
         // The port could be any service's.
-        Err(Reason::HeaderChain) => *world.services_v6.values().find(|service| service.mode != MODE_OFF)?,
+        Err(Reason::HeaderChain) => {
+            let guarded = |service: &&Service| service.mode != MODE_OFF && service.mode & DRY_RUN == 0;
+            *world.services_v6.values().find(guarded)?
+        }
         _ => service(world, arrival.local())?,
     };
     if service.mode == MODE_OFF {
         return Some(Fate::Done(Reason::ServiceOff));
     }
-    let stateful = service.mode == MODE_STATEFUL && is_left_to_the_stack(world);
-    Some(
-        denied(world, arrival.source)
-            .or_else(|| liveness(world))
-            .or_else(|| impossible(&arrival))
-            .map_or_else(|| accepted(world, &arrival, service, stateful), Fate::Done),
-    )
+    let dry_run = service.mode & DRY_RUN != 0;
+    let stateful = service.mode & !DRY_RUN == MODE_STATEFUL && is_left_to_the_stack(world, dry_run);
+    let fate = denied(world, arrival.source)
+        .or_else(|| liveness(world))
+        .or_else(|| impossible(&arrival))
+        .map_or_else(|| accepted(world, &arrival, service, stateful), Fate::Done);
+    Some(if dry_run { dried(fate) } else { fate })
+}
+
+/// A dry run passes everything but the segments of connections from before it.
+fn dried(fate: Fate) -> Fate {
+    match fate {
+        Fate::Done(reason @ (Reason::FlowKnown | Reason::FlowRate)) => Fate::Done(reason),
+        Fate::Done(reason) | Fate::Answer { reason, .. } => Fate::DryRun(reason),
+        Fate::DryRun(_) | Fate::Open(..) => fate,
+    }
 }
 
 /// What becomes of a frame that carries no TCP.
@@ -192,9 +220,9 @@ fn complaint(world: &World, frame: &[u8]) -> Option<Reason> {
 }
 
 /// Whether a stateful service leaves one more segment to the stack.
-fn is_left_to_the_stack(world: &World) -> bool {
+fn is_left_to_the_stack(world: &World, dry_run: bool) -> bool {
     let rate = world.settings.limits.stateful;
-    rate.interval != 0 && world.stateful.get() <= world.now + rate.ahead
+    rate.interval != 0 && world.stateful[usize::from(dry_run)].get() <= world.now + rate.ahead
 }
 
 /// The service at a local end: exact address first, then any.
@@ -287,11 +315,14 @@ fn accepted(world: &World, arrival: &Arrival, service: Service, stateful: bool) 
     let Ok(segment) = &arrival.segment else { unreachable!("faults were dealt with") };
     let header = &segment.header;
     if header.syn && !header.ack {
-        return syn(world, arrival, segment, stateful).unwrap_or_else(Fate::Done);
+        let dry_run = service.mode & DRY_RUN != 0;
+        return syn(world, arrival, segment, stateful, dry_run).unwrap_or_else(Fate::Done);
     }
     let flow = arrival.flow();
     if is_known(world, flow) {
         Fate::Done(if paced(world, flow) { Reason::FlowKnown } else { Reason::FlowRate })
+    } else if service.mode & DRY_RUN != 0 && !header.syn {
+        Fate::Done(Reason::NotFollowed)
     } else if header.rst {
         Fate::Done(if stateful { Reason::RstStateful } else { Reason::NoFlowRst })
     } else if header.syn || !header.ack {
@@ -335,7 +366,13 @@ fn paced(world: &World, flow: AnyFlowKey) -> bool {
 /// The longest datagram payload whose checksum is worth its time: that of a frame without multi-buffer support.
 const LONGEST_SUMMED: usize = 4096;
 
-fn syn(world: &World, arrival: &Arrival, segment: &Segment, stateful: bool) -> Result<Fate, Reason> {
+fn syn(
+    world: &World,
+    arrival: &Arrival,
+    segment: &Segment,
+    stateful: bool,
+    dry_run: bool,
+) -> Result<Fate, Reason> {
     check(arrival.header_sum_holds, Reason::IpBadChecksum)?;
     check(segment.bytes.len() <= LONGEST_SUMMED, Reason::SynUnanswerable)?;
     check(arrival.sum_holds(segment), Reason::SynBadChecksum)?;
@@ -343,8 +380,8 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment, stateful: bool) -> R
     let slot = cookie::slot(&world.epochs, world.settings.epoch).ok_or(Reason::SynUnanswerable)?;
     match arrival.source {
         _ if listed(world, arrival.source) == Some(ALLOW) => {}
-        IpAddr::V4(ip) => within_budget(world, V4(ip.octets()))?,
-        IpAddr::V6(ip) => within_budget(world, V6(ip.octets()))?,
+        IpAddr::V4(ip) => within_budget(world, V4(ip.octets()), dry_run)?,
+        IpAddr::V6(ip) => within_budget(world, V6(ip.octets()), dry_run)?,
     }
     if stateful {
         return Ok(Fate::Done(Reason::SynStateful));
@@ -372,15 +409,16 @@ fn syn(world: &World, arrival: &Arrival, segment: &Segment, stateful: bool) -> R
 }
 
 /// Whether a SYN-ACK may go to `source`: out of its prefix's budget, or out of that of the prefix's verified sources.
-fn within_budget<A: Place>(world: &World, source: A) -> Result<(), Reason> {
+fn within_budget<A: Place>(world: &World, source: A, dry_run: bool) -> Result<(), Reason> {
     let limits = &world.settings.limits;
     let (place, fingerprint) = budget::verified_place(&world.settings, source);
     let word = world.verified.borrow().get(&place).copied();
     let age = word.map(|word| (world.now >> 30) as u32 - word as u32);
     let is_verified = word.is_some_and(|word| (word >> 32) as u32 == fingerprint)
         && age.is_some_and(|age| u64::from(age) <= limits.verified_for >> 30);
-    let left = |hash: fn(&Settings, A) -> u64, rate: &Rate| {
-        let spent = world.replies.get().map_or(0, |sketch| sketch.spent_until(hash(&world.settings, source)));
+    let left = |hash: fn(&Settings, A, bool) -> u64, rate: &Rate| {
+        let hash = hash(&world.settings, source, dry_run);
+        let spent = world.replies.get().map_or(0, |sketch| sketch.spent_until(hash));
         rate.interval == 0 || spent <= world.now + rate.ahead
     };
     match (left(budget::reply_hash, &limits.replies), is_verified) {

@@ -56,8 +56,7 @@ impl Random {
 }
 
 /// Guards in every condition, and how many frames in a hundred each should see. All of them have the same services, if not
-/// in the same mode, know
-/// the flows of [`KNOWN`] and remember those of [`WAITING`].
+/// in the same mode, know the flows of [`KNOWN`] and remember those of [`WAITING`].
 pub(crate) fn worlds() -> Vec<(usize, World)> {
     let mut normal = World { max_flows: 64, ..World::new() };
     normal.know(Spec::<V4> { src_port: KNOWN, ..Spec::syn(&[]) }.flow());
@@ -111,7 +110,7 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (12, like(&|_| {})),
+        (8, like(&|_| {})),
         (2, like(&complained)),
         (3, like(&|world| world.crowded = true)),
         (3, like(&unlimited)),
@@ -133,6 +132,16 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         (1, like(&|world| world.interface.armed = 0)),
         (5, like(&filters::some)),
         (5, like(&World::make_stateful)),
+        (4, like(&World::make_dry_run)),
+        (
+            2,
+            like(&|world| {
+                world.make_stateful();
+                world.make_dry_run();
+                spent(world, false);
+                pressed(world);
+            }),
+        ),
         (
             2,
             like(&|world| {

@@ -3,6 +3,7 @@
 
 pub(crate) mod cases;
 mod complaints;
+mod dry_run;
 pub(crate) mod filters;
 pub(crate) mod frames;
 pub(crate) mod generator;

@@ -17,8 +17,9 @@ use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{self, Bucket, Presence};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF, MODE_STATEFUL,
-    ON_EXIT_DROP, PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, heartbeat, xsk_index,
+    ABI_VERSION, DRY_RUN, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_OFF,
+    MODE_STATEFUL, ON_EXIT_DROP, PORT_WORDS, Service, ServiceKey, ServicePlace, Settings, heartbeat,
+    xsk_index,
 };
 use tcpguard_common::packet::Family;
 use tcpguard_common::reason::Reason;
@@ -129,8 +130,8 @@ pub(crate) struct World {
     pub(crate) fingerprints: HashMap<u32, [u32; WAYS as usize]>,
     /// Made when it is first asked for: it is large, and there are many worlds.
     pub(crate) replies: OnceCell<Box<Sketch>>,
-    /// Until when the tokens of the stateful services are spent.
-    pub(crate) stateful: Cell<u64>,
+    /// Until when the tokens of the stateful services are spent, and those of the ones in dry run.
+    pub(crate) stateful: [Cell<u64>; 2],
     pub(crate) verified: RefCell<HashMap<u32, u64>>,
     pub(crate) lists: Lists,
     pub(crate) arrivals: OnceCell<Box<Sketch>>,
@@ -147,8 +148,8 @@ pub(crate) struct World {
     pub(crate) socket: bool,
     pub(crate) now: u64,
     pub(crate) counted: RefCell<Vec<Reason>>,
-    /// To which service each of them was.
-    pub(crate) served: RefCell<Vec<u32>>,
+    /// To which service each of them was, and whether it passed for a dry run.
+    pub(crate) served: RefCell<Vec<(u32, bool)>>,
     pub(crate) traced: RefCell<Vec<Traced>>,
 }
 
@@ -196,7 +197,7 @@ impl World {
             max_flows: 2,
             fingerprints: HashMap::new(),
             replies: OnceCell::new(),
-            stateful: Cell::new(0),
+            stateful: Default::default(),
             verified: RefCell::default(),
             lists: Lists::default(),
             arrivals: OnceCell::new(),
@@ -246,7 +247,8 @@ impl World {
     /// Uses up the reply budget of the prefix of `source`, and that of its verified sources if they are `verified`.
     pub(crate) fn spend_replies<A: Family>(&mut self, source: A, verified: bool) {
         let hash = if verified { budget::verified_reply_hash } else { budget::reply_hash };
-        assert!(self.sketch().charge(hash(&self.settings, source), &LAST, self.now));
+        let hash = hash(&self.settings, source, self.is_dry_run());
+        assert!(self.sketch().charge(hash, &LAST, self.now));
     }
 
     /// Makes the services that answer with cookies stateful ones.
@@ -260,9 +262,25 @@ impl World {
         all(&mut self.services_v6);
     }
 
+    /// Puts all services but the ones that are off into dry run. Budgets that are used up from then on are the dry run's.
+    pub(crate) fn make_dry_run(&mut self) {
+        fn all<A>(services: &mut HashMap<ServiceKey<A>, Service>) {
+            for service in services.values_mut().filter(|service| service.mode != MODE_OFF) {
+                service.mode |= DRY_RUN;
+            }
+        }
+        all(&mut self.services_v4);
+        all(&mut self.services_v6);
+        self.guard_hidden_ports(false);
+    }
+
+    fn is_dry_run(&self) -> bool {
+        self.services_v4.values().any(|service| service.mode & DRY_RUN != 0)
+    }
+
     /// Uses up what stateful services leave to the stack.
     pub(crate) fn spend_stateful(&mut self) {
-        self.stateful.set(u64::MAX / 2);
+        self.stateful[usize::from(self.is_dry_run())].set(u64::MAX / 2);
     }
 
     /// Makes `source` one that showed a valid cookie at `when`.
@@ -337,8 +355,8 @@ impl Ledger for World {
         Some(self.sketch())
     }
 
-    fn stateful(&self) -> Option<&Cell<u64>> {
-        Some(&self.stateful)
+    fn stateful(&self, dry_run: bool) -> Option<&Cell<u64>> {
+        Some(&self.stateful[usize::from(dry_run)])
     }
 
     fn verified(&self, place: u32) -> u64 {
@@ -447,16 +465,16 @@ impl Env for World {
         self.now
     }
 
-    fn count(&self, reason: Reason, service: u32) {
+    fn count(&self, reason: Reason, service: u32, dry_run: bool) {
         self.counted.borrow_mut().push(reason);
-        self.served.borrow_mut().push(service);
+        self.served.borrow_mut().push((service, dry_run));
     }
 
     fn trace_arrival(&self, service: u32) {
         self.traced.borrow_mut().push(Traced::Arrival(service));
     }
 
-    fn trace_verdict(&self, reason: Reason, answered: bool) {
+    fn trace_verdict(&self, reason: Reason, answered: bool, _dry_run: bool) {
         self.traced.borrow_mut().push(Traced::Verdict(reason, answered));
     }
 }

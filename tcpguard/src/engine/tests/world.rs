@@ -511,7 +511,7 @@ impl Ledger for Queued<'_> {
         None
     }
 
-    fn stateful(&self) -> Option<&Cell<u64>> {
+    fn stateful(&self, _: bool) -> Option<&Cell<u64>> {
         None
     }
 
@@ -585,13 +585,13 @@ impl Env for Queued<'_> {
         coarse_clock_ns()
     }
 
-    fn count(&self, reason: Reason, _: u32) {
+    fn count(&self, reason: Reason, _: u32, _: bool) {
         *self.world.counts.borrow_mut().entry(reason).or_default() += 1;
     }
 
     fn trace_arrival(&self, _: u32) {}
 
-    fn trace_verdict(&self, _: Reason, _: bool) {}
+    fn trace_verdict(&self, _: Reason, _: bool, _: bool) {}
 }
 
 /// Waits until `condition` holds.
