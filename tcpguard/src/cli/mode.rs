@@ -3,6 +3,8 @@
 use std::io::{self, BufWriter, Write as _};
 use std::net::SocketAddr;
 
+use serde::Serialize;
+
 use crate::config::{self, ServiceMode};
 use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request, Service};
@@ -31,12 +33,18 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Listed<'a> {
+    services: &'a [Service],
+}
+
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     let (Some(service), Some(mode)) = (&args.service, &args.mode) else {
         let Reply::Status(status) = ask(client, &Request::Status {})? else { return Err(unexpected()) };
         if args.json {
-            return Ok(write_json(&mut out, &status.services)?);
+            return Ok(write_json(&mut out, &Listed { services: &status.services })?);
         }
         table(&status.services).write(&mut out)?;
         return Ok(out.flush()?);
