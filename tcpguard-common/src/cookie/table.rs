@@ -4,9 +4,9 @@
 use crate::packet::Family;
 
 // Which values are worth an entry follows from what SYNs were measured to announce: S. Alcock and R. Nelson, "An Analysis
-// of TCP Maximum Segment Sizes" (2011), after which Linux chose its table (net/ipv4/syncookies.c). Over IPv4 they saw 1460
-// most, in 30 to 46 % of SYNs; 1300 to 1349 in 15 to 20 %; 537 to 1299 in less than 1.5 %, less than 536 in 0.2 %, more than
-// 1460 in 0.04 %. So most entries lie from 1300 to 1460, where a path with one more header is told from another, and none
+// of TCP Maximum Segment Sizes" (University of Waikato, 2011), after which Linux chose its table (net/ipv4/syncookies.c). Over
+// IPv4 they saw 1460 most, in 30 to 46 % of SYNs; 1300 to 1349 in 15 to 20 %; 537 to 1299 in less than 1.5 %, less than 536 in
+// 0.2 %, more than 1460 in 0.04 %. So most entries lie from 1300 to 1460, where a path with one more header is told from another, and none
 // above, although the interface may carry more.
 
 /// IPv4, three bits. 536 is what no option means (RFC 9293 §3.7.1); 1220 is IPv6's minimum, which tunnels clamp
