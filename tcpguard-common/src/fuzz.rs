@@ -7,7 +7,7 @@ use std::vec::Vec;
 use crate::decision::reference;
 use crate::decision::table::generator::worlds;
 use crate::decision::table::world::{ADVERTISED, MASTER, World};
-use tcpguard_common::cookie::{self, Clock, SynOptions};
+use tcpguard_common::cookie::{self, Clock, Strictness, SynOptions};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::{Headers, Link};
@@ -138,7 +138,8 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
     let slots = slots(now);
     let issued = now.wrapping_add(u32::from(skew % 4)).wrapping_sub(2);
     let slot = slots.iter().find(|slot| slot.epoch == issued).expect("one of four in a row");
-    let made = cookie::encode(slot, &flow, client_isn, &syn, coarse_ns);
+    let strictness = Strictness(u16::from(skew >> 4));
+    let made = cookie::encode(slot, strictness, &flow, client_isn, &syn, coarse_ns);
     let any = A::any_key(flow);
     let offer = reference::Offer {
         mss: syn.mss,
@@ -146,8 +147,10 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
         sack: syn.sack_permitted,
         stamped: syn.timestamps.is_some(),
         ecn: syn.ecn,
+        strict: strictness.at(issued),
     };
     assert_eq!((made.isn, made.tsval), reference::issue(slot, &any, client_isn, &offer, coarse_ns));
+    assert_eq!(made.strict, strictness.at(issued) && syn.timestamps.is_none());
 
     // As it was made, and as the input has it.
     let (isn, tsval) = (input.word(), input.word());
@@ -155,10 +158,11 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
     for (in_isn, in_tsval) in echoes {
         let (echo, tsecr) = (made.isn ^ in_isn, made.tsval.map(|tsval| tsval ^ in_tsval));
         let clock = Clock { epoch: now, second_half: on(4), extra: 0 };
-        let accepted = cookie::validate(&slots, &clock, &flow, client_isn, echo, tsecr);
-        let expected = reference::holds(&slots, (now, on(4)), &any, client_isn, echo, tsecr);
+        let accepted = cookie::validate(&slots, &clock, strictness, &flow, client_isn, echo, tsecr);
+        let expected = reference::holds(&slots, (now, on(4)), strictness.0, &any, client_isn, echo, tsecr);
         assert_eq!(accepted.is_some(), expected);
-        let stack = cookie::validate(&slots, &Clock { extra: 1, ..clock }, &flow, client_isn, echo, tsecr);
+        let late = Clock { extra: 1, ..clock };
+        let stack = cookie::validate(&slots, &late, strictness, &flow, client_isn, echo, tsecr);
         assert!(
             accepted.is_none() || stack == accepted,
             "the stack accepts whatever XDP accepts, and reads the same"
@@ -166,8 +170,9 @@ fn of_flow<A: Family>(input: &mut Input<'_>, flow: FlowKey<A>) {
         if let Some(accepted) = accepted.filter(|_| (in_isn, in_tsval) == (0, 0)) {
             assert!(accepted.mss <= syn.mss.unwrap_or(A::DEFAULT_MSS).max(A::DEFAULT_MSS));
             assert!(accepted.window_scale <= syn.window_scale);
-            assert_eq!(accepted.window_scale.is_some(), syn.window_scale.is_some());
-            assert_eq!(accepted.sack_permitted, syn.sack_permitted);
+            assert_eq!(accepted.window_scale.is_some(), syn.window_scale.is_some() && !made.strict);
+            assert_eq!(accepted.sack_permitted, syn.sack_permitted && !made.strict);
+            assert_eq!(accepted.strict, made.strict);
             assert_eq!(accepted.ecn, syn.ecn && syn.timestamps.is_some());
             assert_eq!((accepted.timestamps, accepted.slot), (syn.timestamps.is_some(), *slot));
         }
@@ -226,7 +231,10 @@ fn adoptable<A: Family>(world: &World, segment: &Segment<A>) -> bool {
         Clock { epoch: world.settings.epoch, second_half: world.settings.epoch_second_half != 0, extra: 1 };
     let (client_isn, isn) = ((segment.tcp.seq - 1).0, (segment.tcp.ack - 1).0);
     let tsecr = segment.options.timestamps.map(|(_, echo)| echo);
-    cookie::validate(world, &clock, &segment.key(), client_isn, isn, tsecr).is_some()
+    let flow = segment.key();
+    // A world's services are all alike in this.
+    let strictness = world.services_v4.values().next().map(|service| service.strictness).unwrap_or_default();
+    cookie::validate(world, &clock, strictness, &flow, client_isn, isn, tsecr).is_some()
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! What lies in the BPF maps: names, keys and values, `#[repr(C)]` plain data without padding. Not the maps
 //! themselves: XDP binds them in `tcpguard-ebpf`, userspace in `tcpguard::dataplane`.
 
+use crate::cookie::Strictness;
 use crate::flow::Address;
 use crate::sketch::Rate;
 use crate::trace::Wanted;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -284,7 +285,7 @@ impl<A: Address> ServicePlace<A> {
     /// A place that no service has.
     pub const EMPTY: Self = Self {
         key: ServiceKey { addr: A::ANY, port: [0; 2], pad: [0; 2] },
-        service: Service { id: 0, mode: MODE_OFF },
+        service: Service { id: 0, mode: MODE_OFF, strictness: Strictness::NEVER },
         state: 0,
     };
 
@@ -305,20 +306,22 @@ pub struct Service {
     /// Index of the service in the daemon's configuration.
     pub id: u32,
     /// One of the `MODE_*` constants, and [`DRY_RUN`] beside it or not.
-    pub mode: u32,
+    pub mode: u16,
+    /// In which epochs its cookies are strict.
+    pub strictness: Strictness,
 }
 
 /// Count and pass: the service is known but not guarded.
-pub const MODE_OFF: u32 = 0;
+pub const MODE_OFF: u16 = 0;
 /// Answer every SYN with a cookie.
-pub const MODE_COOKIE: u32 = 1;
+pub const MODE_COOKIE: u16 = 1;
 /// Leave SYNs, and RSTs without a flow, to the stack as long as [`Limits::stateful`] lasts; answer SYNs beyond it with a
 /// cookie.
-pub const MODE_STATEFUL: u32 = 2;
+pub const MODE_STATEFUL: u16 = 2;
 /// The bits of [`Service::mode`] that tell its mode.
-pub const MODES: u32 = 3;
+pub const MODES: u16 = 3;
 /// In [`Service::mode`]: segments are judged and counted, under counters of their own, and passed.
-pub const DRY_RUN: u32 = 1 << 8;
+pub const DRY_RUN: u16 = 1 << 8;
 
 /// What XDP remembers of a flow whose cookie it verified, and what adopting it takes should its first frame be
 /// lost. Numbers are host order.
@@ -408,7 +411,7 @@ mod tests {
     #[test]
     fn a_place_is_the_first_service_s_and_tells_of_others() {
         let key = |port: u16| ServiceKey::new(V4([198, 51, 100, 1]), port.to_be_bytes());
-        let service = |id| Service { id, mode: MODE_COOKIE };
+        let service = |id| Service { id, mode: MODE_COOKIE, ..Service::default() };
         assert!((1..=u16::MAX).all(|port| key(port).place() < SERVICE_PLACES));
         let mut place = ServicePlace::EMPTY;
         place.add(key(80), service(1));

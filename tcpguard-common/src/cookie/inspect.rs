@@ -1,7 +1,7 @@
 //! What a cookie seen on the wire says, and why it holds or does not: for an operator who looks at a capture. What becomes
 //! of a segment, [`validate`] alone decides.
 
-use super::{Accepted, Clock, accept, accepted_bare, accepted_stamped, bare, stamped, validate};
+use super::{Accepted, Clock, Strictness, accept, accepted_bare, accepted_stamped, bare, stamped, validate};
 use crate::flow::FlowKey;
 use crate::map::{EPOCH_SLOTS, EpochSlot};
 use crate::packet::Family;
@@ -15,6 +15,9 @@ pub enum Validity {
     Late,
     /// It was made with a key that is still there, but of an epoch that is not accepted.
     OutOfTime,
+    /// It was made with a key that is there, but strict in an epoch in which the service's cookies are not, or the other way
+    /// round.
+    OtherLayout,
     /// There is no key any more, or not yet, of an epoch that it may name.
     NoKey,
     /// Its code is that of none of the keys: it is no cookie of this machine's, or not of these addresses, ports and options.
@@ -23,7 +26,8 @@ pub enum Validity {
 
 impl Validity {
     /// Every one.
-    pub const ALL: [Self; 5] = [Self::Valid, Self::Late, Self::OutOfTime, Self::NoKey, Self::Wrong];
+    pub const ALL: [Self; 6] =
+        [Self::Valid, Self::Late, Self::OutOfTime, Self::OtherLayout, Self::NoKey, Self::Wrong];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -31,6 +35,7 @@ impl Validity {
             Self::Valid => "valid",
             Self::Late => "late",
             Self::OutOfTime => "out-of-time",
+            Self::OtherLayout => "other-layout",
             Self::NoKey => "no-key",
             Self::Wrong => "wrong",
         }
@@ -43,6 +48,10 @@ impl Validity {
             Self::Late => "XDP does not accept its epoch any more; the stack would for one epoch longer.",
             Self::OutOfTime => {
                 "It was made here, or with the same secret, in an epoch that is not accepted now."
+            }
+            Self::OtherLayout => {
+                "It was made with the same secret, but strict while the service was not here, or the other way round: by \
+                 another machine. Machines that accept each other's cookies need the same `strict`, not `auto`."
             }
             Self::NoKey => {
                 "The key of the epoch that it names is gone: it is older than a cookie lives, or no cookie."
@@ -71,6 +80,7 @@ pub struct Inspection {
 pub fn inspect<A: Family>(
     slots: &[EpochSlot; EPOCH_SLOTS as usize],
     clock: &Clock,
+    strictness: Strictness,
     flow: &FlowKey<A>,
     client_isn: u32,
     cookie: u32,
@@ -83,10 +93,17 @@ pub fn inspect<A: Family>(
                 None => bare::EPOCH.get(cookie) == slot.epoch & 1,
             }
     };
-    let made = slots.iter().filter(names).find_map(|slot| accept(slot, flow, client_isn, cookie, tsecr));
-    let accepts =
-        |extra| validate(slots, &Clock { extra, ..*clock }, flow, client_isn, cookie, tsecr).is_some();
+    let made_with = |slot: &EpochSlot, strict| accept(slot, strict, flow, client_isn, cookie, tsecr);
+    let made = slots.iter().filter(names).find_map(|slot| {
+        let strict = strictness.at(slot.epoch);
+        made_with(slot, strict).or_else(|| made_with(slot, !strict))
+    });
+    let accepts = |extra| {
+        validate(slots, &Clock { extra, ..*clock }, strictness, flow, client_isn, cookie, tsecr).is_some()
+    };
+    let other = |made: &Accepted| !made.timestamps && made.strict != strictness.at(made.slot.epoch);
     let validity = match made {
+        Some(made) if other(&made) => Validity::OtherLayout,
         Some(_) if accepts(0) => Validity::Valid,
         Some(_) if accepts(1) => Validity::Late,
         Some(_) => Validity::OutOfTime,
@@ -96,7 +113,7 @@ pub fn inspect<A: Family>(
     let nobodys = EpochSlot::default();
     let said = made.unwrap_or_else(|| match tsecr {
         Some(tsecr) => accepted_stamped::<A>(&nobodys, tsecr),
-        None => accepted_bare::<A>(&nobodys, cookie),
+        None => accepted_bare::<A>(&nobodys, cookie, strictness.at(clock.epoch)),
     });
     Inspection { validity, said, epoch: made.map(|made| made.slot.epoch) }
 }

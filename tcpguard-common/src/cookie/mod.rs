@@ -5,12 +5,17 @@
 //! with timestamps      ISN    [ MAC 32                                                            ]
 //!                      TSval  [ epoch 2 | time 16 | MSS 3 | window scale 4 | SACK 1 | ECN 1 | MAC 5 ]
 //! without timestamps   ISN    [ epoch 1 | MSS 2 | window scale 3 | SACK 1 | MAC 25                 ]
+//! strict, without      ISN    [ epoch 1 | MSS 2 | MAC 29                                          ]
 //! ```
 //!
 //! The MAC covers addresses, ports, the client's ISN, every option bit and the epoch bits, which layout it is, and
 //! the family. The time is outside: it serves the first RTT sample and nothing else.
+//!
+//! Which of the layouts without timestamps a service's cookies have is the same for a whole epoch, see [`Strictness`]. What a
+//! strict cookie cannot remember is not offered: its SYN-ACK has neither a window scale nor SACK.
 
 mod inspect;
+mod strict;
 mod table;
 
 use crate::flow::FlowKey;
@@ -19,6 +24,7 @@ use crate::packet::{Family, Flags, Options};
 use crate::siphash::sip24;
 
 pub use inspect::{Inspection, Validity, inspect};
+pub use strict::Strictness;
 
 /// The version of the layouts above; part of every key.
 pub const LAYOUT: u8 = 1;
@@ -59,17 +65,19 @@ pub struct Cookie {
     pub isn: u32,
     /// TSval, for a client that offered timestamps.
     pub tsval: Option<u32>,
+    /// Whether it is in the strict layout.
+    pub strict: bool,
 }
 
 impl Cookie {
     /// The options of the SYN-ACK that carries it in answer to a SYN that offered `syn`: MSS, and of the others exactly
-    /// those that were offered.
+    /// those that were offered, as far as the cookie remembers them.
     #[inline(always)]
     pub fn options<A: Family>(&self, slot: &EpochSlot, syn: &SynOptions) -> Options {
         Options {
             mss: Some(if A::VERSION == 4 { slot.mss_v4 } else { slot.mss_v6 }),
-            window_scale: syn.window_scale.map(|_| slot.window_scale),
-            sack_permitted: syn.sack_permitted,
+            window_scale: syn.window_scale.filter(|_| !self.strict).map(|_| slot.window_scale),
+            sack_permitted: syn.sack_permitted && !self.strict,
             timestamps: self.tsval.zip(syn.timestamps),
             ..Options::default()
         }
@@ -89,6 +97,8 @@ pub struct Accepted {
     pub timestamps: bool,
     /// Whether both sides use ECN.
     pub ecn: bool,
+    /// Whether the cookie is in the strict layout.
+    pub strict: bool,
     /// When the SYN-ACK left, in units of 2^22 ns modulo 2^16; see [`rtt_sample`]. Not authenticated.
     pub sent: Option<u16>,
     /// What we advertised: the slot of the cookie's epoch.
@@ -162,24 +172,28 @@ pub fn derive_key(master: [u64; 2], epoch: u32, advertised: &Advertised) -> [u64
 #[inline(always)]
 pub fn encode<A: Family>(
     slot: &EpochSlot,
+    strictness: Strictness,
     flow: &FlowKey<A>,
     client_isn: u32,
     syn: &SynOptions,
     coarse_ns: u64,
 ) -> Cookie {
-    let layout = if syn.timestamps.is_some() { Layout::Stamped } else { Layout::Bare };
+    let layout = Layout::new(syn.timestamps.is_some(), strictness.at(slot.epoch));
     let bits = match layout {
         Layout::Stamped => stamped_bits::<A>(slot, syn),
-        Layout::Bare => bare_bits::<A>(slot, syn),
+        Layout::Bare { strict } => bare_bits::<A>(slot, syn) & !bare::mac(strict).mask(),
     };
-    // One for both layouts: most of the code is in it.
+    // One for all layouts: most of the code is in it.
     let mac = mac(slot, flow, client_isn, bits, layout);
     match layout {
         Layout::Stamped => {
             let time = stamped::TIME.put((coarse_ns >> TIME_SHIFT) as u32);
-            Cookie { isn: mac as u32, tsval: Some(bits | time | stamped::MAC.put((mac >> 32) as u32)) }
+            let tsval = bits | time | stamped::MAC.put((mac >> 32) as u32);
+            Cookie { isn: mac as u32, tsval: Some(tsval), strict: false }
         }
-        Layout::Bare => Cookie { isn: bits | bare::MAC.put(mac as u32), tsval: None },
+        Layout::Bare { strict } => {
+            Cookie { isn: bits | bare::mac(strict).put(mac as u32), tsval: None, strict }
+        }
     }
 }
 
@@ -211,11 +225,12 @@ pub fn mss_is_small<A: Family>(mss: Option<u16>) -> bool {
 }
 
 /// Judges an ACK: `client_isn` is SEG.SEQ − 1, `cookie` SEG.ACK − 1, `tsecr` that of its timestamps option. With
-/// the option only the first layout is tried, without it only the second.
+/// the option only the first layout is tried, without it only the one that the service's cookies of that epoch have.
 #[inline(always)]
 pub fn validate<A: Family>(
     epochs: &(impl Epochs + ?Sized),
     clock: &Clock,
+    strictness: Strictness,
     flow: &FlowKey<A>,
     client_isn: u32,
     cookie: u32,
@@ -237,7 +252,7 @@ pub fn validate<A: Family>(
             (false, false) => (previous, Some(next)),
         },
     };
-    let check = |epoch| accept(epochs.slot(epoch)?, flow, client_isn, cookie, tsecr);
+    let check = |epoch| accept(epochs.slot(epoch)?, strictness.at(epoch), flow, client_isn, cookie, tsecr);
     let accepted = check(first);
     if accepted.is_none() && clock.extra > 0 { check(second?) } else { accepted }
 }
@@ -245,16 +260,18 @@ pub fn validate<A: Family>(
 #[inline(always)]
 fn accept<A: Family>(
     slot: &EpochSlot,
+    strict: bool,
     flow: &FlowKey<A>,
     client_isn: u32,
     cookie: u32,
     tsecr: Option<u32>,
 ) -> Option<Accepted> {
-    let (layout, bits) = match tsecr {
-        Some(tsecr) => (Layout::Stamped, tsecr & !(stamped::TIME.mask() | stamped::MAC.mask())),
-        None => (Layout::Bare, cookie & !bare::MAC.mask()),
+    let bits = match tsecr {
+        Some(tsecr) => tsecr & !(stamped::TIME.mask() | stamped::MAC.mask()),
+        None => cookie & !bare::mac(strict).mask(),
     };
-    // One for both layouts, as above.
+    let layout = Layout::new(tsecr.is_some(), strict);
+    // One for all layouts, as above.
     let mac = mac(slot, flow, client_isn, bits, layout);
     match tsecr {
         Some(tsecr) => {
@@ -263,8 +280,9 @@ fn accept<A: Family>(
             holds.then(|| accepted_stamped::<A>(slot, tsecr))
         }
         None => {
-            let holds = bare::MAC.put(mac as u32) == cookie & bare::MAC.mask();
-            holds.then(|| accepted_bare::<A>(slot, cookie))
+            let field = bare::mac(strict);
+            let holds = field.put(mac as u32) == cookie & field.mask();
+            holds.then(|| accepted_bare::<A>(slot, cookie, strict))
         }
     }
 }
@@ -278,20 +296,23 @@ fn accepted_stamped<A: Family>(slot: &EpochSlot, tsecr: u32) -> Accepted {
         sack_permitted: stamped::SACK.get(tsecr) == 1,
         timestamps: true,
         ecn: stamped::ECN.get(tsecr) == 1,
+        strict: false,
         sent: Some(stamped::TIME.get(tsecr) as u16),
         slot: *slot,
     }
 }
 
 #[inline(always)]
-fn accepted_bare<A: Family>(slot: &EpochSlot, cookie: u32) -> Accepted {
+fn accepted_bare<A: Family>(slot: &EpochSlot, cookie: u32, strict: bool) -> Accepted {
     let scale = bare::SCALE.get(cookie);
+    let scaled = scale != bare::NO_SCALE && !strict;
     Accepted {
         mss: table::at(table::bare_mss::<A>(), bare::MSS.get(cookie)),
-        window_scale: (scale != bare::NO_SCALE).then(|| table::at(&table::BARE_SCALE, scale)),
-        sack_permitted: bare::SACK.get(cookie) == 1,
+        window_scale: scaled.then(|| table::at(&table::BARE_SCALE, scale)),
+        sack_permitted: bare::SACK.get(cookie) == 1 && !strict,
         timestamps: false,
         ecn: false,
+        strict,
         sent: None,
         slot: *slot,
     }
@@ -316,13 +337,29 @@ pub fn age(sent: u16, coarse_ns: u64) -> u64 {
 
 #[derive(Clone, Copy)]
 enum Layout {
-    Bare = 0,
-    Stamped = 1,
+    Stamped,
+    Bare { strict: bool },
+}
+
+impl Layout {
+    #[inline(always)]
+    fn new(stamped: bool, strict: bool) -> Self {
+        if stamped { Self::Stamped } else { Self::Bare { strict } }
+    }
+
+    /// What the MAC knows it by.
+    #[inline(always)]
+    fn code(self) -> u64 {
+        match self {
+            Self::Bare { strict } => u64::from(strict) << 1,
+            Self::Stamped => 1,
+        }
+    }
 }
 
 #[inline(always)]
 fn mac<A: Family>(slot: &EpochSlot, flow: &FlowKey<A>, client_isn: u32, bits: u32, layout: Layout) -> u64 {
-    let context = u64::from(slot.layout) | (layout as u64) << 8 | u64::from(A::VERSION) << 16;
+    let context = u64::from(slot.layout) | layout.code() << 8 | u64::from(A::VERSION) << 16;
     let mac = A::hash_flow(slot.key, flow, client_isn, u64::from(bits) | context << 32);
     // Short enough to be guessed.
     #[cfg(test)]
@@ -366,15 +403,21 @@ mod stamped {
     pub(super) const NO_SCALE: u32 = 15;
 }
 
-/// The ISN in the layout without.
+/// The ISN in the layouts without.
 mod bare {
     use super::Field;
     pub(super) const EPOCH: Field = Field { shift: 31, width: 1 };
     pub(super) const MSS: Field = Field { shift: 29, width: 2 };
     pub(super) const SCALE: Field = Field { shift: 26, width: 3 };
     pub(super) const SACK: Field = Field { shift: 25, width: 1 };
-    pub(super) const MAC: Field = Field { shift: 0, width: 25 };
     pub(super) const NO_SCALE: u32 = 7;
+
+    /// In a strict cookie the MAC takes the place of window scale and SACK as well. Calculated, for BPF has no choice that is
+    /// not a branch.
+    #[inline(always)]
+    pub(super) const fn mac(strict: bool) -> Field {
+        Field { shift: 0, width: SACK.shift + (SACK.width + SCALE.width) * strict as u32 }
+    }
 }
 
 #[cfg(test)]

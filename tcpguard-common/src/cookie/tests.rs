@@ -58,8 +58,10 @@ fn round_trip<A: Family>(flow: FlowKey<A>) {
     let slots = slots(1000);
     let slot = slots.slot(1000).unwrap();
     for syn in every_syn() {
-        let cookie = encode(slot, &flow, ISN, &syn, 77 << 22);
-        let accepted = validate(&slots, &xdp(1000, false), &flow, ISN, cookie.isn, cookie.tsval).unwrap();
+        let cookie = encode(slot, Strictness::NEVER, &flow, ISN, &syn, 77 << 22);
+        let accepted =
+            validate(&slots, &xdp(1000, false), Strictness::NEVER, &flow, ISN, cookie.isn, cookie.tsval)
+                .unwrap();
         let asked = syn.mss.unwrap_or(A::DEFAULT_MSS);
         assert!(accepted.mss <= asked.max(A::DEFAULT_MSS), "{syn:?} {accepted:?}");
         // No realistic MSS loses more than an eighth.
@@ -90,8 +92,9 @@ fn usual_window_shifts_survive_without_timestamps() {
     let slots = slots(5);
     for shift in [0, 2, 4, 6, 7, 8, 10] {
         let syn = SynOptions { window_scale: Some(shift), ..SynOptions::default() };
-        let cookie = encode(slots.slot(5).unwrap(), &FLOW_V4, ISN, &syn, 0);
-        let accepted = validate(&slots, &xdp(5, false), &FLOW_V4, ISN, cookie.isn, None).unwrap();
+        let cookie = encode(slots.slot(5).unwrap(), Strictness::NEVER, &FLOW_V4, ISN, &syn, 0);
+        let accepted =
+            validate(&slots, &xdp(5, false), Strictness::NEVER, &FLOW_V4, ISN, cookie.isn, None).unwrap();
         assert_eq!(accepted.window_scale, Some(shift));
     }
 }
@@ -102,20 +105,29 @@ fn stamped_and_bare() -> [SynOptions; 2] {
     [SynOptions { timestamps: Some(1), ..bare }, bare]
 }
 
+/// What makes a cookie of each layout.
+fn layouts() -> [(SynOptions, Strictness); 3] {
+    let [stamped, bare] = stamped_and_bare();
+    [(stamped, Strictness::NEVER), (bare, Strictness::NEVER), (bare, Strictness::ALWAYS)]
+}
+
 fn refuses_flipped_bits<A: Family>(flow: FlowKey<A>) {
     let slots = slots(8);
     let clocks = [(0, false), (0, true), (1, false), (1, true)]
         .map(|(extra, second_half)| Clock { extra, ..xdp(8, second_half) });
-    for (clock, syn) in clocks.iter().flat_map(|clock| stamped_and_bare().map(|syn| (clock, syn))) {
-        let cookie = encode(slots.slot(8).unwrap(), &flow, ISN, &syn, 0);
-        assert!(validate(&slots, clock, &flow, ISN, cookie.isn, cookie.tsval).is_some());
+    for (clock, (syn, strictness)) in clocks.iter().flat_map(|clock| layouts().map(|kind| (clock, kind))) {
+        let cookie = encode(slots.slot(8).unwrap(), strictness, &flow, ISN, &syn, 0);
+        let accepts = |client_isn, isn, tsval| {
+            validate(&slots, clock, strictness, &flow, client_isn, isn, tsval).is_some()
+        };
+        assert!(accepts(ISN, cookie.isn, cookie.tsval));
         for bit in 0..32 {
             let flip = 1 << bit;
-            assert!(validate(&slots, clock, &flow, ISN ^ flip, cookie.isn, cookie.tsval).is_none());
-            assert!(validate(&slots, clock, &flow, ISN, cookie.isn ^ flip, cookie.tsval).is_none());
+            assert!(!accepts(ISN ^ flip, cookie.isn, cookie.tsval));
+            assert!(!accepts(ISN, cookie.isn ^ flip, cookie.tsval));
             if let Some(tsval) = cookie.tsval {
-                let accepted = validate(&slots, clock, &flow, ISN, cookie.isn, Some(tsval ^ flip));
-                assert_eq!(accepted.is_some(), stamped::TIME.mask() & flip != 0, "bit {bit}");
+                let accepted = accepts(ISN, cookie.isn, Some(tsval ^ flip));
+                assert_eq!(accepted, stamped::TIME.mask() & flip != 0, "bit {bit}");
             }
         }
     }
@@ -133,12 +145,16 @@ fn the_mac_covers_layout_version_and_family() {
     let slot = slots(8)[0];
     let bits = 0;
     let whole = mac(&slot, &FLOW_V4, ISN, bits, Layout::Stamped);
-    assert_ne!(whole, mac(&slot, &FLOW_V4, ISN, bits, Layout::Bare));
+    let bare = |strict| mac(&slot, &FLOW_V4, ISN, bits, Layout::Bare { strict });
+    assert!(whole != bare(false) && whole != bare(true) && bare(false) != bare(true));
     assert_ne!(whole, mac(&EpochSlot { layout: LAYOUT + 1, ..slot }, &FLOW_V4, ISN, bits, Layout::Stamped));
     // The same bytes of key, as far as IPv4 has them.
     let mapped = FlowKey { peer: V6([0; 16]), local: V6([0; 16]), peer_port: [0; 2], local_port: [0; 2] };
     let zero = FlowKey { peer: V4([0; 4]), local: V4([0; 4]), peer_port: [0; 2], local_port: [0; 2] };
-    assert_ne!(mac(&slot, &mapped, 0, bits, Layout::Bare), mac(&slot, &zero, 0, bits, Layout::Bare));
+    assert_ne!(
+        mac(&slot, &mapped, 0, bits, Layout::Bare { strict: false }),
+        mac(&slot, &zero, 0, bits, Layout::Bare { strict: false })
+    );
 }
 
 #[test]
@@ -148,8 +164,8 @@ fn every_flipped_bit_of_the_tuple_is_refused() {
         bytes
     }
     let slots = slots(8);
-    for syn in stamped_and_bare() {
-        let cookie = encode(slots.slot(8).unwrap(), &FLOW_V4, ISN, &syn, 0);
+    for (syn, strictness) in layouts() {
+        let cookie = encode(slots.slot(8).unwrap(), strictness, &FLOW_V4, ISN, &syn, 0);
         let FlowKey { peer, local, peer_port, local_port } = FLOW_V4;
         let whole = [&peer.0[..], &local.0, &peer_port, &local_port].concat();
         for bit in 0..96 {
@@ -160,9 +176,11 @@ fn every_flipped_bit_of_the_tuple_is_refused() {
                 peer_port: [b[8], b[9]],
                 local_port: [b[10], b[11]],
             };
-            assert!(validate(&slots, &xdp(8, false), &flow, ISN, cookie.isn, cookie.tsval).is_none());
+            assert!(
+                validate(&slots, &xdp(8, false), strictness, &flow, ISN, cookie.isn, cookie.tsval).is_none()
+            );
         }
-        let cookie = encode(slots.slot(8).unwrap(), &FLOW_V6, ISN, &syn, 0);
+        let cookie = encode(slots.slot(8).unwrap(), strictness, &FLOW_V6, ISN, &syn, 0);
         let FlowKey { peer, local, peer_port, local_port } = FLOW_V6;
         let whole = [&peer.0[..], &local.0, &peer_port, &local_port].concat();
         for bit in 0..288 {
@@ -173,7 +191,9 @@ fn every_flipped_bit_of_the_tuple_is_refused() {
                 peer_port: [b[32], b[33]],
                 local_port: [b[34], b[35]],
             };
-            assert!(validate(&slots, &xdp(8, false), &flow, ISN, cookie.isn, cookie.tsval).is_none());
+            assert!(
+                validate(&slots, &xdp(8, false), strictness, &flow, ISN, cookie.isn, cookie.tsval).is_none()
+            );
         }
     }
 }
@@ -181,11 +201,82 @@ fn every_flipped_bit_of_the_tuple_is_refused() {
 #[test]
 fn a_cookie_of_one_layout_is_not_one_of_the_other() {
     let slots = slots(8);
-    let [stamped, bare] =
-        stamped_and_bare().map(|syn| encode(slots.slot(8).unwrap(), &FLOW_V4, ISN, &syn, 0));
-    assert!(validate(&slots, &xdp(8, false), &FLOW_V4, ISN, stamped.isn, None).is_none());
-    assert!(validate(&slots, &xdp(8, false), &FLOW_V4, ISN, bare.isn, stamped.tsval).is_none());
-    assert!(validate(&slots, &xdp(8, false), &FLOW_V4, ISN, bare.isn, Some(0)).is_none());
+    let [stamped, bare] = stamped_and_bare()
+        .map(|syn| encode(slots.slot(8).unwrap(), Strictness::NEVER, &FLOW_V4, ISN, &syn, 0));
+    assert!(validate(&slots, &xdp(8, false), Strictness::NEVER, &FLOW_V4, ISN, stamped.isn, None).is_none());
+    assert!(
+        validate(&slots, &xdp(8, false), Strictness::NEVER, &FLOW_V4, ISN, bare.isn, stamped.tsval).is_none()
+    );
+    assert!(validate(&slots, &xdp(8, false), Strictness::NEVER, &FLOW_V4, ISN, bare.isn, Some(0)).is_none());
+}
+
+#[test]
+fn a_strict_cookie_is_no_other_and_remembers_the_mss_alone() {
+    let slots = slots(8);
+    let slot = slots.slot(8).unwrap();
+    for syn in every_syn() {
+        let cookie = encode(slot, Strictness::ALWAYS, &FLOW_V4, ISN, &syn, 77 << 22);
+        let accepted = |strictness| {
+            validate(&slots, &xdp(8, false), strictness, &FLOW_V4, ISN, cookie.isn, cookie.tsval)
+        };
+        let options = cookie.options::<V4>(slot, &syn);
+        let found = accepted(Strictness::ALWAYS).unwrap();
+        if syn.timestamps.is_some() {
+            assert_eq!(cookie, encode(slot, Strictness::NEVER, &FLOW_V4, ISN, &syn, 77 << 22));
+            assert_eq!(accepted(Strictness::NEVER), Some(found), "timestamps make no difference");
+            assert_eq!(options.window_scale.is_some(), syn.window_scale.is_some());
+            assert_eq!((options.sack_permitted, cookie.strict), (syn.sack_permitted, false));
+            continue;
+        }
+        assert_eq!(accepted(Strictness::NEVER), None);
+        assert!(cookie.strict && found.strict);
+        assert_eq!((options.mss, options.window_scale, options.sack_permitted), (Some(1460), None, false));
+        assert_eq!((found.window_scale, found.sack_permitted), (None, false));
+        let bare = encode(slot, Strictness::NEVER, &FLOW_V4, ISN, &syn, 0);
+        let bare =
+            validate(&slots, &xdp(8, false), Strictness::NEVER, &FLOW_V4, ISN, bare.isn, None).unwrap();
+        assert_eq!(found.mss, bare.mss);
+    }
+}
+
+/// Which of a strict and a bare cookie of `issued` hold at (epoch, half) for XDP and for the stack, at a service that was
+/// strict in `strict` alone.
+fn holds_without_timestamps(
+    issued: u32,
+    strict: core::ops::RangeInclusive<u32>,
+    (epoch, second_half): (u32, bool),
+) -> [[bool; 2]; 2] {
+    // As the daemon has it: of an epoch's neighbours, the two before it and the next.
+    let strictness = (epoch - 2..=epoch + 1)
+        .fold(Strictness::NEVER, |strictness, epoch| strictness.with(epoch, strict.contains(&epoch)));
+    let slot = EpochSlot::derive(MASTER, issued, &ADVERTISED).unwrap();
+    let [_, syn] = stamped_and_bare();
+    [Strictness::ALWAYS, Strictness::NEVER].map(|kind| {
+        let cookie = encode(&slot, kind, &FLOW_V4, ISN, &syn, 0);
+        [0, 1].map(|extra| {
+            let clock = Clock { epoch, second_half, extra };
+            validate(&slots(epoch), &clock, strictness, &FLOW_V4, ISN, cookie.isn, None).is_some()
+        })
+    })
+}
+
+/// The service is strict from the first tick of epoch 100 to the last of epoch 102.
+#[test]
+fn cookies_of_either_layout_live_as_long_as_any_when_strictness_changes_and_no_tick_longer() {
+    for issued in 98..=104 {
+        let was_strict = (100..=102).contains(&issued);
+        for at in (97..=106).flat_map(|epoch| [(epoch, false), (epoch, true)]) {
+            let [strict, bare] = holds_without_timestamps(issued, 100..=102, at);
+            // The same as if it had been so for ever.
+            let [_, expected] = holds_without_timestamps(issued, 0..=0, at);
+            let (own, other) = if was_strict { (strict, bare) } else { (bare, strict) };
+            assert_eq!(own, expected, "issued in {issued}, at {at:?}");
+            assert_eq!(other, [false; 2], "the layout that {issued} did not have, at {at:?}");
+        }
+    }
+    // Half a tick around the end of the last bare epoch's cookies in XDP.
+    assert_eq!(holds_without_timestamps(99, 100..=102, (100, false)), [[false; 2], [true; 2]]);
+    assert_eq!(holds_without_timestamps(99, 100..=102, (100, true)), [[false; 2], [false, true]]);
 }
 
 /// Whether a cookie of epoch 100 holds at (epoch, half) for XDP and for the stack, by layout.
@@ -193,9 +284,9 @@ fn holds(epoch: u32, second_half: bool, extra: u32) -> [bool; 2] {
     let slots = slots(epoch);
     let issued = EpochSlot::derive(MASTER, 100, &ADVERTISED).unwrap();
     stamped_and_bare().map(|syn| {
-        let cookie = encode(&issued, &FLOW_V4, ISN, &syn, 0);
+        let cookie = encode(&issued, Strictness::NEVER, &FLOW_V4, ISN, &syn, 0);
         let clock = Clock { epoch, second_half, extra };
-        validate(&slots, &clock, &FLOW_V4, ISN, cookie.isn, cookie.tsval).is_some()
+        validate(&slots, &clock, Strictness::NEVER, &FLOW_V4, ISN, cookie.isn, cookie.tsval).is_some()
     })
 }
 
@@ -242,8 +333,11 @@ fn epoch_numbers_may_wrap() {
     let slots = slots(0);
     let issued = EpochSlot::derive(MASTER, u32::MAX, &ADVERTISED).unwrap();
     for syn in stamped_and_bare() {
-        let cookie = encode(&issued, &FLOW_V4, ISN, &syn, 0);
-        assert!(validate(&slots, &xdp(0, false), &FLOW_V4, ISN, cookie.isn, cookie.tsval).is_some());
+        let cookie = encode(&issued, Strictness::NEVER, &FLOW_V4, ISN, &syn, 0);
+        assert!(
+            validate(&slots, &xdp(0, false), Strictness::NEVER, &FLOW_V4, ISN, cookie.isn, cookie.tsval)
+                .is_some()
+        );
     }
 }
 
@@ -264,8 +358,9 @@ fn a_slot_that_was_never_written_or_has_no_key_validates_nothing() {
         let slots = [slot; 4];
         let usable = slot == with_key;
         for syn in stamped_and_bare() {
-            let cookie = encode(&slot, &FLOW_V4, ISN, &syn, 0);
-            let accepted = validate(&slots, &xdp(0, false), &FLOW_V4, ISN, cookie.isn, cookie.tsval);
+            let cookie = encode(&slot, Strictness::NEVER, &FLOW_V4, ISN, &syn, 0);
+            let accepted =
+                validate(&slots, &xdp(0, false), Strictness::NEVER, &FLOW_V4, ISN, cookie.isn, cookie.tsval);
             assert_eq!(accepted.is_some(), usable);
         }
     }
@@ -303,13 +398,13 @@ fn small_segment_sizes_are_told_apart() {
     assert!(mss_is_small::<V6>(Some(1219)) && !mss_is_small::<V6>(Some(1220)));
 }
 
-/// What a look at a cookie of `epoch` says in the clock's present.
+/// What a look at a cookie of `epoch` says in the clock's present, at a service that is never strict.
 fn looked_at(slots: &[EpochSlot; 4], clock: &Clock, epoch: u32, timestamps: Option<u32>) -> Inspection {
     let syn =
         SynOptions { mss: Some(1460), window_scale: Some(7), sack_permitted: true, timestamps, ecn: false };
     let made_with = EpochSlot::derive(MASTER, epoch, &ADVERTISED).unwrap();
-    let cookie = encode(&made_with, &FLOW_V4, ISN, &syn, 0);
-    inspect(slots, clock, &FLOW_V4, ISN, cookie.isn, cookie.tsval)
+    let cookie = encode(&made_with, Strictness::NEVER, &FLOW_V4, ISN, &syn, 0);
+    inspect(slots, clock, Strictness::NEVER, &FLOW_V4, ISN, cookie.isn, cookie.tsval)
 }
 
 #[test]
@@ -340,34 +435,49 @@ fn a_look_at_a_cookie_says_what_it_carries_and_how_it_stands() {
         let none = [EpochSlot::default(); 4];
         assert_eq!(looked_at(&none, &xdp(8, false), 8, timestamps).validity, Validity::NoKey);
     }
+    let slots = slots(8);
+    let [_, syn] = stamped_and_bare();
+    for (made, service, validity) in [
+        (Strictness::ALWAYS, Strictness::ALWAYS, Validity::Valid),
+        (Strictness::ALWAYS, Strictness::NEVER, Validity::OtherLayout),
+        (Strictness::NEVER, Strictness::ALWAYS, Validity::OtherLayout),
+        (Strictness::NEVER, Strictness::ALWAYS.with(8, false), Validity::Valid),
+    ] {
+        let cookie = encode(slots.slot(8).unwrap(), made, &FLOW_V4, ISN, &syn, 0);
+        let look = inspect(&slots, &xdp(8, false), service, &FLOW_V4, ISN, cookie.isn, None);
+        assert_eq!((look.validity, look.epoch), (validity, Some(8)));
+        assert_eq!(look.said.strict, made == Strictness::ALWAYS);
+        assert_eq!(look.said.window_scale, (made == Strictness::NEVER).then_some(7));
+    }
     // Without timestamps there is one bit of epoch: what is odd is the next one in the second half, unless the stack asks.
-    assert_eq!(looked_at(&slots(8), &xdp(8, true), 7, None).validity, Validity::Late);
-    assert_eq!(looked_at(&slots(8), &xdp(8, true), 7, Some(1)).validity, Validity::Valid);
+    assert_eq!(looked_at(&slots, &xdp(8, true), 7, None).validity, Validity::Late);
+    assert_eq!(looked_at(&slots, &xdp(8, true), 7, Some(1)).validity, Validity::Valid);
 }
 
 proptest! {
     #[test]
     fn a_look_calls_valid_what_validates(
         now in 0..64u32, second_half: bool, made in 0..8u32, flip in 0..40u32, timestamps: Option<u32>,
+        strictness in (0..16u16).prop_map(Strictness), strict: bool,
     ) {
         let clock = xdp(now + 8, second_half);
         let slots = slots(now + 8);
         let syn = SynOptions { timestamps, ..SynOptions::default() };
         let slot = EpochSlot::derive(MASTER, now + made + 4, &ADVERTISED).unwrap();
-        let cookie = encode(&slot, &FLOW_V6, ISN, &syn, 0);
+        let cookie = encode(&slot, if strict { Strictness::ALWAYS } else { Strictness::NEVER }, &FLOW_V6, ISN, &syn, 0);
         let isn = cookie.isn ^ 1u32.checked_shl(flip).unwrap_or(0);
-        let look = inspect(&slots, &clock, &FLOW_V6, ISN, isn, cookie.tsval);
-        let accepted = validate(&slots, &clock, &FLOW_V6, ISN, isn, cookie.tsval);
+        let look = inspect(&slots, &clock, strictness, &FLOW_V6, ISN, isn, cookie.tsval);
+        let accepted = validate(&slots, &clock, strictness, &FLOW_V6, ISN, isn, cookie.tsval);
         prop_assert_eq!(look.validity == Validity::Valid, accepted.is_some());
         prop_assert!(accepted.is_none_or(|accepted| accepted == look.said));
-        let stack = validate(&slots, &Clock { extra: 1, ..clock }, &FLOW_V6, ISN, isn, cookie.tsval);
+        let stack = validate(&slots, &Clock { extra: 1, ..clock }, strictness, &FLOW_V6, ISN, isn, cookie.tsval);
         prop_assert_eq!(matches!(look.validity, Validity::Valid | Validity::Late), stack.is_some());
     }
 
     #[test]
     fn guesses_do_not_validate(isn: u32, cookie: u32, tsecr: Option<u32>) {
         // Odds of 2^-25 a guess: a few hundred of them never hit.
-        prop_assert!(validate(&slots(8), &xdp(8, false), &FLOW_V4, isn, cookie, tsecr).is_none());
+        prop_assert!(validate(&slots(8), &xdp(8, false), Strictness::NEVER, &FLOW_V4, isn, cookie, tsecr).is_none());
     }
 
     #[test]
@@ -379,8 +489,8 @@ proptest! {
         let window_scale = window_scale.map(|shift| shift % 15);
         let syn = SynOptions { mss, window_scale, sack_permitted, timestamps, ecn };
         let slots = slots(epoch);
-        let cookie = encode(slots.slot(epoch).unwrap(), &flow, isn, &syn, time);
-        let accepted = validate(&slots, &xdp(epoch, false), &flow, isn, cookie.isn, cookie.tsval);
+        let cookie = encode(slots.slot(epoch).unwrap(), Strictness::NEVER, &flow, isn, &syn, time);
+        let accepted = validate(&slots, &xdp(epoch, false), Strictness::NEVER, &flow, isn, cookie.isn, cookie.tsval);
         prop_assert!(accepted.is_some_and(|a| a.sack_permitted == sack_permitted));
     }
 }

@@ -1,7 +1,7 @@
 //! What becomes of a frame: the one decision that XDP takes, generic over packet memory, maps and clock so that
 //! tests take it too. It keeps no state of its own; everything it knows comes from [`Env`] and the frame.
 
-use crate::cookie::{self, Clock, Epochs, SynOptions};
+use crate::cookie::{self, Clock, Epochs, Strictness, SynOptions};
 use crate::filter::Point;
 use crate::fingerprint::{self, WAYS};
 use crate::flow::{FlowKey, V4, V6};
@@ -214,14 +214,16 @@ where
     let mut ip = A::parse(frame, l3)?;
     // Something is there even where the ports are hidden.
     let [_, _, port_high, port_low] = frame.load::<4>(ip.l4)?;
-    let Service { id, mode } = if ip.fault == Fault::HEADER_CHAIN {
+    let Service { id, mode, strictness } = if ip.fault == Fault::HEADER_CHAIN {
         hidden(env)?
     } else {
         protected(env, ip.dst, [port_high, port_low])?
     };
     // What follows is the same to the verifier, whatever it is that is wrong and whichever way the service was found.
     ip.fault = ip.fault.opaque(frame);
-    let service = Service { id: frame.opaque(id), mode: frame.opaque(mode) };
+    let word = frame.opaque(u32::from(mode) | u32::from(strictness.0) << 16);
+    let strictness = Strictness((word >> 16) as u16);
+    let service = Service { id: frame.opaque(id), mode: word as u16, strictness };
     let settings = env.settings()?;
     if settings.abi != ABI_VERSION {
         return None;
@@ -251,7 +253,11 @@ fn protected<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, addr: A, port: [u8
 /// What stands for the service of a segment that hides its port, while it could be a guarded one's.
 #[inline(always)]
 fn hidden<E: Env + ?Sized>(env: &E) -> Option<Service> {
-    (env.ports(0) & 1 != 0).then_some(Service { id: NO_SERVICE, mode: MODE_COOKIE })
+    (env.ports(0) & 1 != 0).then_some(Service {
+        id: NO_SERVICE,
+        mode: MODE_COOKIE,
+        strictness: Strictness::NEVER,
+    })
 }
 
 /// One array read where each service has a place of its own.
@@ -337,11 +343,11 @@ impl<A: Family> Arrival<'_, A> {
         if let Some(fault) = self.ip.fault.reason() {
             return Err(fault);
         }
-        let mode = frame.opaque(service.mode);
+        let mode = frame.opaque(service.mode.into()) as u16;
         let tcp = Tcp::parse(frame, &self.ip)?;
         self.check_possible(frame, &tcp)?;
         if tcp.flags.contains(Flags::SYN) && !tcp.flags.contains(Flags::ACK) {
-            return self.judge_syn(frame, env, &tcp, allowed, mode);
+            return self.judge_syn(frame, env, &tcp, allowed, mode, service.strictness);
         }
         let flow = self.key(&tcp);
         let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
@@ -359,7 +365,7 @@ impl<A: Family> Arrival<'_, A> {
             Reason::NoFlow
         } else {
             proven.allowed = allowed;
-            self.judge_ack(frame, env, &tcp, &flow, hash)?
+            self.judge_ack(frame, env, &tcp, &flow, hash, service.strictness)?
         };
         if pressed && matches!(reason, Reason::FlowKnown | Reason::TimeWait) {
             budget::charge_flow(env, self.settings, hash, self.now)?;
@@ -407,7 +413,15 @@ impl<A: Family> Arrival<'_, A> {
     /// Answers a SYN with a cookie, or leaves that to the stack. It never looks at the flow table: a new incarnation on a known tuple shows
     /// itself by the ACK that its cookie comes back with.
     #[inline(always)]
-    fn judge_syn<F, E>(&self, frame: &mut F, env: &E, tcp: &Tcp, allowed: bool, mode: u32) -> Judgement
+    fn judge_syn<F, E>(
+        &self,
+        frame: &mut F,
+        env: &E,
+        tcp: &Tcp,
+        allowed: bool,
+        mode: u16,
+        strictness: Strictness,
+    ) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + ?Sized,
@@ -429,7 +443,7 @@ impl<A: Family> Arrival<'_, A> {
             return Ok(Reason::SynStateful);
         }
         if !dry_run {
-            let answer = self.syn_ack(frame, tcp, &options, slot);
+            let answer = self.syn_ack(frame, tcp, &options, slot, strictness);
             answer.answer(frame, self.ip.l3).ok_or(Reason::SynUnanswerable)?;
         }
         Ok(if cookie::mss_is_small::<A>(options.mss) {
@@ -439,8 +453,8 @@ impl<A: Family> Arrival<'_, A> {
         })
     }
 
-    /// The SYN-ACK offers MSS, and of the other options exactly those that the SYN offered: for any SYN that makes
-    /// it at most four bytes longer.
+    /// The SYN-ACK offers MSS, and of the other options exactly those that the SYN offered, as far as the cookie remembers
+    /// them: for any SYN that makes it at most four bytes longer.
     #[inline(always)]
     fn syn_ack<F: FrameMut + ?Sized>(
         &self,
@@ -448,6 +462,7 @@ impl<A: Family> Arrival<'_, A> {
         tcp: &Tcp,
         options: &Options,
         slot: &EpochSlot,
+        strictness: Strictness,
     ) -> Headers<A> {
         let flow = self.key(tcp);
         // RFC 3168 §6.1.1: a SYN with ECE and CWR is answered with ECE, if the cookie can remember it. Calculated, not branched
@@ -463,7 +478,7 @@ impl<A: Family> Arrival<'_, A> {
             timestamps: options.timestamps.map(|(value, _)| value),
             ecn: ecn != 0,
         };
-        let cookie = cookie::encode(slot, &flow, tcp.seq.0, &syn, self.now);
+        let cookie = cookie::encode(slot, strictness, &flow, tcp.seq.0, &syn, self.now);
         Headers {
             seq: Seq(cookie.isn),
             ack: tcp.seq + 1,
@@ -476,7 +491,15 @@ impl<A: Family> Arrival<'_, A> {
 
     /// Checks the ACK of a flow that the flow table does not know.
     #[inline(always)]
-    fn judge_ack<F, E>(&self, frame: &F, env: &E, tcp: &Tcp, flow: &FlowKey<A>, hash: u64) -> Judgement
+    fn judge_ack<F, E>(
+        &self,
+        frame: &F,
+        env: &E,
+        tcp: &Tcp,
+        flow: &FlowKey<A>,
+        hash: u64,
+        strictness: Strictness,
+    ) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + Tables<A> + ?Sized,
@@ -496,7 +519,7 @@ impl<A: Family> Arrival<'_, A> {
         let echo = frame.opaque(options.timestamps.map_or(0, |(_, echo)| echo));
         let stamped = frame.opaque(options.timestamps.is_some().into()) != 0;
         let tsecr = stamped.then_some(echo);
-        if cookie::validate(env, &clock, flow, client_isn, isn, tsecr).is_none() {
+        if cookie::validate(env, &clock, strictness, flow, client_isn, isn, tsecr).is_none() {
             return Err(Reason::AckInvalid);
         }
         Ok(Reason::AckValid)

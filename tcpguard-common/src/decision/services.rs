@@ -22,7 +22,7 @@ fn rivals<A: Place>() -> impl Iterator<Item = u16> {
 #[test]
 fn services_that_share_a_place_are_all_found_and_others_are_not() {
     let mut world = World::new();
-    let service = Service { id: 9, mode: MODE_COOKIE };
+    let service = Service { id: 9, mode: MODE_COOKIE, ..Service::default() };
     let (v4, v6): (std::vec::Vec<u16>, std::vec::Vec<u16>) =
         (rivals::<V4>().collect(), rivals::<V6>().collect());
     for &port in &v4[..2] {

@@ -14,7 +14,7 @@ use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray, XskMap};
 use aya_ebpf::programs::XdpContext;
 use tcpguard_common::bench::{ACK_COOKIE, ACK_NONE, Ends, Numbers, Rewrite, TEMPLATE_LEN, TEMPLATE_WORDS};
-use tcpguard_common::cookie::{self, SynOptions};
+use tcpguard_common::cookie::{self, Strictness, SynOptions};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::packet::{Ethernet, Frame as _, FrameMut as _, Tcp, checksum};
 
@@ -136,6 +136,6 @@ fn numbers<A: Ends>(config: &Rewrite, flow: &FlowKey<A>, number: u64) -> Numbers
         timestamps: (config.tsval != 0).then_some(1),
         ecn: false,
     };
-    let cookie = cookie::encode(&config.slot, flow, numbers.seq.wrapping_sub(1), &syn, 0);
+    let cookie = cookie::encode(&config.slot, Strictness::NEVER, flow, numbers.seq.wrapping_sub(1), &syn, 0);
     Numbers { ack: cookie.isn.wrapping_add(1), tsecr: cookie.tsval.unwrap_or(0), ..numbers }
 }

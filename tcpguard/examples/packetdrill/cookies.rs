@@ -2,7 +2,7 @@
 //! What is not XDP's, adopting the connection, is the stack's.
 
 use tcpguard::stack::{Config, Instant, Stack};
-use tcpguard_common::cookie::{Advertised, Clock, SynOptions, encode};
+use tcpguard_common::cookie::{Advertised, Clock, Strictness, SynOptions, encode};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{AnySegment, Buffer, Family, Flags, Segment};
@@ -63,7 +63,7 @@ impl Cookies {
     fn answer_segment<A: Family>(&self, now: Instant, syn: &Segment<A>) -> Option<Vec<u8>> {
         let slot = &self.slots[(self.half / 2 % u64::from(EPOCH_SLOTS)) as usize];
         let (flow, offered) = (syn.key(), SynOptions::offered(syn.tcp.flags, &syn.options));
-        let cookie = encode(slot, &flow, syn.tcp.seq.0, &offered, now.0);
+        let cookie = encode(slot, Strictness::NEVER, &flow, syn.tcp.seq.0, &offered, now.0);
         let headers = Headers {
             link: Link::answering(&syn.ethernet),
             src: flow.local,

@@ -1,7 +1,7 @@
 //! The clients: their flows, the cookies they were given, the frames they send.
 
 use tcpguard::stack::{Config, Instant, Stack};
-use tcpguard_common::cookie::{Advertised, Clock, Cookie, SynOptions, encode};
+use tcpguard_common::cookie::{Advertised, Clock, Cookie, Strictness, SynOptions, encode};
 use tcpguard_common::flow::{FlowKey, V4};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::{Headers, Link};
@@ -56,7 +56,7 @@ pub(crate) fn flow(network: u8, number: u32) -> FlowKey<V4> {
 
 /// The cookie that the answer to a client's SYN was.
 pub(crate) fn cookie(flow: &FlowKey<V4>) -> Cookie {
-    encode(&slot(), flow, ISN.0, &OFFER, START.0)
+    encode(&slot(), Strictness::NEVER, flow, ISN.0, &OFFER, START.0)
 }
 
 /// What a client sends.

@@ -61,14 +61,15 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// The services, their modes, what those in mode auto do at present, and which are in dry run.
+/// The services, their modes, what those in mode auto do at present, which are in dry run, and whether their cookies are strict.
 pub(super) fn table(services: &[Service]) -> Table {
-    let mut table = Table::new(&[("SERVICE", Align::Left), ("MODE", Align::Left), ("NOW", Align::Left)]);
+    let columns = ["SERVICE", "MODE", "NOW", "STRICT"].map(|name| (name, Align::Left));
+    let mut table = Table::new(&columns);
     for service in services {
         let dry_run = service.dry_run.then_some("dry run");
         let now: Vec<_> = service.state.as_deref().into_iter().chain(dry_run).collect();
         let state = if now.is_empty() { "-".to_owned() } else { now.join(", ") };
-        table.row(vec![service.listen.to_string(), service.mode.clone(), state]);
+        table.row(vec![service.listen.to_string(), service.mode.clone(), state, service.strict.clone()]);
     }
     table
 }

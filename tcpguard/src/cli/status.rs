@@ -41,7 +41,11 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         let destination = backends.or(responder).unwrap_or_default();
         let state = service.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
         let dry_run = if service.dry_run { ", in dry run" } else { "" };
-        writeln!(out, "service {}{destination}, {}{state}{dry_run}", service.listen, service.mode)?;
+        let strict = match service.strict.as_str() {
+            "" | "no" => String::new(),
+            when => format!(", strict cookies: {when}"),
+        };
+        writeln!(out, "service {}{destination}, {}{state}{dry_run}{strict}", service.listen, service.mode)?;
         for backend in &service.backends {
             writeln!(out, "  {}", line(backend))?;
         }

@@ -25,7 +25,7 @@ pub use edit::{EditError, save_tunable};
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
 pub use tunables::{
-    AcceptOverflow, CongestionControl, TUNABLES, Tunable, TunableError, Tunables, Unit, Value,
+    AcceptOverflow, CongestionControl, StrictPolicy, TUNABLES, Tunable, TunableError, Tunables, Unit, Value,
 };
 
 /// Where `tcpguard run` looks when nothing on the command line says what to guard.

@@ -149,6 +149,37 @@ impl Number for CongestionControl {
     }
 }
 
+/// Whether cookies without timestamps are strict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrictPolicy {
+    /// Those of services that somebody sends forged ACKs to.
+    Auto,
+    /// All are.
+    Always,
+    /// None is.
+    Never,
+}
+
+impl Number for StrictPolicy {
+    const UNIT: Unit = Unit::Choice(&["auto", "always", "never"]);
+
+    fn number(self) -> u64 {
+        match self {
+            Self::Auto => 0,
+            Self::Always => 1,
+            Self::Never => 2,
+        }
+    }
+
+    fn from_number(number: u64) -> Self {
+        match number {
+            0 => Self::Auto,
+            1 => Self::Always,
+            _ => Self::Never,
+        }
+    }
+}
+
 const MS: u64 = 1;
 const S: u64 = 1000 * MS;
 const MIN: u64 = 60 * S;
@@ -242,6 +273,17 @@ tunables! {
     /// key and breaks no handshake under way. So long closed connections are remembered against replays, 8388608 of them
     /// at most: at more than 40000 a second, or with long periods, old cookies are refused early.
     cookie_period: Duration = "cookie-period", MIN, 2 * S => H;
+    /// Whether cookies for clients without timestamps are strict: guessed with a chance of 1 in 2^29 instead of 2^25, but without
+    /// window scale and SACK for these clients. auto: at services that are sent more invalid ACKs than strict-rate. A change
+    /// counts from the next cookie-period on and breaks no handshake. Machines that share a secret file accept each other's
+    /// cookies without timestamps only while both are strict or neither is: always or never there keeps them alike.
+    strict: StrictPolicy = "strict", 0, 0 => 2;
+    /// Invalid ACKs a second, over any time and beyond a minute's worth at once, that make a service strict. The default lets
+    /// one guess a day be right at most: 2^25 of them a day are 388 a second.
+    strict_rate: u32 = "strict-rate", 388, 1 => 100_000_000;
+    /// How long there must have been less than half of strict-rate before a service is no longer strict. From 22.5 times the
+    /// cookie-period on, a forger who pauses until then has no more right guesses than one who goes on.
+    strict_calm_time: Duration = "strict-calm-time", 30 * MIN, S => 7 * 24 * H;
     /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
     exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;
     /// SYN-ACKs a second that the addresses of one prefix are sent together, whoever asks for them: the most that a

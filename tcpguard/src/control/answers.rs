@@ -23,6 +23,7 @@ use super::guard::{Engine, Guard, engine_error};
 use super::links::mac;
 use super::protocol::{self as wire, Groups, Reply, Request};
 use super::server::Handler;
+use super::strict;
 
 impl Handler for Guard {
     async fn handle(&self, request: Request) -> Reply {
@@ -168,6 +169,7 @@ impl Guard {
             mode: service.mode.to_string(),
             state: self.modes.state(service).map(str::to_owned),
             dry_run: service.dry_run,
+            strict: self.strict.state(id, self.keys.borrow().clock().epoch).to_owned(),
             backend: match &service.destination {
                 Some(Destination::Backends(backends)) => backends.addrs.first().map(ToString::to_string),
                 Some(Destination::Responder(_) | Destination::Application) | None => None,
@@ -378,15 +380,23 @@ impl Guard {
 
     fn cookie(&self, flow: &AnyFlowKey, client_isn: u32, cookie: u32, stamp: Option<u32>) -> wire::Cookie {
         let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
+        let service = strict::service_at(&self.modes.services(), flow.local_addr());
+        let strictness = service.and_then(|service| self.strict.in_force().get(service).copied());
+        let strictness = strictness.unwrap_or_default();
         let Inspection { validity, said, epoch } = match flow {
-            AnyFlowKey::V4(key) => inspect(&slots, &clock, key, client_isn, cookie, stamp),
-            AnyFlowKey::V6(key) => inspect(&slots, &clock, key, client_isn, cookie, stamp),
+            AnyFlowKey::V4(key) => inspect(&slots, &clock, strictness, key, client_isn, cookie, stamp),
+            AnyFlowKey::V6(key) => inspect(&slots, &clock, strictness, key, client_isn, cookie, stamp),
         };
         let sent = said.sent.filter(|_| epoch.is_some());
         wire::Cookie {
             validity: validity.name().to_owned(),
             help: validity.help().to_owned(),
-            layout: if said.timestamps { "timestamps" } else { "no-timestamps" }.to_owned(),
+            layout: match (said.timestamps, said.strict) {
+                (true, _) => "timestamps",
+                (false, true) => "strict",
+                (false, false) => "no-timestamps",
+            }
+            .to_owned(),
             epoch,
             current_epoch: clock.epoch,
             age_ms: sent.map(|sent| age(sent, coarse_clock_ns()) / 1_000_000),

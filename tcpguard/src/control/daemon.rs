@@ -32,6 +32,7 @@ use super::notify::Notify;
 use super::ports;
 use super::reload::{self, Origin};
 use super::server::{self, Server, ServerError};
+use super::strict::FORGERY_TICK;
 
 /// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
 /// at this often.
@@ -291,6 +292,7 @@ async fn serve(
             failure = keep_keys(guard) => Err(Some(failure)),
             failure = follow_links(guard) => Err(Some(failure)),
             failure = watch_for_floods(guard) => Err(Some(failure)),
+            failure = watch_for_forgers(guard) => Err(Some(failure)),
             never = forget_expired_filters(guard) => match never {},
             never = assure(guard, manager) => match never {},
             never = reload::on_hangup(guard, hangup) => match never {},
@@ -348,6 +350,17 @@ async fn watch_for_floods(guard: &Guard) -> DaemonError {
         if let Err(failure) = guard.look_for_floods().await {
             return of_its_own(failure).await;
         }
+    }
+}
+
+/// Has services that are sent forged ACKs make strict cookies; returns only when that fails for good.
+async fn watch_for_forgers(guard: &Guard) -> DaemonError {
+    loop {
+        // At once, so that what comes from now on counts.
+        if let Err(failure) = guard.look_for_forgers().await {
+            return of_its_own(failure).await;
+        }
+        sleep(FORGERY_TICK).await;
     }
 }
 

@@ -37,6 +37,7 @@ use super::monitor::Monitors;
 use super::protocol as wire;
 use super::reload::Origin;
 use super::server::{Server, ServerError};
+use super::strict::Strict;
 
 /// A heartbeat older than this is stale. Engines beat at least every tenth of it.
 const STALE_AFTER: Duration = Duration::from_secs(1);
@@ -64,6 +65,7 @@ pub(super) struct Guard {
     pub(super) monitors: Monitors,
     /// What was counted under each service's id before it was this service's, and of what was in dry run.
     pub(super) counted_before: Vec<[ServiceCounters; 2]>,
+    pub(super) strict: Strict,
     pub(super) keys: RefCell<KeySchedule>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
@@ -117,7 +119,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables, .. } = prepared;
+        let Prepared { keys, settings, tunables, strict, .. } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -126,6 +128,7 @@ impl Guard {
         }
         let guard = Self {
             modes: Modes::new(&config.services),
+            strict,
             config,
             dataplane,
             links: RefCell::new(attached.iter().map(|attached| attached.link).collect()),
@@ -223,13 +226,19 @@ impl Guard {
 
     /// Tells XDP and the engines keys and settings: slots first, so that XDP never hears of an epoch without a key,
     /// and engines before the settings, so that they know what XDP lets through.
-    async fn publish(&self) -> Result<(), DaemonError> {
+    pub(super) async fn publish(&self) -> Result<(), DaemonError> {
         // One at a time, or an older state could be written last.
         let _turn = self.publishing.lock().await;
         let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
+        let planned = self.strict.plan(clock.epoch, &self.tunables.borrow());
+        let strictness = self.strict.in_force();
         for engine in &self.engines {
-            let told = engine.handle.set_epochs(slots, stack_clock(&clock)).await;
+            let told = engine.handle.set_epochs(slots, stack_clock(&clock), Arc::clone(&strictness)).await;
             told.map_err(|source| engine_error(engine, source))?;
+        }
+        // XDP issues no cookie of the epoch that this is about before the settings below say that it has begun.
+        if planned {
+            self.write_services()?;
         }
         let before = self.settings();
         let settings = with(before, &self.tunables.borrow(), &clock);
@@ -347,7 +356,7 @@ impl Started {
         applications: &Applications,
         bind: impl FnOnce() -> Result<Server, ServerError>,
     ) -> Result<Self, DaemonError> {
-        dataplane.hold(&modes::first_entries(&config.services), on_exit(config))?;
+        dataplane.hold(&modes::first_entries(&config.services, &[]), on_exit(config))?;
         let attached = attach(dataplane, config)?;
         let server = bind()?;
         let services = service_specs(config, applications).collect();
@@ -378,6 +387,7 @@ struct Prepared {
     keys: KeySchedule,
     settings: Settings,
     tunables: Arc<Tunables>,
+    strict: Strict,
     services: Vec<ServiceSpec>,
     descriptors: Quota,
     census: Census,
@@ -421,14 +431,19 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
-        let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services))?;
-        Ok(Self { keys, settings, tunables, services, descriptors: Quota::default(), census, tap })
+        let held = |service: &crate::config::Service| {
+            Ok(dataplane.strictness(service.listen.ip(), service.listen.port())?)
+        };
+        let held = config.services.iter().map(held).collect::<Result<Vec<_>, DaemonError>>()?;
+        let strict = Strict::new(held, keys.clock().epoch, &tunables);
+        let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services, &[]))?;
+        Ok(Self { keys, settings, tunables, strict, services, descriptors: Quota::default(), census, tap })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
     fn write(&self, dataplane: &Dataplane, config: &Config) -> Result<(), DaemonError> {
         dataplane.write_epochs(&self.keys.slots())?;
-        dataplane.set_services(&modes::first_entries(&config.services))?;
+        dataplane.set_services(&modes::first_entries(&config.services, &self.strict.in_force()))?;
         dataplane.write_settings(&self.settings)?;
         // Nobody keeps the TIME_WAIT entries of a previous daemon.
         dataplane.fingerprints().clear_all();
@@ -484,6 +499,7 @@ impl Prepared {
             tunables: Arc::clone(&self.tunables),
             epochs: self.keys.slots(),
             clock: stack_clock(&self.keys.clock()),
+            strictness: self.strict.in_force(),
             seed: random()?,
             exchange: exchange.clone(),
             placement,

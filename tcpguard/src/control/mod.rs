@@ -17,6 +17,7 @@ mod ports;
 pub mod protocol;
 mod reload;
 pub mod server;
+mod strict;
 
 pub use reload::Origin;
 

@@ -7,12 +7,13 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tcpguard_common::cookie::Strictness;
 use tcpguard_common::map::{DRY_RUN, MODE_COOKIE, MODE_OFF, MODE_STATEFUL};
 use tcpguard_common::reason::Reason;
 use tracing::{info, warn};
 
 use crate::config::{Service, ServiceMode, Tunables};
-use crate::dataplane::{Counters, ServiceEntry, monotonic_ns};
+use crate::dataplane::{Counters, DataplaneError, ServiceEntry, monotonic_ns};
 
 use super::daemon::DaemonError;
 use super::guard::{Guard, engine_error};
@@ -102,17 +103,17 @@ impl Modes {
     }
 
     /// What XDP is to know of the services.
-    pub(super) fn entries(&self) -> Vec<ServiceEntry> {
-        entries(&self.services.borrow(), self.watch.borrow().weather)
+    fn entries(&self, strictness: &[Strictness]) -> Vec<ServiceEntry> {
+        entries(&self.services.borrow(), self.watch.borrow().weather, strictness)
     }
 }
 
 /// What XDP is to know of `services` at the start: it is calm.
-pub(super) fn first_entries(services: &[Service]) -> Vec<ServiceEntry> {
-    entries(services, Weather::Calm)
+pub(super) fn first_entries(services: &[Service], strictness: &[Strictness]) -> Vec<ServiceEntry> {
+    entries(services, Weather::Calm, strictness)
 }
 
-fn entries(services: &[Service], weather: Weather) -> Vec<ServiceEntry> {
+fn entries(services: &[Service], weather: Weather, strictness: &[Strictness]) -> Vec<ServiceEntry> {
     let entry = |(id, service): (u32, &Service)| ServiceEntry {
         addr: service.listen.ip(),
         port: service.listen.port(),
@@ -122,6 +123,7 @@ fn entries(services: &[Service], weather: Weather) -> Vec<ServiceEntry> {
             (ServiceMode::Cookie, _) | (ServiceMode::Auto, Weather::Flood { .. }) => MODE_COOKIE,
             (ServiceMode::Off, _) => MODE_OFF,
         } | if service.dry_run { DRY_RUN } else { 0 },
+        strictness: strictness.get(id as usize).copied().unwrap_or_default(),
     };
     (0..).zip(services).map(entry).collect()
 }
@@ -139,6 +141,11 @@ fn syns(counters: &Counters) -> u64 {
 }
 
 impl Guard {
+    /// Tells XDP of the services as they are now.
+    pub(super) fn write_services(&self) -> Result<(), DataplaneError> {
+        self.dataplane.set_services(&self.modes.entries(&self.strict.in_force()))
+    }
+
     /// Gives a service another mode, at once; the one it had. Handshakes under way go on: cookies are the same whoever
     /// sends them.
     ///
@@ -179,7 +186,7 @@ impl Guard {
             };
             change(service)?
         };
-        self.dataplane.set_services(&self.modes.entries()).map_err(|error| error.to_string())?;
+        self.write_services().map_err(|error| error.to_string())?;
         Ok(old)
     }
 
@@ -198,7 +205,7 @@ impl Guard {
         let tunables = self.tunables.borrow().clone();
         let changed = self.modes.watch.borrow_mut().take(reading, &tunables);
         if let Some(rate) = changed {
-            self.dataplane.set_services(&self.modes.entries())?;
+            self.write_services()?;
             let half_open = format!("{:.0}%", level * 100.0);
             if self.modes.watch.borrow().weather == Weather::Calm {
                 info!(syns_per_second = rate, half_open, "calm again: services in mode auto remember SYNs");
@@ -284,14 +291,15 @@ mod tests {
         let services = [ServiceMode::Auto, ServiceMode::Cookie, ServiceMode::Stateful, ServiceMode::Off];
         let services: Vec<Service> =
             services.into_iter().zip(80..).map(|(mode, port)| service(mode, port)).collect();
-        let modes =
-            |weather| -> Vec<u32> { entries(&services, weather).iter().map(|entry| entry.mode).collect() };
+        let modes = |weather| -> Vec<u16> {
+            entries(&services, weather, &[]).iter().map(|entry| entry.mode).collect()
+        };
         assert_eq!(modes(Weather::Calm), [MODE_STATEFUL, MODE_COOKIE, MODE_STATEFUL, MODE_OFF]);
         let flood = Weather::Flood { calm_since: None };
         assert_eq!(modes(flood), [MODE_COOKIE, MODE_COOKIE, MODE_STATEFUL, MODE_OFF]);
         let dry: Vec<Service> =
             services.iter().map(|service| Service { dry_run: true, ..service.clone() }).collect();
-        let dry: Vec<u32> = first_entries(&dry).iter().map(|entry| entry.mode).collect();
+        let dry: Vec<u16> = first_entries(&dry, &[]).iter().map(|entry| entry.mode).collect();
         assert_eq!(dry, modes(Weather::Calm).iter().map(|mode| mode | DRY_RUN).collect::<Vec<_>>());
     }
 }

@@ -229,11 +229,11 @@ pub enum Fault {
 /// What a cookie says. Nothing that would help to make one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cookie {
-    /// `valid`, `late`, `out-of-time`, `no-key` or `wrong`.
+    /// `valid`, `late`, `out-of-time`, `other-layout`, `no-key` or `wrong`.
     pub validity: String,
     /// What that means.
     pub help: String,
-    /// `timestamps` or `no-timestamps`.
+    /// `timestamps`, `no-timestamps` or `strict`.
     pub layout: String,
     /// The epoch with whose key it was made; absent when none of the keys makes it. What follows is then the word of whoever
     /// sent it.
@@ -311,6 +311,9 @@ pub struct Service {
     /// Whether it is in dry run: what would become of its segments is counted, and they are left to the host.
     #[serde(default)]
     pub dry_run: bool,
+    /// Whether its cookies without timestamps are strict: `no`, `from-next-epoch`, `yes`, `until-next-epoch`.
+    #[serde(default)]
+    pub strict: String,
     /// Where connections are relayed to; of several backends the first.
     pub backend: Option<String>,
     /// Which built-in responder has them instead: `echo`, `discard` or `http`.

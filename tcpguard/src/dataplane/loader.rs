@@ -2,12 +2,14 @@
 //! the daemon. Until a start is committed it can be undone. What the maps say is up to the caller.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use tcpguard_common::cookie::Strictness;
 use tcpguard_common::map::{
     ABI_VERSION, DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, Interface, MAX_INTERFACES, MAX_QUEUES, Settings,
     name, xsk_index,
@@ -160,6 +162,18 @@ impl Dataplane {
     /// What the previous daemon left, if its maps were taken over.
     pub fn previous(&self) -> Option<&Previous> {
         self.previous.as_ref()
+    }
+
+    /// In which epochs a service's cookies were strict by what a previous daemon left; `None` if it left nothing of the service.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn strictness(&self, addr: IpAddr, port: u16) -> Result<Option<Strictness>, DataplaneError> {
+        if self.previous.is_none() {
+            return Ok(None);
+        }
+        Ok(self.maps.service(addr, port)?.map(|service| service.strictness))
     }
 
     /// Makes XDP close `services` on interfaces that are taken over from a previous daemon of another ABI, from the moment

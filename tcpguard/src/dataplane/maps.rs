@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::Pod;
 use aya::maps::MapInfo;
+use tcpguard_common::cookie::Strictness;
 use tcpguard_common::filter::{
     BANKS, FilterRule, HEADS, HIT_BLOCKS, HITS_PER_BLOCK, Head, RULES, SPANS, SpanV4, SpanV6,
 };
@@ -42,7 +43,9 @@ pub struct ServiceEntry {
     /// Index of the service in the daemon's configuration.
     pub id: u32,
     /// One of the `MODE_*` constants of `tcpguard_common::map`, and its `DRY_RUN` beside it or not.
-    pub mode: u32,
+    pub mode: u16,
+    /// In which epochs its cookies are strict.
+    pub strictness: Strictness,
 }
 
 /// The reason counters at one moment.
@@ -326,7 +329,8 @@ impl Maps {
         let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
         let mut ports = vec![0u64; PORT_WORDS as usize];
         for entry in services {
-            let service = Service { id: entry.id, mode: entry.mode };
+            let ServiceEntry { addr: _, port: _, id, mode, strictness } = *entry;
+            let service = Service { id, mode, strictness };
             let port = entry.port.to_be_bytes();
             match entry.addr {
                 IpAddr::V4(addr) => v4.insert(ServiceKey::new(V4(addr.octets()), port), service),
@@ -345,6 +349,16 @@ impl Maps {
         }
         remove_services(&self.services_v4, name::SERVICES_V4, &old_v4)?;
         remove_services(&self.services_v6, name::SERVICES_V6, &old_v6)
+    }
+
+    /// The service at exactly this address and port.
+    pub(super) fn service(&self, addr: IpAddr, port: u16) -> Result<Option<Service>, DataplaneError> {
+        let port = port.to_be_bytes();
+        let found = match addr {
+            IpAddr::V4(addr) => self.services_v4.lookup(&ServiceKey::new(V4(addr.octets()), port)),
+            IpAddr::V6(addr) => self.services_v6.lookup(&ServiceKey::new(V6(addr.octets()), port)),
+        };
+        found.map_err(|source| DataplaneError::Map { action: "read", map: name::SERVICES_V4, source })
     }
 
     /// Fills every budget up: what is spent at one rate means nothing at another.

@@ -211,6 +211,9 @@ impl View {
         let mut found = String::new();
         if place.state & PLACE_HELD != 0 {
             found += self.service_name(&place.service);
+            if place.service.strictness.at(self.views.settings.epoch) {
+                found += ", strict cookies";
+            }
         }
         if place.state & PLACE_SHARED != 0 {
             found += ", and others";
@@ -219,7 +222,11 @@ impl View {
     }
 
     fn note_service(&self, found: Option<&Service>) {
-        self.note("service", found.map_or("none", |service| self.service_name(service)));
+        let mut said = found.map_or("none", |service| self.service_name(service)).to_owned();
+        if found.is_some_and(|service| service.strictness.at(self.views.settings.epoch)) {
+            said += ", strict cookies";
+        }
+        self.note("service", said);
     }
 
     fn note_head(&self, head: Option<Head>) {

@@ -371,7 +371,10 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 state.stack.set_config(now, config);
                 state.tunables = tunables;
             }),
-            Command::Epochs(slots, clock) => self.net.with(|state| state.stack.set_epochs(&slots, clock)),
+            Command::Epochs(slots, clock, strictness) => self.net.with(|state| {
+                state.stack.set_epochs(&slots, clock);
+                state.stack.set_strictness(&strictness);
+            }),
             Command::Link { local_mac, mtu } => {
                 self.desk.local_mac = local_mac;
                 self.net.with(|state| {

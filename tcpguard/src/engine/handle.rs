@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tcpguard_common::cookie::Clock;
+use tcpguard_common::cookie::{Clock, Strictness};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -94,7 +94,7 @@ pub(crate) enum Command {
     States { start: u32, reply: oneshot::Sender<(States, Option<u32>)> },
     Flows { start: Cursor, reply: oneshot::Sender<(Vec<FlowInfo>, Option<Cursor>)> },
     Tunables(Arc<Tunables>),
-    Epochs([EpochSlot; EPOCH_SLOTS as usize], Clock),
+    Epochs([EpochSlot; EPOCH_SLOTS as usize], Clock, Arc<[Strictness]>),
     Link { local_mac: [u8; 6], mtu: u16 },
     Drain { time: Duration, reply: oneshot::Sender<DrainReport> },
     Stop,
@@ -154,13 +154,14 @@ impl EngineHandle {
         self.order(Command::Tunables(tunables)).await
     }
 
-    /// The cookie keys in force, and which epoch it is.
+    /// The cookie keys in force, which epoch it is, and in which epochs the cookies of each service are strict.
     pub async fn set_epochs(
         &self,
         slots: [EpochSlot; EPOCH_SLOTS as usize],
         clock: Clock,
+        strictness: Arc<[Strictness]>,
     ) -> Result<(), EngineError> {
-        self.order(Command::Epochs(slots, clock)).await
+        self.order(Command::Epochs(slots, clock, strictness)).await
     }
 
     /// The interface's address, and the largest packet to send, bytes: for connections that exist as well.

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tcpguard_common::cookie::Clock;
+use tcpguard_common::cookie::{Clock, Strictness};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
@@ -68,6 +68,8 @@ pub struct EngineConfig {
     pub epochs: [EpochSlot; EPOCH_SLOTS as usize],
     /// Which epoch it is.
     pub clock: Clock,
+    /// In which epochs the cookies of each service are strict, by its number.
+    pub strictness: Arc<[Strictness]>,
     /// Where sequence numbers and hashes start from: random.
     pub seed: u64,
     /// The daemon's other engines.
@@ -247,6 +249,7 @@ fn stack(config: &EngineConfig) -> Stack {
     let mut stack = Stack::new(net::now(), stack_config(base, &config.tunables), config.seed);
     stack.share_closed_flows(config.exchange.closed_flows());
     stack.set_epochs(&config.epochs, config.clock);
+    stack.set_strictness(&config.strictness);
     for listen in &config.listen {
         stack.listen(listen.addr, listen.port, listen.service);
     }

@@ -186,9 +186,10 @@ impl Stack {
     ) -> Option<Accepted> {
         let (isn, cookie) = ((seq - 1).0, (ack - 1).0);
         let tsecr = timestamps.map(|(_, echo)| echo);
+        let (epochs, clock, strictness) = (&self.epochs, &self.clock, self.strictness(key.local_addr()));
         match key {
-            AnyFlowKey::V4(key) => validate(&self.epochs, &self.clock, key, isn, cookie, tsecr),
-            AnyFlowKey::V6(key) => validate(&self.epochs, &self.clock, key, isn, cookie, tsecr),
+            AnyFlowKey::V4(key) => validate(epochs, clock, strictness, key, isn, cookie, tsecr),
+            AnyFlowKey::V6(key) => validate(epochs, clock, strictness, key, isn, cookie, tsecr),
         }
     }
 

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tcpguard_common::cookie::{Advertised, Clock, Cookie, SynOptions, encode};
+use tcpguard_common::cookie::{Advertised, Clock, Cookie, Strictness, SynOptions, encode};
 use tcpguard_common::flow::{AnyFlowKey, FlowKey};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::{Headers, Link};
@@ -176,12 +176,14 @@ impl World {
             timestamps: on(1).then_some(world.tsval),
             ecn: on(5),
         };
+        let strictness = if on(6) { Strictness::ALWAYS } else { Strictness::NEVER };
+        world.stack.set_strictness(&[Strictness::NEVER, strictness]);
         let slot = &slots[(EPOCH % EPOCH_SLOTS) as usize];
-        let Cookie { isn: iss, tsval } = match world.key() {
-            AnyFlowKey::V4(key) => encode(slot, &key, isn.0, &syn, START.0),
-            AnyFlowKey::V6(key) => encode(slot, &key, isn.0, &syn, START.0),
+        let Cookie { isn: iss, tsval, strict } = match world.key() {
+            AnyFlowKey::V4(key) => encode(slot, strictness, &key, isn.0, &syn, START.0),
+            AnyFlowKey::V6(key) => encode(slot, strictness, &key, isn.0, &syn, START.0),
         };
-        world.shift = if on(3) { ADVERTISED.window_scale } else { 0 };
+        world.shift = if on(3) && !strict { ADVERTISED.window_scale } else { 0 };
         world.tsecr = tsval.unwrap_or(0);
         (world.iss, world.nxt) = (Some(Seq(iss)), Seq(iss) + 1);
         (world.acked, world.reads_at) = (Some(isn + 1), Some(isn + 1));

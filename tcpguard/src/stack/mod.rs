@@ -51,7 +51,7 @@ use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tcpguard_common::cookie::{Clock, Epochs as _};
+use tcpguard_common::cookie::{Clock, Epochs as _, Strictness};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::hash;
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
@@ -99,6 +99,8 @@ pub struct Stack {
     listeners: BTreeMap<(Option<IpAddr>, u16), u32>,
     epochs: [EpochSlot; EPOCH_SLOTS as usize],
     clock: Clock,
+    /// By service; those beyond the end are never strict.
+    strictness: Vec<Strictness>,
     /// Keys the hash tables.
     hash_key: [u64; 2],
     /// Keys the initial sequence numbers of active opens (RFC 6528).
@@ -144,6 +146,7 @@ impl Stack {
             listeners: BTreeMap::new(),
             epochs: [EpochSlot::default(); EPOCH_SLOTS as usize],
             clock: Clock::default(),
+            strictness: Vec::new(),
             hash_key,
             isn_key: [word(3), word(4)],
             shared: Shared::new(config),
@@ -184,6 +187,18 @@ impl Stack {
         self.clock = Clock { extra: clock.extra.max(1), ..clock };
         // Without its key a cookie is worth nothing.
         self.closed_flows.retain(|epoch| slots.slot(epoch).is_some());
+    }
+
+    /// In which epochs the cookies of each service are strict, by its number, as XDP has it; to be called before XDP is told, and
+    /// with [`Self::set_epochs`] where an epoch begins. Services beyond the end are never strict.
+    pub fn set_strictness(&mut self, services: &[Strictness]) {
+        services.clone_into(&mut self.strictness);
+    }
+
+    /// In which epochs the cookies for a local end are strict.
+    fn strictness(&self, local: SocketAddr) -> Strictness {
+        let service = self.service(local).and_then(|service| self.strictness.get(service as usize));
+        service.copied().unwrap_or_default()
     }
 
     /// Adopts connections to this port from now on. The unspecified address stands for any of its family, `None` for

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tcpguard_common::cookie::{Clock, Epochs as _, SynOptions, encode, validate};
+use tcpguard_common::cookie::{Clock, Epochs as _, Strictness, SynOptions, encode, validate};
 use tcpguard_common::flow::{AnyFlowKey, FlowKey};
 use tcpguard_common::packet::{Family, Flags, Options};
 use tcpguard_common::seq::Seq;
@@ -120,9 +120,10 @@ impl Stack {
     /// accept that cookie any more.
     fn syn_ack(&self, key: &AnyFlowKey, entry: &HalfOpen, now: Instant) -> Option<Reply> {
         let HalfOpen { irs, syn, link, .. } = entry;
+        let strictness = self.strictness(key.local_addr());
         let (isn, options) = match key {
-            AnyFlowKey::V4(key) => self.offer(key, entry, now),
-            AnyFlowKey::V6(key) => self.offer(key, entry, now),
+            AnyFlowKey::V4(key) => self.offer(key, strictness, entry, now),
+            AnyFlowKey::V6(key) => self.offer(key, strictness, entry, now),
         }?;
         let slot = self.epochs.slot(entry.epoch)?;
         let echo = if syn.ecn { Flags::ECE } else { Flags(0) };
@@ -137,12 +138,18 @@ impl Stack {
     }
 
     /// Sequence number and options of the answer.
-    fn offer<A: Family>(&self, key: &FlowKey<A>, entry: &HalfOpen, now: Instant) -> Option<(u32, Options)> {
+    fn offer<A: Family>(
+        &self,
+        key: &FlowKey<A>,
+        strictness: Strictness,
+        entry: &HalfOpen,
+        now: Instant,
+    ) -> Option<(u32, Options)> {
         let HalfOpen { irs, syn, .. } = entry;
         let slot = self.epochs.slot(entry.epoch)?;
-        let cookie = encode(slot, key, *irs, syn, now.0);
+        let cookie = encode(slot, strictness, key, *irs, syn, now.0);
         let clock = Clock { extra: 0, ..self.clock };
-        validate(&self.epochs, &clock, key, *irs, cookie.isn, cookie.tsval)?;
+        validate(&self.epochs, &clock, strictness, key, *irs, cookie.isn, cookie.tsval)?;
         Some((cookie.isn, cookie.options::<A>(slot, syn)))
     }
 

@@ -24,7 +24,7 @@ const SEED: u64 = 0x666f_7267_6572_7920;
 fn measured<A: Family>(
     flow: impl Fn(&mut Random) -> FlowKey<A>,
     bits: u64,
-    clock: &Clock,
+    (clock, strictness): (&Clock, Strictness),
     guess: impl Fn(&mut Random) -> (u32, Option<u32>),
 ) -> f64 {
     BITS.set(bits);
@@ -33,7 +33,7 @@ fn measured<A: Family>(
         .filter(|_| {
             let (flow, client_isn) = (flow(&mut random), random.word() as u32);
             let (cookie, tsecr) = guess(&mut random);
-            validate(&slots, clock, &flow, client_isn, cookie, tsecr).is_some()
+            validate(&slots, clock, strictness, &flow, client_isn, cookie, tsecr).is_some()
         })
         .count();
     BITS.set(u64::MAX);
@@ -60,9 +60,9 @@ fn v6(random: &mut Random) -> FlowKey<V6> {
     flow
 }
 
-/// A guess in the layout without timestamps, with any option bits and either epoch bit.
-fn bare_guess(bits: u64) -> impl Fn(&mut Random) -> (u32, Option<u32>) {
-    let free = bare::MAC.put(bits as u32) | !bare::MAC.mask();
+/// A guess in a layout without timestamps, with any option bits and either epoch bit.
+fn bare_guess(bits: u64, strict: bool) -> impl Fn(&mut Random) -> (u32, Option<u32>) {
+    let free = bare::mac(strict).put(bits as u32) | !bare::mac(strict).mask();
     move |random| (random.word() as u32 & free, None)
 }
 
@@ -83,19 +83,48 @@ fn odds(bits: u32) -> f64 {
 
 #[test]
 fn a_guess_without_timestamps_is_accepted_once_in_two_to_the_bits_of_its_mac() {
-    for width in [4, 7, 10, 12] {
+    for (width, strict) in
+        [(4, false), (7, false), (10, false), (12, false), (4, true), (9, true), (12, true)]
+    {
         let bits = (1 << width) - 1;
+        let strictness = if strict { Strictness::ALWAYS } else { Strictness::NEVER };
+        let guess = || bare_guess(bits, strict);
         for second_half in [false, true] {
             let clock = xdp(EPOCH, second_half);
-            assert_rate(measured(v4, bits, &clock, bare_guess(bits)), odds(width), "IPv4, XDP");
-            assert_rate(measured(v6, bits, &clock, bare_guess(bits)), odds(width), "IPv6, XDP");
+            assert_rate(measured(v4, bits, (&clock, strictness), guess()), odds(width), "IPv4, XDP");
+            assert_rate(measured(v6, bits, (&clock, strictness), guess()), odds(width), "IPv6, XDP");
         }
         // The stack tries a second epoch. What reaches it has passed XDP.
         let stack = Clock { extra: 1, ..xdp(EPOCH, false) };
         let either = 1.0 - (1.0 - odds(width)).powi(2);
-        assert_rate(measured(v4, bits, &stack, bare_guess(bits)), either, "IPv4, stack");
+        assert_rate(measured(v4, bits, (&stack, strictness), guess()), either, "IPv4, stack");
     }
-    assert_eq!(bare::MAC.width, 25, "the odds that are stated");
+    assert_eq!((bare::mac(false).width, bare::mac(true).width), (25, 29), "the odds that are stated");
+}
+
+/// While an epoch that was not strict is accepted beside one that is, a guess for either has the odds of that one alone: no
+/// guess is tried as both. The bits that only the strict MAC has are known to be zero, or not guessed at all.
+#[test]
+fn a_service_that_becomes_strict_lets_no_guess_count_twice() {
+    const LOW: u32 = 6;
+    let bits = ((1 << LOW) - 1) | (0b1111 << 25);
+    let clock = xdp(EPOCH, false);
+    let entered = Strictness::NEVER.with(EPOCH, true).with(EPOCH + 1, true);
+    let guess_for = |epoch: u32| {
+        let guess = bare_guess(bits, true);
+        move |random: &mut Random| {
+            let (cookie, tsecr) = guess(random);
+            (cookie & !bare::EPOCH.mask() | bare::EPOCH.put(epoch), tsecr)
+        }
+    };
+    let rate = |epoch| measured(v4, bits, (&clock, entered), guess_for(epoch));
+    assert_rate(rate(EPOCH - 1), odds(LOW), "the epoch that was not strict");
+    assert_rate(rate(EPOCH), odds(LOW + 4), "the strict one");
+    let second_half = xdp(EPOCH, true);
+    for epoch in [EPOCH, EPOCH + 1] {
+        let rate = measured(v6, bits, (&second_half, entered), guess_for(epoch));
+        assert_rate(rate, odds(LOW + 4), "one and a half periods after");
+    }
 }
 
 #[test]
@@ -106,18 +135,26 @@ fn a_guess_with_timestamps_is_accepted_once_in_two_to_the_bits_of_its_mac() {
         let one = odds(in_isn + in_tsval);
         for epoch in [EPOCH - 1, EPOCH, EPOCH + 1] {
             let guess = || stamped_guess(bits, Some(epoch));
-            assert_rate(measured(v4, bits, &clock, guess()), one, "IPv4, an epoch that counts");
-            assert_rate(measured(v6, bits, &clock, guess()), one, "IPv6, an epoch that counts");
+            assert_rate(
+                measured(v4, bits, (&clock, Strictness::ALWAYS), guess()),
+                one,
+                "IPv4, an epoch that counts",
+            );
+            assert_rate(
+                measured(v6, bits, (&clock, Strictness::NEVER), guess()),
+                one,
+                "IPv6, an epoch that counts",
+            );
         }
         assert_eq!(
-            measured(v4, bits, &clock, stamped_guess(bits, Some(EPOCH + 2))),
+            measured(v4, bits, (&clock, Strictness::NEVER), stamped_guess(bits, Some(EPOCH + 2))),
             0.0,
             "one that does not"
         );
-        let careless = measured(v4, bits, &clock, stamped_guess(bits, None));
+        let careless = measured(v4, bits, (&clock, Strictness::NEVER), stamped_guess(bits, None));
         assert_rate(careless, 0.75 * one, "three epochs of four count");
         let stack = Clock { extra: 1, ..clock };
-        let stack = measured(v4, bits, &stack, stamped_guess(bits, None));
+        let stack = measured(v4, bits, (&stack, Strictness::NEVER), stamped_guess(bits, None));
         assert_rate(stack, one, "the stack takes the fourth too");
     }
     assert_eq!(32 + stamped::MAC.width, 37, "the odds that are stated");
@@ -129,17 +166,18 @@ fn no_bit_of_the_mac_is_left_out() {
     let (slots, clock, mut random) = (slots(EPOCH), xdp(EPOCH, false), Random::new(SEED));
     for _ in 0..200 {
         let flow = v6(&mut random);
-        for syn in stamped_and_bare() {
-            let cookie = encode(slots.slot(EPOCH).unwrap(), &flow, ISN, &syn, random.word());
-            let (isn_bits, tsval_bits) =
-                if syn.timestamps.is_some() { (32, stamped::MAC.width) } else { (bare::MAC.width, 0) };
+        for (syn, strictness) in layouts() {
+            let cookie = encode(slots.slot(EPOCH).unwrap(), strictness, &flow, ISN, &syn, random.word());
+            let accepts = |isn, tsval| validate(&slots, &clock, strictness, &flow, ISN, isn, tsval).is_some();
+            let (isn_bits, tsval_bits) = match cookie.tsval {
+                Some(_) => (32, stamped::MAC.width),
+                None => (bare::mac(cookie.strict).width, 0),
+            };
             for bit in 0..isn_bits {
-                let isn = cookie.isn ^ 1 << bit;
-                assert!(validate(&slots, &clock, &flow, ISN, isn, cookie.tsval).is_none(), "ISN bit {bit}");
+                assert!(!accepts(cookie.isn ^ 1 << bit, cookie.tsval), "ISN bit {bit}");
             }
             for bit in 0..tsval_bits {
-                let tsval = cookie.tsval.map(|tsval| tsval ^ 1 << bit);
-                assert!(validate(&slots, &clock, &flow, ISN, cookie.isn, tsval).is_none(), "TSval bit {bit}");
+                assert!(!accepts(cookie.isn, cookie.tsval.map(|tsval| tsval ^ 1 << bit)), "TSval bit {bit}");
             }
         }
     }

@@ -53,7 +53,8 @@ pub(crate) fn sign(world: &World, frame: &mut [u8]) {
         let segment = arrival.segment.as_ref().ok()?;
         let slot = cookie::slot(&world.epochs, world.settings.epoch)?;
         let stamped = segment.options()?.stamps.is_some();
-        let offer = Offer { mss: Some(1400), shift: Some(5), sack: true, stamped, ecn: false };
+        let strict = is_strict(world, service(world, arrival.local())?);
+        let offer = Offer { mss: Some(1400), shift: Some(5), sack: true, stamped, ecn: false, strict };
         let client_isn = segment.header.sequence_number.wrapping_sub(1);
         let (isn, tsval) = issue(slot, &arrival.flow(), client_isn, &offer, world.now);
         Some((isn.wrapping_add(1), tsval))
@@ -315,8 +316,7 @@ fn accepted(world: &World, arrival: &Arrival, service: Service, stateful: bool) 
     let Ok(segment) = &arrival.segment else { unreachable!("faults were dealt with") };
     let header = &segment.header;
     if header.syn && !header.ack {
-        let dry_run = service.mode & DRY_RUN != 0;
-        return syn(world, arrival, segment, stateful, dry_run).unwrap_or_else(Fate::Done);
+        return syn(world, arrival, segment, service, stateful).unwrap_or_else(Fate::Done);
     }
     let flow = arrival.flow();
     if is_known(world, flow) {
@@ -366,13 +366,19 @@ fn paced(world: &World, flow: AnyFlowKey) -> bool {
 /// The longest datagram payload whose checksum is worth its time: that of a frame without multi-buffer support.
 const LONGEST_SUMMED: usize = 4096;
 
+/// Whether a service's cookies are strict now.
+fn is_strict(world: &World, service: Service) -> bool {
+    service.strictness.0 & 1 << (world.settings.epoch % 4) != 0
+}
+
 fn syn(
     world: &World,
     arrival: &Arrival,
     segment: &Segment,
+    service: Service,
     stateful: bool,
-    dry_run: bool,
 ) -> Result<Fate, Reason> {
+    let dry_run = service.mode & DRY_RUN != 0;
     check(arrival.header_sum_holds, Reason::IpBadChecksum)?;
     check(segment.bytes.len() <= LONGEST_SUMMED, Reason::SynUnanswerable)?;
     check(arrival.sum_holds(segment), Reason::SynBadChecksum)?;
@@ -392,7 +398,8 @@ fn syn(
     };
     let stamps = options.stamps;
     let (stamped, ecn) = (stamps.is_some(), segment.header.ece && segment.header.cwr);
-    let offer = Offer { mss: options.mss, shift: options.shift, sack: options.sack, stamped, ecn };
+    let strict = is_strict(world, service);
+    let offer = Offer { mss: options.mss, shift: options.shift, sack: options.sack, stamped, ecn, strict };
     let (isn, tsval) = issue(slot, &arrival.flow(), segment.header.sequence_number, &offer, world.now);
     let mut answer = arrival.answer(segment);
     answer.header.syn = true;
@@ -401,8 +408,9 @@ fn syn(
     answer.header.sequence_number = isn;
     answer.header.acknowledgment_number = segment.header.sequence_number.wrapping_add(1);
     answer.header.window_size = slot.window;
-    let shift = options.shift.map(|_| slot.window_scale);
-    answer.options(mss, tsval.zip(stamps.map(|(value, _)| value)), options.sack, shift);
+    let plain = strict && !stamped;
+    let shift = options.shift.filter(|_| !plain).map(|_| slot.window_scale);
+    answer.options(mss, tsval.zip(stamps.map(|(value, _)| value)), options.sack && !plain, shift);
     let small = options.mss.is_some_and(|mss| mss < smallest);
     let reason = if small { Reason::CookieSentSmallMss } else { Reason::CookieSent };
     Ok(Fate::Answer { reason, answer, if_no_room: Reason::SynUnanswerable })
@@ -435,6 +443,7 @@ fn ack(world: &World, arrival: &Arrival, segment: &Segment, service: Service) ->
     let valid = holds(
         &world.epochs,
         (world.settings.epoch, world.settings.epoch_second_half != 0),
+        service.strictness.0,
         &flow,
         header.sequence_number.wrapping_sub(1),
         header.acknowledgment_number.wrapping_sub(1),

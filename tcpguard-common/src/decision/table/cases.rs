@@ -10,11 +10,11 @@ use super::systems::SYSTEMS;
 use super::world::{
     ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, PORT_OFF_HERE, PORT_ONLY_HERE, Place, World,
 };
-use tcpguard_common::cookie::{self, Clock, Cookie, SynOptions};
+use tcpguard_common::cookie::{self, Clock, Cookie, Strictness, SynOptions};
 use tcpguard_common::decision::Verdict;
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{EpochSlot, Limits, ON_EXIT_PASS};
-use tcpguard_common::packet::{AnySegment, Family, Flags, Options, Segment, parse};
+use tcpguard_common::packet::{AnySegment, Flags, Options, Segment, parse};
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::Rate;
 
@@ -96,6 +96,7 @@ impl Table {
         self.stateful::<A>();
         self.dry_run::<A>();
         self.acks::<A>();
+        self.strict::<A>();
         self.flags::<A>();
         self.addresses::<A>();
         self.exact_services::<A>();
@@ -422,6 +423,48 @@ impl Table {
                 Reason::BadDataOffset,
             );
         }
+    }
+
+    /// A service that became strict with this epoch, and one that ceased to be.
+    fn strict<A: Place>(&mut self) {
+        let now = EPOCH;
+        let (mut entered, mut left) = (World::new(), World::new());
+        entered.make_strict(&[now, now + 1]);
+        left.make_strict(&[now - 1]);
+        let windows: &[u8] = &[2, 4, 5, 180, 1, 3, 3, 8, 1, 1, 4, 2];
+        for (what, world) in [("that is strict", &entered), ("that was strict", &left)] {
+            let on = |kind: &str| format!("IPv{} {kind} to a service {what}", A::VERSION);
+            self.row(on("SYN of Windows"), world, Spec::<A>::syn(windows).frame(), Reason::CookieSent);
+            self.row(on("SYN of Linux"), world, Spec::<A>::syn(LINUX).frame(), Reason::CookieSent);
+            self.row(on("SYN without options"), world, Spec::<A>::syn(&[]).frame(), Reason::CookieSent);
+            for epoch in [now - 1, now] {
+                let ack = |stamped, strict| {
+                    let ack = if strict { strict_ack::<A> } else { valid_ack::<A> };
+                    ack(epoch, stamped).frame()
+                };
+                let was_strict = (epoch == now) == (what == "that is strict");
+                let of = |kind: &str| on(&format!("ACK of a {kind} cookie of epoch {epoch}"));
+                self.row(of("stamped"), world, ack(true, true), Reason::AckValid);
+                self.row(of("strict"), world, ack(false, true), accepted_if(was_strict));
+                self.row(of("bare"), world, ack(false, false), accepted_if(!was_strict));
+            }
+        }
+        let mut second_half = entered.clone();
+        second_half.settings.epoch_second_half = 1;
+        for (what, ack, accepted) in [
+            ("a strict cookie of the next epoch", strict_ack::<A>(now + 1, false), true),
+            ("a bare cookie of the next epoch", valid_ack(now + 1, false), false),
+            ("a bare cookie of the previous epoch", valid_ack(now - 1, false), false),
+        ] {
+            let name = format!("IPv{} ACK of {what} in the second half of a strict one", A::VERSION);
+            self.row(name, &second_half, ack.frame(), accepted_if(accepted));
+        }
+        let mut spent = entered.clone();
+        spent.make_stateful();
+        spent.spend_stateful();
+        let name =
+            format!("IPv{} SYN beyond what a strict, stateful service leaves to the stack", A::VERSION);
+        self.row(name, &spent, Spec::<A>::syn(windows).frame(), Reason::CookieSent);
     }
 
     fn acks<A: Place>(&mut self) {
@@ -858,8 +901,21 @@ impl Table {
     }
 }
 
+fn accepted_if(holds: bool) -> Reason {
+    if holds { Reason::AckValid } else { Reason::AckInvalid }
+}
+
 /// The ACK that answers the cookie of `issued` for a SYN with everything on offer.
 pub(crate) fn valid_ack<A: Place>(issued: u32, stamped: bool) -> Spec<A> {
+    acknowledging(issued, stamped, Strictness::NEVER)
+}
+
+/// The same of a service that is strict.
+pub(crate) fn strict_ack<A: Place>(issued: u32, stamped: bool) -> Spec<A> {
+    acknowledging(issued, stamped, Strictness::ALWAYS)
+}
+
+fn acknowledging<A: Place>(issued: u32, stamped: bool, strictness: Strictness) -> Spec<A> {
     let slot = EpochSlot::derive(MASTER, issued, &ADVERTISED).expect("a secret and a window");
     let syn = SynOptions {
         mss: Some(1460),
@@ -869,7 +925,7 @@ pub(crate) fn valid_ack<A: Place>(issued: u32, stamped: bool) -> Spec<A> {
         ecn: false,
     };
     let flow = Spec::<A>::syn(&[]).flow();
-    let Cookie { isn, tsval } = cookie::encode(&slot, &flow, CLIENT_ISN, &syn, 5 << 22);
+    let Cookie { isn, tsval, .. } = cookie::encode(&slot, strictness, &flow, CLIENT_ISN, &syn, 5 << 22);
     let options = tsval.map(|tsval| {
         let [a, b, c, d] = tsval.to_be_bytes();
         vec![1, 1, 8, 10, 0, 0, 0, 100, a, b, c, d]
@@ -898,7 +954,7 @@ pub(crate) fn check(case: &Case, verdict: Verdict, out: &[u8], flows: usize) -> 
     answered.or_else(|what| fail(&what))
 }
 
-fn check_answer<A: Family>(
+fn check_answer<A: Place>(
     case: &Case,
     to: &Segment<A>,
     answer: &Segment<A>,
@@ -926,7 +982,7 @@ fn check_answer<A: Family>(
     check_syn_ack(case, to, answer, out)
 }
 
-fn check_syn_ack<A: Family>(
+fn check_syn_ack<A: Place>(
     case: &Case,
     to: &Segment<A>,
     answer: &Segment<A>,
@@ -940,13 +996,17 @@ fn check_syn_ack<A: Family>(
     require(answer.tcp.window == ADVERTISED.window, "the window of the slot")?;
     let mss = if A::VERSION == 4 { ADVERTISED.mss_v4 } else { ADVERTISED.mss_v6 };
     let tsval = answer.options.timestamps.map(|(value, _)| value);
+    let strictness = A::services(&case.world).values().next().map(|service| service.strictness);
+    let strictness = strictness.unwrap_or_default();
+    let plain = strictness.at(EPOCH) && to.options.timestamps.is_none();
     let offer = Options {
         mss: Some(mss),
-        window_scale: to.options.window_scale.map(|_| ADVERTISED.window_scale),
+        window_scale: to.options.window_scale.filter(|_| !plain).map(|_| ADVERTISED.window_scale),
+        sack_permitted: to.options.sack_permitted && !plain,
         timestamps: to.options.timestamps.zip(tsval).map(|((echo, _), value)| (value, echo)),
         ..to.options
     };
-    require(answer.options == offer, "exactly the options that were offered")?;
+    require(answer.options == offer, "exactly the options that were offered and are remembered")?;
     if let Some(expected) = case.answer {
         let mut expected = expected.to_vec();
         expected[2..4].copy_from_slice(&mss.to_be_bytes());
@@ -957,12 +1017,13 @@ fn check_syn_ack<A: Family>(
         require(options == expected, &format!("options {options:02x?} instead of {expected:02x?}"))?;
     }
     let clock = Clock { epoch: EPOCH, ..Clock::default() };
-    let accepted = cookie::validate(&case.world, &clock, &to.key(), to.tcp.seq.0, answer.tcp.seq.0, tsval);
+    let (flow, irs, iss) = (to.key(), to.tcp.seq.0, answer.tcp.seq.0);
+    let accepted = cookie::validate(&case.world, &clock, strictness, &flow, irs, iss, tsval);
     let Some(accepted) = accepted else { return Err("a cookie that validates".to_string()) };
     let asked = to.options.mss.unwrap_or(A::DEFAULT_MSS).max(A::DEFAULT_MSS);
     require(accepted.mss <= asked, "an MSS that was asked for")?;
-    require(accepted.sack_permitted == to.options.sack_permitted, "SACK remembered")?;
+    require(accepted.sack_permitted == offer.sack_permitted, "SACK remembered")?;
     require(accepted.ecn == asks, "ECN remembered where timestamps have room for it")?;
-    require(accepted.window_scale.is_some() == to.options.window_scale.is_some(), "scaling remembered")?;
+    require(accepted.window_scale.is_some() == offer.window_scale.is_some(), "scaling remembered")?;
     require(accepted.window_scale <= to.options.window_scale, "a shift that was offered")
 }

@@ -11,7 +11,7 @@ use super::systems::SYSTEMS;
 use super::world::{
     ADVERTISED, EPOCH, MASTER, PORT, PORT_ANYWHERE, PORT_OFF, PORT_OFF_HERE, PORT_ONLY_HERE, Place, World,
 };
-use tcpguard_common::cookie::{self, Cookie, SynOptions};
+use tcpguard_common::cookie::{self, Cookie, Strictness, SynOptions};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot, ON_EXIT_PASS};
 use tcpguard_common::sketch::Rate;
@@ -110,7 +110,8 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         world.settings.on_exit = on_exit;
     };
     vec![
-        (8, like(&|_| {})),
+        (6, like(&|_| {})),
+        (4, like(&|world| world.make_strict(&[EPOCH - 1, EPOCH]))),
         (2, like(&complained)),
         (3, like(&|world| world.crowded = true)),
         (3, like(&unlimited)),
@@ -120,7 +121,14 @@ pub(crate) fn worlds() -> Vec<(usize, World)> {
         (3, like(&hasty)),
         (5, like(&|world| spent(world, false))),
         (5, like(&|world| spent(world, true))),
-        (20, like(&|world| world.settings.epoch_second_half = 1)),
+        (17, like(&|world| world.settings.epoch_second_half = 1)),
+        (
+            3,
+            like(&|world| {
+                world.settings.epoch_second_half = 1;
+                world.make_strict(&[EPOCH + 1]);
+            }),
+        ),
         (20, like(&full)),
         (3, like(&|world| world.epochs[((EPOCH - 1) % EPOCH_SLOTS) as usize] = EpochSlot::default())),
         (1, like(&|world| world.epochs[(EPOCH % EPOCH_SLOTS) as usize] = EpochSlot::default())),
@@ -388,7 +396,9 @@ fn echo_cookie<A: Wild>(random: &mut Random, spec: &mut Spec<A>) {
         timestamps: random.chance(60).then(|| random.word() as u32),
         ecn: random.chance(10),
     };
-    let Cookie { isn, tsval } = cookie::encode(&slot, &spec.flow(), spec.seq, &syn, random.word());
+    let strictness = if random.chance(15) { Strictness::ALWAYS } else { Strictness::NEVER };
+    let Cookie { isn, tsval, .. } =
+        cookie::encode(&slot, strictness, &spec.flow(), spec.seq, &syn, random.word());
     spec.seq = spec.seq.wrapping_add(1);
     spec.ack = isn.wrapping_add(1);
     spec.flags = ACK | random.pick(&[0, 0, 0, PSH, FIN, 0x20, 0xc0]);

@@ -7,7 +7,7 @@ use std::vec::Vec;
 use super::cases::{Table, valid_ack};
 use super::frames::{ACK, CLIENT_ISN, LINUX, Spec};
 use super::world::{EPOCH, PORT, Place, World};
-use tcpguard_common::cookie::{self, SynOptions};
+use tcpguard_common::cookie::{self, Strictness, SynOptions};
 use tcpguard_common::flow::{V4, V6};
 use tcpguard_common::map::{
     EPOCH_SLOTS, EpochSlot, MODE_COOKIE, MODE_OFF, ON_EXIT_PASS, Service, ServiceKey,
@@ -185,7 +185,8 @@ impl Table {
         for timestamps in [None, Some(99)] {
             let known_key = EpochSlot { epoch: EPOCH, ..EpochSlot::default() };
             let flow = Spec::<A>::syn(&[]).flow();
-            let forged = cookie::encode(&known_key, &flow, CLIENT_ISN, &SynOptions { timestamps, ..syn }, 0);
+            let syn = SynOptions { timestamps, ..syn };
+            let forged = cookie::encode(&known_key, Strictness::NEVER, &flow, CLIENT_ISN, &syn, 0);
             let options = forged
                 .tsval
                 .map_or(vec![], |tsval| [&[1, 1, 8, 10, 0, 0, 0, 1][..], &tsval.to_be_bytes()].concat());
@@ -210,7 +211,10 @@ impl Table {
     fn port_zero(&mut self) {
         let mut world = World::new();
         world.ports[0] |= 1;
-        world.services_v4.insert(ServiceKey::new(V4::GUARDED, [0; 2]), Service { id: 1, mode: MODE_COOKIE });
+        world.services_v4.insert(
+            ServiceKey::new(V4::GUARDED, [0; 2]),
+            Service { id: 1, mode: MODE_COOKIE, ..Service::default() },
+        );
         for src_port in [0, 40_000] {
             let spec = Spec { dst_port: 0, src_port, ..Spec::<V4>::syn(LINUX) };
             let name = format!("IPv4 SYN from port {src_port} to a service on port 0");

@@ -8,7 +8,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::filters::Lists;
-use tcpguard_common::cookie::{Advertised, Epochs};
+use tcpguard_common::cookie::{Advertised, Epochs, Strictness};
 use tcpguard_common::decision::admission::{self, Census, Counted};
 use tcpguard_common::decision::budget::{self, Ledger};
 use tcpguard_common::decision::{Env, Insertion, Tables};
@@ -227,7 +227,7 @@ impl World {
             let addresses = [(here, V4::GUARDED, V6::GUARDED), (anywhere, V4([0; 4]), V6([0; 16]))];
             for (mode, v4, v6) in addresses {
                 let Some(mode) = mode else { continue };
-                let service = Service { id: u32::from(port), mode };
+                let service = Service { id: u32::from(port), mode, ..Service::default() };
                 world.services_v4.insert(ServiceKey::new(v4, port.to_be_bytes()), service);
                 world.services_v6.insert(ServiceKey::new(v6, port.to_be_bytes()), service);
             }
@@ -253,13 +253,20 @@ impl World {
 
     /// Makes the services that answer with cookies stateful ones.
     pub(crate) fn make_stateful(&mut self) {
-        fn all<A>(services: &mut HashMap<ServiceKey<A>, Service>) {
-            for service in services.values_mut().filter(|service| service.mode == MODE_COOKIE) {
-                service.mode = MODE_STATEFUL;
-            }
+        for service in self.services_mut().filter(|service| service.mode == MODE_COOKIE) {
+            service.mode = MODE_STATEFUL;
         }
-        all(&mut self.services_v4);
-        all(&mut self.services_v6);
+    }
+
+    /// Makes the services strict in these epochs and no other.
+    pub(crate) fn make_strict(&mut self, epochs: &[u32]) {
+        let strictness =
+            epochs.iter().fold(Strictness::NEVER, |strictness, &epoch| strictness.with(epoch, true));
+        self.services_mut().for_each(|service| service.strictness = strictness);
+    }
+
+    fn services_mut(&mut self) -> impl Iterator<Item = &mut Service> {
+        self.services_v4.values_mut().chain(self.services_v6.values_mut())
     }
 
     /// Puts all services but the ones that are off into dry run. Budgets that are used up from then on are the dry run's.

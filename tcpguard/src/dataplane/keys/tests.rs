@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tcpguard_common::cookie::{Advertised, Clock, Cookie, SynOptions, encode, validate};
+use tcpguard_common::cookie::{Advertised, Clock, Cookie, Strictness, SynOptions, encode, validate};
 use tcpguard_common::flow::{FlowKey, V4};
 use tcpguard_common::map::{EpochSlot, Settings};
 
@@ -50,7 +50,7 @@ fn syn(timestamps: bool) -> SynOptions {
 
 fn issue(schedule: &KeySchedule, timestamps: bool) -> Cookie {
     let slot = schedule.slots()[index(schedule.clock().epoch)];
-    encode(&slot, &FLOW, 99, &syn(timestamps), 0)
+    encode(&slot, Strictness::NEVER, &FLOW, 99, &syn(timestamps), 0)
 }
 
 fn accepts(schedule: &KeySchedule, cookie: &Cookie) -> bool {
@@ -58,7 +58,7 @@ fn accepts(schedule: &KeySchedule, cookie: &Cookie) -> bool {
 }
 
 fn accepts_with(schedule: &KeySchedule, cookie: &Cookie, clock: Clock) -> bool {
-    validate(&schedule.slots(), &clock, &FLOW, 99, cookie.isn, cookie.tsval).is_some()
+    validate(&schedule.slots(), &clock, Strictness::NEVER, &FLOW, 99, cookie.isn, cookie.tsval).is_some()
 }
 
 #[test]
@@ -203,8 +203,16 @@ fn a_change_of_what_is_advertised_waits_for_the_next_epoch() {
     assert!(accepts(&schedule, &cookie));
     schedule.poll(clocks.pass(MINUTE));
     assert_eq!(current(&schedule).window_scale, 9);
-    let accepted =
-        validate(&schedule.slots(), &schedule.clock(), &FLOW, 99, cookie.isn, cookie.tsval).unwrap();
+    let accepted = validate(
+        &schedule.slots(),
+        &schedule.clock(),
+        Strictness::NEVER,
+        &FLOW,
+        99,
+        cookie.isn,
+        cookie.tsval,
+    )
+    .unwrap();
     assert_eq!(accepted.slot.window_scale, 7, "the promise in flight is kept");
 }
 

@@ -1,6 +1,7 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use tcpguard_common::cookie::Strictness;
 use tcpguard_common::flow::{AnyFlowKey, V4};
 use tcpguard_common::map::{ABI_VERSION, EpochSlot, Flow, Interface, MODE_COOKIE, ON_EXIT_PASS, Settings};
 use tcpguard_common::packet::build::{Headers, Link};
@@ -147,7 +148,8 @@ fn an_upgrade_to_another_version_drops_segments_to_services_until_it_is_armed() 
         old.leave();
         let mut new = Dataplane::load(&sandbox.options).unwrap();
         let addr = "10.0.0.1".parse().unwrap();
-        let services = [ServiceEntry { addr, port: 80, id: 0, mode: MODE_COOKIE }];
+        let services =
+            [ServiceEntry { addr, port: 80, id: 0, mode: MODE_COOKIE, strictness: Strictness::NEVER }];
         new.hold(&services, ON_EXIT_PASS).unwrap();
         let attached = new.attach(&native("tgd-a")).unwrap();
         assert!(attached.taken_over && new.previous().is_none());

@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 
+use tcpguard_common::cookie::Strictness;
 use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{AnyFlowKey, V4, V6};
 use tcpguard_common::known::{Bucket, Place, Presence, ROOM};
@@ -22,7 +23,7 @@ fn with_dataplane(test: impl FnOnce(Dataplane, &Sandbox) + Send + 'static) {
 }
 
 fn entry(addr: &str, port: u16, id: u32) -> ServiceEntry {
-    ServiceEntry { addr: addr.parse().unwrap(), port, id, mode: MODE_COOKIE }
+    ServiceEntry { addr: addr.parse().unwrap(), port, id, mode: MODE_COOKIE, strictness: Strictness::NEVER }
 }
 
 fn flow_key(number: u32, v6: bool) -> AnyFlowKey {

@@ -84,6 +84,7 @@ fn prepare(
         tunables: Arc::new(Tunables::default()),
         epochs: [EpochSlot::default(); EPOCH_SLOTS as usize],
         clock: Clock::default(),
+        strictness: Arc::default(),
         seed: 1,
         exchange: Exchange::new(1),
         placement: Placement::default(),

@@ -234,6 +234,7 @@ impl World {
             tunables: Arc::new(tunables),
             epochs: self.epochs,
             clock: clock(),
+            strictness: Arc::default(),
             seed: monotonic_ns(),
             exchange,
             placement: Placement::default(),
@@ -485,7 +486,7 @@ macro_rules! tables {
             }
 
             fn service(&self, _: &ServiceKey<$address>) -> Option<Service> {
-                Some(Service { id: SERVICE, mode: MODE_COOKIE })
+                Some(Service { id: SERVICE, mode: MODE_COOKIE, ..Service::default() })
             }
 
             fn knows_flow(&self, key: &FlowKey<$address>) -> bool {

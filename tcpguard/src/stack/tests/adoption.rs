@@ -26,6 +26,47 @@ fn a_bare_ack_with_a_valid_cookie_is_an_established_connection() {
     }
 }
 
+/// XDP let it through a tick ago, by what was so then: at the end of an epoch, at the end of its half, with one layout before the
+/// change and another after it.
+#[test]
+fn the_stack_accepts_each_epochs_layout_for_as_long_as_the_epoch_and_not_the_other() {
+    let entered = [EPOCH, EPOCH + 1, EPOCH + 2, EPOCH + 3];
+    for (issued, strict, at, adopted) in [
+        (EPOCH - 1, false, (EPOCH, false), true),
+        (EPOCH - 1, true, (EPOCH, false), false),
+        (EPOCH - 1, false, (EPOCH, true), true),
+        (EPOCH - 1, false, (EPOCH + 1, false), true),
+        (EPOCH - 1, false, (EPOCH + 1, true), true),
+        (EPOCH - 1, false, (EPOCH + 2, false), false),
+        (EPOCH, true, (EPOCH, true), true),
+        (EPOCH, false, (EPOCH, true), false),
+        (EPOCH, true, (EPOCH + 2, true), true),
+        (EPOCH, true, (EPOCH + 3, false), false),
+    ] {
+        for offer in [plain(), modern()] {
+            let stamped = offer.options.timestamps.is_some();
+            let mut t = Script::syn(offer);
+            if strict {
+                t.next_strict_cookie(issued)
+            } else {
+                t.next_cookie(issued)
+            }
+            t.set_epoch(at.0, at.1);
+            // The daemon gives the slot of what is not accepted any more to the next epoch.
+            let held = entered.into_iter().filter(|epoch| (at.0 - 2..=at.0 + 1).contains(epoch));
+            t.set_strict(&held.collect::<Vec<_>>());
+            t.sends(". 1:1(0) ack 1");
+            // With timestamps only time counts.
+            let alive = issued + 2 >= at.0;
+            assert_eq!(
+                t.conn.is_some(),
+                if stamped { alive } else { adopted },
+                "{issued} {strict} at {at:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn data_that_overtook_the_bare_ack_is_adopted_and_delivered() {
     let mut t = Script::syn(modern());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpguard_common::cookie::encode;
+use tcpguard_common::cookie::{Strictness, encode};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::EPOCH_SLOTS;
 use tcpguard_common::packet::{Flags, Options};
@@ -137,7 +137,9 @@ fn answered_near(start: u32) -> Offer {
     let slot = epochs(EPOCH)[EPOCH as usize % EPOCH_SLOTS as usize];
     let key = AnyFlowKey::new(offer.family.client(offer.port), offer.family.server());
     let Some(AnyFlowKey::V4(key)) = key else { panic!("IPv4") };
-    while encode(&slot, &key, offer.isn, &offer.options, START.0).isn.wrapping_sub(start) > 7_000 {
+    while encode(&slot, Strictness::NEVER, &key, offer.isn, &offer.options, START.0).isn.wrapping_sub(start)
+        > 7_000
+    {
         offer.isn += 1;
     }
     offer

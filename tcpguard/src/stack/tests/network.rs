@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tcpguard_common::cookie::{SynOptions, encode};
+use tcpguard_common::cookie::{Strictness, SynOptions, encode};
 use tcpguard_common::flow::FlowKey;
 use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{
@@ -439,7 +439,7 @@ impl Network {
         let slots = epochs(EPOCH);
         let slot = &slots[EPOCH as usize % slots.len()];
         let key: FlowKey<A> = segment.key();
-        let cookie = encode(slot, &key, segment.tcp.seq.0, &syn, self.now.0);
+        let cookie = encode(slot, Strictness::NEVER, &key, segment.tcp.seq.0, &syn, self.now.0);
         let headers = Headers {
             link: Link::answering(&segment.ethernet),
             src: key.local,

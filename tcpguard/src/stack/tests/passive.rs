@@ -70,6 +70,56 @@ fn a_syn_is_answered_with_the_cookie_that_xdp_would_send_and_its_ack_is_adopted(
     }
 }
 
+/// A client without timestamps, for whom strictness makes a difference.
+fn windows() -> Offer {
+    let mut offer = modern();
+    offer.options = SynOptions { window_scale: Some(8), timestamps: None, ..offer.options };
+    offer
+}
+
+#[test]
+fn a_strict_service_s_syn_is_answered_as_xdp_would_and_scales_no_window_and_selects_nothing() {
+    for family in [Family::V4, Family::V6] {
+        let mut t = Script::syn(Offer { family, ..windows() });
+        t.set_strict(&[EPOCH]);
+        t.next_strict_cookie(EPOCH);
+        t.window = 60_000;
+        t.sends("S 0:0(0)");
+        // At XDP's number: Script counts from there.
+        t.expect("S. 0:0(0) ack 1");
+        let (.., options) = t.last.unwrap();
+        assert!(options.mss.is_some() && options.window_scale.is_none() && !options.sack_permitted);
+        assert_eq!(t.sends(". 1:1(0) ack 1"), Received::Consumed);
+        t.state(State::Established);
+        assert_eq!(t.stack.counters().half_open_completed, 1);
+        // What it would have acknowledged selectively it does not.
+        t.sends("P. 11:21(10) ack 1");
+        t.expect(". 1:1(0) ack 1");
+    }
+}
+
+#[test]
+fn a_half_open_connection_keeps_its_layout_when_its_service_becomes_strict_or_ceases_to_be() {
+    for strict in [false, true] {
+        let mut t = Script::syn(windows());
+        let (now, next): (&[u32], &[u32]) = if strict { (&[EPOCH], &[]) } else { (&[], &[EPOCH + 1]) };
+        t.set_strict(now);
+        if strict {
+            t.next_strict_cookie(EPOCH);
+        }
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+        t.set_epoch(EPOCH + 1, false);
+        t.set_strict(&[now, next].concat());
+        // Sent again, it is the same cookie, with the same options.
+        t.wait_for_output("S. 0:0(0) ack 1");
+        let (.., options) = t.last.unwrap();
+        assert_eq!((options.window_scale.is_some(), options.sack_permitted), (!strict, !strict));
+        assert_eq!(t.sends(". 1:1(0) ack 1"), Received::Consumed);
+        t.state(State::Established);
+    }
+}
+
 #[test]
 fn a_syn_ack_is_sent_again_after_1_2_4_8_and_16_seconds_and_then_forgotten() {
     for offer in [modern(), plain()] {

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use tcpguard_common::cookie::{Cookie, SynOptions, encode};
+use tcpguard_common::cookie::{Cookie, Strictness, SynOptions, encode};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::{FLOW_TIMESTAMPS, Flow};
 use tcpguard_common::packet::{AnySegment, Flags, Options, parse};
@@ -289,6 +289,21 @@ impl Script {
         assert_eq!(self.stack.flow_state(self.now, &self.key()), None);
     }
 
+    /// The service is strict in these epochs alone.
+    pub(super) fn set_strict(&mut self, epochs: &[u32]) {
+        let strictness =
+            epochs.iter().fold(Strictness::NEVER, |strictness, &epoch| strictness.with(epoch, true));
+        let mut services = [Strictness::NEVER; 8];
+        services[7] = strictness;
+        self.stack.set_strictness(&services);
+    }
+
+    /// The client's SYN was answered with a cookie of `epoch`, when the service was strict.
+    pub(super) fn next_strict_cookie(&mut self, epoch: u32) {
+        self.cookie = answer_of(Strictness::ALWAYS, &self.offer, epoch, self.now);
+        self.tsecr = self.cookie.tsval.unwrap_or(0);
+    }
+
     pub(super) fn set_epoch(&mut self, epoch: u32, second_half: bool) {
         self.stack.set_epochs(&epochs(epoch), clock(epoch, second_half));
     }
@@ -320,13 +335,17 @@ impl Script {
 
 /// What XDP answers to a SYN.
 pub(super) fn answer(offer: &Offer, epoch: u32, now: Instant) -> Cookie {
+    answer_of(Strictness::NEVER, offer, epoch, now)
+}
+
+fn answer_of(strictness: Strictness, offer: &Offer, epoch: u32, now: Instant) -> Cookie {
     let slots = epochs(epoch);
     let slot = &slots[epoch as usize % slots.len()];
     assert_eq!(slot.window, ADVERTISED.window);
     let key = AnyFlowKey::new(offer.family.client(offer.port), offer.family.server()).unwrap();
     match key {
-        AnyFlowKey::V4(key) => encode(slot, &key, offer.isn, &offer.options, now.0),
-        AnyFlowKey::V6(key) => encode(slot, &key, offer.isn, &offer.options, now.0),
+        AnyFlowKey::V4(key) => encode(slot, strictness, &key, offer.isn, &offer.options, now.0),
+        AnyFlowKey::V6(key) => encode(slot, strictness, &key, offer.isn, &offer.options, now.0),
     }
 }
 

@@ -164,7 +164,7 @@ impl Guard {
     {
         let map = self.ebpf.map_mut(A::SERVICES).context(A::SERVICES)?;
         let key = ServiceKey::new(A::GUARDED, PORT.to_be_bytes());
-        let service = Service { id: 0, mode: MODE_COOKIE };
+        let service = Service { id: 0, mode: MODE_COOKIE, ..Service::default() };
         HashMap::try_from(map)?.insert(key, service, 0)?;
         self.set(A::PLACES, key.place(), ServicePlace { key, service, state: PLACE_HELD })
     }
