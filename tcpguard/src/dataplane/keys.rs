@@ -6,7 +6,9 @@
 //! period does, and each number is held long enough for a handshake to end. The key of a number derives from the
 //! *fleet's* number, wall clock divided by period, and the two agree modulo 4. When the fleet's number jumps (the clock
 //! was stepped, or the period changed), at most three short bridge epochs bring ours level with it; nothing in flight
-//! breaks on this machine. Others with the same secret accept our cookies again once we are level, 45 s at the latest.
+//! breaks on this machine. After a jump by a multiple of four the bits are right and the keys are not: either the next epoch is
+//! near, or three bridge epochs lead there, too. Others with the same secret accept our cookies again once we are level, by
+//! default a minute later at the latest.
 //! A step back of less than a period is waited out: the others still accept what is one ahead. The exception are slots
 //! that nobody has kept for longer than a cookie lives, because the daemon was dead or stopped: they start afresh.
 
@@ -161,8 +163,8 @@ impl KeySchedule {
         match (ahead, behind) {
             // In step, or the clock was set back a little: it will catch up.
             (0 | -1, _) => {}
-            // A jump by a multiple of four: the bits are right already, and the next epoch's key will be.
-            (_, 0) => self.fleet = target,
+            // A jump by a multiple of four: the bits are right already, and the next epoch's key will be, if that is sooner.
+            (_, 0) if self.until_next(now) <= self.held(now) + 3 * self.hold => self.fleet = target,
             (_, 1) if self.may_move(now) => self.advance(target, now),
             (_, _) if self.may_move(now) => self.advance(self.fleet.wrapping_add(1), now),
             _ => {}
@@ -208,8 +210,12 @@ impl KeySchedule {
     /// How long until the next epoch, if the clocks run evenly.
     pub fn until_next(&self, now: Now) -> Duration {
         let into = Duration::from_nanos((now.wall.as_nanos() % self.period.as_nanos()) as u64);
-        let held = self.age(now).map_or(Duration::ZERO, |age| self.hold.saturating_sub(age));
-        (self.period - into).max(held)
+        (self.period - into).max(self.held(now))
+    }
+
+    /// How long `current` has to stay yet.
+    fn held(&self, now: Now) -> Duration {
+        self.age(now).map_or(Duration::ZERO, |age| self.hold.saturating_sub(age))
     }
 
     /// The period.

@@ -237,6 +237,42 @@ fn a_changed_period_is_level_with_the_wall_clock_within_four_holds_and_breaks_no
     assert!(accepts(&schedule, &issue(&fleet, true)));
 }
 
+/// Whole hours are multiples of four minutes: the bits of the epoch stay the same, its key does not.
+#[test]
+fn any_step_of_the_clock_is_level_with_the_fleet_within_a_minute_and_breaks_no_handshake() {
+    const HOUR: i64 = 3600;
+    for (period, steps) in [
+        (MINUTE, vec![HOUR, -HOUR, 240, -240, 24 * HOUR, 90, -90, 60, 120]),
+        (60 * MINUTE, vec![4 * HOUR, -4 * HOUR, 24 * HOUR, -7 * HOUR]),
+    ] {
+        for (step, into) in steps.iter().flat_map(|step| [0, 1, 14, 31, 46, 58].map(|into| (*step, into))) {
+            let mut clocks = Clocks::start();
+            let mut schedule = KeySchedule::new(secret(7), period, ADVERTISED, clocks.0).unwrap();
+            schedule.poll(clocks.pass(period));
+            schedule.poll(clocks.pass(Duration::from_secs(into)));
+            let what = format!("a step of {step} s, {into} s into an epoch of {period:?}");
+            let issued = [true, false].map(|timestamps| (clocks.0.monotonic, issue(&schedule, timestamps)));
+            clocks.step(step);
+            let mut in_flight = issued.to_vec();
+            for _ in 0..60 {
+                schedule.poll(clocks.0);
+                for (at, cookie) in &in_flight {
+                    let age = clocks.0.monotonic - *at;
+                    assert!(age >= HOLD || accepts(&schedule, cookie), "{what}: {age:?} old");
+                }
+                in_flight.extend([true, false].map(|kind| (clocks.0.monotonic, issue(&schedule, kind))));
+                clocks.pass(Duration::from_secs(1));
+            }
+            schedule.poll(clocks.0);
+            let fleet = KeySchedule::new(secret(7), period, ADVERTISED, clocks.0).unwrap();
+            for timestamps in [true, false] {
+                assert!(accepts(&fleet, &issue(&schedule, timestamps)), "{what}: ours");
+                assert!(accepts(&schedule, &issue(&fleet, timestamps)), "{what}: theirs");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_number_under_another_period_has_another_key() {
     let at = |seconds| Now { wall: Duration::from_secs(seconds), monotonic: Duration::ZERO };
