@@ -3,7 +3,7 @@
 //!
 //! Whoever inserts into a table enters the flow here afterwards, whoever removes from it strikes it out afterwards. So
 //! what is in a table and not here was inserted a moment ago, or its bucket was full once; of a full bucket the table is
-//! asked.
+//! asked, until a walk over the tables finds all of the bucket's flows here.
 
 use crate::flow::FlowKey;
 use crate::packet::Family;
@@ -13,13 +13,17 @@ pub const ROOM: usize = 7;
 /// Buckets for both families together, a power of two: two million flows overflow one in twenty.
 pub const BUCKETS: u32 = 1 << 19;
 
+/// What [`Bucket::crowded`] is for a flow that found no room, whatever it was.
+pub const CROWDED: u64 = 1;
+
 /// One cache line of the front.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Bucket {
     /// [`Place::word`] of flows; 0 is free.
     pub words: [u64; ROOM],
-    /// 1 once there was no room for a flow, and from then on.
+    /// [`CROWDED`] once there was no room for a flow; another number while somebody who wrote it walks over the tables to find
+    /// out whether all of the bucket's flows are here again. 0 when they are.
     pub crowded: u64,
 }
 
@@ -77,7 +81,7 @@ impl Bucket {
         }
         match self.words.iter_mut().find(|place| **place == 0) {
             Some(free) => *free = word,
-            None => self.crowded = 1,
+            None => self.crowded = CROWDED,
         }
     }
 

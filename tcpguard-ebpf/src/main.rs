@@ -22,7 +22,7 @@ use tcpguard_common::decision::opening::{self, Proven};
 use tcpguard_common::decision::{self, Env, Insertion, Tables, Verdict};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4, V6};
-use tcpguard_common::known::{BUCKETS, Bucket, Place, Presence, ROOM};
+use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, Place, Presence, ROOM};
 use tcpguard_common::map::{
     DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
     PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES,
@@ -208,8 +208,8 @@ impl Env for Maps {
                 return;
             }
         }
-        // SAFETY: as above; nobody ever writes anything else there.
-        unsafe { (&raw mut (*bucket).crowded).write_volatile(1) };
+        // SAFETY: as above; whoever changes it otherwise exchanges it for what it was.
+        unsafe { (&raw mut (*bucket).crowded).write_volatile(CROWDED) };
     }
 
     #[inline(always)]

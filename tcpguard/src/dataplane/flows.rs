@@ -1,8 +1,10 @@
 //! The flow maps of both families as one table. It stores what it is told: who owns a flow is the engine's business.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
+use tcpguard_common::known::{BUCKETS, CROWDED};
 use tcpguard_common::map::Flow;
 
 use super::bpf::{ANY, Map, NOEXIST};
@@ -120,21 +122,40 @@ impl FlowTable {
 
     /// A walk over all flows, in slices.
     pub fn scan(&self) -> FlowScan {
-        FlowScan { table: self.clone(), v4: Walk::new(), v6: Walk::new(), in_v6: false }
+        static TOKENS: AtomicU64 = AtomicU64::new(CROWDED + 1);
+        FlowScan {
+            table: self.clone(),
+            v4: Walk::new(),
+            v6: Walk::new(),
+            in_v6: false,
+            begun: false,
+            looks_at: 0,
+            token: TOKENS.fetch_add(1, Ordering::Relaxed),
+        }
     }
 }
 
 /// Flows a slice holds at most, unless one bucket of the map holds more.
 const SLICE: usize = 512;
 
+/// Buckets of the front that one walk looks at, 1 MB: after 32 walks all of them were.
+const LOOK: u32 = BUCKETS / 32;
+
 /// A walk over the flow table. It sees every flow that is there from its start to its end; one that comes or goes in
-/// between may be seen or not. Buffers are kept for the next walk.
+/// between may be seen or not. Buffers are kept for the next walk. On the way it finds out which buckets of the front are not
+/// crowded any more, a part of them with each walk: after a flow that found no room there has closed, or was entered again.
 #[derive(Debug)]
 pub struct FlowScan {
     table: FlowTable,
     v4: Walk<V4>,
     v6: Walk<V6>,
     in_v6: bool,
+    /// Whether this walk has begun.
+    begun: bool,
+    /// The first bucket that this walk looks at.
+    looks_at: u32,
+    /// What this walk marks crowded buckets with.
+    token: u64,
 }
 
 impl FlowScan {
@@ -146,11 +167,26 @@ impl FlowScan {
     ///
     /// None in normal operation: whatever bpf(2) says.
     pub fn next_slice(&mut self, mut visit: impl FnMut(AnyFlowKey, &Flow)) -> io::Result<bool> {
+        let front = self.table.front.clone();
+        let buckets = self.looks_at..self.looks_at + LOOK;
+        if !std::mem::replace(&mut self.begun, true) {
+            front.begin_look(buckets.clone(), self.token);
+        }
+        let token = self.token;
+        let mut visit = |key, flow: &Flow| {
+            front.look_at(&key, token);
+            visit(key, flow);
+        };
         if !self.in_v6 {
             self.in_v6 = !self.v4.advance(&self.table.v4, &mut visit)?;
             return Ok(true);
         }
         self.in_v6 = self.v6.advance(&self.table.v6, &mut visit)?;
+        if !self.in_v6 {
+            front.end_look(buckets, token);
+            self.looks_at = (self.looks_at + LOOK) % BUCKETS;
+            self.begun = false;
+        }
         Ok(self.in_v6)
     }
 }

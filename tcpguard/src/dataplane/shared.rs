@@ -3,6 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use aya::Pod;
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::AnyFlowKey;
-use tcpguard_common::known::{BUCKETS, Bucket, Place, ROOM};
+use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, Place, ROOM};
 use tcpguard_common::map::heartbeat;
 
 /// A mapped array map.
@@ -215,7 +216,38 @@ impl Front {
                 _ => return,
             }
         }
-        crowded.store(1, Ordering::Relaxed);
+        crowded.store(CROWDED, Ordering::Relaxed);
+    }
+
+    /// Begins to look whether the crowded ones of `buckets` still have flows that are not in here. Every flow of the tables is to
+    /// be shown to [`Self::look_at`] from now on, and then [`Self::end_look`] follows. `token` is nobody else's.
+    pub(super) fn begin_look(&self, buckets: Range<u32>, token: u64) {
+        for index in buckets {
+            let (_, crowded) = self.bucket(index);
+            let was = crowded.load(Ordering::Relaxed);
+            if was != 0 {
+                // Others who look at the same bucket begin again, later.
+                let _changed = crowded.compare_exchange(was, token, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Notices a flow that is in its table and not in here: its bucket stays crowded.
+    pub(super) fn look_at(&self, key: &AnyFlowKey, token: u64) {
+        let (words, crowded, word) = self.find(key);
+        if crowded.load(Ordering::Relaxed) == token
+            && words.iter().all(|place| place.load(Ordering::Relaxed) != word)
+        {
+            crowded.store(CROWDED, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends it: a bucket that nobody has called crowded since has all its flows in here.
+    pub(super) fn end_look(&self, buckets: Range<u32>, token: u64) {
+        for index in buckets {
+            let (_, crowded) = self.bucket(index);
+            let _changed = crowded.compare_exchange(token, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// Strikes out a flow that was removed from its table.
@@ -234,11 +266,17 @@ impl Front {
             AnyFlowKey::V4(key) => Place::of(hash_key, key),
             AnyFlowKey::V6(key) => Place::of(hash_key, key),
         };
-        // SAFETY: `Place` keeps the index below `BUCKETS`, which the mapping holds; a bucket is `ROOM` words and one more.
-        let bucket = unsafe {
-            self.mapping.base.cast::<([AtomicU64; ROOM], AtomicU64)>().add(place.bucket as usize).as_ref()
-        };
-        (&bucket.0, &bucket.1, place.word)
+        let (words, crowded) = self.bucket(place.bucket);
+        (words, crowded, place.word)
+    }
+
+    /// The places of a bucket, and whether it is crowded.
+    fn bucket(&self, index: u32) -> (&[AtomicU64; ROOM], &AtomicU64) {
+        let index = (index % BUCKETS) as usize;
+        // SAFETY: the mapping holds that many; a bucket is `ROOM` words and one more.
+        let bucket =
+            unsafe { self.mapping.base.cast::<([AtomicU64; ROOM], AtomicU64)>().add(index).as_ref() };
+        (&bucket.0, &bucket.1)
     }
 }
 

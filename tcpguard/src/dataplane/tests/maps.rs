@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use tcpguard_common::cookie::Strictness;
 use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{AnyFlowKey, V4, V6};
-use tcpguard_common::known::{Bucket, Place, Presence, ROOM};
+use tcpguard_common::known::{Bucket, CROWDED, Place, Presence, ROOM};
 use tcpguard_common::map::{
     ABI_VERSION, EpochSlot, Flow, MAX_SERVICES, MODE_COOKIE, MODE_OFF, PLACE_HELD, PLACE_SHARED, PORT_WORDS,
     ServiceKey, ServicePlace, Settings, XSK_ENTRIES, name, xsk_index,
@@ -201,7 +201,58 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
         assert_eq!(presence(&first), Presence::Unsure);
         table.remove(&first).unwrap();
         let bucket = front.lookup(&place(&first).bucket).unwrap().unwrap();
-        assert_eq!((bucket.words, bucket.crowded), (strangers, 1), "others' places are theirs");
+        assert_eq!((bucket.words, bucket.crowded), (strangers, CROWDED), "others' places are theirs");
+        dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_bucket_is_crowded_until_a_walk_finds_all_its_flows_in_it() {
+    with_dataplane(|dataplane, _sandbox| {
+        // SAFETY: the sizes that `SHARED` checked.
+        let front =
+            unsafe { bpf::Map::<u32, Bucket>::from_fd(bpf::get(&dataplane.pins.join(name::KNOWN)).unwrap()) };
+        let hash_key = [11, 12];
+        dataplane.write_settings(&Settings { abi: ABI_VERSION, hash_key, ..Settings::default() }).unwrap();
+        let (table, key) = (dataplane.flows(), flow_key(1, true));
+        let AnyFlowKey::V6(flow_of_key) = key else { unreachable!("asked for") };
+        let place = Place::of(hash_key, &flow_of_key);
+        let presence = |word| front.lookup(&place.bucket).unwrap().unwrap().presence(word);
+        let walk = |scan: &mut FlowScan| {
+            // Each looks at a part of the buckets.
+            for _ in 0..32 {
+                while scan.next_slice(|_, _| {}).unwrap() {}
+            }
+        };
+        let (mut scan, mut other) = (table.scan(), table.scan());
+        let words = [0; ROOM].map(|_| 1 << 63);
+        front.update(&place.bucket, &Bucket { words, crowded: 0 }, bpf::ANY).unwrap();
+        table.insert(&key, &flow(1)).unwrap();
+        let stranger = place.word ^ 1;
+        for words in [words, [0; ROOM]] {
+            let mut bucket = front.lookup(&place.bucket).unwrap().unwrap();
+            bucket.words = words;
+            front.update(&place.bucket, &bucket, bpf::ANY).unwrap();
+            walk(&mut scan);
+            assert_eq!(
+                presence(place.word),
+                Presence::Unsure,
+                "the table has a flow that is not in the bucket"
+            );
+        }
+        table.show(&key);
+        assert_eq!((presence(place.word), presence(stranger)), (Presence::Known, Presence::Unsure));
+        // Another walk, half done, neither ends this one's look nor keeps it from its end.
+        other.next_slice(|_, _| {}).unwrap();
+        walk(&mut scan);
+        assert_eq!((presence(place.word), presence(stranger)), (Presence::Known, Presence::Unknown));
+        walk(&mut other);
+        // What is found full again during a walk stays so.
+        front.update(&place.bucket, &Bucket { crowded: CROWDED, ..Bucket::default() }, bpf::ANY).unwrap();
+        table.remove(&key).unwrap();
+        assert_eq!(presence(stranger), Presence::Unsure);
+        walk(&mut other);
+        assert_eq!((presence(stranger), presence(place.word)), (Presence::Unknown, Presence::Unknown));
         dataplane.detach().unwrap();
     });
 }
