@@ -22,6 +22,7 @@ const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close
 
 fn guarded_with_a_small_budget() -> Guarded {
     let guarded = Guarded::simple();
+    guarded.answer_with_cookies();
     guarded.tune("verified-reply-rate", &RATE.to_string());
     guarded.tune("reply-rate", &RATE.to_string());
     guarded.tune("reply-burst", &RATE.to_string());
@@ -191,6 +192,7 @@ fn answered(guarded: &Guarded, raw: &RawPort, syn: impl Fn(u16) -> Vec<u8>) -> (
 #[test]
 fn receive_queues_share_the_budget_of_a_prefix() {
     let guarded = Guarded::up(LabConfig { queues: 2, ..LabConfig::new(lab_object()) }, &[]);
+    guarded.answer_with_cookies();
     guarded.tune("verified-reply-rate", "1");
     let raw = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 99));
     // The kernel chooses a queue by the ports.
@@ -201,7 +203,8 @@ fn receive_queues_share_the_budget_of_a_prefix() {
 
 #[test]
 fn an_ipv6_prefix_hears_no_more_than_its_budget_and_its_neighbour_is_answered() {
-    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", "[fd77::1]:80=respond:discard"]);
+    let guarded =
+        Guarded::up(LabConfig::new(lab_object()), &["--protect", "[fd77::1]:80=respond:discard,cookie"]);
     guarded.tune("verified-reply-rate", "1");
     let raw = RawPort::open(&guarded.lab, Ipv4Addr::new(10, 77, 0, 99));
     let syn = |site: [u8; 2], host: u16| {

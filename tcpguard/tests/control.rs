@@ -60,6 +60,7 @@ fn explained(setup: &Setup, frame: &[u8]) -> Result<(Value, Vec<String>)> {
 fn a_packet_is_explained_as_it_would_be_judged_and_nothing_changes() -> Result<()> {
     let setup = Setup::new()?;
     let _daemon = setup.daemon(&[])?;
+    setup.text(&["mode", &SERVICE.to_string(), "cookie"])?;
     let raw = RawPort::open(&setup.lab, Ipv4Addr::new(10, 77, 0, 99));
     let to = SERVICE.port();
     let syn = raw.frame(

@@ -38,7 +38,7 @@ fn every_verb_answers_for_people_and_for_programs() -> Result<()> {
         "{text}"
     );
 
-    assert!(setup.reason("cookie-sent")? >= 6);
+    assert!(setup.answered()? >= 6);
     assert!(setup.reason("ack-valid")? >= 6);
     let stats = setup.json(&["stats"])?;
     assert!(stats["totals"]["stack"]["adopted"].as_u64() >= Some(6), "{}", stats["totals"]);
@@ -56,7 +56,7 @@ fn every_verb_answers_for_people_and_for_programs() -> Result<()> {
     assert!(service["redirected"].as_u64() > Some(12), "{service}");
     let text = setup.text(&["stats", "--per-cpu"])?;
     assert!(text.contains("SERVICE") && text.contains("ACK-INVALID"), "{text}");
-    assert!(text.contains("cookie-sent") && text.contains("CPU1") && text.contains("RATE/s"), "{text}");
+    assert!(text.contains("syn-stateful") && text.contains("CPU1") && text.contains("RATE/s"), "{text}");
     assert!(!text.contains("bad-flags") && setup.text(&["stats", "--all"])?.contains("bad-flags"));
 
     let flows = setup.json(&["flows"])?;
@@ -260,7 +260,7 @@ fn after_sigkill_protection_stays_and_a_fresh_run_takes_over() -> Result<()> {
     let daemon = setup.daemon(&[])?;
     setup.fetch()?;
     let mut orphan = setup.keep_alive()?;
-    let (counted, pins) = (setup.reason("cookie-sent")?, setup.pins());
+    let (counted, pins) = (setup.answered()?, setup.pins());
     daemon.kill()?;
     assert!(setup.link()?.contains("xdp") && setup.pins() == pins);
     // The host is reachable: what is not protected never depended on the daemon.
@@ -272,7 +272,7 @@ fn after_sigkill_protection_stays_and_a_fresh_run_takes_over() -> Result<()> {
     assert_eq!(setup.json(&["status"])?["generation"], 2);
     assert!(setup.said().contains("taken over"), "{}", setup.said());
     setup.fetch()?;
-    assert!(setup.reason("cookie-sent")? > counted);
+    assert!(setup.answered()? > counted);
     // A peer of the dead daemon's learns at its next word that the connection is gone.
     orphan.write_all(b"GET /small HTTP/1.0\r\n\r\n")?;
     let error = orphan.read(&mut [0; 100]).err().context("somebody answered")?;
@@ -409,7 +409,7 @@ fn an_ipv6_service_is_guarded_relayed_listed_and_counted_like_any() -> Result<()
     let service: SocketAddr = "[fd77::1]:80".parse()?;
     let _daemon = setup.daemon(&["--protect", &format!("{service}=127.0.0.1:{BACKEND_PORT}")])?;
     setup.backend.file("large", 3_000_000)?;
-    let cookies = setup.reason("cookie-sent")?;
+    let answered = setup.answered()?;
     let body = setup.download(service, "large")?;
     assert!(body == std::fs::read(setup.backend.root().join("large"))?, "{} bytes", body.len());
     let open = setup.connect_to(service)?;
@@ -422,7 +422,7 @@ fn an_ipv6_service_is_guarded_relayed_listed_and_counted_like_any() -> Result<()
     assert_eq!(flow["peer"], open.local_addr()?.to_string());
     assert_eq!(setup.state("TIME_WAIT")?, 1);
     assert!(setup.text(&["flows"])?.contains("[fd77::2]:"));
-    assert_eq!(setup.reason("cookie-sent")?, cookies + 2);
+    assert_eq!(setup.answered()?, answered + 2);
     assert_eq!(setup.reason("ack-valid")?, 2);
     let stats = setup.json(&["stats"])?;
     assert!(stats["totals"]["service"]["bytes-to-client"].as_u64() > Some(3_000_000), "{stats}");

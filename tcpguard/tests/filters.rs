@@ -106,7 +106,7 @@ fn a_hundred_thousand_filters_are_replaced_under_a_flood_and_no_denied_packet_pa
     let flood = flood.stop()?;
     assert!(flood.delivered() > 10_000, "{flood:?}");
     assert_eq!(setup.reason("filter-deny")?, flood.delivered());
-    assert_eq!(setup.reason("cookie-sent")?, 6, "one for each fetch");
+    assert_eq!(setup.answered()?, 6, "one for each fetch");
     Ok(())
 }
 

@@ -18,6 +18,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn guarded_with_hello() -> (Guarded, RawPort) {
     let guarded = Guarded::simple();
+    guarded.answer_with_cookies();
     guarded.backend.file("hello", 5).expect("a file");
     let raw = RawPort::open(&guarded.lab, CLIENT.into());
     (guarded, raw)

@@ -65,11 +65,11 @@ fn a_changed_mac_address_stays_guarded() -> Result<()> {
 
     change_mac(&setup)?;
     until_said(&setup, &format!("to {OTHER_MAC}: guarded at the new one"))?;
-    let answered = setup.reason("cookie-sent")?;
+    let answered = setup.answered()?;
     // The host itself has nothing on this port: it would refuse.
     setup.fetch()?;
     fetch_on(&mut open)?;
-    assert_eq!(setup.reason("cookie-sent")?, answered + 1);
+    assert_eq!(setup.answered()?, answered + 1);
     let status = setup.json(&["status"])?;
     assert_eq!(
         (&status["interfaces"][0]["mac"], &status["interfaces"][0]["link"]),
@@ -85,11 +85,11 @@ fn a_changed_mac_address_stays_guarded() -> Result<()> {
     assert_eq!(sent_from.join(":"), OTHER_MAC);
 
     // The old address is somebody else's now.
-    let counted = setup.reason("cookie-sent")?;
+    let counted = setup.answered()?;
     let syn = Outgoing { seq: Seq(1), flags: Flags::SYN, options: linux_options(), ..Outgoing::default() };
     before.send(&before.frame(5001, SERVICE.port(), &syn));
     assert!(after.receive(SERVICE.port(), 5001, Duration::from_millis(300)).is_none());
-    assert_eq!(setup.reason("cookie-sent")?, counted);
+    assert_eq!(setup.answered()?, counted);
     assert_eq!(daemon.stop(SOON)?.code(), Some(0));
     Ok(())
 }

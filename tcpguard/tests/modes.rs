@@ -95,7 +95,6 @@ fn a_client_whose_last_ack_was_lost_gets_its_banner_because_the_syn_ack_is_sent_
 fn a_flood_switches_auto_to_cookies_and_calm_switches_back_while_every_client_is_served() {
     let mut guarded = Guarded::simple();
     guarded.backend.file("hello", 5).expect("a file");
-    set_mode(&guarded, PORT, "auto");
     guarded.tune("stateful-rate", "1000");
     guarded.tune("stateful-burst", "1000");
     guarded.tune("calm-time", "1s");

@@ -109,9 +109,9 @@ pub struct Service {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServiceMode {
     /// SYNs are remembered while it is calm, and answered with cookies in a flood of them.
+    #[default]
     Auto,
     /// Every SYN is answered with a cookie.
-    #[default]
     Cookie,
     /// SYNs are remembered, and those answered with a cookie that are too many for that.
     Stateful,
@@ -411,7 +411,7 @@ mod tests {
         }
         let service: Service = "192.0.2.1:7=respond:echo".parse().unwrap();
         let echo = Destination::Responder(Responder::Echo);
-        assert_eq!((service.mode, service.destination), (ServiceMode::Cookie, Some(echo)));
+        assert_eq!((service.mode, service.destination), (ServiceMode::Auto, Some(echo)));
     }
 
     #[test]

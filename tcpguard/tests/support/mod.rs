@@ -128,6 +128,18 @@ impl Guarded {
         rows.into_iter().filter(|flow| state.is_none_or(|state| flow["state"] == state)).collect()
     }
 
+    /// SYNs that were answered: by XDP, with a cookie, or by the stack.
+    pub fn answered(&self) -> u64 {
+        let reasons = self.reasons();
+        reasons["cookie-sent"] + reasons["syn-stateful"]
+    }
+
+    /// Has the service answer every SYN with a cookie, as long as this daemon lives.
+    pub fn answer_with_cookies(&self) {
+        let output = self.cli(&["mode", &self.address().to_string(), "cookie"]);
+        assert!(output.status.success(), "mode: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     pub fn tune(&self, name: &str, value: &str) {
         let output = self.cli(&["tune", name, value]);
         assert!(output.status.success(), "tune: {}", String::from_utf8_lossy(&output.stderr));

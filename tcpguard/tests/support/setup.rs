@@ -155,6 +155,11 @@ impl Setup {
         reason["total"].as_u64().context("no total")
     }
 
+    /// SYNs that were answered: by XDP, with a cookie, or by the stack.
+    pub fn answered(&self) -> Result<u64> {
+        Ok(self.reason("cookie-sent")? + self.reason("syn-stateful")?)
+    }
+
     pub fn state(&self, name: &str) -> Result<u64> {
         self.json(&["flows"])?["states"][name].as_u64().context("no such state")
     }

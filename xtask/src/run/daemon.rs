@@ -24,6 +24,8 @@ pub(crate) struct Daemon {
 pub(crate) struct Numbers {
     pub(crate) syns: u64,
     pub(crate) cookies: u64,
+    /// SYNs that were left to the stack.
+    pub(crate) remembered: u64,
     /// Connections that began: adopted by the stack, whichever way their ACK reached it.
     pub(crate) acks_accepted: u64,
     pub(crate) acks_refused: u64,
@@ -107,6 +109,7 @@ fn numbers(stats: &Value) -> Result<Numbers> {
     Ok(Numbers {
         syns: sum(&|name| name.starts_with("cookie-sent") || name.starts_with("syn-")),
         cookies: sum(&|name| name.starts_with("cookie-sent")),
+        remembered: sum(&|name| name == "syn-stateful"),
         acks_accepted: adopted.context("no adopted connections in the daemon's answer")?,
         acks_refused: sum(&|name| name == "ack-invalid"),
         states: states.filter(|(_, count)| *count > 0).collect(),
@@ -122,7 +125,7 @@ mod tests {
         let stats = serde_json::json!({
             "reasons": [
                 {"name": "cookie-sent", "total": 80}, {"name": "cookie-sent-small-mss", "total": 10},
-                {"name": "syn-bad-checksum", "total": 10},
+                {"name": "syn-stateful", "total": 4}, {"name": "syn-bad-checksum", "total": 6},
                 {"name": "ack-valid", "total": 5}, {"name": "ack-invalid", "total": 3},
                 {"name": "flow-known", "total": 1000}
             ],
@@ -130,7 +133,7 @@ mod tests {
             "states": {"ESTABLISHED": 5, "CLOSING": 0, "TIME_WAIT": 2}
         });
         let numbers = numbers(&stats).unwrap();
-        assert_eq!((numbers.syns, numbers.cookies), (100, 90));
+        assert_eq!((numbers.syns, numbers.cookies, numbers.remembered), (100, 90, 4));
         assert_eq!((numbers.acks_accepted, numbers.acks_refused), (7, 3));
         assert_eq!(numbers.states, [("ESTABLISHED".to_owned(), 5), ("TIME_WAIT".to_owned(), 2)]);
     }

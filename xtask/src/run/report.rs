@@ -44,6 +44,7 @@ impl Sample {
         let rates = Numbers {
             syns: rate(numbers.syns, old.syns),
             cookies: rate(numbers.cookies, old.cookies),
+            remembered: rate(numbers.remembered, old.remembered),
             acks_accepted: rate(numbers.acks_accepted, old.acks_accepted),
             acks_refused: rate(numbers.acks_refused, old.acks_refused),
             states: Vec::new(),
@@ -108,14 +109,15 @@ impl Verdict {
         text
     }
 
-    fn counts(&self) -> [(&'static str, u64); 8] {
+    fn counts(&self) -> [(&'static str, u64); 9] {
         [
             ("spoofed SYNs on the wire", self.flooded.delivered()),
             ("  refused by the receiving ring", self.flooded.refused),
             ("SYNs that reached the guard", self.numbers.syns),
-            ("cookies sent", self.numbers.cookies),
-            ("  to spoofed addresses, verified right", self.arrivals.of(Received::SpoofedSynAck)),
-            ("  to spoofed addresses, wrong", self.arrivals.wrong()),
+            ("  answered with a cookie", self.numbers.cookies),
+            ("  remembered and answered", self.numbers.remembered),
+            ("SYN-ACKs to spoofed addresses, right", self.arrivals.of(Received::SpoofedSynAck)),
+            ("  wrong", self.arrivals.wrong()),
             ("ACKs accepted", self.numbers.acks_accepted),
             ("ACKs refused", self.numbers.acks_refused),
         ]
