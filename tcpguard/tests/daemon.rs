@@ -51,7 +51,7 @@ fn every_verb_answers_for_people_and_for_programs() -> Result<()> {
     }
     let service = &stats["services"][0];
     assert_eq!(service["listen"], SERVICE.to_string());
-    assert_eq!((&service["syns"], &service["cookies_sent"]), (&6.into(), &6.into()), "{service}");
+    assert_eq!((&service["syns"], &service["stateful"]), (&6.into(), &6.into()), "{service}");
     assert_eq!((&service["acks_valid"], &service["dropped"]), (&6.into(), &0.into()), "{service}");
     assert!(service["redirected"].as_u64() > Some(12), "{service}");
     let text = setup.text(&["stats", "--per-cpu"])?;

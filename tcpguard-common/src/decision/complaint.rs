@@ -6,7 +6,7 @@
 //! others need.
 
 use super::{Env, Tables, check_alive, knows, protected};
-use crate::map::{ABI_VERSION, MODE_OFF};
+use crate::map::{ABI_VERSION, MODE_OFF, MODES};
 use crate::packet::{Complaint, Family, Frame, Trouble};
 use crate::reason::Reason;
 
@@ -23,7 +23,7 @@ where
     let settings = env.settings()?;
     let now = env.now();
     // Without somebody who takes it, it comes to nothing in the kernel.
-    if service.mode == MODE_OFF
+    if service.mode & MODES == MODE_OFF
         || settings.abi != ABI_VERSION
         || check_alive(env, settings, now, queues).is_err()
     {
