@@ -139,7 +139,8 @@ reasons! {
     /// SYN that could not be answered: no valid cookie key (a daemon that drains its connections has none), longer than
     /// 4096 bytes, or no room in the frame.
     SynUnanswerable = "syn-unanswerable", Dropped;
-    /// Frame shorter than its IP length field says.
+    /// Frame shorter than its IP length field says; where the MTU is above 3498, also one that takes several buffers of the
+    /// driver's, which no peer sends that keeps to the MSS.
     Truncated = "truncated", Dropped;
     /// IPv4 header checksum wrong in a SYN or in an ACK that would create a flow.
     IpBadChecksum = "ip-bad-checksum", Dropped;

@@ -80,8 +80,20 @@ static SERVICE_COUNTERS: PerCpuArray<[u64; Class::PLACES]> =
 /// The program, once for each guarded interface.
 #[xdp]
 fn tcpguard(ctx: XdpContext) -> u32 {
-    let env = Maps::new(&ctx);
-    match decision::decide(&mut Packet::new(&ctx), &env) {
+    action(&ctx)
+}
+
+/// The same where frames may take several buffers. What it sees of a frame is its first: a segment to a protected port that is
+/// longer looks truncated.
+#[xdp(frags)]
+fn tcpguard_jumbo(ctx: XdpContext) -> u32 {
+    action(&ctx)
+}
+
+#[inline(always)]
+fn action(ctx: &XdpContext) -> u32 {
+    let env = Maps::new(ctx);
+    match decision::decide(&mut Packet::new(ctx), &env) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,

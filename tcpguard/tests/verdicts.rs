@@ -51,6 +51,7 @@ const COUNTED_AFTER: u32 = 512;
 /// The program and its maps, on no interface.
 struct Kernel {
     ebpf: Ebpf,
+    program: &'static str,
     socket: OwnedFd,
     out: Vec<u8>,
     /// Some budget is used up.
@@ -67,6 +68,10 @@ struct Outcome {
 
 impl Kernel {
     fn load(max_flows: usize) -> Self {
+        Self::load_program("tcpguard", max_flows)
+    }
+
+    fn load_program(program: &'static str, max_flows: usize) -> Self {
         let max_flows = u32::try_from(max_flows).unwrap();
         let mut ebpf = EbpfLoader::new()
             .override_global("SLOT", &SLOT, true)
@@ -74,14 +79,14 @@ impl Kernel {
             .map_max_entries(name::FLOWS_V6, max_flows)
             .load(OBJECT)
             .unwrap();
-        let program: &mut Xdp = ebpf.program_mut("tcpguard").unwrap().try_into().unwrap();
-        program.load().unwrap();
+        let loaded: &mut Xdp = ebpf.program_mut(program).unwrap().try_into().unwrap();
+        loaded.load().unwrap();
         // SAFETY: no pointers; the descriptor it returns is nobody else's.
         let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         assert!(socket >= 0, "{}", std::io::Error::last_os_error());
         // SAFETY: as above.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        Self { ebpf, socket, out: vec![0; 4096], spent: false, hash_key: [0; 2] }
+        Self { ebpf, program, socket, out: vec![0; 9000], spent: false, hash_key: [0; 2] }
     }
 
     fn map<'a, M: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> M {
@@ -277,7 +282,7 @@ impl Kernel {
     }
 
     fn run(&mut self, frame: &[u8], engine: u32) -> Outcome {
-        let program: &Xdp = self.ebpf.program("tcpguard").unwrap().try_into().unwrap();
+        let program: &Xdp = self.ebpf.program(self.program).unwrap().try_into().unwrap();
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut self.out), ..TestRunOptions::new() };
         let result = program.test_run(options).unwrap();
@@ -655,6 +660,34 @@ fn a_flood_is_recorded_at_a_bounded_rate_and_the_rest_counted() {
     // The test may run on one CPU after the other.
     let most = PER_WINDOW as usize * aya::util::nr_cpus().unwrap();
     assert!(windows.values().all(|&count| count <= most), "{windows:?}");
+}
+
+/// BPF_PROG_RUN puts what does not fit one page into further buffers, as drivers do.
+#[test]
+fn segments_in_several_buffers_are_counted_and_other_frames_pass_whole() {
+    let mut kernel = Kernel::load_program("tcpguard_jumbo", 8);
+    let mut world = World::new();
+    let ack = cases::valid_ack::<V4>(EPOCH, true);
+    world.know(ack.flow());
+    kernel.become_like(&world);
+    let reason = |kernel: &mut Kernel, frame: &[u8]| {
+        let before = kernel.counters();
+        let outcome = kernel.run(frame, world.engine);
+        let after = kernel.counters();
+        let counted = Reason::ALL.iter().find(|&&reason| after[reason as usize] > before[reason as usize]);
+        assert!(outcome.verdict == Verdict::Transmit || outcome.frame == frame);
+        (outcome.verdict, counted.copied())
+    };
+    let long = |spec: &Spec<V4>| Spec { data: vec![7; 6000], ..spec.clone() }.frame();
+    let dropped = (Verdict::Drop, Some(Reason::Truncated));
+    assert_eq!(reason(&mut kernel, &long(&ack)), dropped);
+    assert_eq!(reason(&mut kernel, &long(&Spec::syn(LINUX))), dropped);
+    let elsewhere = Spec { dst_port: 81, ..ack.clone() };
+    assert_eq!(reason(&mut kernel, &long(&elsewhere)), (Verdict::Pass, None));
+    let redirected = (Verdict::Redirect(world.engine), Some(Reason::FlowKnown));
+    assert_eq!(reason(&mut kernel, &ack.frame()), redirected);
+    let answered = (Verdict::Transmit, Some(Reason::CookieSent));
+    assert_eq!(reason(&mut kernel, &Spec::<V4>::syn(LINUX).frame()), answered);
 }
 
 #[test]

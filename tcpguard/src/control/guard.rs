@@ -538,9 +538,9 @@ fn stack_clock(clock: &Clock) -> Clock {
     Clock { extra: 1, ..*clock }
 }
 
-/// The longest packet that an interface's sockets carry, bytes: they were opened for the MTU that it had then.
+/// The longest packet that an interface's program and sockets carry, bytes: they were made for the MTU that it had then.
 pub(super) fn carried(attached: &Attached) -> u32 {
-    SocketConfig::for_mtu(attached.link.mtu).mtu()
+    SocketConfig::packet_limit(attached.link.mtu)
 }
 
 /// The longest packet to send and to ask for on an interface that is like `link` now, bytes.

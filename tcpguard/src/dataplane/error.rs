@@ -45,7 +45,7 @@ pub enum DataplaneError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Frames of this MTU fit neither native XDP nor an AF_XDP frame.
+    /// The driver has no native XDP for frames of this MTU, or of that of a veth's other end.
     #[error(
         "the MTU of {name} is {mtu}, too large for XDP (at most {limit}): \
          `ip link set dev {name} mtu 1500`, on a veth pair at its other end too"

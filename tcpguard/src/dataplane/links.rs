@@ -10,6 +10,7 @@ use super::bpf::{self, LINK_TYPE_XDP};
 use super::error::DataplaneError;
 use super::netdev::InterfaceFacts;
 use super::pins::{PinDir, network_namespace};
+use super::socket::WHOLE_MTU;
 
 /// Link pins start with this.
 pub(super) const LINK_PREFIX: &str = "xdp_";
@@ -18,9 +19,6 @@ pub(super) const LINK_PREFIX: &str = "xdp_";
 const SKB_MODE: u32 = 1 << 1;
 /// `XDP_FLAGS_DRV_MODE`.
 const DRV_MODE: u32 = 1 << 2;
-
-/// The largest MTU that drivers with one 4 KB page a frame commonly take, veth being the strictest.
-const DRIVER_MTU: u32 = 3498;
 
 /// Where the kernel runs the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,9 +209,9 @@ fn attach_error(facts: &InterfaceFacts, mode: AttachMode, source: io::Error) -> 
         Some(libc::EOPNOTSUPP) if mode == AttachMode::Native => {
             DataplaneError::NativeUnsupported { name, driver, source }
         }
-        // veth and others say so when the MTU of this end, or the peer's, is too large.
+        // veth says so when the peer's MTU is too large, other drivers when their own is.
         Some(libc::ERANGE | libc::EMSGSIZE) => {
-            DataplaneError::MtuTooLarge { name, mtu: facts.link.mtu, limit: DRIVER_MTU }
+            DataplaneError::MtuTooLarge { name, mtu: facts.link.mtu, limit: WHOLE_MTU }
         }
         _ => DataplaneError::AttachRefused { name, driver, mode, mtu: facts.link.mtu, source },
     }

@@ -27,14 +27,15 @@ use super::maps::{Counters, Maps, ServiceCounters, ServiceEntry, shared_names};
 use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
 use super::shared::{Fingerprints, Heartbeat};
-use super::socket::{LINK_HEADER, MAX_FRAME};
+use super::socket::{SocketConfig, WHOLE_MTU};
 use super::trace::TraceRing;
 use super::view::Views;
 
 /// The XDP program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
-/// Its name.
+/// Its name, and that of the same program for frames in several buffers.
 const PROGRAM: &str = "tcpguard";
+const JUMBO_PROGRAM: &str = "tcpguard_jumbo";
 /// The global that tells an instance which interface slot is its own.
 const SLOT: &str = "SLOT";
 /// How long an interface that was taken over with new maps stays closed at most, should the start neither end nor be undone.
@@ -204,11 +205,10 @@ impl Dataplane {
             return Err(DataplaneError::AttachedTwice { name: facts.name });
         }
         let queues = usable_queues(&facts, spec.queues)?;
-        check_mtu(&facts)?;
         let lock = self.lock(&facts)?;
         let (slot, before) = self.choose_slot(facts.ifindex)?;
         let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
-        let program = load_program(&mut ebpf, &facts.name)?;
+        let program = load_program(&mut ebpf, program_for(&facts), &facts.name)?;
         let held = self.previous.is_none() && links::is_linked(&self.pins, facts.ifindex);
         let armed = if held { 1 } else { before.armed };
         let interface = Interface { mac: facts.link.mac, armed, queues, ifindex: facts.ifindex };
@@ -578,13 +578,27 @@ fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<E
     loader.load(OBJECT).map_err(|error| object_error(subject, error))
 }
 
-fn load_program<'a>(ebpf: &'a mut Ebpf, subject: &str) -> Result<BorrowedFd<'a>, DataplaneError> {
-    let missing = || DataplaneError::ObjectMismatch { kind: "program", name: PROGRAM.to_owned() };
-    let program = ebpf.program_mut(PROGRAM).ok_or_else(missing)?;
+/// A driver that puts a frame into several buffers takes no program but one that says it can live with that.
+fn program_for(facts: &InterfaceFacts) -> &'static str {
+    let mtu = facts.link.mtu;
+    if mtu <= WHOLE_MTU {
+        return PROGRAM;
+    }
+    let limit = SocketConfig::packet_limit(mtu);
+    tracing::info!(
+        interface = facts.name,
+        "with an MTU of {mtu}, frames may take several buffers: services keep to packets of {limit} bytes, all other frames \
+         pass whole"
+    );
+    JUMBO_PROGRAM
+}
+
+fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str, subject: &str) -> Result<BorrowedFd<'a>, DataplaneError> {
+    let missing = || DataplaneError::ObjectMismatch { kind: "program", name: name.to_owned() };
+    let program = ebpf.program_mut(name).ok_or_else(missing)?;
     let program: &mut Xdp = program.try_into().map_err(|_| missing())?;
     program.load().map_err(|error| object_error(subject, error.into()))?;
-    let not_loaded =
-        |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {PROGRAM}") };
+    let not_loaded = |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {name}") };
     Ok(program.fd().map_err(not_loaded)?.as_fd())
 }
 
@@ -637,13 +651,4 @@ fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, Dat
         return Err(DataplaneError::UnequalQueues { name: name(), rx: queues, tx: facts.tx_queues });
     }
     Ok(queues)
-}
-
-/// A frame must fit an AF_XDP frame whole. What the driver allows besides, it says itself.
-fn check_mtu(facts: &InterfaceFacts) -> Result<(), DataplaneError> {
-    let (mtu, limit) = (facts.link.mtu, MAX_FRAME - LINK_HEADER);
-    if mtu > limit {
-        return Err(DataplaneError::MtuTooLarge { name: facts.name.clone(), mtu, limit });
-    }
-    Ok(())
 }

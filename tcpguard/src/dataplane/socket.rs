@@ -23,8 +23,10 @@ const HEADROOM: u32 = 256;
 const SMALL_FRAME: u32 = 2048 - HEADROOM;
 /// The longest Ethernet frame a socket can carry, in bytes.
 pub const MAX_FRAME: u32 = 4096 - HEADROOM;
+/// The largest MTU whose frames a driver with one 4 KB page for each commonly holds in one buffer, veth being the strictest.
+pub const WHOLE_MTU: u32 = 3498;
 /// Ethernet header and two VLAN tags, in front of an MTU's worth of IP.
-pub(super) const LINK_HEADER: u32 = 14 + 2 * 4;
+const LINK_HEADER: u32 = 14 + 2 * 4;
 
 /// `SOL_XDP` option `XDP_MAX_TX_SKB_BUDGET`: frames one `sendto` sends in copy mode (32 otherwise). Linux 6.17.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
@@ -55,11 +57,12 @@ pub struct SocketConfig {
 }
 
 impl SocketConfig {
-    /// The usual sizes for an interface of this MTU. What the frames can hold is used whole: the MTU may grow a little.
+    /// The usual sizes for an interface of this MTU. What the frames can hold is used whole: the MTU may grow a little. Above
+    /// [`WHOLE_MTU`], XDP drops longer segments than frames hold.
     pub fn for_mtu(mtu: u32) -> Self {
         let max_frame = match mtu.saturating_add(LINK_HEADER) {
             needed if needed <= SMALL_FRAME => SMALL_FRAME,
-            needed => needed.max(MAX_FRAME),
+            _ => MAX_FRAME,
         };
         let (rx_frames, tx_frames) = (8192, 4096);
         Self { max_frame, rx_frames, tx_frames, zero_copy: false, bind_timeout: Duration::from_secs(1) }
@@ -68,6 +71,12 @@ impl SocketConfig {
     /// The largest MTU of an interface all of whose frames fit.
     pub fn mtu(&self) -> u32 {
         self.max_frame - LINK_HEADER
+    }
+
+    /// The longest packet of a service on an interface of this MTU, bytes. Where frames may take several buffers, it is what
+    /// every driver has in the first.
+    pub fn packet_limit(mtu: u32) -> u32 {
+        if mtu > WHOLE_MTU { 1500 } else { Self::for_mtu(mtu).mtu() }
     }
 }
 

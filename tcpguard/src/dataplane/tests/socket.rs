@@ -226,7 +226,7 @@ fn a_missing_queue_a_missing_zero_copy_driver_and_bad_sizes_are_named() {
             SocketConfig { rx_frames: 100, ..small() },
             SocketConfig { tx_frames: 0, ..small() },
             SocketConfig { max_frame: 4000, ..small() },
-            SocketConfig { rx_frames: 64, ..SocketConfig::for_mtu(9000) },
+            SocketConfig { max_frame: 9022, ..small() },
         ] {
             assert!(matches!(XskSocket::open(ifindex, 0, &config), Err(SocketError::Config { .. })));
         }
