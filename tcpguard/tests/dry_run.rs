@@ -20,8 +20,7 @@ const FILE: usize = 5;
 fn guarded() -> Guarded {
     let guarded = Guarded::up(LabConfig::new(lab_object()), &["--dry-run"]);
     guarded.backend.file("hello", FILE).expect("a file");
-    let mode = guarded.cli(&["mode", &guarded.address().to_string(), "cookie"]);
-    assert!(mode.status.success(), "{}", String::from_utf8_lossy(&mode.stderr));
+    guarded.answer_with_cookies();
     let listener = guarded.listen(guarded.address());
     std::thread::spawn(move || {
         for client in listener.incoming() {

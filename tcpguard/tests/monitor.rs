@@ -93,6 +93,7 @@ fn recorded(setup: &Setup) -> Result<usize> {
 fn a_connection_is_shown_packet_by_packet_both_ways_until_the_monitor_is_killed() -> Result<()> {
     let setup = Setup::new()?;
     let _daemon = setup.daemon(&[])?;
+    setup.answer_with_cookies(SERVICE)?;
     let mut monitor = Monitor::start(&setup, &["--json"])?;
     assert_ne!(setting(&setup)?, Wanted::default());
     setup.fetch()?;
@@ -139,6 +140,9 @@ fn several_monitors_see_what_each_asked_for() -> Result<()> {
     let setup = Setup::new()?;
     let second = setup.second_link()?;
     let _daemon = setup.daemon_from_file(&Setup::second_guarded())?;
+    for service in [SERVICE, second] {
+        setup.answer_with_cookies(service)?;
+    }
     let bad = one_line(&setup.ask(&["monitor", "--reason", "nonsense"])?, 2)?;
     assert!(bad.contains("unknown reason `nonsense`"), "{bad}");
     let bad = one_line(&setup.ask(&["monitor", "--service", "192.0.2.1:1"])?, 2)?;
@@ -177,6 +181,7 @@ fn a_flood_is_shown_in_part_and_a_monitor_that_stands_still_delays_nobody() -> R
     const PACKETS: u64 = 200_000;
     let mut setup = Setup::new()?;
     let _daemon = setup.daemon(&[])?;
+    setup.answer_with_cookies(SERVICE)?;
     let mut monitor = Monitor::start(&setup, &["--json"])?;
     let standing = Monitor::start(&setup, &["--json"])?;
     standing.process.signal(Signal::STOP)?;
@@ -230,6 +235,7 @@ fn capture(path: &Path) -> Result<Vec<(bool, Vec<u8>, String)>> {
 fn a_capture_is_readable_at_any_time_and_carries_the_reasons() -> Result<()> {
     let setup = Setup::new()?;
     let _daemon = setup.daemon(&[])?;
+    setup.answer_with_cookies(SERVICE)?;
     let path = setup.lab.dir().join("capture.pcapng");
     let monitor = Monitor::start(&setup, &["-w", &path.display().to_string()])?;
     let open = setup.keep_alive()?;

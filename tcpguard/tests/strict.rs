@@ -22,6 +22,7 @@ fn guarded() -> (Guarded, RawPort) {
     let arguments = ["cookie-period=6s", "strict-rate=1", "strict-calm-time=1s"];
     let arguments: Vec<_> = arguments.into_iter().flat_map(|value| ["--set", value]).collect();
     let guarded = Guarded::up(LabConfig::new(lab_object()), &arguments);
+    guarded.answer_with_cookies();
     guarded.backend.file("hello", 5).expect("a file");
     let raw = RawPort::open(&guarded.lab, CLIENT.into());
     (guarded, raw)

@@ -261,7 +261,7 @@ mod tests {
             out.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
         assert_eq!(lines.len(), 2);
         let expected = serde_json::json!({
-            "version": 1, "type": "packet", "time_ns": 1_700_000_000_123_456_789u64, "direction": "in",
+            "version": 1, "type": "packet", "time_ns": 1_700_000_000_123_456_789u64, "dry_run": false, "direction": "in",
             "interface": "eth0", "queue": 3, "service": "198.51.100.1:80", "verdict": "answered",
             "reason": "cookie-sent", "len": 62, "frame": packet.frame, "src": "192.0.2.1:40000",
             "dst": "198.51.100.1:80", "flags": "S", "seq": 7, "ack": 0, "window": 65000, "data_len": 0,

@@ -155,6 +155,11 @@ impl Setup {
         reason["total"].as_u64().context("no total")
     }
 
+    /// Has a service answer every SYN with a cookie, as long as this daemon lives.
+    pub fn answer_with_cookies(&self, service: SocketAddrV4) -> Result<()> {
+        self.text(&["mode", &service.to_string(), "cookie"]).map(drop)
+    }
+
     /// SYNs that were answered: by XDP, with a cookie, or by the stack.
     pub fn answered(&self) -> Result<u64> {
         Ok(self.reason("cookie-sent")? + self.reason("syn-stateful")?)
