@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::raw::{Outgoing, RawPort, linux_options};
 use support::setup::{SERVICE, Setup, eventually, one_line};
@@ -247,4 +248,341 @@ fn a_protected_port_that_the_host_may_choose_as_a_source_is_warned_of() -> Resul
     let _daemon = setup.daemon(&["--protect", &service])?;
     assert!(!setup.said().contains("ip_local_reserved_ports"), "{}", setup.said());
     Ok(())
+}
+
+/// What an echoing service does with a question.
+fn echoed(stream: &mut TcpStream, question: &[u8]) -> Result<()> {
+    stream.write_all(question)?;
+    let mut answer = vec![0; question.len()];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer == question, "{answer:?}");
+    Ok(())
+}
+
+/// Whether the other side resets the connection before it says anything more.
+fn is_reset(stream: &mut TcpStream) -> Result<bool> {
+    match stream.read(&mut [0; 1]) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(false),
+    }
+}
+
+#[test]
+fn services_come_change_and_go_while_connections_live() -> Result<()> {
+    const ECHO: SocketAddrV4 = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon_from_file("[tunables] # Timers.\nservice-flows = 2\n")?;
+    let file = setup.lab.dir().join("tcpguard.toml");
+    let original = std::fs::read_to_string(&file)?;
+    let mut kept = setup.keep_alive()?;
+    let echo = ECHO.to_string();
+
+    let said = setup.text(&[
+        "services",
+        "add",
+        &format!("{ECHO}=respond:echo,stateful"),
+        "idle_time=1h",
+        "--save",
+    ])?;
+    assert_eq!(said, format!("service {ECHO}: added, saved in {}\n", file.display()));
+    let written = std::fs::read_to_string(&file)?;
+    assert!(written.contains("[tunables] # Timers.") && written.contains("idle_time = \"1h\""), "{written}");
+    let remembered = setup.reason("syn-stateful")?;
+    let mut open = setup.connect_to(ECHO)?;
+    echoed(&mut open, b"hello")?;
+    assert_eq!(setup.reason("syn-stateful")?, remembered + 1);
+    let services = setup.json(&["services"])?["services"].take();
+    assert_eq!((&services[1]["listen"], &services[1]["respond"]), (&echo.clone().into(), &"echo".into()));
+    let text = setup.text(&["services"])?;
+    assert!(text.contains(&format!("{ECHO}  stateful  -")) && text.ends_with("respond:echo\n"), "{text}");
+
+    // New connections get what it says now, open ones keep what they have.
+    let changed = setup.json(&["services", "set", &echo, "respond=discard", "mode=cookie"])?;
+    assert_eq!(changed["changed"], serde_json::json!([echo]));
+    echoed(&mut open, b"still here")?;
+    let mut discarded = setup.connect_to(ECHO)?;
+    discarded.write_all(b"into the void")?;
+    discarded.shutdown(std::net::Shutdown::Write)?;
+    assert_eq!(discarded.read(&mut [0; 1])?, 0, "nothing comes back");
+    assert_eq!(setup.text(&["services", "set", &echo, "mode=cookie"])?, "nothing changed\n");
+
+    for (arguments, why) in [
+        (&["services", "add", &format!("{ECHO}=respond:echo")][..], "given twice"),
+        (&["services", "set", &echo, "max_connections=0"], "not within 1 to"),
+        (&["services", "set", &echo, "respond="], "neither a backend nor a responder"),
+        (&["services", "set", "10.77.0.1:99", "mode=off"], "no service 10.77.0.1:99"),
+        (&["services", "del", "10.77.0.1:99"], "no service 10.77.0.1:99"),
+    ] {
+        let said = one_line(&setup.ask(arguments)?, 2)?;
+        assert!(said.contains(why), "{said}");
+    }
+    eventually("one flow is left", || Ok(setup.json(&["flows", "--service", &echo])?["total"] == 1))?;
+
+    // Taken out, its port is the host's, and who was connected knows at once.
+    let said = setup.text(&["services", "del", &echo, "--save"])?;
+    assert_eq!(said, format!("service {ECHO}: removed, connections reset: 1, saved in {}\n", file.display()));
+    assert!(is_reset(&mut open)?);
+    assert_eq!(std::fs::read_to_string(&file)?, original);
+    let refused = setup.lab.client().enter(|| TcpStream::connect(ECHO))?.err().context("connected")?;
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+
+    // Put in again, it has as many flows as it may have, and no more.
+    // With cookies, for a refused handshake leaves nothing then.
+    setup.text(&["services", "add", &format!("{ECHO}=respond:echo,cookie")])?;
+    // One that was reset is remembered for a while, and counted.
+    let mut streams = Vec::new();
+    eventually("there is room for two flows", || {
+        let Ok(mut stream) = setup.lab.client().enter(|| TcpStream::connect(ECHO))? else {
+            return Ok(false);
+        };
+        let admitted = echoed(&mut stream, b"counted").is_ok();
+        streams.extend(admitted.then_some(stream));
+        Ok(streams.len() == 2)
+    })?;
+    // The reset may come before the client knows that it is connected.
+    let third = setup.lab.client().enter(|| TcpStream::connect(ECHO))?;
+    assert!(third.is_err() || is_reset(&mut third?)?, "a third flow of two");
+
+    // Of the one that nobody touched, nothing was lost.
+    kept.write_all(b"GET /small HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    kept.read_to_end(&mut answer)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "the flow was lost");
+    // What only the daemon knows goes when the file is read again.
+    let said = setup.text(&["reload"])?;
+    assert!(said.ends_with(&format!("service {ECHO}: removed, connections reset: 2\n")), "{said}");
+    let said = one_line(&setup.ask(&["services", "del", &SERVICE.to_string()])?, 2)?;
+    assert!(said.contains("nothing to protect"), "{said}");
+    setup.fetch()
+}
+
+#[test]
+fn a_service_that_would_cut_off_its_own_operator_takes_force() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    let session = [("SSH_CONNECTION", "10.77.0.2 50000 10.77.0.1 22")];
+    let ask = |arguments: &[&str]| setup.feed(arguments, b"", &session);
+    let add = ["services", "add", "0.0.0.0:22=respond:echo"];
+    let said = one_line(&ask(&add)?, 2)?;
+    assert!(said.contains("your own session from 10.77.0.2") && said.contains("--force"), "{said}");
+    assert!(ask(&["services", "add", "0.0.0.0:23=respond:echo"])?.status.success());
+    assert!(ask(&["services", "add", "0.0.0.0:22=off"])?.status.success());
+    let set = ["services", "set", "0.0.0.0:22", "mode=cookie", "respond=echo"];
+    one_line(&ask(&set)?, 2)?;
+    assert!(ask(&[&set[..], &["--force"]].concat())?.status.success());
+    // From now on the session runs through the guard: it must not be taken away either.
+    for change in [&["services", "del", "0.0.0.0:22"][..], &["mode", "0.0.0.0:22", "off"]] {
+        let said = one_line(&ask(change)?, 2)?;
+        assert!(said.contains("your own session"), "{said}");
+        assert!(setup.json(&["services"])?["services"].as_array().context("no list")?.len() == 3);
+    }
+    let mut own = setup.connect_to(SocketAddrV4::new(*SERVICE.ip(), 22))?;
+    echoed(&mut own, b"that is me")?;
+    // Nor is it among those that are killed.
+    let session = own.local_addr()?;
+    let session = [("SSH_CONNECTION", format!("{} {} 10.77.0.1 22", session.ip(), session.port()))];
+    let session = [(session[0].0, session[0].1.as_str())];
+    let output = setup.feed(&["flows", "--kill", "--all"], b"", &session)?;
+    assert_eq!(String::from_utf8(output.stdout)?, "0 reset\n");
+    echoed(&mut own, b"still me")?;
+    assert_eq!(setup.text(&["flows", "--kill", "--all", "--force"])?, "1 reset\n");
+    assert!(is_reset(&mut own)?);
+    Ok(())
+}
+
+#[test]
+fn flows_are_found_sorted_counted_and_reset() -> Result<()> {
+    let setup = Setup::new()?;
+    let echo = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let _daemon = setup.daemon(&["--protect", &format!("{echo}=respond:echo")])?;
+    setup.fetch()?;
+    let mut streams = Vec::new();
+    for length in [10usize, 30, 20] {
+        let mut stream = setup.connect_to(echo)?;
+        echoed(&mut stream, &vec![7; length])?;
+        streams.push(stream);
+        // Engines tell the ages of their flows one after the other.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    let kept = setup.keep_alive()?;
+    let listed = |arguments: &[&str]| -> Result<Vec<u64>> {
+        let flows = setup.json(&[&["flows"], arguments].concat())?;
+        let flows = flows["flows"].as_array().context("no flows")?;
+        Ok(flows.iter().filter_map(|flow| flow["bytes_in"].as_u64()).collect())
+    };
+    let service = echo.to_string();
+    assert_eq!(listed(&["--service", &service, "--sort", "in"])?, [30, 20, 10]);
+    assert_eq!(listed(&["--service", &service, "--sort", "age", "--limit", "2"])?, [10, 30]);
+    let peer = streams[2].local_addr()?;
+    assert_eq!(listed(&["--peer", &peer.to_string()])?, [20]);
+    assert_eq!(listed(&["--peer", &format!("{}/31", peer.ip()), "--local", "10.77.0.0/24"])?.len(), 5);
+    assert_eq!(listed(&["--peer", "::/0"])?.len(), 0);
+    assert_eq!(listed(&["--older-than", "1h"])?.len(), 0);
+    assert_eq!(listed(&["--younger-than", "1h", "--state", "established"])?.len(), 4);
+    let summary = setup.json(&["flows", "--summary", "--service", &service])?;
+    let counts = |field: &str| summary["services"][0][field].as_u64();
+    assert_eq!((counts("flows"), counts("bytes_in"), counts("bytes_out")), (Some(3), Some(60), Some(60)));
+    let text = setup.text(&["flows", "--time-wait"])?;
+    let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!(lines[0][..2], ["SERVICE", "FLOWS"]);
+    assert_eq!(lines[1][..2], [SERVICE.to_string().as_str(), "1"], "{text}");
+
+    let said = one_line(&setup.ask(&["flows", "--kill"])?, 2)?;
+    assert!(said.contains("--all"), "{said}");
+    assert_eq!(setup.text(&["flows", "--peer", &peer.to_string(), "--kill"])?, "1 reset\n");
+    assert!(is_reset(&mut streams[2])?);
+    echoed(&mut streams[0], b"not meant")?;
+    assert_eq!(setup.json(&["flows", "--kill", "--service", &service])?["killed"], 2);
+    assert!(is_reset(&mut streams[0])? && is_reset(&mut streams[1])?);
+    // TIME_WAIT is nobody's connection.
+    assert_eq!(setup.text(&["flows", "--kill", "--all"])?, "1 reset\n");
+    let mut kept = kept;
+    assert!(is_reset(&mut kept)?);
+    assert_eq!(setup.state("TIME_WAIT")?, 1);
+
+    // A client whose SYN was answered takes itself for connected: it has to hear of it.
+    setup.text(&["mode", &service, "stateful"])?;
+    let raw = RawPort::open(&setup.lab, Ipv4Addr::new(10, 77, 0, 99));
+    let handshake = raw.syn(40000, echo.port(), 7, linux_options()).context("no SYN-ACK")?;
+    assert_eq!(setup.text(&["flows", "--half-open", "--kill"])?, "1 reset\n");
+    let (reset, _) =
+        raw.receive(echo.port(), 40000, std::time::Duration::from_secs(5)).context("no reset")?;
+    assert!(reset.tcp.flags.contains(Flags::RST), "{reset:?}");
+    assert_eq!((reset.tcp.seq, reset.tcp.ack), (handshake.syn_ack.tcp.seq + 1, handshake.next));
+    assert_eq!(setup.state("SYN_RCVD")?, 0);
+    setup.fetch()
+}
+
+#[test]
+fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
+    let setup = Setup::new()?;
+    let echo = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let mut daemon = setup.daemon(&[])?;
+    let said = one_line(&setup.ask(&["confirm"])?, 2)?;
+    assert!(said.contains("nothing waits"), "{said}");
+    setup.text(&["filters", "add", "deny", "192.0.2.0/24", "--expires", "1h"])?;
+    let state = || setup.text(&["config"]).map(|text| text.replace(" expires 59m59s", ""));
+    let is_as = |before: &str| {
+        // What is left of a filter's time is another at each look.
+        let plain = |text: &str| {
+            text.lines().filter(|line| !line.contains("192.0.2.0/24")).map(String::from).collect::<Vec<_>>()
+        };
+        Ok::<_, anyhow::Error>(plain(&state()?) == plain(before))
+    };
+    let before = state()?;
+
+    // Each verb, its client long gone when the time is over.
+    let changes: [&[&str]; 4] = [
+        &["tune", "time-wait", "7s"],
+        &["services", "add", &format!("{echo}=respond:echo")],
+        &["mode", &SERVICE.to_string(), "stateful"],
+        &["filters", "add", "deny", "198.51.100.0/24"],
+    ];
+    for change in changes {
+        let output = setup.ask(&[change, &["--confirm", "1"]].concat())?;
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stderr)?;
+        assert_eq!(said, "tcpguard: taken back in 1s unless `tcpguard confirm` follows\n");
+        assert!(!is_as(&before)?, "{change:?} changed nothing");
+        eventually("it is taken back", || is_as(&before))?;
+    }
+    assert_eq!(setup.json(&["filters"])?["total"], 1);
+    assert!(setup.said().contains("not confirmed in time"), "{}", setup.said());
+
+    // Two changes go back together, and the longer time counts.
+    setup.text(&["tune", "time-wait", "7s", "--confirm", "600"])?;
+    setup.text(&["mode", &SERVICE.to_string(), "stateful", "--confirm", "1"])?;
+    let status = setup.text(&["status"])?;
+    assert!(status.contains("unless `tcpguard confirm` follows"), "{status}");
+    assert!(setup.json(&["status"])?["unconfirmed_ms"].as_u64() > Some(500_000));
+    assert_eq!(setup.json(&["confirm"])?["confirmed"], true);
+    let kept = state()?;
+    assert!(kept.contains("\"7s\"") && kept.contains("\"stateful\"") && !is_as(&before)?, "{kept}");
+    assert!(setup.json(&["status"])?["unconfirmed_ms"].is_null());
+
+    // A change that is refused leaves nothing to confirm.
+    one_line(&setup.ask(&["services", "del", "10.77.0.1:99", "--confirm", "600"])?, 2)?;
+    one_line(&setup.ask(&["confirm"])?, 2)?;
+    setup.fetch()?;
+
+    // A start that nobody confirms ends in order.
+    daemon.signal(rustix::process::Signal::TERM)?;
+    eventually("the daemon ends", || Ok(daemon.ended()?.is_some()))?;
+    let mut daemon = setup.daemon(&["--confirm", "2", "--set", "drain-time=0s"])?;
+    eventually("it ends", || Ok(daemon.ended()?.is_some_and(|status| status.success())))?;
+    assert_eq!(setup.pins(), 0);
+    assert!(!setup.link()?.contains("xdp"), "{}", setup.link()?);
+    let mut daemon = setup.daemon(&["--confirm", "600"])?;
+    setup.text(&["confirm"])?;
+    assert!(setup.json(&["status"])?["unconfirmed_ms"].is_null());
+    assert!(daemon.ended()?.is_none());
+    Ok(())
+}
+
+#[test]
+fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
+    let setup = Setup::new()?;
+    let examine = |arguments: &[&str]| -> Result<std::process::Output> {
+        let mut command = setup.lab.guard().command(support::setup::BINARY);
+        Ok(command.arg("doctor").args(arguments).output()?)
+    };
+    let found = |output: &std::process::Output, check: &str| -> Result<Value> {
+        let said: Value = serde_json::from_slice(&output.stdout)?;
+        let findings = said["findings"].as_array().context("no findings")?;
+        let finding = findings.iter().find(|finding| finding["check"] == check);
+        finding.cloned().with_context(|| format!("no {check} in {said}"))
+    };
+    let output = examine(&["-i", GUARD_INTERFACE, "--json"])?;
+    assert!(output.status.success(), "{output:?}");
+    for (check, verdict) in [
+        ("kernel", "good"),
+        ("rights", "good"),
+        ("feature program xdp", "good"),
+        ("feature map xskmap", "good"),
+        ("feature af_xdp", "good"),
+        (&format!("{GUARD_INTERFACE} driver"), "good"),
+        (&format!("{GUARD_INTERFACE} XDP"), "good"),
+        (&format!("{GUARD_INTERFACE} peer"), "note"),
+    ] {
+        assert_eq!(found(&output, check)?["verdict"], verdict, "{check}: {output:?}");
+    }
+    let text = String::from_utf8(examine(&["-i", GUARD_INTERFACE])?.stdout)?;
+    assert!(text.starts_with("CHECK ") && text.contains(&format!("\n{GUARD_INTERFACE} driver")), "{text}");
+
+    // Each of these keeps a daemon from starting.
+    let file = setup.lab.dir().join("queues.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "[[interface]]\nname = \"{GUARD_INTERFACE}\"\nqueues = 3\n\
+             [[service]]\nlisten = \"{SERVICE}\"\nrespond = \"echo\"\n"
+        ),
+    )?;
+    let output = examine(&["--config", &file.display().to_string(), "--json"])?;
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(found(&output, "configuration")?["verdict"], "good");
+    let queues = found(&output, &format!("{GUARD_INTERFACE} queues"))?;
+    assert_eq!(queues["verdict"], "bad");
+    assert!(queues["found"].as_str().is_some_and(|found| found.starts_with("2 receive queues")), "{queues}");
+    let output = examine(&["-i", "guard9", "--json"])?;
+    assert_eq!(found(&output, "guard9 interface")?["verdict"], "bad");
+    assert!(String::from_utf8(output.stderr)?.contains("checks are bad"));
+    let bad = setup.lab.dir().join("bad.toml");
+    std::fs::write(&bad, "[[interface]]\nname = \"guard0\"\n[[service]]\nlisten = 7\n")?;
+    let output = examine(&["--config", &bad.display().to_string(), "--json"])?;
+    let finding = found(&output, "configuration")?;
+    assert_eq!(finding["verdict"], "bad");
+    assert!(finding["found"].as_str().is_some_and(|found| found.contains("bad.toml:4")), "{finding}");
+
+    // Beside a daemon, which is not disturbed.
+    let _daemon = setup.daemon(&[])?;
+    let output = examine(&["-i", GUARD_INTERFACE, "--json"])?;
+    let program = found(&output, &format!("{GUARD_INTERFACE} XDP"))?;
+    assert_eq!(program["verdict"], "good", "{program}");
+    assert!(program["found"].as_str().is_some_and(|found| found.contains("tcpguard")), "{program}");
+    let features = setup.json(&["features"])?;
+    assert_eq!(features["features"][0]["present"], true);
+    assert!(setup.text(&["features"])?.contains("\nmap xskmap"));
+    setup.fetch()
 }

@@ -10,6 +10,7 @@ use crate::config::{Action, Filter, FilterSet, Prefix};
 use crate::control::client::Client;
 use crate::control::protocol::{self as wire, FiltersChanged, MAX_FILTERS_PART, Reply, Request, Session};
 
+use super::confirm::Within;
 use super::output::{Align, Table, age, write_json};
 use super::{Failure, ask, unexpected};
 
@@ -37,6 +38,8 @@ pub(super) struct Args {
     /// List at most this many; the totals count all
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     limit: u32,
+    #[command(flatten)]
+    within: Within,
     /// Print one line of JSON
     #[arg(long, global = true)]
     json: bool,
@@ -87,22 +90,8 @@ enum What {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
-    let changed = match &args.what {
-        None => return list(args, client),
-        Some(What::Add { action, prefix, expires, force }) => {
-            let expires = expires.as_deref().map(parse_expires).transpose().map_err(Failure::BadInput)?;
-            let filter = Filter { prefix: *prefix, action: *action, expires }.to_string();
-            ask(client, &Request::FiltersAdd { filter, session: session(*force) })?
-        }
-        Some(What::Del { prefix, force }) => {
-            ask(client, &Request::FiltersDel { prefix: prefix.to_string(), session: session(*force) })?
-        }
-        Some(What::Flush { action, force }) => {
-            let action = action.map(|action| action.to_string());
-            ask(client, &Request::FiltersFlush { action, session: session(*force) })?
-        }
-        Some(What::Load { file, replace, force }) => load(client, file, *replace, session(*force))?,
-    };
+    let Some(what) = &args.what else { return list(args, client) };
+    let changed = args.within.change(client, || change(what, client))?;
     let Reply::FiltersChanged(changed) = changed else { return Err(unexpected()) };
     let mut out = io::stdout().lock();
     if args.json {
@@ -110,6 +99,24 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     }
     let FiltersChanged { added, removed, total } = changed;
     Ok(writeln!(out, "{added} added, {removed} removed, {total} in force")?)
+}
+
+fn change(what: &What, client: &Client) -> Result<Reply, Failure> {
+    match what {
+        What::Add { action, prefix, expires, force } => {
+            let expires = expires.as_deref().map(parse_expires).transpose().map_err(Failure::BadInput)?;
+            let filter = Filter { prefix: *prefix, action: *action, expires }.to_string();
+            ask(client, &Request::FiltersAdd { filter, session: session(*force) })
+        }
+        What::Del { prefix, force } => {
+            ask(client, &Request::FiltersDel { prefix: prefix.to_string(), session: session(*force) })
+        }
+        What::Flush { action, force } => {
+            let action = action.map(|action| action.to_string());
+            ask(client, &Request::FiltersFlush { action, session: session(*force) })
+        }
+        What::Load { file, replace, force } => load(client, file, *replace, session(*force)),
+    }
 }
 
 fn list(args: &Args, client: &Client) -> Result<(), Failure> {

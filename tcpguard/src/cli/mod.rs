@@ -4,8 +4,10 @@
 
 mod check;
 mod config;
+mod confirm;
 mod cookie;
 mod detach;
+mod doctor;
 mod dry_run;
 mod explain;
 mod filters;
@@ -18,6 +20,7 @@ mod output;
 mod pcap;
 mod reload;
 mod run;
+mod services;
 mod stats;
 mod status;
 mod tune;
@@ -61,10 +64,12 @@ enum Verb {
     Status(status::Args),
     /// What became of every segment, by reason, and what the stack did
     Stats(stats::Args),
-    /// List the connections, like `ss`
+    /// List the connections, like `ss`, or reset some
     Flows(flows::Args),
     /// Show single packets as they come and go, and why each met its verdict
     Monitor(monitor::Args),
+    /// List the services, put them in, change them, or take them out
+    Services(services::Args),
     /// List or change whom to drop unseen, and whom to spare the budgets
     Filters(filters::Args),
     /// Explain a cookie that was captured on the wire
@@ -77,12 +82,18 @@ enum Verb {
     Tune(tune::Args),
     /// Read the configuration file again; every connection stays
     Reload(reload::Args),
+    /// Keep what was changed with --confirm
+    Confirm(confirm::Args),
     /// Replace the secret that cookie keys derive from
     Keys(keys::Args),
     /// Say what a reason means, or what would become of a packet, step by step
     Explain(explain::Args),
     /// Say whether a configuration file is good
     Check(check::Args),
+    /// Say whether this machine can run the guard, and what would help if not
+    Doctor(doctor::Args),
+    /// List what of the kernel the guard needs, and whether it is there
+    Features(doctor::FeaturesArgs),
     /// Print the configuration that the daemon goes by, or an example of one
     Config(config::Args),
     /// Print a script that completes commands in a shell
@@ -144,15 +155,19 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Stats(args) => stats::run(&args, &client(control)),
         Verb::Flows(args) => flows::run(&args, &client(control)),
         Verb::Monitor(args) => monitor::run(&args, &client(control)),
+        Verb::Services(args) => services::run(&args, &client(control)),
         Verb::Filters(args) => filters::run(&args, &client(control)),
         Verb::Cookie(args) => cookie::run(&args, &client(control)),
         Verb::Mode(args) => mode::run(&args, &client(control)),
         Verb::DryRun(args) => dry_run::run(&args, &client(control)),
         Verb::Tune(args) => tune::run(&args, &client(control)),
         Verb::Reload(args) => reload::run(&args, &client(control)),
+        Verb::Confirm(args) => confirm::run(&args, &client(control)),
         Verb::Keys(args) => keys::run(&args, &client(control)),
         Verb::Explain(args) => explain::run(&args, &client(control)),
         Verb::Check(args) => check::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Features(args) => doctor::features_of_kernel(&args),
         Verb::Config(args) => config::run(&args, &client(control)),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
@@ -272,6 +287,21 @@ mod tests {
             (&["mode", "10.0.0.1:80", "maybe"], "auto, cookie, stateful, off"),
             (&["dry-run", "10.0.0.1:80", "maybe"], "on, off"),
             (&["dry-run", "10.0.0.1", "on"], "not an address"),
+            (&["flows", "--peer", "10.0.0.1/8"], "is it 10.0.0.0/8"),
+            (&["flows", "--kill"], "--all"),
+            (&["flows", "--older-than", "soon"], "a duration looks like"),
+            (&["services", "add", "10.0.0.1:80"], "ADDR:PORT=BACKEND"),
+            (
+                &["services", "add", "10.0.0.1:80=respond:echo", "balance=round-robin"],
+                "only a service with a backend",
+            ),
+            (&["services", "set", "10.0.0.1:80"], "KEY=VALUE"),
+            (&["services", "set", "10.0.0.1:80", "mode"], "not KEY=VALUE"),
+            (&["services", "set", "10.0.0.1:80", "mode=off", "mode=auto"], "given twice"),
+            (&["services", "del", "10.0.0.1"], "not an address"),
+            (&["services", "del", "10.0.0.1:80", "--save", "--confirm", "60"], "confirm it first, then save"),
+            (&["tune", "time-wait", "30s", "--confirm", "0"], "not in 1..=86400"),
+            (&["tune", "time-wait", "30s", "--save", "--confirm", "9"], "confirm it first, then save"),
             (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
             (&["tune", "time-wait", "3"], "a duration looks like"),
             (&["tune", "time-wait", "3h"], "out of range"),

@@ -9,6 +9,8 @@ use crate::config::{self, ServiceMode};
 use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request, Service};
 
+use super::confirm::Within;
+use super::filters::session;
 use super::output::{Align, Table, write_json};
 use super::{Failure, ask, unexpected};
 
@@ -28,6 +30,11 @@ pub(super) struct Args {
     service: Option<String>,
     /// Its new mode: auto, cookie, stateful, off
     mode: Option<String>,
+    /// Even if it cuts off the session that this comes from
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    within: Within,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -51,7 +58,8 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     };
     let service: SocketAddr = config::listen_address(service).map_err(Failure::BadInput)?;
     let mode: ServiceMode = mode.parse().map_err(Failure::BadInput)?;
-    let Reply::ModeSet(set) = ask(client, &Request::Mode { service, mode: mode.to_string() })? else {
+    let request = Request::Mode { service, mode: mode.to_string(), session: session(args.force) };
+    let Reply::ModeSet(set) = args.within.change(client, || ask(client, &request))? else {
         return Err(unexpected());
     };
     if args.json {

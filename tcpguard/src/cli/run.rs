@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{self, AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service, file};
-use crate::control::{Origin, daemon};
+use crate::control::{Origin, daemon, would_guard};
 use crate::telemetry;
 
 use super::Failure;
+use super::confirm::seconds;
+use super::filters::session;
 
 const HELP: &str = "\
 Without -i, --protect and --config, /etc/tcpguard/tcpguard.toml is read. Arguments add to the file, or win over it.
@@ -64,6 +67,12 @@ pub(super) struct Args {
     /// What becomes of protected ports when the daemon is killed and exit-grace is over: pass, drop
     #[arg(long, value_name = "ACTION")]
     on_daemon_exit: Option<OnDaemonExit>,
+    /// End as on SIGTERM unless `tcpguard confirm` follows within this time: for machines that nobody can walk up to
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    confirm: Option<u64>,
+    /// Guard the port even through which the session that this comes from runs, and cut it off
+    #[arg(long)]
+    force: bool,
     /// What to log: a level, or a filter such as tcpguard=debug [default: RUST_LOG, or info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -78,14 +87,22 @@ impl From<ConfigError> for Failure {
 pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
     let path = file(&args);
     let config = configuration(&args, path.as_deref(), control)?;
+    if let Some(session) = session(args.force).filter(|session| would_guard(session, &config.services)) {
+        let (local, peer) = (session.local, session.peer);
+        let why = format!(
+            "this would guard {local}, through which your own session from {peer} runs, and cut it off; --force does \
+             it all the same"
+        );
+        return Err(Failure::BadInput(why));
+    }
     telemetry::log::start(args.log.as_deref()).map_err(Failure::BadInput)?;
-    let control = control.map(Path::to_owned);
+    let (control, confirm) = (control.map(Path::to_owned), args.confirm.map(Duration::from_secs));
     let origin = path.map(|file| {
         let path = file.clone();
         let read = move || configuration(&args, Some(&path), control.as_deref()).map_err(Failure::message);
         Origin { file, read: Arc::new(read) }
     });
-    Ok(daemon::run(config, origin)?)
+    Ok(daemon::run(config, origin, confirm)?)
 }
 
 /// The configuration file, if there is to be one.

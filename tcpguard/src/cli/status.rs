@@ -3,10 +3,10 @@
 use std::io::{self, BufWriter, Write as _};
 
 use crate::control::client::Client;
-use crate::control::protocol::{Backend, Held, Reply, Request};
+use crate::control::protocol::{Backend, HeldUp, Reply, Request};
 
 use super::output::{age, write_json};
-use super::{Failure, ask, unexpected};
+use super::{Failure, ask, services, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  tcpguard status --json")]
@@ -35,10 +35,7 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         )?;
     }
     for service in &status.services {
-        let addresses: Vec<_> = service.backends.iter().map(|backend| backend.address.as_str()).collect();
-        let backends = (!addresses.is_empty()).then(|| format!(" -> {}", addresses.join(",")));
-        let responder = service.respond.as_ref().map(|responder| format!(" -> respond:{responder}"));
-        let destination = backends.or(responder).unwrap_or_default();
+        let destination = services::destination(service).map(|to| format!(" -> {to}")).unwrap_or_default();
         let state = service.state.as_ref().map(|state| format!(" ({state})")).unwrap_or_default();
         let dry_run = if service.dry_run { ", in dry run" } else { "" };
         let strict = match service.strict.as_str() {
@@ -50,6 +47,9 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
             writeln!(out, "  {}", line(backend))?;
         }
     }
+    if let Some(left) = status.unconfirmed_ms {
+        writeln!(out, "not confirmed: taken back in {} unless `tcpguard confirm` follows", age(left))?;
+    }
     Ok(out.flush()?)
 }
 
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
 fn line(backend: &Backend) -> String {
     let Backend { address, connections, connected, failed, rests_ms, held } = backend;
     let rests = rests_ms.map(|left| format!(", rests for {}", age(left))).unwrap_or_default();
-    let held = held.iter().map(|Held { state, connections, oldest_ms }| {
+    let held = held.iter().map(|HeldUp { state, connections, oldest_ms }| {
         format!(", {state} {connections} (for {} at most)", age(*oldest_ms))
     });
     let held: String = held.collect();
@@ -81,7 +81,7 @@ mod tests {
             held: Vec::new(),
         };
         assert_eq!(line(&well), "backend 127.0.0.1:80: connections 3, connected 10, failed 0");
-        let held = |state: &str, connections| Held { state: state.into(), connections, oldest_ms: 61_000 };
+        let held = |state: &str, connections| HeldUp { state: state.into(), connections, oldest_ms: 61_000 };
         let ill = Backend {
             failed: 2,
             rests_ms: Some(1500),

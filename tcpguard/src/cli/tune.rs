@@ -6,6 +6,7 @@ use crate::config::{self, TunableError};
 use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request, Tunable, Tuned};
 
+use super::confirm::Within;
 use super::output::{Align, Table, write_json};
 use super::{Failure, ask, unexpected};
 
@@ -25,6 +26,8 @@ pub(super) struct Args {
     /// Write it into the daemon's configuration file, too; comments stay
     #[arg(long, requires = "value")]
     save: bool,
+    #[command(flatten)]
+    within: Within,
     /// Print one line of JSON: numbers in milliseconds, or counts
     #[arg(long)]
     json: bool,
@@ -43,7 +46,11 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         args.value.as_deref().map(|value| tunable.parse(value)).transpose()?;
     }
     let request = Request::Tune { name: args.name.clone(), value: args.value.clone(), save: args.save };
-    let reply = ask(client, &request)?;
+    args.within.check(args.save)?;
+    let reply = match args.value {
+        Some(_) => args.within.change(client, || ask(client, &request))?,
+        None => ask(client, &request)?,
+    };
     let mut out = BufWriter::new(io::stdout().lock());
     match reply {
         Reply::Tuned(tuned) if args.json => write_json(&mut out, &tuned)?,

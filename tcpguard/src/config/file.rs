@@ -216,6 +216,20 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
     Ok(Written { config, path: path.to_owned(), lines })
 }
 
+/// Reads one `[[service]]` table, without its header.
+///
+/// # Errors
+///
+/// The first thing in it that cannot be, without a line.
+pub(super) fn parse_service(text: &str) -> Result<Service, String> {
+    let source = Source { path: Path::new(""), text };
+    let raw: RawService = toml::from_str(text).map_err(|error| with_suggestion(one_line(error.message())))?;
+    read_service(&source, raw).map_err(|error| match error {
+        ConfigError::At { message, .. } | ConfigError::Whole(message) => message,
+        ConfigError::Read { .. } => error.to_string(),
+    })
+}
+
 fn read_filters(source: &Source<'_>, raw: &RawFilters) -> Result<FilterSet, ConfigError> {
     let mut filters = FilterSet::default();
     for (action, list) in [(Action::Deny, &raw.deny), (Action::Allow, &raw.allow)] {
@@ -334,6 +348,8 @@ impl Source<'_> {
     }
 
     fn error(&self, offset: usize, message: String) -> ConfigError {
+        // A message may quote what stands in the file, line breaks included.
+        let message = one_line(&message);
         ConfigError::At { path: self.path.to_owned(), line: self.line(offset), message }
     }
 

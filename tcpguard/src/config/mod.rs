@@ -9,6 +9,7 @@ pub mod file;
 pub mod filters;
 mod keys;
 pub(crate) mod near;
+mod service;
 pub mod tunables;
 mod write;
 
@@ -17,11 +18,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use tcpguard_common::map::{MAX_INTERFACES, MAX_SERVICES};
+
 pub use destination::{
     BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
     Responder,
 };
-pub use edit::{EditError, save_tunable};
+pub use edit::{EditError, save_service, save_tunable};
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
 pub use tunables::{
@@ -328,19 +331,8 @@ impl Config {
                 "no interface to guard; name one with -i IFACE or [[interface]] in the file".into(),
             );
         }
-        if self.services.is_empty() {
-            return whole(
-                "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file".into(),
-            );
-        }
-        let limits = [
-            ("interfaces", self.interfaces.len(), tcpguard_common::map::MAX_INTERFACES),
-            ("services", self.services.len(), tcpguard_common::map::MAX_SERVICES),
-        ];
-        for (what, count, most) in limits {
-            if count > most as usize {
-                return whole(format!("{count} {what}: the most is {most}"));
-            }
+        if self.interfaces.len() > MAX_INTERFACES as usize {
+            return whole(format!("{} interfaces: the most is {MAX_INTERFACES}", self.interfaces.len()));
         }
         for (index, interface) in self.interfaces.iter().enumerate() {
             let whole = |message: String| Err(Contradiction { part: Part::Interface(index), message });
@@ -348,27 +340,50 @@ impl Config {
                 return whole(format!("interface {} is named twice", interface.name));
             }
         }
-        for (index, service) in self.services.iter().enumerate() {
-            let whole = |message: String| Err(Contradiction { part: Part::Service(index), message });
-            if self.services[..index].iter().any(|other| other.listen == service.listen) {
-                return whole(format!("service {} is given twice", service.listen));
-            }
-            match (service.mode, &service.destination) {
-                (ServiceMode::Auto | ServiceMode::Cookie | ServiceMode::Stateful, None) => {
-                    return whole(format!("service {}: neither a backend nor a responder", service.listen));
-                }
-                (_, Some(Destination::Backends(backends)))
-                    if backends.addrs.contains(&BackendAddr::Tcp(service.listen)) =>
-                {
-                    return whole(format!("service {}: its backend is the service itself", service.listen));
-                }
-                _ => {}
-            }
-        }
+        services_contradiction(&self.services)?;
         let tunables =
             |error: TunableError| Contradiction { part: Part::Tunables, message: error.to_string() };
         self.tunables.check().map_err(tunables)
     }
+}
+
+/// Refuses services that contradict each other, or that are too few or too many: what there is to check about them once
+/// each is good by itself.
+///
+/// # Errors
+/// The first contradiction, in one line.
+pub fn check_services(services: &[Service]) -> Result<(), String> {
+    services_contradiction(services).map_err(|contradiction| contradiction.message)
+}
+
+fn services_contradiction(services: &[Service]) -> Result<(), Contradiction> {
+    let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
+    if services.is_empty() {
+        return whole(
+            "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file".into(),
+        );
+    }
+    if services.len() > MAX_SERVICES as usize {
+        return whole(format!("{} services: the most is {MAX_SERVICES}", services.len()));
+    }
+    for (index, service) in services.iter().enumerate() {
+        let refuse = |message: String| Err(Contradiction { part: Part::Service(index), message });
+        if services[..index].iter().any(|other| other.listen == service.listen) {
+            return refuse(format!("service {} is given twice", service.listen));
+        }
+        match (service.mode, &service.destination) {
+            (ServiceMode::Auto | ServiceMode::Cookie | ServiceMode::Stateful, None) => {
+                return refuse(format!("service {}: neither a backend nor a responder", service.listen));
+            }
+            (_, Some(Destination::Backends(backends)))
+                if backends.addrs.contains(&BackendAddr::Tcp(service.listen)) =>
+            {
+                return refuse(format!("service {}: its backend is the service itself", service.listen));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what cannot be the number of a CPU; whether there is such a CPU is asked when an engine starts.

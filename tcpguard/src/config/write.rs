@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{
-    Action, BackendAddr, Backends, Config, Control, Destination, Filter, FilterSet, Interface, Limits,
-    OnDaemonExit, Service, TUNABLES, Tunables, Unit, duration,
+    Action, BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Config, Control, Destination, Filter, FilterSet,
+    Interface, Limits, OnDaemonExit, Service, TUNABLES, Tunables, Unit, duration,
 };
 
 /// What a file cannot say.
@@ -149,6 +149,24 @@ fn service_table(service: &Service) -> ServiceTable {
     }
 }
 
+/// A service as the `[[service]]` table that says it, with everything in it that is not as it is by default.
+pub(super) fn service_keys(service: &Service) -> toml::Table {
+    let mut table = service_table(service);
+    let is_default = |word: &Option<String>, default: String| word.as_ref() == Some(&default);
+    if is_default(&table.balance, Balance::default().to_string()) {
+        table.balance = None;
+    }
+    if is_default(&table.connect_timeout, duration::format(CONNECT_TIMEOUT)) {
+        table.connect_timeout = None;
+    }
+    // Plain data with string keys has no way to fail; a service without an address is refused wherever it is read.
+    let mut keys = toml::Table::try_from(table).unwrap_or_default();
+    if !service.dry_run {
+        keys.remove("dry_run");
+    }
+    keys
+}
+
 fn filters_table(filters: &FilterSet) -> FiltersTable {
     let list = |action: Action| {
         let listed = filters.iter().filter(|filter| filter.action == action);
@@ -172,7 +190,7 @@ fn tunables_table(tunables: &Tunables) -> BTreeMap<&'static str, Number> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AttachMode, Balance, ProxyProtocol, ServiceMode, file};
+    use crate::config::{AttachMode, ProxyProtocol, ServiceMode, file};
     use proptest::prelude::*;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;

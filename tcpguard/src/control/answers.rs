@@ -14,8 +14,8 @@ use crate::config::{
 };
 use crate::dataplane::{ServiceCounters, coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
-use crate::service::{BackendStats, Far, Held, Purpose};
-use crate::stack::{FlowInfo, State};
+use crate::service::{BackendStats, Far, Held, Purpose, ServiceSpec};
+use crate::stack::State;
 
 use super::daemon::DaemonError;
 use super::filters::{self, Change, Filters};
@@ -23,6 +23,7 @@ use super::guard::{Engine, Guard, engine_error};
 use super::links::mac;
 use super::protocol::{self as wire, Groups, Reply, Request};
 use super::server::Handler;
+use super::services::Known;
 use super::strict;
 
 impl Handler for Guard {
@@ -30,27 +31,31 @@ impl Handler for Guard {
         let answer = match request {
             Request::Status {} => Ok(Reply::Status(self.status())),
             Request::Stats {} => self.stats().await.map(Reply::Stats),
-            Request::Flows { state, limit } => {
-                if state.as_ref().is_some_and(|name| State::ALL.iter().all(|state| state.name() != name)) {
-                    return Reply::bad_input(format!("unknown state `{}`", state.unwrap_or_default()));
-                }
-                let limit = limit.min(wire::MAX_FLOWS_LISTED) as usize;
-                self.flows(state.as_deref(), limit).await.map(Reply::Flows)
+            Request::Flows { which, sort, limit } => return self.list_flows(&which, sort, limit).await,
+            Request::FlowsKill { which, all, session } => return self.kill_flows(&which, all, session).await,
+            Request::ServicesAdd { service, keys, save, session } => {
+                return self.add_service(&service, &keys, (save, session)).await;
             }
-            Request::Mode { service, mode } => {
+            Request::ServicesSet { service, keys, save, session } => {
+                return self.set_service(service, &keys, (save, session)).await;
+            }
+            Request::ServicesDel { service, save, session } => {
+                return self.remove_service(service, (save, session)).await;
+            }
+            Request::Mode { service, mode, session } => {
                 let mode: ServiceMode = match mode.parse() {
                     Ok(mode) => mode,
                     Err(error) => return Reply::bad_input(error),
                 };
-                return match self.set_mode(service, mode) {
+                return match self.set_mode(service, mode, session).await {
                     Ok(old) => Reply::ModeSet(wire::ModeSet { old: old.to_string(), new: mode.to_string() }),
-                    Err(error) => Reply::bad_input(error),
+                    Err(refusal) => refusal,
                 };
             }
             Request::DryRun { service, on } => {
-                return match self.set_dry_run(service, on) {
+                return match self.set_dry_run(service, on).await {
                     Ok(old) => Reply::DryRunSet(wire::DryRunSet { old, new: on }),
-                    Err(error) => Reply::bad_input(error),
+                    Err(refusal) => refusal,
                 };
             }
             Request::Tune { name: None, value: Some(_), .. } => {
@@ -66,6 +71,9 @@ impl Handler for Guard {
             Request::Tune { name: Some(name), value: Some(value), .. } => {
                 return self.tune(&name, &value).await;
             }
+            Request::Hold { seconds } => return self.hold(seconds).await,
+            Request::Release { number } => return self.release(number),
+            Request::Confirm {} => return self.confirm(),
             Request::Reload { session } => return self.reload(session).await,
             Request::KeysRotate {} => return self.rotate_keys().await,
             Request::Explain { frame, interface, queue } => {
@@ -144,20 +152,19 @@ impl Guard {
                 })
                 .collect(),
             services: self.services(),
+            unconfirmed_ms: self.unconfirmed().map(millis),
         }
     }
 
     fn services(&self) -> Vec<wire::Service> {
-        let services = self.modes.services();
-        services.iter().enumerate().map(|(id, service)| self.service(id, service)).collect()
+        // All engines share the backends.
+        let specs = self.engines().first().map(|engine| engine.services.specs()).unwrap_or_default();
+        let services = self.modes.known();
+        services.iter().map(|known| self.service(known, &specs)).collect()
     }
 
-    fn service(&self, id: usize, service: &Service) -> wire::Service {
-        // All engines share the backends.
-        let spec = self
-            .engines()
-            .first()
-            .and_then(|engine| engine.services.specs().find(|spec| spec.id as usize == id));
+    fn service(&self, Known { id, service }: &Known, specs: &[ServiceSpec]) -> wire::Service {
+        let spec = specs.iter().find(|spec| spec.id == *id);
         let backends: Vec<_> = match spec.map(|spec| &spec.purpose) {
             Some(Purpose::Relay(Far::Backends(pool))) => {
                 pool.stats(std::time::Instant::now()).map(backend).collect()
@@ -169,7 +176,7 @@ impl Guard {
             mode: service.mode.to_string(),
             state: self.modes.state(service).map(str::to_owned),
             dry_run: service.dry_run,
-            strict: self.strict.state(id, self.keys.borrow().clock().epoch).to_owned(),
+            strict: self.strict.state(*id, self.keys.borrow().clock().epoch).to_owned(),
             backend: match &service.destination {
                 Some(Destination::Backends(backends)) => backends.addrs.first().map(ToString::to_string),
                 Some(Destination::Responder(_) | Destination::Application) | None => None,
@@ -217,11 +224,10 @@ impl Guard {
             dry_run: counted.dry_run(reason),
         };
         let reasons = Reason::ALL.iter().map(count).collect();
-        let services = self.modes.services();
         let mut dry_run = Vec::new();
         let mut in_earnest = Vec::new();
-        for (id, service) in (0..).zip(&services) {
-            let [done, would] = self.counted_of(id)?;
+        for Known { id, service } in &self.modes.known() {
+            let [done, would] = self.counted_of(*id)?;
             in_earnest.push(self.service_count(service, &done));
             if service.dry_run || would != ServiceCounters::default() {
                 dry_run.push(self.service_count(service, &would));
@@ -241,7 +247,7 @@ impl Guard {
 
     /// What was counted of a service since the start: of what was done, and of what only would have been.
     fn counted_of(&self, id: u32) -> Result<[ServiceCounters; 2], DaemonError> {
-        let [done, would] = self.counted_before.get(id as usize).copied().unwrap_or_default();
+        let [done, would] = self.counted_before.borrow().get(&id).copied().unwrap_or_default();
         Ok([
             self.dataplane.service_counters(id, false)?.since(&done),
             self.dataplane.service_counters(id, true)?.since(&would),
@@ -263,53 +269,6 @@ impl Guard {
             reset: sum(&[Class::Reset]),
             dropped: sum(&[Class::SynRefused, Class::AckInvalid, Class::Dropped]),
             passed: sum(&[Class::Passed]),
-        }
-    }
-
-    async fn flows(&self, state: Option<&str>, limit: usize) -> Result<wire::Flows, DaemonError> {
-        let mut reply = wire::Flows { total: 0, states: no_flows(), flows: Vec::new() };
-        for engine in self.engines() {
-            let wire::Flows { total, states, flows } = &mut reply;
-            self.each_flow(engine, |flow| {
-                *states.entry(flow.state.name().to_owned()).or_default() += 1;
-                if state.is_none_or(|state| flow.state.name() == state) {
-                    *total += 1;
-                    if flows.len() < limit {
-                        flows.push(self.flow(engine, flow));
-                    }
-                }
-            })
-            .await?;
-        }
-        Ok(reply)
-    }
-
-    async fn each_flow(&self, engine: &Engine, mut visit: impl FnMut(&FlowInfo)) -> Result<(), DaemonError> {
-        let look = |flow: &FlowInfo| {
-            visit(flow);
-            false
-        };
-        let walked = engine.handle.flows(look, usize::MAX).await;
-        walked.map(drop).map_err(|source| engine_error(engine, source))
-    }
-
-    fn flow(&self, engine: &Engine, flow: &FlowInfo) -> wire::Flow {
-        let service = flow.service.and_then(|id| self.config.services.get(id as usize));
-        wire::Flow {
-            state: flow.state.name().to_owned(),
-            local: flow.key.local_addr(),
-            peer: flow.key.peer_addr(),
-            service: service.map(|service| service.listen),
-            age_ms: millis(flow.age),
-            bytes_in: flow.bytes_in,
-            bytes_out: flow.bytes_out,
-            recv_queued: flow.recv_queued.into(),
-            send_queued: flow.send_queued.into(),
-            rtt_us: flow.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-            timer_ms: flow.timer.map(millis),
-            syn_ack_retransmits: flow.syn_ack_retransmits.map(u64::from),
-            interface: engine.interface.clone(),
-            queue: engine.queue,
         }
     }
 
@@ -380,8 +339,10 @@ impl Guard {
 
     fn cookie(&self, flow: &AnyFlowKey, client_isn: u32, cookie: u32, stamp: Option<u32>) -> wire::Cookie {
         let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
-        let service = strict::service_at(&self.modes.services(), flow.local_addr());
-        let strictness = service.and_then(|service| self.strict.in_force().get(service).copied());
+        let known = self.modes.known();
+        let services: Vec<_> = known.iter().map(|known| known.service.clone()).collect();
+        let id = strict::service_at(&services, flow.local_addr()).map(|at| known[at].id);
+        let strictness = id.and_then(|id| self.strict.in_force().get(id as usize).copied());
         let strictness = strictness.unwrap_or_default();
         let Inspection { validity, said, epoch } = match flow {
             AnyFlowKey::V4(key) => inspect(&slots, &clock, strictness, key, client_isn, cookie, stamp),
@@ -417,7 +378,7 @@ impl Guard {
 }
 
 /// Every state, with no flow in it.
-fn no_flows() -> BTreeMap<String, u64> {
+pub(super) fn no_flows() -> BTreeMap<String, u64> {
     State::ALL.iter().map(|state| (state.name().to_owned(), 0)).collect()
 }
 
@@ -431,7 +392,7 @@ fn add(sums: &mut BTreeMap<String, u64>, counters: &BTreeMap<String, u64>) {
 
 fn backend(stats: BackendStats) -> wire::Backend {
     let BackendStats { addr, open, connected, failed, rests_for, held } = stats;
-    let held = held.into_iter().map(|Held { hold, count, oldest }| wire::Held {
+    let held = held.into_iter().map(|Held { hold, count, oldest }| wire::HeldUp {
         state: hold.name().to_owned(),
         connections: count as u64,
         oldest_ms: millis(oldest),
@@ -446,7 +407,7 @@ fn backend(stats: BackendStats) -> wire::Backend {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

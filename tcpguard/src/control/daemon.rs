@@ -2,6 +2,7 @@
 //! signals are served until the end; and the end is a drained and detached one, or one that the next daemon can
 //! take over. What it does while it runs is `guard`'s.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use crate::dataplane::{
 use crate::engine::{End, EngineError, TcpListener};
 use crate::service::Application;
 
+use super::confirm::{self, Probation};
 use super::descriptors;
 use super::filters::Filters;
 use super::guard::{Applications, Guard};
@@ -153,12 +155,13 @@ pub struct Daemon {
     config: Config,
     applications: Applications,
     origin: Option<Origin>,
+    confirm: Option<Duration>,
 }
 
 impl Daemon {
     /// A daemon that does what `config` says.
     pub fn new(config: Config) -> Self {
-        Self { config, applications: Applications::new(), origin: None }
+        Self { config, applications: Applications::new(), origin: None, confirm: None }
     }
 
     /// Protects `listen` as well, and hands its connections to `serve`, which runs once on each engine's thread as long as
@@ -186,33 +189,32 @@ impl Daemon {
     /// As [`run`]; and what is wrong with the configuration.
     pub fn run(self) -> Result<(), DaemonError> {
         self.config.check()?;
-        run_with(self.config, self.applications, self.origin)
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(DaemonError::Runtime)?;
+        let local = LocalSet::new();
+        let (guard, end) = local.block_on(&runtime, live(self))?;
+        // Clients' tasks hold the guard too.
+        drop(local);
+        let Some(guard) = Rc::into_inner(guard) else { return end };
+        match end {
+            Ok(()) => Ok(guard.detach()?),
+            Err(failure) => {
+                guard.leave();
+                Err(failure)
+            }
+        }
     }
 }
 
-/// Runs the daemon until a signal or a failure ends it. `origin` is what SIGHUP and `reload` read again.
+/// Runs the daemon until a signal or a failure ends it. `origin` is what SIGHUP and `reload` read again; with `confirm`, it
+/// ends as on a signal unless it is confirmed within that time.
 ///
 /// # Errors
 /// Before it is armed everything is left as it was. After an engine's failure, program and pins stay for the next daemon.
-pub fn run(config: Config, origin: Option<Origin>) -> Result<(), DaemonError> {
-    Daemon { origin, ..Daemon::new(config) }.run()
-}
-
-fn run_with(config: Config, applications: Applications, origin: Option<Origin>) -> Result<(), DaemonError> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
-    let local = LocalSet::new();
-    let (guard, end) = local.block_on(&runtime, live(config, applications, origin))?;
-    // Clients' tasks hold the guard too.
-    drop(local);
-    let Some(guard) = Rc::into_inner(guard) else { return end };
-    match end {
-        Ok(()) => Ok(guard.detach()?),
-        Err(failure) => {
-            guard.leave();
-            Err(failure)
-        }
-    }
+pub fn run(config: Config, origin: Option<Origin>, confirm: Option<Duration>) -> Result<(), DaemonError> {
+    Daemon { origin, confirm, ..Daemon::new(config) }.run()
 }
 
 /// Removes what a killed daemon left in `pin_dir`. Returns whether there was anything.
@@ -237,11 +239,8 @@ pub fn check_secret(config: &Config) -> Result<(), SecretError> {
 }
 
 /// From the checks to the end of service. The outer error is one before anything was armed.
-async fn live(
-    config: Config,
-    applications: Applications,
-    origin: Option<Origin>,
-) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
+async fn live(daemon: Daemon) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
+    let Daemon { config, applications, origin, confirm } = daemon;
     check(&config)?;
     let ports = ports::chosen_by_host(config.services.iter().map(|service| service.listen));
     if !ports.is_empty() {
@@ -255,6 +254,7 @@ async fn live(
     let (mut guard, server) =
         Guard::start(config, &applications, || Server::bind(&socket, group.as_deref()))?;
     guard.origin = origin;
+    guard.probation = RefCell::new(confirm.map(Probation::of_start));
     let guard = Rc::new(guard);
     info!("{}", guard.banner());
     info!(control = %server.path().display(), "ready");
@@ -288,6 +288,7 @@ async fn serve(
     let told = async {
         tokio::select! {
             name = signals.next() => Ok(name),
+            () = confirm::watch(guard) => Ok("none: not confirmed"),
             failure = ends.recv() => Err(failure),
             failure = keep_keys(guard) => Err(Some(failure)),
             failure = follow_links(guard) => Err(Some(failure)),

@@ -73,6 +73,10 @@ impl From<FilterError> for Reply {
 
 type List = BTreeMap<Prefix, FilterEntry>;
 
+/// The lists at one moment.
+#[derive(Debug)]
+pub(super) struct Snapshot(List);
+
 /// The lists, within reach of every thread that may take its time over them.
 #[derive(Clone, Debug)]
 pub(super) struct SharedFilters(Arc<Mutex<Filters>>);
@@ -210,6 +214,22 @@ impl Filters {
             self.table.replace(self.alive(now).into_values())?;
         }
         Ok(expired)
+    }
+
+    /// The lists as they are, for [`Self::restore`].
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot(self.alive(coarse_clock_ns()))
+    }
+
+    /// Puts the lists back, without what has expired meanwhile.
+    pub(super) fn restore(&mut self, Snapshot(mut list): Snapshot) -> Result<(), FilterError> {
+        let now = coarse_clock_ns();
+        list.retain(|_, entry| is_alive(entry, now));
+        // Hits are counted anew in lists that are replaced.
+        if list != self.alive(now) {
+            self.table.replace(list.into_values())?;
+        }
+        Ok(())
     }
 
     fn alive(&self, now: u64) -> List {

@@ -28,6 +28,7 @@ use crate::engine::{
 };
 use crate::service::{Application, Quota, ServiceSpec, Services};
 
+use super::confirm::Probation;
 use super::daemon::DaemonError;
 use super::descriptors;
 use super::filters::SharedFilters;
@@ -64,13 +65,19 @@ pub(super) struct Guard {
     pub(super) modes: Modes,
     pub(super) monitors: Monitors,
     /// What was counted under each service's id before it was this service's, and of what was in dry run.
-    pub(super) counted_before: Vec<[ServiceCounters; 2]>,
+    pub(super) counted_before: RefCell<HashMap<u32, [ServiceCounters; 2]>>,
     pub(super) strict: Strict,
     pub(super) keys: RefCell<KeySchedule>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
     settings: RefCell<Settings>,
     publishing: Mutex<()>,
+    /// Held by whoever changes the services.
+    pub(super) changing: Mutex<()>,
+    pub(super) census: Census,
+    pub(super) applications: Applications,
+    /// Changes that wait to be confirmed.
+    pub(super) probation: RefCell<Option<Probation>>,
     pub(super) draining: Cell<bool>,
     /// `CLOCK_MONOTONIC` nanoseconds.
     pub(super) armed_at: u64,
@@ -119,7 +126,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables, strict, .. } = prepared;
+        let Prepared { keys, settings, tunables, census, strict, .. } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -137,11 +144,15 @@ impl Guard {
             tunables: RefCell::new(tunables),
             filters,
             monitors,
-            counted_before,
+            counted_before: RefCell::new((0..).zip(counted_before).collect()),
             keys: RefCell::new(keys),
             origin: None,
             settings: RefCell::new(settings),
             publishing: Mutex::new(()),
+            changing: Mutex::new(()),
+            census,
+            applications: applications.clone(),
+            probation: RefCell::default(),
             draining: Cell::new(false),
             armed_at: monotonic_ns(),
         };

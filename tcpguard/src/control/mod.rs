@@ -3,10 +3,13 @@
 
 mod answers;
 pub mod client;
+mod confirm;
 pub mod daemon;
 mod descriptors;
+pub mod doctor;
 mod explain;
 mod filters;
+mod flows;
 mod guard;
 mod limits;
 mod links;
@@ -17,9 +20,11 @@ mod ports;
 pub mod protocol;
 mod reload;
 pub mod server;
+mod services;
 mod strict;
 
 pub use reload::Origin;
+pub use services::would_guard;
 
 #[cfg(test)]
 mod tests;

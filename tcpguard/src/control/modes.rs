@@ -3,12 +3,12 @@
 //! needs no telling: what is beyond its share it answers with cookies by itself. Which services are in dry run is decided
 //! here, too.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tcpguard_common::cookie::Strictness;
-use tcpguard_common::map::{DRY_RUN, MODE_COOKIE, MODE_OFF, MODE_STATEFUL};
+use tcpguard_common::map::{DRY_RUN, MODE_COOKIE, MODE_OFF, MODE_STATEFUL, SERVICE_IDS};
 use tcpguard_common::reason::Reason;
 use tracing::{info, warn};
 
@@ -17,6 +17,8 @@ use crate::dataplane::{Counters, DataplaneError, ServiceEntry, monotonic_ns};
 
 use super::daemon::DaemonError;
 use super::guard::{Guard, engine_error};
+use super::protocol::{Reply, Session};
+use super::services::{self, Known, no_service};
 
 /// How often it is looked whether a flood has begun or ended.
 pub(super) const FLOOD_TICK: Duration = Duration::from_millis(100);
@@ -26,8 +28,9 @@ const EMPTIED: f64 = 0.5;
 
 /// The modes in force.
 pub(super) struct Modes {
-    /// As they were configured, with the modes that they have now.
-    services: RefCell<Vec<Service>>,
+    services: RefCell<Vec<Known>>,
+    /// The id that the next service that is added gets, if it is free.
+    next_id: Cell<u32>,
     watch: RefCell<Watch>,
 }
 
@@ -51,7 +54,7 @@ struct Reading {
 
 /// Whether services in mode `auto` remember half-open connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Weather {
+pub(super) enum Weather {
     /// They do.
     #[default]
     Calm,
@@ -86,12 +89,46 @@ impl Weather {
 
 impl Modes {
     pub(super) fn new(services: &[Service]) -> Self {
-        Self { services: RefCell::new(services.to_vec()), watch: RefCell::default() }
+        let services = services::first(services);
+        let next_id = Cell::new(services.len() as u32 % SERVICE_IDS);
+        Self { services: RefCell::new(services), next_id, watch: RefCell::default() }
     }
 
     /// The services as they are now.
     pub(super) fn services(&self) -> Vec<Service> {
+        self.services.borrow().iter().map(|known| known.service.clone()).collect()
+    }
+
+    /// The same with their ids.
+    pub(super) fn known(&self) -> Vec<Known> {
         self.services.borrow().clone()
+    }
+
+    /// Where the service with this id listens.
+    pub(super) fn listen_of(&self, id: u32) -> Option<SocketAddr> {
+        let services = self.services.borrow();
+        services.iter().find(|known| known.id == id).map(|known| known.service.listen)
+    }
+
+    /// The id of the service that listens exactly there.
+    pub(super) fn id_of(&self, listen: SocketAddr) -> Option<u32> {
+        let services = self.services.borrow();
+        services.iter().find(|known| known.service.listen == listen).map(|known| known.id)
+    }
+
+    /// Where to look for a free id: behind all that were given away.
+    pub(super) fn next_id(&self) -> u32 {
+        self.next_id.get()
+    }
+
+    /// Lets these be the services; those that were.
+    pub(super) fn replace(&self, services: Vec<Known>) -> Vec<Known> {
+        let held = self.services.replace(services);
+        let is_new = |known: &&Known| held.iter().all(|held| held.id != known.id);
+        if let Some(last) = self.services.borrow().iter().rfind(is_new) {
+            self.next_id.set((last.id + 1) % SERVICE_IDS);
+        }
+        held
     }
 
     /// Of a service in mode `auto`, what it does at present: `calm` or `cookies`.
@@ -110,22 +147,23 @@ impl Modes {
 
 /// What XDP is to know of `services` at the start: it is calm.
 pub(super) fn first_entries(services: &[Service], strictness: &[Strictness]) -> Vec<ServiceEntry> {
-    entries(services, Weather::Calm, strictness)
+    entries(&services::first(services), Weather::Calm, strictness)
 }
 
-fn entries(services: &[Service], weather: Weather, strictness: &[Strictness]) -> Vec<ServiceEntry> {
-    let entry = |(id, service): (u32, &Service)| ServiceEntry {
+/// What XDP is to know of `services`.
+pub(super) fn entries(services: &[Known], weather: Weather, strictness: &[Strictness]) -> Vec<ServiceEntry> {
+    let entry = |Known { id, service }: &Known| ServiceEntry {
         addr: service.listen.ip(),
         port: service.listen.port(),
-        id,
+        id: *id,
         mode: match (service.mode, weather) {
             (ServiceMode::Stateful, _) | (ServiceMode::Auto, Weather::Calm) => MODE_STATEFUL,
             (ServiceMode::Cookie, _) | (ServiceMode::Auto, Weather::Flood { .. }) => MODE_COOKIE,
             (ServiceMode::Off, _) => MODE_OFF,
         } | if service.dry_run { DRY_RUN } else { 0 },
-        strictness: strictness.get(id as usize).copied().unwrap_or_default(),
+        strictness: strictness.get(*id as usize).copied().unwrap_or_default(),
     };
-    (0..).zip(services).map(entry).collect()
+    services.iter().map(entry).collect()
 }
 
 /// SYNs to all services, those that budgets refused included.
@@ -150,16 +188,28 @@ impl Guard {
     /// sends them.
     ///
     /// # Errors
-    /// One line, when there is no such service, or it has nowhere to relay connections to.
-    pub(super) fn set_mode(&self, listen: SocketAddr, mode: ServiceMode) -> Result<ServiceMode, String> {
-        let old = self.change(listen, |service| {
-            if mode != ServiceMode::Off && service.destination.is_none() {
-                return Err(format!(
-                    "service {listen} has neither a backend nor a responder: it can only be off"
-                ));
-            }
-            Ok(std::mem::replace(&mut service.mode, mode))
-        })?;
+    /// A refusal, when there is no such service, it has nowhere to relay connections to, or the client's own session would
+    /// be cut off.
+    pub(super) async fn set_mode(
+        &self,
+        listen: SocketAddr,
+        mode: ServiceMode,
+        session: Option<Session>,
+    ) -> Result<ServiceMode, Reply> {
+        let _turn = self.changing.lock().await;
+        let mut new = self.modes.known();
+        let Some(Known { service, .. }) = new.iter_mut().find(|known| known.service.listen == listen) else {
+            return Err(no_service(listen));
+        };
+        if mode != ServiceMode::Off && service.destination.is_none() {
+            return Err(Reply::bad_input(format!(
+                "service {listen} has neither a backend nor a responder: it can only be off"
+            )));
+        }
+        let old = std::mem::replace(&mut service.mode, mode);
+        let services: Vec<_> = new.iter().map(|known| known.service.clone()).collect();
+        self.judge_services(&services, session).map_err(Reply::bad_input)?;
+        self.put_in_force(new).map_err(|error| Reply::failed(error.to_string()))?;
         info!("service {listen}: mode {old} -> {mode}");
         Ok(old)
     }
@@ -167,32 +217,22 @@ impl Guard {
     /// Puts a service into dry run, or in earnest, at once; which it was. Connections that the engines have go on.
     ///
     /// # Errors
-    /// One line, when there is no such service.
-    pub(super) fn set_dry_run(&self, listen: SocketAddr, dry_run: bool) -> Result<bool, String> {
-        let old = self.change(listen, |service| Ok(std::mem::replace(&mut service.dry_run, dry_run)))?;
-        info!("service {listen}: dry run {old} -> {dry_run}");
-        Ok(old)
-    }
-
-    fn change<T>(
-        &self,
-        listen: SocketAddr,
-        change: impl FnOnce(&mut Service) -> Result<T, String>,
-    ) -> Result<T, String> {
-        let old = {
-            let mut services = self.modes.services.borrow_mut();
-            let Some(service) = services.iter_mut().find(|service| service.listen == listen) else {
-                return Err(format!("no service {listen}; `tcpguard mode` lists them"));
-            };
-            change(service)?
+    /// A refusal, when there is no such service.
+    pub(super) async fn set_dry_run(&self, listen: SocketAddr, dry_run: bool) -> Result<bool, Reply> {
+        let _turn = self.changing.lock().await;
+        let mut new = self.modes.known();
+        let Some(Known { service, .. }) = new.iter_mut().find(|known| known.service.listen == listen) else {
+            return Err(no_service(listen));
         };
-        self.write_services().map_err(|error| error.to_string())?;
+        let old = std::mem::replace(&mut service.dry_run, dry_run);
+        self.put_in_force(new).map_err(|error| Reply::failed(error.to_string()))?;
+        info!("service {listen}: dry run {old} -> {dry_run}");
         Ok(old)
     }
 
     /// Looks whether a flood has begun or ended, and has services in mode `auto` do what follows.
     pub(super) async fn look_for_floods(&self) -> Result<(), DaemonError> {
-        if self.modes.services.borrow().iter().all(|service| service.mode != ServiceMode::Auto) {
+        if self.modes.services.borrow().iter().all(|known| known.service.mode != ServiceMode::Auto) {
             *self.modes.watch.borrow_mut() = Watch::default();
             return Ok(());
         }
@@ -292,7 +332,7 @@ mod tests {
         let services: Vec<Service> =
             services.into_iter().zip(80..).map(|(mode, port)| service(mode, port)).collect();
         let modes = |weather| -> Vec<u16> {
-            entries(&services, weather, &[]).iter().map(|entry| entry.mode).collect()
+            entries(&services::first(&services), weather, &[]).iter().map(|entry| entry.mode).collect()
         };
         assert_eq!(modes(Weather::Calm), [MODE_STATEFUL, MODE_COOKIE, MODE_STATEFUL, MODE_OFF]);
         let flood = Weather::Flood { calm_since: None };

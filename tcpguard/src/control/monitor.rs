@@ -15,13 +15,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::config::Service;
 use crate::dataplane::{TraceLost, TraceRing, monotonic_ns};
 use crate::engine::TapReader;
 use crate::telemetry::packet;
 
 use super::guard::Guard;
 use super::protocol::{self as wire, Fault, Refusal, Reply};
+use super::services::Known;
 
 /// How often records are looked for.
 const LOOK: Duration = Duration::from_millis(10);
@@ -66,7 +66,7 @@ struct Selection {
     /// One bit for each reason.
     reasons: u64,
     engine: bool,
-    /// Indices of services; empty for all.
+    /// Ids of services; empty for all.
     services: BTreeSet<u32>,
 }
 
@@ -74,7 +74,7 @@ impl Selection {
     /// # Errors
     ///
     /// What is not known, in a sentence.
-    fn new(reasons: &[String], services: &[SocketAddr], configured: &[Service]) -> Result<Self, String> {
+    fn new(reasons: &[String], services: &[SocketAddr], known: &[Known]) -> Result<Self, String> {
         let mut selection = Self { reasons: 0, engine: false, services: BTreeSet::new() };
         for name in reasons {
             match Reason::from_name(name) {
@@ -87,9 +87,10 @@ impl Selection {
             (selection.reasons, selection.engine) = (every_reason(), true);
         }
         for listen in services {
-            let index = configured.iter().position(|service| service.listen == *listen);
-            let index = index.ok_or_else(|| format!("no service {listen}; `tcpguard status` lists them"))?;
-            selection.services.insert(index as u32);
+            let found = known.iter().find(|known| known.service.listen == *listen);
+            let found =
+                found.ok_or_else(|| format!("no service {listen}; `tcpguard services` lists them"))?;
+            selection.services.insert(found.id);
         }
         Ok(selection)
     }
@@ -123,7 +124,7 @@ impl Monitors {
         let reasons = watchers.iter().fold(0, |bits, watcher| bits | watcher.selection.reasons);
         let mut services = watchers.iter().map(|watcher| &watcher.selection.services);
         let first = services.next().filter(|&first| first.len() == 1 && services.all(|other| other == first));
-        let service = first.and_then(|one| one.first()).map_or(0, |&index| u64::from(index) + 1);
+        let service = first.and_then(|one| one.first()).map_or(0, |&id| u64::from(id) + 1);
         Wanted { reasons, service }
     }
 
@@ -197,7 +198,7 @@ impl Guard {
         if monitors.watchers.borrow().len() >= MOST {
             return Err(refusal(Fault::Busy, format!("{MOST} monitors are running")));
         }
-        let selection = Selection::new(reasons, services, &self.config.services)
+        let selection = Selection::new(reasons, services, &self.modes.known())
             .map_err(|message| refusal(Fault::BadInput, message))?;
         if monitors.watchers.borrow().is_empty() {
             // What nobody waited for when the last one went.
@@ -256,8 +257,7 @@ impl Guard {
             _ => return *record,
         };
         let service = local.and_then(|local| {
-            let place =
-                |addr: SocketAddr| self.config.services.iter().position(|service| service.listen == addr);
+            let place = |addr: SocketAddr| self.modes.id_of(addr);
             let mut anywhere = local;
             anywhere.set_ip(if local.is_ipv4() {
                 std::net::Ipv4Addr::UNSPECIFIED.into()
@@ -266,7 +266,7 @@ impl Guard {
             });
             place(local).or_else(|| place(anywhere))
         });
-        Record { service: service.map_or(record.service, |index| index as u32), ..*record }
+        Record { service: service.unwrap_or(record.service), ..*record }
     }
 
     fn describe(&self, record: &Record, offset: u64) -> wire::Packet {
@@ -282,7 +282,7 @@ impl Guard {
             direction: if record.direction == OUT { "out" } else { "in" }.to_owned(),
             interface: attached.map_or_else(String::new, |attached| attached.name.clone()),
             queue: record.engine % MAX_QUEUES,
-            service: self.config.services.get(record.service as usize).map(|service| service.listen),
+            service: self.modes.listen_of(record.service),
             verdict: verdict.to_owned(),
             dry_run: record.direction == IN_DRY_RUN,
             reason: reason.map_or(ENGINE_REASON, |reason| reason.name()).to_owned(),

@@ -9,6 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod flows;
+
+pub use flows::{Flow, Flows, FlowsKilled, FlowsOfService, Sort, Which};
+
 /// Changes when a field changes its meaning or disappears; new fields do not change it.
 pub const VERSION: u32 = 1;
 /// A request line may have this many bytes, its newline included.
@@ -29,13 +33,66 @@ pub enum Request {
     Status {},
     /// Every counter.
     Stats {},
-    /// The flows, in no particular order, each of them once.
+    /// Flows, each of them once.
     Flows {
-        /// Only this state, by the name that [`Flow::state`] carries.
+        /// Which of them.
+        #[serde(default, skip_serializing_if = "Which::is_all")]
+        which: Which,
+        /// In which order; in none particular if not said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        state: Option<String>,
+        sort: Option<Sort>,
         /// List at most this many; the totals count all.
         limit: u32,
+    },
+    /// Resets flows.
+    FlowsKill {
+        /// Which of them.
+        #[serde(default, skip_serializing_if = "Which::is_all")]
+        which: Which,
+        /// Without a condition, all of them.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        all: bool,
+        /// Spare what may be this session.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// Puts a service in.
+    ServicesAdd {
+        /// As `--protect` has it.
+        service: String,
+        /// Further keys of its `[[service]]` table.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        keys: BTreeMap<String, String>,
+        /// Write it into the configuration file, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        save: bool,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// Changes a service.
+    ServicesSet {
+        /// Where its clients connect.
+        service: SocketAddr,
+        /// The keys of its `[[service]]` table that change; empty values take keys away.
+        keys: BTreeMap<String, String>,
+        /// Write it into the configuration file, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        save: bool,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
+    },
+    /// Takes a service out and resets its connections.
+    ServicesDel {
+        /// Where its clients connect.
+        service: SocketAddr,
+        /// Take it out of the configuration file, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        save: bool,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
     },
     /// Every tunable, or the one called `name`; with a value, sets it.
     Tune {
@@ -49,6 +106,18 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         save: bool,
     },
+    /// Has everything that is changed from now on taken back unless it is confirmed.
+    Hold {
+        /// Within so much time.
+        seconds: u64,
+    },
+    /// The change was not made after all.
+    Release {
+        /// As [`Held::number`] has it.
+        number: u64,
+    },
+    /// Keeps what was changed.
+    Confirm {},
     /// Reads the configuration file again.
     Reload {
         /// Refuse to cut this session off.
@@ -89,6 +158,9 @@ pub enum Request {
         service: SocketAddr,
         /// `auto`, `cookie`, `stateful` or `off`.
         mode: String,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
     },
     /// Puts a service into dry run, or in earnest.
     DryRun {
@@ -171,10 +243,20 @@ pub enum Reply {
     Stats(Stats),
     /// To [`Request::Flows`].
     Flows(Flows),
+    /// To [`Request::FlowsKill`].
+    FlowsKilled(FlowsKilled),
+    /// To every change of services.
+    ServicesChanged(ServicesChanged),
     /// To [`Request::Tune`] without a value.
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::Hold`].
+    Held(Held),
+    /// To [`Request::Release`].
+    Released {},
+    /// To [`Request::Confirm`].
+    Confirmed {},
     /// To [`Request::Reload`].
     Reloaded(Reloaded),
     /// To [`Request::KeysRotate`].
@@ -271,6 +353,9 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     /// The protected services.
     pub services: Vec<Service>,
+    /// Until what was changed is taken back, unless it is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }
 
 /// A guarded interface.
@@ -340,12 +425,12 @@ pub struct Backend {
     pub rests_ms: Option<u64>,
     /// Those of its connections that one side has held up for longer than a moment, by kind.
     #[serde(default)]
-    pub held: Vec<Held>,
+    pub held: Vec<HeldUp>,
 }
 
 /// Connections of a backend that are held up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct HeldUp {
     /// `close-wait` and `backend-stalled` by the backend, which does not close or takes nothing; `fin-wait-2` and
     /// `client-stalled` by the client.
     pub state: String,
@@ -446,51 +531,6 @@ pub struct Engine {
     pub counters: Groups,
 }
 
-/// The flows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flows {
-    /// How many match, listed or not.
-    pub total: u64,
-    /// How many there are by state, matching or not.
-    pub states: BTreeMap<String, u64>,
-    /// The listed ones.
-    pub flows: Vec<Flow>,
-}
-
-/// One flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flow {
-    /// RFC 9293's state.
-    pub state: String,
-    /// Our end.
-    pub local: SocketAddr,
-    /// The client's.
-    pub peer: SocketAddr,
-    /// The service as configured.
-    pub service: Option<SocketAddr>,
-    /// Since the connection was accepted, or since it entered TIME_WAIT; of a half-open one, since its SYN came.
-    pub age_ms: u64,
-    /// Payload bytes received.
-    pub bytes_in: u64,
-    /// Payload bytes sent and acknowledged.
-    pub bytes_out: u64,
-    /// Bytes received that the service has not read.
-    pub recv_queued: u64,
-    /// Bytes not acknowledged by the client.
-    pub send_queued: u64,
-    /// Smoothed round-trip time, microseconds.
-    pub rtt_us: Option<u64>,
-    /// Until its next timer.
-    pub timer_ms: Option<u64>,
-    /// How often the SYN-ACK of a half-open connection was sent again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub syn_ack_retransmits: Option<u64>,
-    /// The engine that has it.
-    pub interface: String,
-    /// Its queue.
-    pub queue: u32,
-}
-
 /// Rows of the table of tunables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tunables {
@@ -536,6 +576,13 @@ pub struct Tuned {
     pub saved: Option<String>,
 }
 
+/// Changes are taken back unless they are confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What [`Request::Release`] names; none where earlier changes wait to be confirmed with it.
+    pub number: Option<u64>,
+}
+
 /// The configuration file was read again, and is in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
@@ -545,6 +592,8 @@ pub struct Reloaded {
     pub tunables: Vec<Tuned>,
     /// What became of the filter lists.
     pub filters: FiltersChanged,
+    /// What became of the services.
+    pub services: ServicesChanged,
     /// The secret file holds another secret than before.
     pub new_secret: bool,
 }
@@ -606,6 +655,22 @@ pub struct DryRunSet {
     pub old: bool,
     /// Whether it is.
     pub new: bool,
+}
+
+/// Services were changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesChanged {
+    /// Those that are new.
+    pub added: Vec<SocketAddr>,
+    /// Those that are otherwise than before.
+    pub changed: Vec<SocketAddr>,
+    /// Those that are gone.
+    pub removed: Vec<SocketAddr>,
+    /// Connections that were reset with them, half-open ones included.
+    pub reset: u64,
+    /// The file that was changed as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
 }
 
 /// A service was given another mode.
@@ -693,6 +758,9 @@ pub struct FiltersChanged {
     pub total: u64,
 }
 
+/// Rows that a reply is put on a line with at once: a millisecond or two of work.
+const LONG: usize = 1000;
+
 /// A line: the version beside the content.
 #[derive(Serialize)]
 struct Line<'a, T> {
@@ -722,6 +790,15 @@ impl Reply {
     /// Reads a line, with or without its newline.
     pub fn from_line(line: &[u8]) -> Result<Self, String> {
         from_line(line)
+    }
+
+    /// Whether putting it on a line takes long enough for others to notice.
+    pub(super) fn is_long(&self) -> bool {
+        match self {
+            Self::Flows(flows) => flows.flows.len() > LONG,
+            Self::Filters(filters) => filters.filters.len() > LONG,
+            _ => false,
+        }
     }
 
     /// A refusal of what cannot be.
@@ -755,96 +832,4 @@ fn from_line<T: for<'a> Deserialize<'a>>(line: &[u8]) -> Result<T, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn a_request_reads_as_documented_and_round_trips() {
-        let tune = Request::Tune { name: Some("time-wait".into()), value: Some("30s".into()), save: false };
-        assert_eq!(
-            String::from_utf8(tune.to_line()).unwrap(),
-            "{\"v\":1,\"op\":\"tune\",\"name\":\"time-wait\",\"value\":\"30s\"}\n"
-        );
-        let session = Session { peer: "::1".parse().unwrap(), local: "[::2]:22".parse().unwrap() };
-        for request in [
-            tune,
-            Request::Status {},
-            Request::Stats {},
-            Request::Flows { state: None, limit: 7 },
-            Request::Flows { state: Some("TIME_WAIT".into()), limit: 0 },
-            Request::Tune { name: None, value: None, save: true },
-            Request::Reload { session: Some(session) },
-            Request::KeysRotate {},
-            Request::Explain { frame: "00ff".into(), interface: Some("eth0".into()), queue: 1 },
-            Request::Config {},
-            Request::CookieDecode {
-                peer: "192.0.2.1:4000".parse().unwrap(),
-                local: "192.0.2.2:80".parse().unwrap(),
-                client_isn: u32::MAX,
-                cookie: 0,
-                stamp: Some(7),
-            },
-            Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into() },
-            Request::DryRun { service: "[::]:80".parse().unwrap(), on: true },
-            Request::Monitor { reasons: vec![], services: vec![] },
-            Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
-            Request::Filters { limit: 3 },
-            Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
-            Request::FiltersDel { prefix: "::/0".into(), session: None },
-            Request::FiltersFlush { action: Some("deny".into()), session: None },
-            Request::FiltersLoad {
-                load: u64::MAX,
-                filters: vec![],
-                last: true,
-                replace: false,
-                session: None,
-            },
-        ] {
-            assert_eq!(Request::from_line(&request.to_line()), Ok(request));
-        }
-    }
-
-    #[test]
-    fn replies_keep_64_bits() {
-        let reply = Reply::Tuned(Tuned {
-            name: "x".into(),
-            unit: "ms".into(),
-            old: u64::MAX,
-            new: u64::MAX - 1,
-            saved: None,
-        });
-        assert_eq!(Reply::from_line(&reply.to_line()), Ok(reply));
-    }
-
-    #[test]
-    fn a_request_with_anything_unknown_in_it_is_refused() {
-        for (line, why) in [
-            (r#"{"v":2,"op":"nonsense"}"#, "protocol version 2"),
-            (r#"{"op":"status"}"#, "no protocol version"),
-            (r#"{"v":1,"op":"nonsense"}"#, "unknown variant"),
-            (r#"{"v":1,"op":"status","extra":1}"#, "unknown field"),
-            (r#"{"v":1,"op":"flows"}"#, "missing field"),
-            (r#"{"v":1,"op":"flows","limit":-1}"#, "invalid value"),
-            (r#"{"v":1}"#, "missing field"),
-            ("[]", "invalid type"),
-            ("", "EOF"),
-        ] {
-            let error = Request::from_line(line.as_bytes()).unwrap_err();
-            assert!(error.contains(why) && !error.contains('\n'), "{line}: {error}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_the_reader_panic(line in proptest::collection::vec(any::<u8>(), 0..200)) {
-            drop(Request::from_line(&line));
-        }
-
-        #[test]
-        fn deep_nesting_is_refused_and_not_recursed_into(depth in 1usize..10_000) {
-            let line = format!("{{\"v\":1,\"op\":{}", "[".repeat(depth));
-            prop_assert!(Request::from_line(line.as_bytes()).is_err());
-        }
-    }
-}
+mod tests;

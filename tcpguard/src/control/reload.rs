@@ -9,9 +9,12 @@ use std::sync::Arc;
 use tokio::signal::unix::Signal;
 use tracing::{error, info};
 
-use crate::config::{Config, EditError, FilterSet, TUNABLES, Tunable, Tunables, save_tunable};
+use crate::config::{
+    Config, Destination, EditError, FilterSet, Service, TUNABLES, Tunable, Tunables, save_tunable,
+};
 use crate::dataplane::MasterSecret;
 
+use super::daemon::DaemonError;
 use super::filters::{Change, Filters};
 use super::guard::Guard;
 use super::protocol::{self as wire, Reply, Session};
@@ -73,6 +76,10 @@ impl Guard {
             Ok(secret) => secret,
             Err(why) => return Reply::bad_input(why),
         };
+        let services = self.with_applications(new.services);
+        if let Err(error) = self.judge_services(&services, session) {
+            return Reply::bad_input(error);
+        }
         let filters = match self.replace_filters(new.filters, session).await {
             Ok(changed) => changed,
             Err(reply) => return reply,
@@ -80,18 +87,27 @@ impl Guard {
         let tunables = differences(&self.tunables.borrow(), &new.tunables);
         let applied = async {
             self.set_tunables(new.tunables).await?;
-            match secret {
-                Some(secret) => self.set_secret(secret).await,
-                None => Ok(false),
-            }
+            let new_secret = match secret {
+                Some(secret) => self.set_secret(secret).await?,
+                None => false,
+            };
+            Ok::<_, DaemonError>((new_secret, self.replace_services(services).await?))
         };
         match applied.await {
-            Ok(new_secret) => {
+            Ok((new_secret, services)) => {
                 let file = file.display().to_string();
-                Reply::Reloaded(wire::Reloaded { file, tunables, filters, new_secret })
+                Reply::Reloaded(wire::Reloaded { file, tunables, filters, services, new_secret })
             }
             Err(error) => Reply::failed(error.to_string()),
         }
+    }
+
+    /// The services of a file, and those of the program around us, of which a file says nothing.
+    fn with_applications(&self, mut services: Vec<Service>) -> Vec<Service> {
+        let held = self.modes.services();
+        let applications = held.into_iter().filter(|held| held.destination == Some(Destination::Application));
+        services.extend(applications);
+        services
     }
 
     async fn replace_filters(
@@ -162,7 +178,7 @@ impl Guard {
 }
 
 /// Runs what waits for disks where nobody waits for it.
-async fn blocking<T: Send + 'static, E: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
     match tokio::task::spawn_blocking(work).await {
@@ -184,7 +200,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn needs_restart(old: &Config, new: &Config) -> Option<String> {
     let Config {
         interfaces,
-        services,
+        services: _,
         tunables: _,
         secret_file,
         control,
@@ -195,7 +211,6 @@ fn needs_restart(old: &Config, new: &Config) -> Option<String> {
     } = new;
     let parts = [
         ("interface", *interfaces != old.interfaces),
-        ("service", *services != old.services),
         ("secret_file", *secret_file != old.secret_file),
         ("control", *control != old.control),
         ("pin_dir", *pin_dir != old.pin_dir),

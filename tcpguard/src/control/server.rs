@@ -284,7 +284,15 @@ async fn serve_client(mut client: UnixStream, handler: &impl Handler, limits: &L
             }
             Ok(Err(LineError::Io(error))) => return debug!(%error, "control client went away"),
         };
-        let written = timeout(limits.reply_time, client.write_all(&reply.to_line())).await;
+        let line = match reply.is_long() {
+            // Not where everybody waits for it. A defect in it ends this client's service alone.
+            true => match tokio::task::spawn_blocking(move || reply.to_line()).await {
+                Ok(line) => line,
+                Err(error) => return debug!(%error, "a reply was lost"),
+            },
+            false => reply.to_line(),
+        };
+        let written = timeout(limits.reply_time, client.write_all(&line)).await;
         if !more || !matches!(written, Ok(Ok(()))) {
             return;
         }
@@ -348,7 +356,7 @@ async fn read_line(client: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<Vec<
 mod tests {
     use super::*;
     use crate::control::client::Client;
-    use crate::control::protocol::Tuned;
+    use crate::control::protocol::{Tuned, Which};
     use crate::starved;
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream as Blocking;
@@ -467,7 +475,9 @@ mod tests {
         against_server("stall", |path| {
             let silent: Vec<Blocking> = (0..2).map(|_| Blocking::connect(path).unwrap()).collect();
             let mut unreading = Blocking::connect(path).unwrap();
-            unreading.write_all(&Request::Flows { state: None, limit: 0 }.to_line()).unwrap();
+            unreading
+                .write_all(&Request::Flows { which: Which::default(), sort: None, limit: 0 }.to_line())
+                .unwrap();
             let asked = std::time::Instant::now();
             assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
             assert!(asked.elapsed() < QUICK.request_time, "{:?}", asked.elapsed());

@@ -16,6 +16,7 @@ use crate::dataplane::{DataplaneError, monotonic_ns};
 
 use super::daemon::DaemonError;
 use super::guard::Guard;
+use super::services::Known;
 
 /// How often invalid ACKs are counted.
 pub(super) const FORGERY_TICK: Duration = Duration::from_secs(1);
@@ -121,8 +122,8 @@ impl Watch {
 /// What changed at a service, for whoever logs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
-    /// The place of the service.
-    pub(super) service: usize,
+    /// The id of the service.
+    pub(super) id: u32,
     /// Whether its cookies are to be strict from the next epoch on.
     pub(super) strict: bool,
     /// Invalid ACKs a second.
@@ -150,7 +151,20 @@ impl Strict {
         strict
     }
 
-    /// In which epochs the cookies of each service are strict.
+    /// Services with these ids begin: whoever had an id before them has nothing in flight any more.
+    pub(super) fn begin(&self, ids: impl IntoIterator<Item = u32>, tunables: &Tunables) {
+        let mut services = self.services.borrow_mut();
+        let new = Watched { strictness: first(tunables), watch: Watch::default() };
+        for id in ids {
+            let id = id as usize;
+            if services.len() <= id {
+                services.resize(id + 1, Watched::default());
+            }
+            services[id] = new;
+        }
+    }
+
+    /// In which epochs the cookies of each service are strict, by its id.
     pub(super) fn in_force(&self) -> Arc<[Strictness]> {
         self.services.borrow().iter().map(|watched| watched.strictness).collect()
     }
@@ -176,25 +190,26 @@ impl Strict {
         changed
     }
 
-    /// Takes in how many invalid ACKs each service has been sent by now; what is to change for that.
+    /// Takes in how many invalid ACKs each service, by its id, has been sent by now; what is to change for that.
     pub(super) fn observe(
         &self,
         at: u64,
-        invalid: impl IntoIterator<Item = u64>,
+        invalid: impl IntoIterator<Item = (u32, u64)>,
         tunables: &Tunables,
     ) -> Vec<Change> {
         let mut services = self.services.borrow_mut();
-        let take = |(service, (watched, invalid)): (usize, (&mut Watched, u64))| {
-            let rate = watched.watch.take(Reading { at, invalid }, tunables)?;
-            Some(Change { service, strict: watched.watch.is_forged(), rate })
+        let take = |(id, invalid): (u32, u64)| {
+            let watch = &mut services.get_mut(id as usize)?.watch;
+            let rate = watch.take(Reading { at, invalid }, tunables)?;
+            Some(Change { id, strict: watch.is_forged(), rate })
         };
-        services.iter_mut().zip(invalid).enumerate().filter_map(take).collect()
+        invalid.into_iter().filter_map(take).collect()
     }
 
     /// What is said of a service in the current `epoch`.
-    pub(super) fn state(&self, service: usize, epoch: u32) -> &'static str {
+    pub(super) fn state(&self, id: u32, epoch: u32) -> &'static str {
         let services = self.services.borrow();
-        let strictness = services.get(service).map(|watched| watched.strictness).unwrap_or_default();
+        let strictness = services.get(id as usize).map(|watched| watched.strictness).unwrap_or_default();
         match (strictness.at(epoch), strictness.at(epoch.wrapping_add(1))) {
             (false, false) => "no",
             (false, true) => "from-next-epoch",
@@ -228,16 +243,18 @@ pub(super) fn service_at(services: &[Service], local: SocketAddr) -> Option<usiz
 impl Guard {
     /// Looks whether somebody has begun or ceased to forge ACKs, and has the services concerned do what follows.
     pub(super) async fn look_for_forgers(&self) -> Result<(), DaemonError> {
-        let services = self.modes.services();
-        let invalid = |id| Ok(self.dataplane.service_counters(id, false)?.of(Class::AckInvalid));
-        let invalid = (0..services.len() as u32).map(invalid).collect::<Result<Vec<_>, DataplaneError>>()?;
+        let services = self.modes.known();
+        let invalid = |known: &Known| {
+            Ok((known.id, self.dataplane.service_counters(known.id, false)?.of(Class::AckInvalid)))
+        };
+        let invalid = services.iter().map(invalid).collect::<Result<Vec<_>, DataplaneError>>()?;
         let tunables = self.tunables.borrow().clone();
         let changes = self.strict.observe(monotonic_ns(), invalid, &tunables);
         if changes.is_empty() || tunables.strict != StrictPolicy::Auto {
             return Ok(());
         }
-        for Change { service, strict, rate } in changes {
-            let service = services[service].listen;
+        for Change { id, strict, rate } in changes {
+            let Some(service) = self.modes.listen_of(id) else { continue };
             if strict {
                 warn!(%service, invalid_per_second = rate, "forged ACKs: cookies are strict from the next epoch on");
             } else {
@@ -263,11 +280,11 @@ mod tests {
     fn changes(readings: impl IntoIterator<Item = u64>) -> Vec<(usize, bool, u64)> {
         let strict = Strict::new([None], EPOCH, &tunables());
         let (mut invalid, mut at) = (77, 5 * SECOND);
-        assert_eq!(strict.observe(at, [invalid], &tunables()), []);
+        assert_eq!(strict.observe(at, [(0, invalid)], &tunables()), []);
         let mut told = Vec::new();
         for (second, new) in (1..).zip(readings) {
             (invalid, at) = (invalid + new, at + SECOND);
-            let changes = strict.observe(at, [invalid], &tunables());
+            let changes = strict.observe(at, [(0, invalid)], &tunables());
             told.extend(changes.iter().map(|change| (second, change.strict, change.rate)));
         }
         told
@@ -323,8 +340,8 @@ mod tests {
         let strict = Strict::new([None; 2], EPOCH, &tunables);
         let states = |epoch| [strict.state(0, epoch), strict.state(1, epoch)];
         assert!(!strict.plan(EPOCH, &tunables));
-        strict.observe(0, [0, 0], &tunables);
-        strict.observe(SECOND, [7000, 0], &tunables);
+        strict.observe(0, [(0, 0), (1, 0)], &tunables);
+        strict.observe(SECOND, [(0, 7000), (1, 0)], &tunables);
         assert!(strict.plan(EPOCH, &tunables) && !strict.plan(EPOCH, &tunables));
         assert_eq!(states(EPOCH), ["from-next-epoch", "no"]);
         // The clock moves on, over the end of its numbers.
@@ -351,11 +368,11 @@ mod tests {
     fn calm_before_the_next_epoch_does_not_undo_it_and_no_old_epoch_comes_back() {
         let tunables = Tunables { strict_calm_time: Duration::from_secs(1), ..tunables() };
         let strict = Strict::new([None], EPOCH, &tunables);
-        strict.observe(0, [0], &tunables);
-        strict.observe(SECOND, [7000], &tunables);
+        strict.observe(0, [(0, 0)], &tunables);
+        strict.observe(SECOND, [(0, 7000)], &tunables);
         strict.plan(EPOCH, &tunables);
         let changes: Vec<_> = (2..6)
-            .flat_map(|at| strict.observe(at * SECOND, [7000], &tunables))
+            .flat_map(|at| strict.observe(at * SECOND, [(0, 7000)], &tunables))
             .map(|to| to.strict)
             .collect();
         assert_eq!(changes, [false], "it is calm again");

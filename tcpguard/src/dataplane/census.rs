@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{Address as _, AnyFlowKey, V4, V6};
@@ -53,13 +53,42 @@ impl Counts {
 pub struct Census {
     counts: Counts,
     hash_key: [u64; 2],
-    services: Arc<HashMap<(IpAddr, u16), u32>>,
+    services: Arc<RwLock<Ids>>,
 }
+
+/// The services' ids.
+type Ids = HashMap<(IpAddr, u16), u32>;
 
 impl Census {
     pub(super) fn new(counts: Counts, hash_key: [u64; 2], services: &[ServiceEntry]) -> Self {
-        let services = services.iter().map(|service| ((service.addr, service.port), service.id)).collect();
-        Self { counts, hash_key, services: Arc::new(services) }
+        Self { counts, hash_key, services: Arc::new(RwLock::new(ids(services))) }
+    }
+
+    /// Counts for these services from now on, and for the ones among them that flows in the table belong to now. Before
+    /// XDP is told of one that is added, and after it was told of one that is gone: it counts a flow by what it knows
+    /// then. Flows that come or go in this moment may be counted wrongly.
+    ///
+    /// # Errors
+    /// None in normal operation: whatever bpf(2) says when the table is listed.
+    pub fn follow(&self, services: &[ServiceEntry], flows: &FlowTable) -> io::Result<()> {
+        let new = ids(services);
+        let old = std::mem::replace(
+            &mut *self.services.write().unwrap_or_else(PoisonError::into_inner),
+            new.clone(),
+        );
+        let mut scan = flows.scan();
+        let transfer = |key: AnyFlowKey, _: &_| {
+            let (old, new) = (owner(&old, &key), owner(&new, &key));
+            if old != new {
+                for (place, change) in [(old, -1), (new, 1)] {
+                    if let Some(place) = place {
+                        self.counts.at(place).fetch_add(change, Ordering::Relaxed);
+                    }
+                }
+            }
+        };
+        while scan.next_slice(transfer)? {}
+        Ok(())
     }
 
     /// The flow was entered.
@@ -93,15 +122,28 @@ impl Census {
         }
     }
 
-    /// One in each row of sources, and the service's if it is one's: exact address first, as XDP finds it.
+    /// One in each row of sources, and the service's if it is one's.
     fn places(&self, key: &AnyFlowKey) -> [Option<Counted>; 3] {
-        let ([first, second], local, any) = match key {
-            AnyFlowKey::V4(key) => (source_places(self.hash_key, key.peer), key.local.ip(), V4::ANY.ip()),
-            AnyFlowKey::V6(key) => (source_places(self.hash_key, key.peer), key.local.ip(), V6::ANY.ip()),
+        let [first, second] = match key {
+            AnyFlowKey::V4(key) => source_places(self.hash_key, key.peer),
+            AnyFlowKey::V6(key) => source_places(self.hash_key, key.peer),
         };
-        let port = key.local_addr().port();
-        let service = self.services.get(&(local, port)).or_else(|| self.services.get(&(any, port)));
-        let service = service.map(|&id| Counted::Service(id));
+        let service = owner(&self.services.read().unwrap_or_else(PoisonError::into_inner), key);
         [Some(Counted::Source(first)), Some(Counted::Source(second)), service]
     }
+}
+
+fn ids(services: &[ServiceEntry]) -> Ids {
+    services.iter().map(|service| ((service.addr, service.port), service.id)).collect()
+}
+
+/// Where a flow's service is counted: exact address first, as XDP finds it.
+fn owner(services: &Ids, key: &AnyFlowKey) -> Option<Counted> {
+    let any = match key {
+        AnyFlowKey::V4(_) => V4::ANY.ip(),
+        AnyFlowKey::V6(_) => V6::ANY.ip(),
+    };
+    let local = key.local_addr();
+    let service = services.get(&(local.ip(), local.port())).or_else(|| services.get(&(any, local.port())));
+    service.map(|&id| Counted::Service(id))
 }

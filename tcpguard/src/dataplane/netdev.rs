@@ -11,6 +11,10 @@ use super::error::DataplaneError;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+/// `ETH_FLAG_RXVLAN` and `ETH_FLAG_LRO`.
+const RX_VLAN: u32 = 1 << 8;
+const LRO: u32 = 1 << 15;
 
 /// What attaching needs to know of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +31,10 @@ pub struct InterfaceFacts {
     pub tx_queues: u32,
     /// The driver, or `unknown`.
     pub driver: String,
+    /// It takes VLAN tags off frames before anybody sees them.
+    pub strips_vlan: bool,
+    /// It joins segments of a flow together (LRO).
+    pub joins_segments: bool,
 }
 
 /// What others may change of an interface while it is guarded.
@@ -103,7 +111,11 @@ impl InterfaceFacts {
             .ok_or_else(|| DataplaneError::NotEthernet { name: name.to_owned() })?;
         let (rx_queues, tx_queues) = control.queues().map_err(failed("queue count"))?;
         let driver = control.driver().unwrap_or_else(|_| "unknown".to_owned());
-        Ok(Self { name: name.to_owned(), ifindex, link, rx_queues, tx_queues, driver })
+        // A device that has no such flags does neither.
+        let flags = control.flags().unwrap_or(0);
+        let (strips_vlan, joins_segments) = (flags & RX_VLAN != 0, flags & LRO != 0);
+        let name = name.to_owned();
+        Ok(Self { name, ifindex, link, rx_queues, tx_queues, driver, strips_vlan, joins_segments })
     }
 }
 
@@ -128,6 +140,13 @@ struct DriverInfo {
     cmd: u32,
     driver: [u8; 32],
     rest: [u8; 160],
+}
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Flags {
+    cmd: u32,
+    data: u32,
 }
 
 /// A socket for ioctls on one interface.
@@ -226,6 +245,15 @@ impl Control {
         }
     }
 
+    /// Offloads that have a flag.
+    fn flags(&self) -> io::Result<u32> {
+        let mut flags = Flags { cmd: ETHTOOL_GFLAGS, data: 0 };
+        let data = libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(&mut flags).cast() };
+        // SAFETY: ETHTOOL_GFLAGS reads and writes one `struct ethtool_value`.
+        unsafe { self.ioctl(SIOCETHTOOL, data) }?;
+        Ok(flags.data)
+    }
+
     fn driver(&self) -> io::Result<String> {
         let mut info = DriverInfo { cmd: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
         let data = libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(&mut info).cast() };
@@ -238,13 +266,14 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use super::{Channels, DriverInfo, InterfaceFacts};
+    use super::{Channels, DriverInfo, Flags, InterfaceFacts};
     use crate::dataplane::DataplaneError;
 
     #[test]
     fn ethtool_structs_have_the_kernels_size() {
         assert_eq!(size_of::<Channels>(), 36);
         assert_eq!(size_of::<DriverInfo>(), 196);
+        assert_eq!(size_of::<Flags>(), 8);
     }
 
     #[test]

@@ -382,6 +382,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                     state.stack.set_config(now, config);
                 });
             }
+            Command::Run(work) => work(&self.net),
             Command::Drain { time, reply } => {
                 let before = self.net.with(|state| {
                     state.admitting = false;

@@ -11,6 +11,7 @@ use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::EngineError;
+use super::net::Net;
 use super::stats::EngineStats;
 use crate::config::Tunables;
 use crate::stack::{Cursor, FlowInfo, State};
@@ -96,6 +97,7 @@ pub(crate) enum Command {
     Tunables(Arc<Tunables>),
     Epochs([EpochSlot; EPOCH_SLOTS as usize], Clock, Arc<[Strictness]>),
     Link { local_mac: [u8; 6], mtu: u16 },
+    Run(Box<dyn FnOnce(&Net) + Send>),
     Drain { time: Duration, reply: oneshot::Sender<DrainReport> },
     Stop,
 }
@@ -167,6 +169,36 @@ impl EngineHandle {
     /// The interface's address, and the largest packet to send, bytes: for connections that exist as well.
     pub async fn set_link(&self, local_mac: [u8; 6], mtu: u16) -> Result<(), EngineError> {
         self.order(Command::Link { local_mac, mtu }).await
+    }
+
+    /// Has the engine's thread do something with its network, between two bursts.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Net) -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        self.ask(|reply| {
+            Command::Run(Box::new(move |net| {
+                // Nobody may wait for it any more.
+                let _ = reply.send(work(net));
+            }))
+        })
+        .await
+    }
+
+    /// Resets the flows that `which` says, in slices, as [`Self::flows`], and returns how many. Entries in TIME_WAIT stay.
+    pub async fn kill(
+        &self,
+        which: impl Fn(&FlowInfo) -> bool + Send + Sync + 'static,
+    ) -> Result<u64, EngineError> {
+        let which = Arc::new(which);
+        let (mut total, mut next) = (0, Some(Cursor::START));
+        while let Some(start) = next {
+            let which = Arc::clone(&which);
+            let (killed, after) = self.run(move |net| net.kill(start, &*which)).await?;
+            total += killed;
+            next = after;
+        }
+        Ok(total)
     }
 
     /// Admits no more connections, waits until those there are have ended, but at most `time`, and resets the rest.

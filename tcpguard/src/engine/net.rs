@@ -11,12 +11,14 @@ use std::task::{Context, Poll, Waker};
 
 use tcpguard_common::flow::AnyFlowKey;
 
+use super::Listen;
+use super::handle::SURVEY;
 use super::listener::TcpListener;
 use super::stats::counters;
 use super::stream::TcpStream;
 use crate::config::Tunables;
 use crate::dataplane::monotonic_ns;
-use crate::stack::{ConnId, Error, Event, Instant, Link, Stack};
+use crate::stack::{ConnId, Cursor, Error, Event, FlowInfo, Instant, Link, Stack};
 
 /// The network as an application on an engine sees it. Clones are the same network; none leaves its thread.
 #[derive(Clone)]
@@ -104,6 +106,25 @@ impl Net {
             Ok(())
         })?;
         Ok(TcpListener::new(self.clone(), service))
+    }
+
+    /// Adopts connections to this address and port from now on.
+    pub fn admit(&self, Listen { addr, port, service }: Listen) {
+        self.with(|state| state.stack.listen(addr, port, service));
+    }
+
+    /// Adopts no more connections to this address and port. Those that exist stay.
+    pub fn refuse(&self, Listen { addr, port, service: _ }: Listen) {
+        self.with(|state| state.stack.unlisten(addr, port));
+    }
+
+    /// Ends flows with a reset, those that `which` says, from `start` on. Returns how many, and where to go on: a slice
+    /// at a time, so that a million flows stop nothing. Entries in TIME_WAIT stay.
+    pub fn kill(&self, start: Cursor, which: impl FnMut(&FlowInfo) -> bool) -> (u64, Option<Cursor>) {
+        self.with(|state| {
+            state.wake_driver();
+            state.stack.kill(now(), start, SURVEY, which)
+        })
     }
 
     /// Opens a connection from `local` to `peer`, whose segments travel as `link` says.

@@ -19,8 +19,9 @@ mod tests;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 pub use application::Application;
@@ -82,20 +83,32 @@ impl ServiceSpec {
         };
         Some(Self { id, listen: service.listen, purpose, limits: Limits::new(service.limits) })
     }
+
+    /// What an engine has to admit for it.
+    fn listen(&self) -> Listen {
+        Listen { addr: Some(self.listen.ip()), port: self.listen.port(), service: self.id }
+    }
 }
 
-/// The services of one engine.
+/// The services of one engine, which may change while it runs. Clones are the same services.
 #[derive(Clone, Debug)]
 pub struct Services {
-    services: Arc<[(ServiceSpec, Arc<ServiceCounters>)]>,
+    offers: Arc<Mutex<Vec<Offer>>>,
     descriptors: Quota,
+}
+
+/// One service on one engine. Dropping it ends the service there.
+#[derive(Debug)]
+struct Offer {
+    spec: watch::Sender<ServiceSpec>,
+    counters: Arc<ServiceCounters>,
 }
 
 impl Services {
     /// Services that count for themselves. Make one set for each engine.
     pub fn new(specs: impl IntoIterator<Item = ServiceSpec>) -> Self {
-        let services = specs.into_iter().map(|spec| (spec, Arc::default())).collect();
-        Self { services, descriptors: Quota::default() }
+        let offers = specs.into_iter().map(Offer::new).collect();
+        Self { offers: Arc::new(Mutex::new(offers)), descriptors: Quota::default() }
     }
 
     /// The same services, which take no more descriptors than these.
@@ -105,12 +118,7 @@ impl Services {
 
     /// What the engine has to admit for them.
     pub fn listen(&self) -> Vec<Listen> {
-        let listen = |spec: &ServiceSpec| Listen {
-            addr: Some(spec.listen.ip()),
-            port: spec.listen.port(),
-            service: spec.id,
-        };
-        self.services.iter().map(|(spec, _)| listen(spec)).collect()
+        self.offers().iter().map(|offer| offer.spec.borrow().listen()).collect()
     }
 
     /// Starts them on the engine whose thread this is.
@@ -119,28 +127,88 @@ impl Services {
     /// When one is there already.
     pub fn start(&self, net: &Net) -> io::Result<()> {
         let scratch = Scratch::default();
-        for (spec, counters) in self.services.iter() {
-            let listener = net.listen(spec.id)?;
-            match &spec.purpose {
-                Purpose::Application(application) => spawn_local(application.serve(listener)),
-                Purpose::Relay(far) => {
-                    let (counters, scratch) = (Arc::clone(counters), scratch.clone());
-                    let (far, descriptors) = (far.clone(), self.descriptors.clone());
-                    let proxy = Proxy::new(spec.clone(), far, counters, descriptors, scratch);
-                    spawn_local(proxy.serve(listener))
-                }
-            };
-        }
+        self.offers().iter().try_for_each(|offer| offer.start(net, &self.descriptors, &scratch))
+    }
+
+    /// Takes one more service in and starts it on the engine whose thread this is, which admits its connections from
+    /// now on.
+    ///
+    /// # Errors
+    /// When it is there already; nothing was changed then.
+    pub fn add(&self, net: &Net, spec: ServiceSpec) -> io::Result<()> {
+        let (offer, listen) = (Offer::new(spec.clone()), spec.listen());
+        offer.start(net, &self.descriptors, &Scratch::default())?;
+        net.admit(listen);
+        self.offers().push(offer);
         Ok(())
     }
 
-    /// What each is.
-    pub fn specs(&self) -> impl Iterator<Item = &ServiceSpec> {
-        self.services.iter().map(|(spec, _)| spec)
+    /// Lets a service be this from now on. Connections that are open keep what they have; new ones get what it says. What
+    /// goes to an application stays there.
+    pub fn change(&self, spec: &ServiceSpec) {
+        for offer in self.offers().iter().filter(|offer| offer.spec.borrow().id == spec.id) {
+            offer.spec.send_replace(spec.clone());
+        }
     }
 
-    /// What each has counted.
-    pub fn stats(&self) -> impl Iterator<Item = (&ServiceSpec, ServiceStats)> {
-        self.services.iter().map(|(spec, counters)| (spec, counters.read()))
+    /// Ends a service on the engine whose thread this is: nothing is admitted for it any more, and what nobody has
+    /// accepted yet is reset. Connections that are open stay open.
+    pub fn remove(&self, net: &Net, id: u32) {
+        self.offers().retain(|offer| {
+            let spec = offer.spec.borrow();
+            if spec.id == id {
+                net.refuse(spec.listen());
+            }
+            spec.id != id
+        });
     }
+
+    /// What each is.
+    pub fn specs(&self) -> Vec<ServiceSpec> {
+        self.offers().iter().map(|offer| offer.spec.borrow().clone()).collect()
+    }
+
+    /// What each has counted, by its id.
+    pub fn stats(&self) -> Vec<(u32, ServiceStats)> {
+        self.offers().iter().map(|offer| (offer.spec.borrow().id, offer.counters.read())).collect()
+    }
+
+    fn offers(&self) -> MutexGuard<'_, Vec<Offer>> {
+        // A list is whole at any time.
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Offer {
+    fn new(spec: ServiceSpec) -> Self {
+        Self { spec: watch::Sender::new(spec), counters: Arc::default() }
+    }
+
+    fn start(&self, net: &Net, descriptors: &Quota, scratch: &Scratch) -> io::Result<()> {
+        let mut changes = self.spec.subscribe();
+        let spec = self.spec.borrow();
+        let listener = net.listen(spec.id)?;
+        match &spec.purpose {
+            Purpose::Application(application) => {
+                let served = application.serve(listener);
+                spawn_local(async move {
+                    tokio::select! {
+                        () = served => {}
+                        () = removed(&mut changes) => {}
+                    }
+                })
+            }
+            Purpose::Relay(far) => {
+                let (counters, scratch) = (Arc::clone(&self.counters), scratch.clone());
+                let proxy = Proxy::new(spec.clone(), far.clone(), counters, descriptors.clone(), scratch);
+                spawn_local(proxy.serve(listener, changes))
+            }
+        };
+        Ok(())
+    }
+}
+
+/// Waits until a service is gone.
+async fn removed(changes: &mut watch::Receiver<ServiceSpec>) {
+    while changes.changed().await.is_ok() {}
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -24,7 +25,7 @@ use super::quota::{Quota, Share};
 use super::relay::{End, Relay};
 use super::responder::Responder;
 use super::scratch::Scratch;
-use super::{Far, ServiceSpec};
+use super::{Far, Purpose, ServiceSpec};
 use crate::config::BackendAddr;
 use crate::engine::{TcpListener, TcpStream};
 use crate::telemetry::throttle::Throttle;
@@ -61,13 +62,33 @@ impl Proxy {
 
     /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
     /// connections and never this loop.
-    pub(super) async fn serve(self, listener: TcpListener) {
-        let proxy = Rc::new(self);
+    /// A service that changes is what it has become for the connections that come then; the end of `changes` is its own.
+    pub(super) async fn serve(self, listener: TcpListener, mut changes: watch::Receiver<ServiceSpec>) {
+        let mut proxy = Rc::new(self);
         loop {
-            let (client, _) = listener.accept().await;
-            add(&proxy.counters.accepted, 1);
-            spawn_local(connection(client, Rc::clone(&proxy)));
+            tokio::select! {
+                (client, _) = listener.accept() => {
+                    add(&proxy.counters.accepted, 1);
+                    spawn_local(connection(client, Rc::clone(&proxy)));
+                }
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    proxy = Rc::new(proxy.replaced(changes.borrow_and_update().clone()));
+                }
+            }
         }
+    }
+
+    /// The same proxy for what its service has become.
+    fn replaced(&self, spec: ServiceSpec) -> Self {
+        let far = match &spec.purpose {
+            Purpose::Relay(far) => far.clone(),
+            // Nothing that is relayed becomes an application's.
+            Purpose::Application(_) => self.far.clone(),
+        };
+        Self::new(spec, far, Arc::clone(&self.counters), self.descriptors.clone(), self.scratch.clone())
     }
 
     /// Says why there is no connection to a backend, but not for every client.

@@ -70,11 +70,11 @@ impl Lab {
     }
 
     fn stats(&self) -> ServiceStats {
-        self.services.stats().next().unwrap().1
+        self.services.stats()[0].1
     }
 
     fn backends(&self) -> Vec<BackendStats> {
-        let Purpose::Relay(Far::Backends(pool)) = &self.services.specs().next().unwrap().purpose else {
+        let Purpose::Relay(Far::Backends(pool)) = &self.services.specs()[0].purpose else {
             panic!("no backends")
         };
         pool.stats(Instant::now()).collect()

@@ -91,6 +91,18 @@ impl Stack {
         true
     }
 
+    /// Forgets a half-open connection and resets its client, who may take it for established.
+    pub(super) fn kill_half_open(&mut self, key: &AnyFlowKey, now: Instant) {
+        let Some(entry) = self.half_opens.get(key, self.clock.epoch) else { return };
+        self.half_opens.remove(key);
+        if let Some(Reply { key, link, segment }) = self.syn_ack(key, &entry, now) {
+            let Outgoing { seq, ack, .. } = segment;
+            let flags = Flags::RST | Flags::ACK;
+            let reset = Outgoing { seq: seq + 1, ack, flags, window: 0, options: Options::default() };
+            self.reply(Reply { key, link, segment: reset });
+        }
+    }
+
     /// Sends the SYN-ACKs again that are due, and forgets entries that nothing comes of.
     pub(super) fn retransmit_syn_acks(&mut self, now: Instant) {
         let mut due = core::mem::take(&mut self.due);

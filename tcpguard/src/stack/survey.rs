@@ -93,6 +93,57 @@ impl Stack {
         self.connection_count()
     }
 
+    /// Ends the flows for which `which` says so among the next `places` places of the tables, each with a reset as far as
+    /// there is room for those; entries in TIME_WAIT, which are nobody's connections, stay. Returns how many, and where to
+    /// go on once everything was sent.
+    pub fn kill(
+        &mut self,
+        now: Instant,
+        Cursor(stage): Cursor,
+        places: u32,
+        mut which: impl FnMut(&FlowInfo) -> bool,
+    ) -> (u64, Option<Cursor>) {
+        let mut killed = 0;
+        let next = match stage {
+            Stage::Connections(start) => {
+                let slots = self.connections.slots();
+                let mut index = start;
+                while index < slots && index - start < places && self.replies.len() < MAX_REPLIES {
+                    let found = self.slots(index, 1).find(|(_, tcb)| tcb.attached);
+                    let found = found.filter(|(_, tcb)| which(&tcb.info(now, &self.shared.config)));
+                    if let Some(id) = found.map(|(id, _)| id) {
+                        self.abort(now, id);
+                        killed += 1;
+                    }
+                    index += 1;
+                }
+                Some(if index < slots { Stage::Connections(index) } else { Stage::HalfOpens(Place::START) })
+            }
+            Stage::HalfOpens(place) => {
+                let room = MAX_REPLIES.saturating_sub(self.replies.len());
+                if room == 0 {
+                    return (0, Some(Cursor(stage)));
+                }
+                let slice = (place, room.min(places as usize));
+                let (schedule, epoch) = (Schedule::new(&self.shared.config), self.clock.epoch);
+                let listed = self.half_opens.slice(slice, now, schedule, epoch);
+                let listed = listed.map(|entry| self.half_open_info(entry));
+                let keys: Vec<_> = listed.filter(|flow| which(flow)).map(|flow| flow.key).collect();
+                for key in &keys {
+                    self.kill_half_open(key, now);
+                    killed += 1;
+                }
+                match keys.as_slice() {
+                    [] => self.half_opens.after_slice(slice.0, slice.1).map(Stage::HalfOpens),
+                    // Others moved into the places of those that went: once more.
+                    _ => Some(stage),
+                }
+            }
+            Stage::TimeWaits(_) => None,
+        };
+        (killed, next.map(Cursor))
+    }
+
     /// Applies changed tunables to the next connections, if any are left.
     pub(super) fn retune_some(&mut self, now: Instant) {
         const PLACES: u32 = 1024;

@@ -1,0 +1,91 @@
+//! `tcpguard confirm`, and `--confirm SECONDS` of every verb that changes something: for machines that nobody can walk up to.
+
+use std::io::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::control::client::Client;
+use crate::control::protocol::{Held, Reply, Request};
+
+use super::output::write_json;
+use super::{Failure, ask, unexpected};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+A change made with --confirm SECONDS is taken back by the daemon after that time, with everything else that was changed in
+between, unless this verb was there: also when the change cut off whoever made it. `tcpguard status` says how long is left.
+Taken back are services, their modes, filters and tunables; of `run`, the daemon itself. Keys, and connections that a
+change reset, are not.
+
+Examples:
+  tcpguard filters load --replace list.txt --confirm 60
+  tcpguard confirm")]
+pub(super) struct Args {
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a change is put on probation.
+#[derive(clap::Args)]
+pub(super) struct Within {
+    /// Have the change taken back unless `tcpguard confirm` follows within this time
+    #[arg(long, value_name = "SECONDS", global = true, value_parser = seconds())]
+    confirm: Option<u64>,
+}
+
+/// What `--confirm` takes.
+pub(super) fn seconds() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=86_400)
+}
+
+impl Within {
+    /// Refuses to save what may be taken back: the file would bring it again.
+    pub(super) fn check(&self, save: bool) -> Result<(), Failure> {
+        match (self.confirm, save) {
+            (Some(_), true) => {
+                Err(Failure::BadInput("--save with --confirm: confirm it first, then save".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a change, on probation if that is asked for.
+    pub(super) fn change(
+        &self,
+        client: &Client,
+        change: impl FnOnce() -> Result<Reply, Failure>,
+    ) -> Result<Reply, Failure> {
+        let Some(seconds) = self.confirm else { return change() };
+        // First, so that it holds even if the change is the last thing that gets through.
+        let Reply::Held(Held { number }) = ask(client, &Request::Hold { seconds })? else {
+            return Err(unexpected());
+        };
+        match (change(), number) {
+            (Ok(reply), _) => {
+                let note = format!("tcpguard: taken back in {seconds}s unless `tcpguard confirm` follows");
+                writeln!(io::stderr(), "{note}")?;
+                Ok(reply)
+            }
+            (Err(failure), Some(number)) => {
+                // Should it not get there, what is taken back is nothing.
+                drop(client.ask(&Request::Release { number }));
+                Err(failure)
+            }
+            (Err(failure), None) => Err(failure),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Confirmed {
+        confirmed: bool,
+    }
+    let Reply::Confirmed {} = ask(client, &Request::Confirm {})? else { return Err(unexpected()) };
+    let mut out = io::stdout().lock();
+    if args.json {
+        return Ok(write_json(&mut out, &Confirmed { confirmed: true })?);
+    }
+    Ok(writeln!(out, "confirmed: what was changed stays")?)
+}

@@ -1,0 +1,137 @@
+//! `tcpguard doctor` and `tcpguard features`: whether this machine can run the guard. No daemon is asked.
+
+use std::io::{self, BufWriter, Write as _};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::config::{self, AttachMode, Config, Interface, file};
+use crate::control::doctor::{Finding, Verdict, examine};
+use crate::dataplane::features;
+
+use super::Failure;
+use super::output::{Align, Table, write_json};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Without -i and --config, /etc/tcpguard/tcpguard.toml is read if it is there. Nothing is changed, and a guard that runs is not
+disturbed. Exit code 1 if something is bad: the guard would not start, or not guard.
+
+Examples:
+  tcpguard doctor -i eth0
+  tcpguard doctor --json | jq '.findings[] | select(.verdict != \"good\")'")]
+pub(super) struct Args {
+    /// The configuration file (TOML)
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// An interface to look at as well; may be repeated
+    #[arg(short, long, value_name = "IFACE")]
+    interface: Vec<String>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  tcpguard features --json")]
+pub(super) struct FeaturesArgs {
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Findings<'a> {
+        findings: &'a [Finding],
+    }
+    let findings = findings(args)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        write_json(&mut out, &Findings { findings: &findings })?;
+    } else {
+        table(&findings).write(&mut out)?;
+        for Finding { check, remedy, verdict, .. } in &findings {
+            if let (Some(remedy), true) = (remedy, *verdict > Verdict::Note) {
+                writeln!(out, "\n{check}: {remedy}")?;
+            }
+        }
+        out.flush()?;
+    }
+    match findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count() {
+        0 => Ok(()),
+        bad => Err(Failure::Failed(format!("{bad} of {} checks are bad", findings.len()))),
+    }
+}
+
+/// Everything there is to say, about the configuration first.
+fn findings(args: &Args) -> Result<Vec<Finding>, Failure> {
+    let path = args.config.clone().unwrap_or_else(|| config::DEFAULT_FILE.into());
+    let about = |verdict, found: String, remedy: &str| {
+        let remedy = (verdict != Verdict::Good).then(|| remedy.to_owned());
+        Finding { check: "configuration".to_owned(), verdict, found, remedy }
+    };
+    let is_there = args.config.is_some() || args.interface.is_empty() && path.exists();
+    let read = is_there.then(|| file::read(&path)).transpose();
+    let (mut config, finding) = match read {
+        Ok(Some(written)) => {
+            let finding = match written.check(&written.config) {
+                Ok(()) => about(Verdict::Good, path.display().to_string(), ""),
+                Err(error) => {
+                    about(Verdict::Bad, error.to_string(), "mend that line; `tcpguard check` judges it")
+                }
+            };
+            (written.config, finding)
+        }
+        Ok(None) => {
+            let remedy = "`tcpguard config --example` prints one to begin with";
+            (Config::empty(), about(Verdict::Note, "no file was read".to_owned(), remedy))
+        }
+        Err(error) => {
+            (Config::empty(), about(Verdict::Bad, error.to_string(), "mend it; `tcpguard check` judges it"))
+        }
+    };
+    for name in &args.interface {
+        let interface = Interface::new(name, AttachMode::Native, None).map_err(Failure::BadInput)?;
+        config.interfaces.push(interface);
+    }
+    Ok([vec![finding], examine(&config)].concat())
+}
+
+fn table(findings: &[Finding]) -> Table {
+    let mut table = Table::new(&[("CHECK", Align::Left), ("VERDICT", Align::Left), ("FOUND", Align::Left)]);
+    for Finding { check, verdict, found, remedy: _ } in findings {
+        table.row(vec![check.clone(), verdict.name().to_owned(), found.clone()]);
+    }
+    table
+}
+
+pub(super) fn features_of_kernel(args: &FeaturesArgs) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Row {
+        name: &'static str,
+        present: Option<bool>,
+        purpose: &'static str,
+    }
+    #[derive(Serialize)]
+    struct Features {
+        features: Vec<Row>,
+    }
+    let rows = features().into_iter().map(|feature| Row {
+        name: feature.name,
+        present: feature.present.ok(),
+        purpose: feature.purpose,
+    });
+    let rows: Vec<_> = rows.collect();
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        return Ok(write_json(&mut out, &Features { features: rows })?);
+    }
+    let mut table = Table::new(&[("FEATURE", Align::Left), ("THERE", Align::Left), ("FOR", Align::Left)]);
+    for Row { name, present, purpose } in rows {
+        let present = present.map_or("not known", |present| if present { "yes" } else { "no" });
+        table.row(vec![name.to_owned(), present.to_owned(), purpose.to_owned()]);
+    }
+    table.write(&mut out)?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,109 @@
+//! What the wire carries, and what it refuses.
+
+use super::*;
+use proptest::prelude::*;
+
+#[test]
+fn a_request_reads_as_documented_and_round_trips() {
+    let tune = Request::Tune { name: Some("time-wait".into()), value: Some("30s".into()), save: false };
+    assert_eq!(
+        String::from_utf8(tune.to_line()).unwrap(),
+        "{\"v\":1,\"op\":\"tune\",\"name\":\"time-wait\",\"value\":\"30s\"}\n"
+    );
+    let session = Session { peer: "::1".parse().unwrap(), local: "[::2]:22".parse().unwrap() };
+    let narrow = Which {
+        state: Some("TIME_WAIT".into()),
+        peer: Some("10.0.0.0/8".into()),
+        peer_port: Some(7),
+        local: Some("::1".into()),
+        service: Some(session.local),
+        min_age_ms: Some(1),
+        max_age_ms: Some(2),
+    };
+    let keys = BTreeMap::from([("mode".to_owned(), "auto".to_owned())]);
+    for request in [
+        tune,
+        Request::Status {},
+        Request::Stats {},
+        Request::Flows { which: Which::default(), sort: None, limit: 7 },
+        Request::Flows { which: narrow.clone(), sort: Some(Sort::RecvQueued), limit: 0 },
+        Request::FlowsKill { which: narrow, all: true, session: Some(session) },
+        Request::ServicesAdd {
+            service: "[::]:80=respond:echo".into(),
+            keys: keys.clone(),
+            save: true,
+            session: Some(session),
+        },
+        Request::ServicesSet { service: session.local, keys, save: false, session: None },
+        Request::ServicesDel { service: session.local, save: true, session: Some(session) },
+        Request::Tune { name: None, value: None, save: true },
+        Request::Reload { session: Some(session) },
+        Request::KeysRotate {},
+        Request::Hold { seconds: 60 },
+        Request::Release { number: u64::MAX },
+        Request::Confirm {},
+        Request::Explain { frame: "00ff".into(), interface: Some("eth0".into()), queue: 1 },
+        Request::Config {},
+        Request::CookieDecode {
+            peer: "192.0.2.1:4000".parse().unwrap(),
+            local: "192.0.2.2:80".parse().unwrap(),
+            client_isn: u32::MAX,
+            cookie: 0,
+            stamp: Some(7),
+        },
+        Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into(), session: None },
+        Request::DryRun { service: "[::]:80".parse().unwrap(), on: true },
+        Request::Monitor { reasons: vec![], services: vec![] },
+        Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
+        Request::Filters { limit: 3 },
+        Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
+        Request::FiltersDel { prefix: "::/0".into(), session: None },
+        Request::FiltersFlush { action: Some("deny".into()), session: None },
+        Request::FiltersLoad { load: u64::MAX, filters: vec![], last: true, replace: false, session: None },
+    ] {
+        assert_eq!(Request::from_line(&request.to_line()), Ok(request));
+    }
+}
+
+#[test]
+fn replies_keep_64_bits() {
+    let reply = Reply::Tuned(Tuned {
+        name: "x".into(),
+        unit: "ms".into(),
+        old: u64::MAX,
+        new: u64::MAX - 1,
+        saved: None,
+    });
+    assert_eq!(Reply::from_line(&reply.to_line()), Ok(reply));
+}
+
+#[test]
+fn a_request_with_anything_unknown_in_it_is_refused() {
+    for (line, why) in [
+        (r#"{"v":2,"op":"nonsense"}"#, "protocol version 2"),
+        (r#"{"op":"status"}"#, "no protocol version"),
+        (r#"{"v":1,"op":"nonsense"}"#, "unknown variant"),
+        (r#"{"v":1,"op":"status","extra":1}"#, "unknown field"),
+        (r#"{"v":1,"op":"flows"}"#, "missing field"),
+        (r#"{"v":1,"op":"flows","limit":-1}"#, "invalid value"),
+        (r#"{"v":1}"#, "missing field"),
+        ("[]", "invalid type"),
+        ("", "EOF"),
+    ] {
+        let error = Request::from_line(line.as_bytes()).unwrap_err();
+        assert!(error.contains(why) && !error.contains('\n'), "{line}: {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_panic(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+        drop(Request::from_line(&line));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_and_not_recursed_into(depth in 1usize..10_000) {
+        let line = format!("{{\"v\":1,\"op\":{}", "[".repeat(depth));
+        prop_assert!(Request::from_line(line.as_bytes()).is_err());
+    }
+}

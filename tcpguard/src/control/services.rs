@@ -1,0 +1,356 @@
+//! The services of a running guard: put in, changed and taken out while connections live. A change is judged whole first.
+//! How they treat SYNs is decided in `modes`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tcpguard_common::map::SERVICE_IDS;
+use tracing::{error, info};
+
+use crate::config::{EditError, Service, check_services, save_service};
+use crate::engine::EngineError;
+use crate::service::ServiceSpec;
+
+use super::daemon::DaemonError;
+use super::filters::caller;
+use super::guard::{Guard, engine_error};
+use super::modes::entries;
+use super::protocol::{self as wire, Reply, Session};
+use super::reload::blocking;
+
+/// Whether these services would take the connection over through which a client reached the machine.
+pub fn would_guard(session: &Session, services: &[Service]) -> bool {
+    caller(session, services).is_some()
+}
+
+/// A service, and the number by which XDP, the stacks and the engines know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) id: u32,
+    pub(super) service: Service,
+}
+
+/// The services of a guard that starts, numbered as they are written.
+pub(super) fn first(services: &[Service]) -> Vec<Known> {
+    (0..).zip(services).map(|(id, service)| Known { id, service: service.clone() }).collect()
+}
+
+/// What becomes of services when a list takes the place of another.
+#[derive(Debug, Default)]
+struct Plan {
+    /// What there will be, numbered.
+    all: Vec<Known>,
+    added: Vec<SocketAddr>,
+    changed: Vec<SocketAddr>,
+    removed: Vec<SocketAddr>,
+    /// Those that engines must begin, change, and end.
+    begin: Vec<Known>,
+    change: Vec<Known>,
+    end: Vec<u32>,
+}
+
+impl Plan {
+    fn new(old: &[Known], new: Vec<Service>, mut next_id: u32) -> Self {
+        let mut plan = Self::default();
+        for service in new {
+            let listen = service.listen;
+            let Some(held) = old.iter().find(|held| held.service.listen == listen) else {
+                // Fewer services than ids: one is free.
+                while old.iter().chain(&plan.all).any(|known| known.id == next_id) {
+                    next_id = (next_id + 1) % SERVICE_IDS;
+                }
+                let known = Known { id: next_id, service };
+                plan.added.push(listen);
+                plan.begin.extend(known.service.destination.is_some().then(|| known.clone()));
+                plan.all.push(known);
+                continue;
+            };
+            let known = Known { id: held.id, service };
+            if held != &known {
+                plan.changed.push(listen);
+                let (before, after) = (&held.service, &known.service);
+                match (&before.destination, &after.destination) {
+                    (None, Some(_)) => plan.begin.push(known.clone()),
+                    (Some(_), None) => plan.end.push(known.id),
+                    (Some(_), Some(_)) => plan.change.push(known.clone()),
+                    (None, None) => {}
+                }
+            }
+            plan.all.push(known);
+        }
+        for gone in old.iter().filter(|held| plan.all.iter().all(|known| known.id != held.id)) {
+            plan.removed.push(gone.service.listen);
+            plan.end.extend(gone.service.destination.is_some().then_some(gone.id));
+        }
+        plan
+    }
+}
+
+impl Guard {
+    /// Puts a service in.
+    pub(super) async fn add_service(
+        &self,
+        service: &str,
+        keys: &BTreeMap<String, String>,
+        how: (bool, Option<Session>),
+    ) -> Reply {
+        let service = match service.parse::<Service>().and_then(|service| service.with_keys(keys)) {
+            Ok(service) => service,
+            Err(error) => return Reply::bad_input(error),
+        };
+        let mut services = self.modes.services();
+        services.push(service.clone());
+        self.change_service(service.listen, Some(service), services, how).await
+    }
+
+    /// Sets keys of the service at `listen`.
+    pub(super) async fn set_service(
+        &self,
+        listen: SocketAddr,
+        keys: &BTreeMap<String, String>,
+        how: (bool, Option<Session>),
+    ) -> Reply {
+        let mut services = self.modes.services();
+        let Some(held) = services.iter_mut().find(|service| service.listen == listen) else {
+            return no_service(listen);
+        };
+        *held = match held.with_keys(keys) {
+            Ok(service) => service,
+            Err(error) => return Reply::bad_input(format!("service {listen}: {error}")),
+        };
+        let service = held.clone();
+        self.change_service(listen, Some(service), services, how).await
+    }
+
+    /// Takes the service at `listen` out.
+    pub(super) async fn remove_service(&self, listen: SocketAddr, how: (bool, Option<Session>)) -> Reply {
+        let mut services = self.modes.services();
+        let before = services.len();
+        services.retain(|service| service.listen != listen);
+        if services.len() == before {
+            return no_service(listen);
+        }
+        self.change_service(listen, None, services, how).await
+    }
+
+    /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, writes that one into the
+    /// file first: neither without the other.
+    async fn change_service(
+        &self,
+        listen: SocketAddr,
+        service: Option<Service>,
+        services: Vec<Service>,
+        (save, session): (bool, Option<Session>),
+    ) -> Reply {
+        if let Err(error) = self.judge_services(&services, session) {
+            return Reply::bad_input(error);
+        }
+        let saved = match save {
+            true => match self.write_service(listen, service).await {
+                Ok(file) => Some(file.display().to_string()),
+                Err(refusal) => return refusal,
+            },
+            false => None,
+        };
+        match self.replace_services(services).await {
+            Ok(changed) => Reply::ServicesChanged(wire::ServicesChanged { saved, ..changed }),
+            Err(error) => Reply::failed(error.to_string()),
+        }
+    }
+
+    async fn write_service(&self, listen: SocketAddr, service: Option<Service>) -> Result<PathBuf, Reply> {
+        let Some(origin) = self.origin.clone() else {
+            return Err(Reply::bad_input(
+                "the daemon was started without a file: there is nowhere to save this",
+            ));
+        };
+        let file = origin.file.clone();
+        match blocking(move || save_service(&origin.file, listen, service.as_ref())).await {
+            Ok(()) => Ok(file),
+            Err(error @ EditError::Io { .. }) => Err(Reply::failed(format!("{error}; nothing was changed"))),
+            Err(error) => Err(Reply::bad_input(format!("{error}; nothing was changed"))),
+        }
+    }
+
+    /// Refuses services that cannot be, and those that would cut a client's own session off.
+    pub(super) fn judge_services(&self, new: &[Service], session: Option<Session>) -> Result<(), String> {
+        check_services(new)?;
+        let Some(session) = session else { return Ok(()) };
+        match (would_guard(&session, &self.modes.services()), would_guard(&session, new)) {
+            (false, true) => Err(format!(
+                "this would guard {}, through which your own session from {} runs, and cut it off; --force does it \
+                 all the same",
+                session.local, session.peer
+            )),
+            (true, false) => Err(format!(
+                "this would end the service at {}, through which your own session from {} runs; --force does it all \
+                 the same",
+                session.local, session.peer
+            )),
+            (true, true) | (false, false) => Ok(()),
+        }
+    }
+
+    /// Lets these be the services, everywhere: what goes resets its connections, what comes is guarded at once, and what
+    /// stays keeps its connections. They have been judged.
+    pub(super) async fn replace_services(
+        &self,
+        new: Vec<Service>,
+    ) -> Result<wire::ServicesChanged, DaemonError> {
+        // One after the other: each begins with what the last one left.
+        let _turn = self.changing.lock().await;
+        let old = self.modes.known();
+        let plan = Plan::new(&old, new, self.modes.next_id());
+        let remaining: Vec<_> = old
+            .iter()
+            .filter_map(|held| plan.all.iter().find(|known| known.id == held.id))
+            .cloned()
+            .collect();
+        for known in &plan.change {
+            self.change_in_engines(known).await?;
+        }
+        if remaining != old {
+            self.put_in_force(remaining.clone())?;
+        }
+        let mut reset = 0;
+        for &id in &plan.end {
+            reset += self.end_in_engines(id).await?;
+        }
+        if !plan.removed.is_empty() {
+            self.count_flows_of(&remaining).await?;
+        }
+        for known in plan.all.iter().filter(|known| plan.added.contains(&known.service.listen)) {
+            let counted = |dry_run| self.dataplane.service_counters(known.id, dry_run);
+            let counted = [counted(false)?, counted(true)?];
+            self.counted_before.borrow_mut().insert(known.id, counted);
+        }
+        let added: Vec<_> =
+            plan.all.iter().filter(|known| plan.added.contains(&known.service.listen)).collect();
+        if !added.is_empty() {
+            self.strict.begin(added.iter().map(|known| known.id), &self.tunables.borrow());
+            // The stacks know how the first cookies are made before XDP makes them.
+            self.publish().await?;
+        }
+        for known in &plan.begin {
+            self.begin_in_engines(known).await?;
+        }
+        if !plan.added.is_empty() {
+            self.count_flows_of(&plan.all).await?;
+        }
+        self.put_in_force(plan.all)?;
+        let (added, changed, removed) = (plan.added, plan.changed, plan.removed);
+        for (what, services) in [("added", &added), ("changed", &changed), ("removed", &removed)] {
+            for service in services {
+                info!("service {service}: {what}");
+            }
+        }
+        Ok(wire::ServicesChanged { added, changed, removed, reset, saved: None })
+    }
+
+    /// Tells XDP; when that fails, everything is as it was.
+    pub(super) fn put_in_force(&self, services: Vec<Known>) -> Result<(), DaemonError> {
+        let before = self.modes.replace(services);
+        self.write_services().inspect_err(|_| {
+            self.modes.replace(before);
+            if let Err(error) = self.write_services() {
+                error!(%error, "XDP may guard other services than it should");
+            }
+        })?;
+        Ok(())
+    }
+
+    async fn begin_in_engines(&self, known: &Known) -> Result<(), DaemonError> {
+        let Some(spec) = self.spec(known) else { return Ok(()) };
+        for engine in self.engines() {
+            let (services, spec) = (engine.services.clone(), spec.clone());
+            let begun = engine.handle.run(move |net| services.add(net, spec)).await;
+            begun
+                .and_then(|begun| begun.map_err(EngineError::Application))
+                .map_err(|source| engine_error(engine, source))?;
+        }
+        Ok(())
+    }
+
+    async fn change_in_engines(&self, known: &Known) -> Result<(), DaemonError> {
+        let Some(spec) = self.spec(known) else { return Ok(()) };
+        for engine in self.engines() {
+            engine.services.change(&spec);
+        }
+        Ok(())
+    }
+
+    /// Ends a service and resets its connections; how many.
+    async fn end_in_engines(&self, id: u32) -> Result<u64, DaemonError> {
+        let mut reset = 0;
+        for engine in self.engines() {
+            // While the stack can tell whose they are. XDP lets no more of them in by now.
+            reset += engine
+                .handle
+                .kill(move |flow| flow.service == Some(id))
+                .await
+                .map_err(|source| engine_error(engine, source))?;
+            let services = engine.services.clone();
+            let ended = engine.handle.run(move |net| services.remove(net, id)).await;
+            ended.map_err(|source| engine_error(engine, source))?;
+        }
+        Ok(reset)
+    }
+
+    /// Counts the flows that are there for these services.
+    async fn count_flows_of(&self, services: &[Known]) -> Result<(), DaemonError> {
+        let (census, flows) = (self.census.clone(), self.dataplane.flows());
+        let entries = entries(services, Default::default(), &[]);
+        let counted = tokio::task::spawn_blocking(move || census.follow(&entries, &flows)).await;
+        counted.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(DaemonError::Runtime)
+    }
+
+    fn spec(&self, known: &Known) -> Option<ServiceSpec> {
+        let destination = known.service.destination.as_ref()?;
+        let application = self.applications.get(&known.service.listen);
+        ServiceSpec::new(known.id, &known.service, destination, application)
+    }
+}
+
+pub(super) fn no_service(listen: SocketAddr) -> Reply {
+    Reply::bad_input(format!("no service {listen}; `tcpguard services` lists them"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services(texts: &[&str]) -> Vec<Service> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn ids(known: &[Known]) -> Vec<u32> {
+        known.iter().map(|known| known.id).collect()
+    }
+
+    #[test]
+    fn what_stays_keeps_its_id_and_what_comes_gets_one_that_is_free() {
+        let old = first(&services(&["10.0.0.1:1=off", "10.0.0.1:2=127.0.0.1:1", "10.0.0.1:3=127.0.0.1:1"]));
+        let new = services(&["10.0.0.1:3=127.0.0.1:2", "10.0.0.1:4=off", "10.0.0.1:1=127.0.0.1:1"]);
+        let plan = Plan::new(&old, new, 1);
+        // 1 is still the one's that goes.
+        assert_eq!(ids(&plan.all), [2, 3, 0]);
+        assert_eq!((ids(&plan.begin), ids(&plan.change), plan.end), (vec![0], vec![2], vec![1]));
+        let listed = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(plan.added, listed(&["10.0.0.1:4"]));
+        assert_eq!(plan.changed, listed(&["10.0.0.1:3", "10.0.0.1:1"]));
+        assert_eq!(plan.removed, listed(&["10.0.0.1:2"]));
+        let ended = Plan::new(&plan.all, services(&["10.0.0.1:3=off", "10.0.0.1:4=off"]), SERVICE_IDS - 1);
+        assert_eq!((ended.end, ids(&ended.begin)), (vec![2, 0], vec![]));
+        let wrapped = Plan::new(&old, services(&["10.0.0.2:1=off", "10.0.0.2:2=off"]), SERVICE_IDS - 1);
+        assert_eq!(ids(&wrapped.all), [SERVICE_IDS - 1, 3]);
+    }
+
+    #[test]
+    fn the_same_list_is_no_change() {
+        let old = first(&services(&["10.0.0.1:1=off", "10.0.0.1:2=127.0.0.1:1"]));
+        let plan = Plan::new(&old, old.iter().map(|known| known.service.clone()).collect(), 0);
+        assert_eq!(plan.all, old);
+        assert!(plan.added.is_empty() && plan.changed.is_empty() && plan.removed.is_empty());
+    }
+}
