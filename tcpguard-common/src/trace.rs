@@ -14,7 +14,7 @@ pub const PER_WINDOW: u32 = 128;
 /// [`Record::reason`] of what an engine sent: XDP had no part in it.
 pub const ENGINE: u32 = u32::MAX;
 /// [`Record::service`] where it is not known.
-pub const NO_SERVICE: u32 = u32::MAX;
+pub const NO_SERVICE: u32 = u32::MAX / 2;
 
 /// [`Record::direction`] of a frame that arrived.
 pub const IN: u32 = 0;

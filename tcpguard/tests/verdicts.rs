@@ -27,7 +27,9 @@ use tcpguard_common::trace::{
     IN, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, Record, SNAP, Wanted, window,
 };
 
+use table::acks::valid_ack;
 use table::cases;
+use table::check::check;
 use table::filters::Said;
 use table::frames::{LINUX, Spec};
 use table::generator::{self, FRAMES, LANES, Random, Wild as _};
@@ -361,7 +363,7 @@ fn the_kernel_decides_every_row_of_the_table_as_the_host_does() {
         let counted: Vec<u64> =
             kernel.counters().iter().zip(before).map(|(after, before)| after - before).collect();
         let (v4, v6) = (kernel.flows::<V4>(name::FLOWS_V4), kernel.flows::<V6>(name::FLOWS_V6));
-        failures.extend(cases::check(case, outcome.verdict, &outcome.frame, v4.len() + v6.len()).err());
+        failures.extend(check(case, outcome.verdict, &outcome.frame, v4.len() + v6.len()).err());
         let host = on_host(&mut world, &case.frame, &outcome);
         let dry_run = world.served.borrow().first().is_some_and(|&(_, dry_run)| dry_run);
         for &reason in Reason::ALL {
@@ -573,7 +575,7 @@ fn a_flow_whose_bucket_is_full_is_found_in_its_table() {
     let mut kernel = Kernel::load(8);
     let world = World::new();
     kernel.become_like(&world);
-    let spec = cases::valid_ack::<V4>(EPOCH, true);
+    let spec = valid_ack::<V4>(EPOCH, true);
     let place = known::Place::of(world.settings.hash_key, &spec.flow());
     let full = Bucket { words: [1 << 63; ROOM], crowded: 0 };
     kernel.array(name::KNOWN).set(place.bucket, full, 0).unwrap();
@@ -667,7 +669,7 @@ fn a_flood_is_recorded_at_a_bounded_rate_and_the_rest_counted() {
 fn segments_in_several_buffers_are_counted_and_other_frames_pass_whole() {
     let mut kernel = Kernel::load_program("tcpguard_jumbo", 8);
     let mut world = World::new();
-    let ack = cases::valid_ack::<V4>(EPOCH, true);
+    let ack = valid_ack::<V4>(EPOCH, true);
     world.know(ack.flow());
     kernel.become_like(&world);
     let reason = |kernel: &mut Kernel, frame: &[u8]| {

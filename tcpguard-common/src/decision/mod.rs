@@ -11,7 +11,7 @@ use crate::map::{
     ON_EXIT_PASS, PLACE_HELD, PLACE_SHARED, Service, ServiceKey, ServicePlace, Settings, is_under_pressure,
 };
 use crate::packet::build::{Headers, Link};
-use crate::packet::{Ethernet, Family, Fault, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
+use crate::packet::{Complaint, Ethernet, Family, Fault, Flags, Frame, FrameMut, Ip, Options, Tcp, checksum};
 use crate::reason::{Outcome, Reason};
 use crate::seq::Seq;
 use crate::trace::{self, NO_SERVICE};
@@ -181,6 +181,7 @@ where
     E: Env + Tables<A> + ?Sized,
 {
     match judge_ip::<A, F, E>(frame, env, l3, queues, proven) {
+        None if !Complaint::<A>::may_be(frame, l3) => None,
         None => {
             let reason = env.judge_complaint::<A, F>(frame, l3, queues)?;
             // What is said about a flow is none of its service's segments.

@@ -1,6 +1,8 @@
 //! The truth table on the host, and what a table cannot say.
 
-use super::table::cases::{self, check, valid_ack};
+use super::table::acks::valid_ack;
+use super::table::cases;
+use super::table::check::check;
 use super::table::frames::{LINUX, Spec};
 use super::table::world::{EPOCH, Place, ROUTER, Traced, World};
 use super::{Env as _, Verdict, decide};

@@ -40,6 +40,12 @@ const HEADER: usize = 8;
 const QUOTED: usize = 8;
 
 impl<A: Family> Complaint<A> {
+    /// Whether the datagram at `l3` may be one at all, by its protocol: of what passes hardly anything is.
+    #[inline(always)]
+    pub fn may_be<F: Frame + ?Sized>(frame: &F, l3: usize) -> bool {
+        frame.load::<2>(l3 + A::PROTOCOL_AT).is_some_and(|[protocol, _]| protocol == A::ICMP)
+    }
+
     /// The error message in the datagram at `l3`; `None` for whatever is not one, all there and about a segment of the host
     /// that it is sent to. Checksums are left to [`Self::checksums_ok`].
     ///

@@ -91,6 +91,8 @@ pub trait Family: Point {
     const ETHER_TYPE: u16;
     /// The protocol number of its ICMP.
     const ICMP: u8;
+    /// Where the header says what follows it, bytes from its start.
+    const PROTOCOL_AT: usize;
     /// Length of the header without options, bytes.
     const HEADER_LEN: usize;
     /// The MSS of a peer that announces none (RFC 9293 §3.7.1).
@@ -143,6 +145,7 @@ pub trait Family: Point {
 impl Family for V4 {
     const ETHER_TYPE: u16 = 0x0800;
     const ICMP: u8 = 1;
+    const PROTOCOL_AT: usize = 9;
     const HEADER_LEN: usize = 20;
     const DEFAULT_MSS: u16 = 536;
 
@@ -244,6 +247,7 @@ impl Family for V4 {
 impl Family for V6 {
     const ETHER_TYPE: u16 = 0x86dd;
     const ICMP: u8 = 58;
+    const PROTOCOL_AT: usize = 6;
     const HEADER_LEN: usize = 40;
     const DEFAULT_MSS: u16 = 1220;
 

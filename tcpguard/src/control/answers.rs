@@ -339,9 +339,7 @@ impl Guard {
 
     fn cookie(&self, flow: &AnyFlowKey, client_isn: u32, cookie: u32, stamp: Option<u32>) -> wire::Cookie {
         let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
-        let known = self.modes.known();
-        let services: Vec<_> = known.iter().map(|known| known.service.clone()).collect();
-        let id = strict::service_at(&services, flow.local_addr()).map(|at| known[at].id);
+        let id = strict::service_at(&self.modes.known(), flow.local_addr());
         let strictness = id.and_then(|id| self.strict.in_force().get(id as usize).copied());
         let strictness = strictness.unwrap_or_default();
         let Inspection { validity, said, epoch } = match flow {

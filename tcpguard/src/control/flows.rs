@@ -240,19 +240,10 @@ mod tests {
     use tcpguard_common::flow::AnyFlowKey;
 
     fn flow(port: u16, age: u64) -> FlowInfo {
-        FlowInfo {
-            key: AnyFlowKey::new(([10, 0, 0, 2], port).into(), ([10, 0, 0, 1], 80).into()).unwrap(),
-            state: State::Established,
-            service: Some(3),
-            age: Duration::from_secs(age),
-            bytes_in: age * 10,
-            bytes_out: 0,
-            recv_queued: 0,
-            send_queued: 0,
-            rtt: None,
-            timer: None,
-            syn_ack_retransmits: None,
-        }
+        let key = AnyFlowKey::new(([10, 0, 0, 2], port).into(), ([10, 0, 0, 1], 80).into());
+        let age = Duration::from_secs(age);
+        let flow = FlowInfo::without_data(key.unwrap(), State::Established, Some(3), age);
+        FlowInfo { bytes_in: age.as_secs() * 10, ..flow }
     }
 
     fn listed(flow: &FlowInfo) -> wire::Flow {

@@ -196,20 +196,15 @@ impl Guard {
         mode: ServiceMode,
         session: Option<Session>,
     ) -> Result<ServiceMode, Reply> {
-        let _turn = self.changing.lock().await;
-        let mut new = self.modes.known();
-        let Some(Known { service, .. }) = new.iter_mut().find(|known| known.service.listen == listen) else {
-            return Err(no_service(listen));
-        };
-        if mode != ServiceMode::Off && service.destination.is_none() {
-            return Err(Reply::bad_input(format!(
-                "service {listen} has neither a backend nor a responder: it can only be off"
-            )));
-        }
-        let old = std::mem::replace(&mut service.mode, mode);
-        let services: Vec<_> = new.iter().map(|known| known.service.clone()).collect();
-        self.judge_services(&services, session).map_err(Reply::bad_input)?;
-        self.put_in_force(new).map_err(|error| Reply::failed(error.to_string()))?;
+        let old = self.change_mode(listen, session, |service| {
+            if mode != ServiceMode::Off && service.destination.is_none() {
+                return Err(format!(
+                    "service {listen} has neither a backend nor a responder: it can only be off"
+                ));
+            }
+            Ok(std::mem::replace(&mut service.mode, mode))
+        });
+        let old = old.await?;
         info!("service {listen}: mode {old} -> {mode}");
         Ok(old)
     }
@@ -219,14 +214,28 @@ impl Guard {
     /// # Errors
     /// A refusal, when there is no such service.
     pub(super) async fn set_dry_run(&self, listen: SocketAddr, dry_run: bool) -> Result<bool, Reply> {
+        let old =
+            self.change_mode(listen, None, |service| Ok(std::mem::replace(&mut service.dry_run, dry_run)));
+        let old = old.await?;
+        info!("service {listen}: dry run {old} -> {dry_run}");
+        Ok(old)
+    }
+
+    /// Has `change` change what XDP is to do for a service, and puts that in force unless it is refused.
+    async fn change_mode<T>(
+        &self,
+        listen: SocketAddr,
+        session: Option<Session>,
+        change: impl FnOnce(&mut Service) -> Result<T, String>,
+    ) -> Result<T, Reply> {
         let _turn = self.changing.lock().await;
         let mut new = self.modes.known();
-        let Some(Known { service, .. }) = new.iter_mut().find(|known| known.service.listen == listen) else {
-            return Err(no_service(listen));
-        };
-        let old = std::mem::replace(&mut service.dry_run, dry_run);
+        let held = new.iter_mut().find(|known| known.service.listen == listen);
+        let Some(Known { service, .. }) = held else { return Err(no_service(listen)) };
+        let old = change(service).map_err(Reply::bad_input)?;
+        let services: Vec<_> = new.iter().map(|known| known.service.clone()).collect();
+        self.judge_services(&services, session).map_err(Reply::bad_input)?;
         self.put_in_force(new).map_err(|error| Reply::failed(error.to_string()))?;
-        info!("service {listen}: dry run {old} -> {dry_run}");
         Ok(old)
     }
 

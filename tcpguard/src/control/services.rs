@@ -220,13 +220,13 @@ impl Guard {
         if !plan.removed.is_empty() {
             self.count_flows_of(&remaining).await?;
         }
-        for known in plan.all.iter().filter(|known| plan.added.contains(&known.service.listen)) {
+        let added: Vec<_> =
+            plan.all.iter().filter(|known| plan.added.contains(&known.service.listen)).collect();
+        for known in &added {
             let counted = |dry_run| self.dataplane.service_counters(known.id, dry_run);
             let counted = [counted(false)?, counted(true)?];
             self.counted_before.borrow_mut().insert(known.id, counted);
         }
-        let added: Vec<_> =
-            plan.all.iter().filter(|known| plan.added.contains(&known.service.listen)).collect();
         if !added.is_empty() {
             self.strict.begin(added.iter().map(|known| known.id), &self.tunables.borrow());
             // The stacks know how the first cookies are made before XDP makes them.

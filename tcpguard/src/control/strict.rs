@@ -227,15 +227,17 @@ fn first(tunables: &Tunables) -> Strictness {
     }
 }
 
-/// Which of `services` a flow with this local end belongs to: the one at exactly this address, or else the one at any.
-pub(super) fn service_at(services: &[Service], local: SocketAddr) -> Option<usize> {
+/// The id of the service that a flow with this local end belongs to: of the one at exactly this address, or else of the one at
+/// any.
+pub(super) fn service_at(services: &[Known], local: SocketAddr) -> Option<u32> {
     let at = |any: bool| {
-        services.iter().position(|Service { listen, .. }| {
+        let held = services.iter().find(|Known { service: Service { listen, .. }, .. }| {
             let same_family = listen.is_ipv4() == local.is_ipv4();
             listen.port() == local.port()
                 && same_family
                 && if any { listen.ip().is_unspecified() } else { listen.ip() == local.ip() }
-        })
+        });
+        held.map(|known| known.id)
     };
     at(false).or_else(|| at(true))
 }
@@ -268,6 +270,7 @@ impl Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::services::first;
 
     const SECOND: u64 = 1_000_000_000;
     const EPOCH: u32 = u32::MAX - 1;
@@ -415,7 +418,7 @@ mod tests {
                 limits: crate::config::Limits::default(),
             }
         };
-        let services = ["0.0.0.0:80", "10.0.0.1:80", "[::]:80"].map(service);
+        let services = first(&["0.0.0.0:80", "10.0.0.1:80", "[::]:80"].map(service));
         let at = |local: &str| service_at(&services, local.parse().unwrap());
         assert_eq!((at("10.0.0.1:80"), at("10.0.0.2:80"), at("[fe80::1]:80")), (Some(1), Some(0), Some(2)));
         assert_eq!(at("10.0.0.1:81"), None);

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aya::programs::Xdp;
+use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use tcpguard_common::cookie::Strictness;
 use tcpguard_common::map::{
@@ -597,9 +597,27 @@ fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str, subject: &str) -> Result<Bor
     let missing = || DataplaneError::ObjectMismatch { kind: "program", name: name.to_owned() };
     let program = ebpf.program_mut(name).ok_or_else(missing)?;
     let program: &mut Xdp = program.try_into().map_err(|_| missing())?;
-    program.load().map_err(|error| object_error(subject, error.into()))?;
+    unless_interrupted(|| program.load()).map_err(|error| object_error(subject, error.into()))?;
     let not_loaded = |_| DataplaneError::ObjectMismatch { kind: "program", name: format!("loaded {name}") };
     Ok(program.fd().map_err(not_loaded)?.as_fd())
+}
+
+/// How often a program is handed to the verifier before a signal at each try counts as a failure, as in libbpf.
+const LOAD_TRIES: u32 = 5;
+
+/// The verifier gives up with EAGAIN as soon as the thread has a signal to take, whatever that is.
+fn unless_interrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    let mut tries = 1;
+    loop {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) && tries < LOAD_TRIES =>
+            {
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn object_error(subject: &str, error: EbpfError) -> DataplaneError {

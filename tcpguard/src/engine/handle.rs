@@ -253,20 +253,8 @@ mod tests {
     use tcpguard_common::flow::AnyFlowKey;
 
     fn flow(port: u16, state: State) -> FlowInfo {
-        let peer = ([10, 0, 0, 2], port).into();
-        FlowInfo {
-            key: AnyFlowKey::new(peer, ([10, 0, 0, 1], 80).into()).unwrap(),
-            state,
-            service: None,
-            age: Duration::ZERO,
-            bytes_in: 0,
-            bytes_out: 0,
-            recv_queued: 0,
-            send_queued: 0,
-            rtt: None,
-            timer: None,
-            syn_ack_retransmits: None,
-        }
+        let key = AnyFlowKey::new(([10, 0, 0, 2], port).into(), ([10, 0, 0, 1], 80).into());
+        FlowInfo::without_data(key.unwrap(), state, None, Duration::ZERO)
     }
 
     /// It used to be listed twice, and counted twice.

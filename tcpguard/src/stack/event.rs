@@ -300,7 +300,7 @@ pub struct FlowInfo {
 
 impl FlowInfo {
     /// A flow that no data is known of.
-    pub(super) fn without_data(key: AnyFlowKey, state: State, service: Option<u32>, age: Duration) -> Self {
+    pub(crate) fn without_data(key: AnyFlowKey, state: State, service: Option<u32>, age: Duration) -> Self {
         Self {
             key,
             state,

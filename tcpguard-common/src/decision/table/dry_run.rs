@@ -3,7 +3,8 @@
 use std::format;
 use std::vec;
 
-use super::cases::{Table, valid_ack};
+use super::acks::valid_ack;
+use super::cases::Table;
 use super::frames::{ACK, FIN, LINUX, PSH, RST, SYN, Spec};
 use super::world::{EPOCH, PORT_OFF, Place, World};
 use tcpguard_common::filter::{ALLOW, DENY};

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
-use super::cases::{Table, valid_ack};
+use super::acks::valid_ack;
+use super::cases::Table;
 use super::frames::{LINUX, Spec};
 use super::world::{EPOCH, PORT, PORT_OFF, Place, World};
 use tcpguard_common::decision::filter::{Rules, Spans};

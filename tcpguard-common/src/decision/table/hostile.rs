@@ -4,7 +4,8 @@ use std::format;
 use std::vec;
 use std::vec::Vec;
 
-use super::cases::{Table, valid_ack};
+use super::acks::valid_ack;
+use super::cases::Table;
 use super::frames::{ACK, CLIENT_ISN, LINUX, Spec};
 use super::world::{EPOCH, PORT, Place, World};
 use tcpguard_common::cookie::{self, Strictness, SynOptions};

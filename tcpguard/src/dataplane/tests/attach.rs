@@ -473,3 +473,31 @@ fn a_pin_directory_whose_name_the_file_system_refuses_is_named() {
         assert!(matches!(error, DataplaneError::Pin { action: "create", .. }), "{error}");
     });
 }
+
+/// The verifier gives up when the thread has a signal to take.
+#[test]
+fn signals_while_the_verifier_works_do_not_keep_the_program_from_being_loaded() {
+    extern "C" fn take(_: libc::c_int) {}
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
+        // SAFETY: an action that is all there, and a handler that does nothing; nobody else here uses this signal.
+        let loader = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = take as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+            libc::pthread_self()
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3 {
+                    std::thread::sleep(Duration::from_millis(60));
+                    // SAFETY: the thread that loads waits for this one.
+                    unsafe { libc::pthread_kill(loader, libc::SIGUSR2) };
+                }
+            });
+            dataplane.attach(&native("tgd-a")).unwrap_or_else(|error| panic!("attach: {}", chain(&error)));
+        });
+        dataplane.detach().unwrap();
+    });
+}

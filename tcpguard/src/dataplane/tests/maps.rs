@@ -159,15 +159,19 @@ fn flows_of_both_families_are_found_walked_and_removed_in_batches() {
     });
 }
 
+/// The map in front of the flow tables, and the key that its places are made with from now on.
+fn front(dataplane: &Dataplane) -> (bpf::Map<u32, Bucket>, [u64; 2]) {
+    let hash_key = [11, 12];
+    dataplane.write_settings(&Settings { abi: ABI_VERSION, hash_key, ..Settings::default() }).unwrap();
+    // SAFETY: the sizes that `SHARED` checked.
+    let front = unsafe { bpf::Map::from_fd(bpf::get(&dataplane.pins.join(name::KNOWN)).unwrap()) };
+    (front, hash_key)
+}
+
 #[test]
 fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was_full() {
     with_dataplane(|dataplane, _sandbox| {
-        // SAFETY: the sizes that `SHARED` checked.
-        let front =
-            unsafe { bpf::Map::<u32, Bucket>::from_fd(bpf::get(&dataplane.pins.join(name::KNOWN)).unwrap()) };
-        let hash_key = [11, 12];
-        let settings = Settings { abi: ABI_VERSION, hash_key, ..Settings::default() };
-        dataplane.write_settings(&settings).unwrap();
+        let (front, hash_key) = front(&dataplane);
         let place = |key: &AnyFlowKey| match key {
             AnyFlowKey::V4(key) => Place::of(hash_key, key),
             AnyFlowKey::V6(key) => Place::of(hash_key, key),
@@ -209,11 +213,7 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
 #[test]
 fn a_bucket_is_crowded_until_a_walk_finds_all_its_flows_in_it() {
     with_dataplane(|dataplane, _sandbox| {
-        // SAFETY: the sizes that `SHARED` checked.
-        let front =
-            unsafe { bpf::Map::<u32, Bucket>::from_fd(bpf::get(&dataplane.pins.join(name::KNOWN)).unwrap()) };
-        let hash_key = [11, 12];
-        dataplane.write_settings(&Settings { abi: ABI_VERSION, hash_key, ..Settings::default() }).unwrap();
+        let (front, hash_key) = front(&dataplane);
         let (table, key) = (dataplane.flows(), flow_key(1, true));
         let AnyFlowKey::V6(flow_of_key) = key else { unreachable!("asked for") };
         let place = Place::of(hash_key, &flow_of_key);

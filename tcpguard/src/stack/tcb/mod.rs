@@ -182,7 +182,7 @@ pub(crate) struct Tcb {
     /// The service it belongs to and the epoch of the cookie that opened it, if it was `adopted`.
     service: u32,
     cookie_epoch: u32,
-    /// Seconds of the clock.
+    /// Ticks of [`AGE_TICK`], which wrap after eight years.
     created: u32,
     adopted: bool,
     pub(crate) link: Link,
@@ -300,7 +300,7 @@ impl Tcb {
             irs,
             service: 0,
             cookie_epoch: 0,
-            created: seconds(now),
+            created: age_ticks(now),
             adopted: false,
             link,
             error: None,
@@ -479,7 +479,7 @@ impl Tcb {
             key: self.key,
             state: self.state,
             service: self.adopted.then_some(self.service),
-            age: Duration::from_secs(seconds(now).wrapping_sub(self.created).into()),
+            age: AGE_TICK * age_ticks(now).wrapping_sub(self.created),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             recv_queued: transfer.map_or(0, |transfer| transfer.recv.ready() as u32),
@@ -523,6 +523,13 @@ impl Placed for Tcb {
 /// The largest segment our MTU carries to this family, options not deducted.
 fn segment_limit(key: &AnyFlowKey, config: &Config) -> u16 {
     config.mtu.max(576) - ip_header_len(key) - 20
+}
+
+/// How exactly the age of a connection is known.
+const AGE_TICK: Duration = Duration::from_micros(62_500);
+
+fn age_ticks(now: Instant) -> u32 {
+    (now.0 / AGE_TICK.as_nanos() as u64) as u32
 }
 
 fn seconds(now: Instant) -> u32 {

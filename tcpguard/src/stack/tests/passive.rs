@@ -481,3 +481,14 @@ fn a_swept_flow_waits_for_room_in_the_accept_queue_too() {
     assert_eq!(t.stack.adopt_swept(t.now, key, &flow, SERVER_MAC), Received::Consumed);
     t.state(State::Established);
 }
+
+/// It used to be told in whole seconds, and flows of one second could not be put in order.
+#[test]
+fn the_age_of_a_connection_is_known_to_a_sixteenth_of_a_second() {
+    let mut t = Script::established(modern());
+    for wait in [SECOND / 4, SECOND, SECOND * 3600] {
+        let before = listed(&t).age;
+        t.wait(wait);
+        assert_eq!(listed(&t).age, before + wait);
+    }
+}

@@ -1,0 +1,119 @@
+//! Tunables, and what became of a change.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::FiltersChanged;
+
+/// Rows of the table of tunables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunables {
+    /// In the table's order.
+    pub tunables: Vec<Tunable>,
+}
+
+/// One tunable: numbers in its unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunable {
+    /// The name.
+    pub name: String,
+    /// `ms`, `count` or `choice`.
+    pub unit: String,
+    /// Of a choice, the names its numbers stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
+    /// Now.
+    pub value: u64,
+    /// Unless configured.
+    pub default: u64,
+    /// Least.
+    pub min: u64,
+    /// Greatest.
+    pub max: u64,
+    /// What it does.
+    pub help: String,
+}
+
+/// A tunable was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// Which.
+    pub name: String,
+    /// `ms`, `count` or `choice`.
+    pub unit: String,
+    /// The value that was replaced.
+    pub old: u64,
+    /// The value now.
+    pub new: u64,
+    /// The file it was written into as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
+}
+
+/// Changes are taken back unless they are confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What [`Request::Release`] names; none where earlier changes wait to be confirmed with it.
+    pub number: Option<u64>,
+}
+
+/// The configuration file was read again, and is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Which file.
+    pub file: String,
+    /// The tunables that changed.
+    pub tunables: Vec<Tuned>,
+    /// What became of the filter lists.
+    pub filters: FiltersChanged,
+    /// What became of the services.
+    pub services: ServicesChanged,
+    /// The secret file holds another secret than before.
+    pub new_secret: bool,
+}
+
+/// Another secret will count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysRotated {
+    /// The first epoch whose key comes from it.
+    pub epoch: u32,
+    /// Until that epoch.
+    pub from_ms: u64,
+    /// For how long cookies of the old one are still accepted.
+    pub old_until_ms: u64,
+}
+
+/// A service was put into dry run, or in earnest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DryRunSet {
+    /// Whether it was in dry run.
+    pub old: bool,
+    /// Whether it is.
+    pub new: bool,
+}
+
+/// Services were changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesChanged {
+    /// Those that are new.
+    pub added: Vec<SocketAddr>,
+    /// Those that are otherwise than before.
+    pub changed: Vec<SocketAddr>,
+    /// Those that are gone.
+    pub removed: Vec<SocketAddr>,
+    /// Connections that were reset with them, half-open ones included.
+    pub reset: u64,
+    /// The file that was changed as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<String>,
+}
+
+/// A service was given another mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModeSet {
+    /// The mode it had.
+    pub old: String,
+    /// The one it has.
+    pub new: String,
+}

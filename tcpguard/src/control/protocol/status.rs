@@ -1,0 +1,111 @@
+//! Where the guard is attached, and what it protects.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What runs where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's own version.
+    pub daemon_version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since it armed its interfaces.
+    pub uptime_ms: u64,
+    /// `armed`, or `draining` after SIGTERM.
+    pub phase: String,
+    /// Which daemon run this is, on these pins.
+    pub generation: u32,
+    /// The current cookie epoch.
+    pub epoch: u32,
+    /// The guarded interfaces.
+    pub interfaces: Vec<Interface>,
+    /// The protected services.
+    pub services: Vec<Service>,
+    /// Until what was changed is taken back, unless it is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
+}
+
+/// A guarded interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// As the kernel calls it.
+    pub name: String,
+    /// The kernel's index.
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Receive queues with an engine.
+    pub queues: u32,
+    /// How AF_XDP moves frames: `zero-copy` where the driver can, or `copy`.
+    #[serde(default)]
+    pub af_xdp: String,
+    /// `up`, `no-carrier` or `down`.
+    #[serde(default)]
+    pub link: String,
+    /// Its MAC address.
+    #[serde(default)]
+    pub mac: String,
+    /// Bytes of an IP packet it carries.
+    #[serde(default)]
+    pub mtu: u32,
+}
+
+/// A protected service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// `auto`, `cookie`, `stateful` or `off`.
+    pub mode: String,
+    /// In mode `auto`, what it does at present: `calm`, when it remembers SYNs, or `cookies`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Whether it is in dry run: what would become of its segments is counted, and they are left to the host.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Whether its cookies without timestamps are strict: `no`, `from-next-epoch`, `yes`, `until-next-epoch`.
+    #[serde(default)]
+    pub strict: String,
+    /// Where connections are relayed to; of several backends the first.
+    pub backend: Option<String>,
+    /// Which built-in responder has them instead: `echo`, `discard` or `http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub respond: Option<String>,
+    /// All backends, in the order of the configuration.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// `ADDR:PORT`, or `unix:` and a path.
+    pub address: String,
+    /// Connections it has.
+    pub connections: u64,
+    /// Connections it accepted, ever.
+    pub connected: u64,
+    /// Attempts to connect that failed.
+    pub failed: u64,
+    /// How long it will yet be left alone because it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rests_ms: Option<u64>,
+    /// Those of its connections that one side has held up for longer than a moment, by kind.
+    #[serde(default)]
+    pub held: Vec<HeldUp>,
+}
+
+/// Connections of a backend that are held up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldUp {
+    /// `close-wait` and `backend-stalled` by the backend, which does not close or takes nothing; `fin-wait-2` and
+    /// `client-stalled` by the client.
+    pub state: String,
+    /// How many.
+    pub connections: u64,
+    /// Since the oldest of them last moved.
+    pub oldest_ms: u64,
+}
