@@ -153,3 +153,24 @@ fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_client
         assert!(rows(name).all(|row| row.delivered_pps > 0.0), "{name}");
     }
 }
+
+#[test]
+fn every_row_of_goodput_is_measured_against_the_kernel() {
+    let built = built();
+    let rows = stack::transfers(&built, stack::Effort::QUICK).expect("bytes arrive");
+    let names: Vec<&str> = rows.iter().map(|row| &*row.name).collect();
+    assert_eq!(
+        names,
+        [
+            "goodput_loss_0",
+            "kernel/goodput_loss_0",
+            "goodput_loss_1",
+            "kernel/goodput_loss_1",
+            "goodput_loss_5",
+            "kernel/goodput_loss_5",
+        ]
+    );
+    for row in rows {
+        assert!(row.unit == "MB/s" && row.min > 0.0, "{row:?}");
+    }
+}

@@ -1,7 +1,7 @@
 //! The lab itself: it comes up and goes away, and its flood is what it says it is. Needs root.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -92,7 +92,7 @@ fn every_spoofed_syn_is_answered_by_a_kernel_listener_and_every_answer_verified(
     let mut lab = Lab::up(config())?;
     lab.guard().sysctl(&[("net/ipv4/tcp_syncookies", "2")])?;
     let address = SocketAddrV4::new(GUARD_ADDRESS, PORT);
-    let listener = lab.guard().enter(|| std::net::TcpListener::bind(address))??;
+    let listener = lab.guard().enter(|| TcpListener::bind(address))??;
     // The driver takes live frames only with a program (or GRO) at the receiving end, as the guard's will be.
     let _pass = xtask::lab::StandIn::attach(&lab, xtask::lab::Instead::Pass)?;
     let flood = lab.flood(PORT, FloodSpec { rate: 20_000, total: Some(TOTAL), ..FloodSpec::default() })?;
@@ -126,6 +126,19 @@ fn a_router_loses_about_the_share_it_is_told() -> Result<()> {
     let answered = echoed(&lab, 500)?;
     // Lost 20 % each way: 64 % of 500 come back; six standard deviations either side.
     assert!((255..385).contains(&answered), "{answered}");
+    Ok(())
+}
+
+#[test]
+fn a_bridge_takes_its_time_and_loses_nothing() -> Result<()> {
+    const DELAY: Duration = Duration::from_millis(100);
+    let lab = Lab::up(LabConfig { delay: Some(DELAY), ..config() })?;
+    let address = SocketAddrV4::new(GUARD_ADDRESS, PORT);
+    let _listener = lab.guard().enter(|| TcpListener::bind(address))??;
+    let start = Instant::now();
+    let _stream = lab.client().enter(|| TcpStream::connect(address))??;
+    assert!(start.elapsed() >= DELAY, "{:?}", start.elapsed());
+    assert_eq!(echoed(&lab, 100)?, 100);
     Ok(())
 }
 

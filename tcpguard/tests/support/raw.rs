@@ -7,12 +7,12 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, MaybeUninitSlice, MsgHdrMut, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{MaybeUninitSlice, MsgHdrMut, Socket};
 use tcpguard_common::flow::V4;
 use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{self, AnySegment, Buffer, Family, Flags, Options, Segment, Vlan, checksum};
 use tcpguard_common::seq::Seq;
-use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, Lab};
+use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, Lab, packet_socket};
 
 /// A port on the client's link for whole frames.
 pub struct RawPort {
@@ -189,28 +189,7 @@ fn uninit(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
 }
 
 fn open_packet_socket() -> Socket {
-    const ETH_P_ALL: u16 = 0x0003;
-    let protocol = i32::from(ETH_P_ALL.to_be());
-    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol.into())).expect("a packet socket");
-    let name = std::ffi::CString::new(CLIENT_INTERFACE).expect("a name without NUL");
-    // SAFETY: `name` is a NUL-terminated string.
-    let ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    assert_ne!(ifindex, 0, "no {CLIENT_INTERFACE} in this namespace");
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: ETH_P_ALL.to_be(),
-        sll_ifindex: ifindex as i32,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: a `sockaddr_storage` may hold any address, a `sockaddr_ll` included.
-    *unsafe { storage.view_as::<libc::sockaddr_ll>() } = address;
-    // SAFETY: the storage holds an initialised `sockaddr_ll` of exactly that length.
-    let address = unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
-    socket.bind(&address).expect("binding the packet socket");
+    let socket = packet_socket(CLIENT_INTERFACE).expect("a packet socket");
     const PACKET_AUXDATA: libc::c_int = 8;
     let on: libc::c_int = 1;
     // SAFETY: an int, and its size.

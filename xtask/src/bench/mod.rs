@@ -3,6 +3,7 @@
 
 mod figures;
 pub mod flood;
+mod goodput;
 pub mod machine;
 pub mod program;
 pub mod proxy;
@@ -45,7 +46,7 @@ pub struct BenchArgs {
 enum Suite {
     /// What the XDP program costs per packet
     Program,
-    /// What the TCP stack costs per segment and connection
+    /// What the TCP stack costs per segment and connection, and its goodput beside the kernel's
     Stack,
     /// Clients of a web server through tcpguard and through HAProxy
     Proxy,
@@ -56,7 +57,7 @@ enum Suite {
 /// The verb.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let suites = if args.suites.is_empty() { Suite::value_variants() } else { &args.suites };
-    if suites.iter().any(|suite| *suite != Suite::Stack) && !crate::tool::is_root() {
+    if !crate::tool::is_root() {
         bail!("loading XDP programs and making network namespaces needs root; try sudo");
     }
     let reports = suites.iter().map(|suite| args.measure(*suite)).collect::<Result<Vec<_>>>()?;
@@ -82,7 +83,8 @@ impl BenchArgs {
             Suite::Stack => {
                 let program = build::release_example("stack-bench", Purpose::Build)?;
                 let effort = if self.quick { stack::Effort::QUICK } else { stack::Effort::FULL };
-                let report = stack::measure(&program, effort)?;
+                let mut report = stack::measure(&program, effort)?;
+                report.rows.extend(stack::transfers(&build::release(Purpose::Lab)?, effort)?);
                 stack::print(&report);
                 serde_json::to_value(report)?
             }

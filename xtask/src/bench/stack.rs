@@ -1,14 +1,17 @@
 //! `cargo xtask bench stack`: what the stack costs by itself, per segment and per connection. A program beside the stack
-//! (`tcpguard/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. Not the engine, the
-//! rings or a network.
+//! (`tcpguard/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. What the stack makes of
+//! a path that loses packets is measured next door in `goodput`, engine, rings and network included.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::figures::{Report, edge, median, sorted};
+use super::goodput;
+use crate::build::Artifacts;
 use crate::tool;
 
 /// How much to measure.
@@ -24,6 +27,10 @@ pub struct Effort {
     pub half_open: u32,
     /// Entries in the TIME_WAIT table.
     pub time_wait: u32,
+    /// Transfers of each contestant at each loss.
+    pub transfers: usize,
+    /// How long each of them lasts.
+    pub transfer: Duration,
 }
 
 impl Effort {
@@ -34,6 +41,8 @@ impl Effort {
         connections: &[1000, 10_000, 100_000, 1_000_000],
         half_open: 1_000_000,
         time_wait: 4_000_000,
+        transfers: 5,
+        transfer: Duration::from_secs(5),
     };
     /// Enough to see that every row works.
     pub const QUICK: Self = Self {
@@ -42,6 +51,8 @@ impl Effort {
         connections: &[1000, 10_000],
         half_open: 10_000,
         time_wait: 10_000,
+        transfers: 1,
+        transfer: Duration::from_millis(500),
     };
 }
 
@@ -50,7 +61,7 @@ impl Effort {
 pub struct Row {
     /// What was measured, see the README.
     pub name: String,
-    /// `ns` or `bytes`.
+    /// `ns`, `bytes` or `MB/s`.
     pub unit: String,
     /// Median of all runs.
     pub median: f64,
@@ -83,22 +94,31 @@ pub fn print(report: &Report<Row>) {
 
 /// Measures every row with the program at `program`, which fails when the stack does not do what a row says.
 pub fn measure(program: &Path, effort: Effort) -> Result<Report<Row>> {
-    let Effort { rounds, segments, connections, half_open, time_wait } = effort;
+    let Effort { rounds, segments, connections, half_open, time_wait, .. } = effort;
     let connections = connections.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let mut command = Command::new(program);
     command.arg("--rounds").arg(rounds.to_string()).arg("--segments").arg(segments.to_string());
     command.arg("--connections").arg(connections).arg("--half-open").arg(half_open.to_string());
     command.arg("--time-wait").arg(time_wait.to_string());
+    // As the unit file has it: a million connections want large pages.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("running {}", program.display()))?;
     if !output.status.success() {
         bail!("{} failed: {}", tool::line(&command), output.status);
     }
     let Output { rows } = serde_json::from_slice(&output.stdout).context("what the program printed")?;
-    Ok(Report::new("stack", rows.into_iter().map(summary).collect()))
+    let rows = rows.into_iter().map(|Runs { name, unit, samples }| row(name, unit, samples));
+    Ok(Report::new("stack", rows.collect()))
 }
 
-fn summary(Runs { name, unit, samples }: Runs) -> Row {
+/// Measures goodput with what `built` names, tcpguard's beside the kernel's own. Takes root.
+pub fn transfers(built: &Artifacts, effort: Effort) -> Result<Vec<Row>> {
+    goodput::measure(built, effort)
+}
+
+/// The figures of a row's runs.
+pub(super) fn row(name: String, unit: String, samples: Vec<f64>) -> Row {
     let samples = sorted(samples.into_iter());
     Row { name, unit, median: median(&samples), min: edge(samples.first()), max: edge(samples.last()) }
 }

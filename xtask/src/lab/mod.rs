@@ -4,13 +4,16 @@
 //! ```text
 //!   client ── client0 ═══════════════════ guard0 ── guard        LabConfig::loss == None
 //!   client ── client0 ═ north0  router  south0 ═ guard0 ── guard    with loss in the router's forward hook
+//!   client ── client0 ═ west0 bridge east0 ═ north0  router  …      with delay as well
 //! ```
 //!
 //! Attack frames enter the guard's link at its far end (`client0`, or `south0`), where the receiver also sits.
 
 mod backend;
+mod bridge;
 mod flood;
 mod namespace;
+mod port;
 mod process;
 mod state;
 pub(crate) mod template;
@@ -20,17 +23,20 @@ mod verifier;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 pub use backend::{Backend, write_pattern};
 pub use flood::{Flood, FloodCounters, FloodSpec};
 pub use namespace::Namespace;
+pub use port::packet_socket;
 pub use process::Process;
 pub use tcpguard_common::lab::Received;
 pub use template::{Kind, Macs};
 pub use verifier::{Arrivals, Instead, StandIn, Verifier};
 
+use bridge::Bridge;
 use state::State;
 
 /// The guarded interface, in the guard's namespace.
@@ -48,6 +54,10 @@ const NORTH_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 1];
 const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 2];
 const SOUTH_INTERFACE: &str = "south0";
 const NORTH_INTERFACE: &str = "north0";
+const WEST_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 2, 1];
+const EAST_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 2, 2];
+const WEST_INTERFACE: &str = "west0";
+const EAST_INTERFACE: &str = "east0";
 /// One end of a link that leads nowhere, beside the attacker's.
 const PARKING: &str = "parking0";
 
@@ -60,6 +70,9 @@ pub struct LabConfig {
     pub queues: u32,
     /// Puts a router between client and guard which drops this share of the packets each way, 0.0–1.0.
     pub loss: Option<f64>,
+    /// Makes a round trip between client and guard last at least so long, with a router between them as well. Such a lab
+    /// cannot be [kept](Lab::keep): this process is the wire.
+    pub delay: Option<Duration>,
     /// Addresses the client has: connections from it may use any.
     pub client_addresses: u8,
 }
@@ -67,7 +80,7 @@ pub struct LabConfig {
 impl LabConfig {
     /// One queue, one client address, no router.
     pub fn new(object: impl Into<PathBuf>) -> Self {
-        Self { object: object.into(), queues: 1, loss: None, client_addresses: 1 }
+        Self { object: object.into(), queues: 1, loss: None, delay: None, client_addresses: 1 }
     }
 }
 
@@ -77,6 +90,7 @@ pub struct Lab {
     config: LabConfig,
     // Fields are dropped in order: programs, then namespaces, then whatever else carries the lab's name.
     verifier: Verifier,
+    bridge: Option<(Bridge, Namespace)>,
     client: Namespace,
     router: Option<Namespace>,
     guard: Namespace,
@@ -91,14 +105,21 @@ impl Lab {
         let make = |role: &str| Namespace::create(&format!("{}-{role}", state.id()));
         let guard = make("guard")?;
         let client = make("client")?;
-        let router = config.loss.map(|_| make("router")).transpose()?;
-        wire(&config, &guard, &client, router.as_ref())?;
+        let routed = config.loss.is_some() || config.delay.is_some();
+        let router = routed.then(|| make("router")).transpose()?;
+        let between = config.delay.map(|_| make("bridge")).transpose()?;
+        wire(&config, &guard, &client, router.as_ref(), between.as_ref())?;
+        let bridge = |(delay, between): (Duration, Namespace)| {
+            Bridge::start(&between, [WEST_INTERFACE, EAST_INTERFACE], delay / 2)
+                .map(|bridge| (bridge, between))
+        };
+        let bridge = config.delay.zip(between).map(bridge).transpose()?;
         let (far, interface) = far_end(&client, router.as_ref());
         let ifindex = index(far, interface)?;
         let aim = aim(&config.object, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, 0));
         let expected = aim.config(&FloodSpec::default());
         let verifier = Verifier::attach(&config.object, far, ifindex, &expected)?;
-        Ok(Self { config, verifier, client, router, guard, state })
+        Ok(Self { config, verifier, bridge, client, router, guard, state })
     }
 
     /// The lab's name: prefix of its namespaces.
@@ -119,6 +140,11 @@ impl Lab {
     /// The router between them, when packets are to be lost.
     pub fn router(&self) -> Option<&Namespace> {
         self.router.as_ref()
+    }
+
+    /// Makes the router drop this share of the packets each way from now on, 0.0–1.0.
+    pub fn lose(&self, share: f64) -> Result<()> {
+        lose(self.router().context("a lab without a router loses nothing")?, share)
     }
 
     /// The client's addresses.
@@ -165,6 +191,7 @@ impl Lab {
 
     /// Leaves the lab standing when this value goes, until [`down`].
     pub fn keep(mut self) -> Result<()> {
+        ensure!(self.bridge.is_none(), "a lab with delay ends with the process that delays");
         std::fs::create_dir_all(self.pin_dir())?;
         self.verifier.pin(&self.state.pin_dir().join("lab-verify"))?;
         self.state.keep()?;
@@ -256,7 +283,13 @@ fn index(namespace: &Namespace, interface: &str) -> Result<u32> {
 }
 
 /// Links, addresses, routes and neighbours; checksums computed before frames enter a veth, as on a real wire.
-fn wire(config: &LabConfig, guard: &Namespace, client: &Namespace, router: Option<&Namespace>) -> Result<()> {
+fn wire(
+    config: &LabConfig,
+    guard: &Namespace,
+    client: &Namespace,
+    router: Option<&Namespace>,
+    bridge: Option<&Namespace>,
+) -> Result<()> {
     let hosts: Vec<u8> = (0..config.client_addresses).map(|host| 2 + host).collect();
     match router {
         None => {
@@ -270,7 +303,15 @@ fn wire(config: &LabConfig, guard: &Namespace, client: &Namespace, router: Optio
         }
         Some(router) => {
             pair(router, SOUTH_INTERFACE, FAR_MAC, guard, GUARD_INTERFACE, GUARD_MAC, config.queues)?;
-            pair(client, CLIENT_INTERFACE, CLIENT_MAC, router, NORTH_INTERFACE, NORTH_MAC, 1)?;
+            match bridge {
+                None => pair(client, CLIENT_INTERFACE, CLIENT_MAC, router, NORTH_INTERFACE, NORTH_MAC, 1)?,
+                Some(bridge) => {
+                    // It carries what others say, and says nothing itself.
+                    bridge.sysctl(&[("net/ipv6/conf/default/disable_ipv6", "1")])?;
+                    pair(client, CLIENT_INTERFACE, CLIENT_MAC, bridge, WEST_INTERFACE, WEST_MAC, 1)?;
+                    pair(bridge, EAST_INTERFACE, EAST_MAC, router, NORTH_INTERFACE, NORTH_MAC, 1)?;
+                }
+            }
             address(guard, GUARD_INTERFACE, [10, 77, 0, 1])?;
             address(router, SOUTH_INTERFACE, [10, 77, 0, 2])?;
             address(router, NORTH_INTERFACE, [10, 77, 1, 1])?;
@@ -326,15 +367,21 @@ fn neighbour(namespace: &Namespace, interface: &str, address: [u8; 4], at: [u8; 
     namespace.ip(&format!("neigh replace {address} lladdr {at} dev {interface} nud permanent"))
 }
 
-/// Drops a share of what the router forwards, each way.
+/// Drops a share of what the router forwards, each way, instead of the share it dropped before.
 fn lose(router: &Namespace, share: f64) -> Result<()> {
     let per_million = (share.clamp(0.0, 1.0) * 1e6) as u32;
+    // nftables refuses a comparison that never holds.
+    let rule = match per_million {
+        0 => String::new(),
+        _ => format!("    numgen random mod 1000000 < {per_million} counter drop\n"),
+    };
     router.nft(&format!(
-        "table ip lab {{
+        "table ip lab
+delete table ip lab
+table ip lab {{
   chain forward {{
     type filter hook forward priority 0
-    numgen random mod 1000000 < {per_million} counter drop
-  }}
+{rule}  }}
 }}
 "
     ))
