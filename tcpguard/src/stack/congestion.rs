@@ -110,8 +110,9 @@ impl Congestion {
             return;
         }
         if slow_start {
-            // RFC 3465 with L = 2, so that one stretched acknowledgement does not cause a burst.
-            self.grow(bytes.min(2 * mss));
+            // All that was acknowledged, as Linux counts it, up to the threshold. RFC 3465 §2.2 would count two segments of
+            // each acknowledgement; but a receiver behind GRO sends one for some forty, and would never see us speed up.
+            self.grow(bytes.min(self.ssthresh - self.cwnd));
         } else if let Some(cubic) = cubic {
             let cwnd = cubic.avoid(f64::from(self.cwnd) / f64::from(mss), acked);
             self.cwnd = ((cwnd * f64::from(mss)) as u32).clamp(self.cwnd, MAX_WINDOW);
@@ -270,6 +271,17 @@ mod tests {
             congestion.on_ack(&acked(1 << 20), None);
         }
         assert_eq!(congestion.window(), 11 * MSS);
+    }
+
+    #[test]
+    fn slow_start_counts_all_of_a_stretched_acknowledgement_up_to_the_threshold() {
+        let mut congestion = Congestion::new(MSS);
+        let stretched = |segments| Acked { bytes: segments * MSS, ..acked(1 << 20) };
+        congestion.on_ack(&stretched(10), None);
+        assert_eq!(congestion.window(), 20 * MSS);
+        congestion.on_timeout(20 * MSS, MSS, true, None);
+        congestion.on_ack(&stretched(20), None);
+        assert_eq!(congestion.window(), 10 * MSS);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use tcpguard_common::seq::Seq;
 use super::reordering::Reordering;
 use super::time::Instant;
 
-/// Most segments in flight: bounds the work per acknowledgement. New data waits beyond it.
-pub(crate) const MAX_SEGMENTS: usize = 1024;
+/// Most segments in flight: bounds the work per acknowledgement. New data waits beyond it. 140 MB/s at 20 ms.
+pub(crate) const MAX_SEGMENTS: usize = 2048;
 /// RFC 5681 §3.2: this many duplicates mean loss.
 const DUP_THRESH: u32 = 3;
 
