@@ -60,7 +60,7 @@ pub struct Config {
     pub ecn: bool,
     /// Nagle's algorithm (RFC 9293 §3.7.4).
     pub nagle: bool,
-    /// Most bytes a connection may hold unsent or unacknowledged.
+    /// Most bytes a connection may hold unsent or unacknowledged, if its congestion window is half as large.
     pub send_buffer: u32,
     /// Most bytes a connection may hold received and unread, out of order included.
     pub recv_buffer: u32,
@@ -111,7 +111,7 @@ impl Default for Config {
             congestion_control: CongestionControl::NewReno,
             ecn: false,
             nagle: false,
-            send_buffer: 512 << 10,
+            send_buffer: 4 << 20,
             recv_buffer: 512 << 10,
             send_pool: 256 << 20,
             recv_pool: 256 << 20,

@@ -22,11 +22,14 @@ pub(super) fn recv_limit(config: &Config, pool: &Pool) -> u32 {
     }
 }
 
-/// Most bytes a connection may hold for sending now: a part of what is left, so that however many peers do not read,
-/// whoever comes next finds something; a chunk at the least.
-pub(super) fn send_limit(config: &Config, pool: &Pool) -> usize {
+/// Most bytes a connection with so large a congestion window may hold for sending now: what the path takes in two round
+/// trips, so that a slow one does not hold memory that it cannot use; and a part of what is left, so that however many peers
+/// do not read, whoever comes next finds something; a chunk at the least.
+pub(super) fn send_limit(config: &Config, pool: &Pool, cwnd: u32) -> usize {
     const PART: usize = 64;
-    (config.send_buffer as usize).min((pool.room_bytes() / PART).max(CHUNK))
+    const LEAST: u32 = 512 << 10;
+    let wanted = cwnd.saturating_mul(2).max(LEAST).min(config.send_buffer) as usize;
+    wanted.min((pool.room_bytes() / PART).max(CHUNK))
 }
 
 /// Whether send memory is so short that whoever holds it without need must give it back.

@@ -247,7 +247,7 @@ impl Tcb {
     /// Room enough again to be worth a wake-up: a quarter of the buffer.
     fn wake_writer(&mut self, shared: &mut Shared) {
         let queued = self.transfer.as_ref().map_or(0, |transfer| transfer.send.len());
-        let limit = shared.send_limit();
+        let limit = self.send_limit(shared);
         if self.wants_write && !self.orphan && queued <= limit - limit / 4 {
             self.wants_write = false;
             shared.events.push_back(Event::Writable(self.id));

@@ -48,7 +48,7 @@ impl Tcb {
     /// Queues bytes for sending; how many.
     pub(crate) fn send(&mut self, data: &[u8], shared: &mut Shared) -> Result<usize, Error> {
         self.writable()?;
-        let limit = shared.send_limit();
+        let limit = self.send_limit(shared);
         let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
         let sent = transfer.send.push(data, limit, &mut shared.send_pool);
         if sent < data.len() {
@@ -67,7 +67,7 @@ impl Tcb {
     /// How many bytes [`Self::send`] would take, at least one.
     pub(crate) fn send_room(&mut self, shared: &mut Shared) -> Result<usize, Error> {
         self.writable()?;
-        let limit = shared.send_limit();
+        let limit = self.send_limit(shared);
         let (room, queued) = match &self.transfer {
             Some(transfer) => (transfer.send.room(limit, &shared.send_pool), transfer.send.len()),
             None => (limit.min(shared.send_pool.room_bytes()), 0),

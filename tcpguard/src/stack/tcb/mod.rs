@@ -68,11 +68,6 @@ impl Shared {
     fn recv_limit(&self) -> u32 {
         recv_limit(&self.config, &self.recv_pool)
     }
-
-    /// Most bytes a connection may hold for sending now.
-    fn send_limit(&self) -> usize {
-        send_limit(&self.config, &self.send_pool)
-    }
 }
 
 /// The part of a connection that exists only while bytes are held or in flight.
@@ -364,6 +359,11 @@ impl Tcb {
                 shared.spare.push(transfer);
             }
         }
+    }
+
+    /// Most bytes it may hold for sending now.
+    fn send_limit(&self, shared: &Shared) -> usize {
+        send_limit(&shared.config, &shared.send_pool, self.congestion.window())
     }
 
     fn transfer(&mut self, shared: &mut Shared) -> &mut Transfer {
