@@ -9,6 +9,7 @@ mod cookie;
 mod detach;
 mod doctor;
 mod dry_run;
+mod events;
 mod explain;
 mod filters;
 mod flows;
@@ -66,6 +67,8 @@ enum Verb {
     Stats(stats::Args),
     /// List the connections, like `ss`, or reset some
     Flows(flows::Args),
+    /// List the attacks that there were and are
+    Events(events::Args),
     /// Show single packets as they come and go, and why each met its verdict
     Monitor(monitor::Args),
     /// List the services, put them in, change them, or take them out
@@ -154,6 +157,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Status(args) => status::run(&args, &client(control)),
         Verb::Stats(args) => stats::run(&args, &client(control)),
         Verb::Flows(args) => flows::run(&args, &client(control)),
+        Verb::Events(args) => events::run(&args, &client(control)),
         Verb::Monitor(args) => monitor::run(&args, &client(control)),
         Verb::Services(args) => services::run(&args, &client(control)),
         Verb::Filters(args) => filters::run(&args, &client(control)),

@@ -6,9 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::duration;
-
-/// Version of every verb's `--json`: changes when a field changes its meaning or disappears.
-const JSON_VERSION: u32 = 1;
+use crate::control::protocol::Versioned;
 
 /// How a column is aligned.
 #[derive(Clone, Copy)]
@@ -63,13 +61,7 @@ impl Table {
 
 /// One line of JSON: the version beside the content.
 pub(super) fn write_json(out: &mut impl Write, content: &impl Serialize) -> io::Result<()> {
-    #[derive(Serialize)]
-    struct Versioned<'a, T> {
-        version: u32,
-        #[serde(flatten)]
-        content: &'a T,
-    }
-    serde_json::to_writer(&mut *out, &Versioned { version: JSON_VERSION, content })?;
+    serde_json::to_writer(&mut *out, &Versioned::new(content))?;
     writeln!(out)?;
     out.flush()
 }

@@ -6,7 +6,7 @@ use crate::control::client::Client;
 use crate::control::protocol::{Backend, HeldUp, Reply, Request};
 
 use super::output::{age, write_json};
-use super::{Failure, ask, services, unexpected};
+use super::{Failure, ask, events, services, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  tcpguard status --json")]
@@ -46,6 +46,9 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         for backend in &service.backends {
             writeln!(out, "  {}", line(backend))?;
         }
+    }
+    for attack in &status.attacks {
+        writeln!(out, "{}", events::banner(attack))?;
     }
     if let Some(left) = status.unconfirmed_ms {
         writeln!(out, "not confirmed: taken back in {} unless `tcpguard confirm` follows", age(left))?;

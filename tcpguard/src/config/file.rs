@@ -10,8 +10,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Action, AttachMode, Backends, Balance, Config, ConfigError, Destination, Filter, FilterSet, Interface,
-    Limits, OnDaemonExit, Part, ProxyProtocol, Responder, Service, ServiceMode, near,
+    Action, AttachMode, Backends, Balance, Config, ConfigError, Destination, Events, Filter, FilterSet,
+    Interface, Limits, OnDaemonExit, Part, ProxyProtocol, Responder, Service, ServiceMode, events, near,
 };
 
 /// With room for as many filters as there may be: what is larger is some other file.
@@ -30,6 +30,8 @@ struct RawFile {
     control: RawControl,
     #[serde(default)]
     filters: RawFilters,
+    #[serde(default)]
+    events: RawEvents,
     secret_file: Option<PathBuf>,
     pin_dir: Option<PathBuf>,
     max_flows: Option<Spanned<i64>>,
@@ -87,6 +89,13 @@ struct RawFilters {
     allow: Vec<Spanned<String>>,
     #[serde(default)]
     files: Vec<Spanned<PathBuf>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEvents {
+    hook: Option<Spanned<Vec<String>>>,
+    hook_time: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -213,6 +222,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
         config.on_daemon_exit = source.at(&action, |action| action.parse::<OnDaemonExit>())?;
     }
     config.filters = read_filters(&source, &raw.filters)?;
+    config.events = read_events(&source, raw.events)?;
     Ok(Written { config, path: path.to_owned(), lines })
 }
 
@@ -248,6 +258,16 @@ fn read_filters(source: &Source<'_>, raw: &RawFilters) -> Result<FilterSet, Conf
         })?;
     }
     Ok(filters)
+}
+
+fn read_events(source: &Source<'_>, raw: RawEvents) -> Result<Events, ConfigError> {
+    source.maybe(&raw.hook, |hook| events::check_hook(hook))?;
+    let time = source.maybe(&raw.hook_time, |text| events::hook_time(text))?;
+    let default = Events::default();
+    Ok(Events {
+        hook: raw.hook.map_or(default.hook, Spanned::into_inner),
+        hook_time: time.unwrap_or(default.hook_time),
+    })
 }
 
 fn read_interface(source: &Source<'_>, raw: RawInterface) -> Result<Interface, ConfigError> {
@@ -569,6 +589,9 @@ retries = 8
             ("[filters]\ndeny = [\"::/0\"]\nallow = [\"::/0\"]\n", 3, "both denied and allowed"),
             ("[filters]\nallow = [\"deny ::/0\"]\n", 2, "in the list of what to allow"),
             ("[filters]\nblock = []\n", 2, "unknown field `block`"),
+            ("[events]\nhook = []\n", 2, "no program named"),
+            ("[events]\nhook = [\"mail\"]\n", 2, "not the absolute path"),
+            ("[events]\nhook_time = \"1h\"\n", 2, "out of range, 100ms to 10m"),
             ("a\nb", 1, ""),
             ("[control", 1, ""),
         ] {

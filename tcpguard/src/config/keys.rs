@@ -49,7 +49,7 @@ fn one_of(words: &[&str]) -> String {
 
 fn sections() -> Vec<Section> {
     let whole = Section { header: None, help: String::new(), keys: whole() };
-    vec![whole, control(), interface(), service(), filters(), tunables()]
+    vec![whole, control(), interface(), service(), filters(), events(), tunables()]
 }
 
 fn whole() -> Vec<Key> {
@@ -185,6 +185,27 @@ fn filters() -> Section {
     )
 }
 
+fn events() -> Section {
+    let hook = Value::Array(["/usr/local/bin/page", "--team", "network"].map(Value::from).into());
+    section(
+        "[events]",
+        "What `tcpguard events` lists.",
+        vec![
+            key(
+                "hook",
+                hook,
+                "A program, and its arguments, that hears of each: as a line of JSON on its standard input, as `tcpguard \
+                 events --json --follow` prints it. One runs at a time; when sixteen events wait, others are skipped.",
+            ),
+            key(
+                "hook_time",
+                duration::format(super::Events::default().hook_time),
+                "How long it may take before it is killed.",
+            ),
+        ],
+    )
+}
+
 fn tunables() -> Section {
     let row = |tunable: &super::Tunable| {
         let value = |number| tunable.value(number);
@@ -292,7 +313,7 @@ mod tests {
             let error = error.unwrap_err().to_string();
             let mut known: Vec<_> = error.split('`').skip(3).step_by(2).collect();
             // Tables are keys of the whole file.
-            let tables = ["interface", "service", "tunables", "control", "filters"];
+            let tables = ["interface", "service", "tunables", "control", "filters", "events"];
             known.retain(|name| !header.is_empty() || !tables.contains(name));
             known.sort_unstable();
             let mut listed: Vec<_> = section.keys.iter().map(|key| key.name).collect();

@@ -5,6 +5,7 @@
 mod destination;
 pub mod duration;
 mod edit;
+mod events;
 pub mod file;
 pub mod filters;
 mod keys;
@@ -25,6 +26,7 @@ pub use destination::{
     Responder,
 };
 pub use edit::{EditError, save_service, save_tunable};
+pub use events::Events;
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
 pub use tunables::{
@@ -66,6 +68,8 @@ pub struct Config {
     pub on_daemon_exit: OnDaemonExit,
     /// Sources to deny or to spare the budgets from the start.
     pub filters: FilterSet,
+    /// Who hears of events.
+    pub events: Events,
 }
 
 /// One interface to guard.
@@ -315,6 +319,7 @@ impl Config {
             max_flows: tcpguard_common::map::DEFAULT_MAX_FLOWS,
             on_daemon_exit: OnDaemonExit::default(),
             filters: FilterSet::default(),
+            events: Events::default(),
         }
     }
 

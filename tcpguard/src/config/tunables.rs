@@ -327,6 +327,18 @@ tunables! {
     /// ICMP errors a second about one connection that are heard; more are dropped. They tell how long its segments may be
     /// on their path, which nobody else can, and anybody can send them. 0 is no limit.
     icmp_rate: u32 = "icmp-rate", 100, 0 => 1_000_000;
+    /// SYNs a second to one service, beyond those that lead to a handshake, that are a SYN flood in `tcpguard events`. 0 is
+    /// never. What is done about them does not depend on it.
+    attack_syns: u32 = "attack-syns", 10_000, 0 => 100_000_000;
+    /// ACKs a second without a valid cookie to one service that are an ACK flood there. 0 is never.
+    attack_acks: u32 = "attack-acks", 10_000, 0 => 100_000_000;
+    /// Completed handshakes a second of one service, refused ones included, that are a connection flood there. 0 is never.
+    attack_connections: u32 = "attack-connections", 20_000, 0 => 100_000_000;
+    /// Connections of one service whose clients take nothing of what its backends say that are a slow read there. 0 is
+    /// never.
+    attack_stalls: u32 = "attack-stalls", 1000, 0 => 10_000_000;
+    /// How long there must have been less than half of that before an attack is over.
+    attack_calm_time: Duration = "attack-calm-time", 10 * S, S => H;
     /// How long open connections may finish after SIGTERM before they are reset.
     drain_time: Duration = "drain-time", 5 * S, 0 => H;
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{
-    Action, BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Config, Control, Destination, Filter, FilterSet,
-    Interface, Limits, OnDaemonExit, Service, TUNABLES, Tunables, Unit, duration,
+    Action, BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Config, Control, Destination, Events, Filter,
+    FilterSet, Interface, Limits, OnDaemonExit, Service, TUNABLES, Tunables, Unit, duration,
 };
 
 /// What a file cannot say.
@@ -25,6 +25,7 @@ struct File<'a> {
     interface: Vec<InterfaceTable<'a>>,
     service: Vec<ServiceTable>,
     filters: FiltersTable,
+    events: EventsTable<'a>,
     tunables: BTreeMap<&'static str, Number>,
 }
 
@@ -66,6 +67,13 @@ struct FiltersTable {
 }
 
 #[derive(Serialize)]
+struct EventsTable<'a> {
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    hook: &'a [String],
+    hook_time: String,
+}
+
+#[derive(Serialize)]
 #[serde(untagged)]
 enum Number {
     Count(u64),
@@ -89,6 +97,7 @@ impl Config {
             max_flows,
             on_daemon_exit,
             filters,
+            events: Events { hook, hook_time },
         } = self;
         let file = File {
             secret_file: secret_file.as_deref().map(utf8).transpose()?,
@@ -104,6 +113,7 @@ impl Config {
                 .map(service_table)
                 .collect(),
             filters: filters_table(filters),
+            events: EventsTable { hook, hook_time: duration::format(*hook_time) },
             tunables: tunables_table(tunables),
         };
         // Plain data with string keys has no way to fail; an empty file would be refused wherever it is read.
@@ -239,6 +249,8 @@ mod tests {
         for line in ["deny 10.0.0.0/8", "allow 10.1.0.0/16 expires 1h30m", "deny ::/0 expires 500ms"] {
             config.filters.insert(Filter::parse(line, None).unwrap()).unwrap();
         }
+        config.events =
+            Events { hook: vec!["/bin/a b".into(), "\"".into()], hook_time: Duration::from_secs(3) };
         config.tunables.set("time-wait", "1s500ms").unwrap();
         config.tunables.set("retries", "7").unwrap();
         assert_eq!(read_back(&config), config);

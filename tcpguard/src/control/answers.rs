@@ -87,7 +87,10 @@ impl Handler for Guard {
                 return Reply::Cookie(self.cookie(&flow, client_isn, cookie, stamp));
             }
             // See `follow`.
-            Request::Monitor { .. } => return Reply::bad_input("a monitor has a connection of its own"),
+            Request::Monitor { .. } | Request::EventsFollow {} => {
+                return Reply::bad_input("this takes a connection of its own");
+            }
+            Request::Events {} => Ok(Reply::Events(self.attacks.events())),
             Request::Filters { limit } => {
                 let list = self.filters.with(move |filters| filters.list(limit as usize)).await;
                 return list.map_or_else(Reply::from, Reply::Filters);
@@ -122,6 +125,7 @@ impl Handler for Guard {
     fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, wire::Refusal>> {
         match request {
             Request::Monitor { reasons, services } => Some(self.watch(reasons, services)),
+            Request::EventsFollow {} => Some(self.attacks.follow()),
             _ => None,
         }
     }
@@ -152,6 +156,7 @@ impl Guard {
                 })
                 .collect(),
             services: self.services(),
+            attacks: self.attacks.ongoing(),
             unconfirmed_ms: self.unconfirmed().map(millis),
         }
     }

@@ -23,10 +23,12 @@ use crate::dataplane::{
 use crate::engine::{End, EngineError, TcpListener};
 use crate::service::Application;
 
+use super::attacks::ATTACK_TICK;
 use super::confirm::{self, Probation};
 use super::descriptors;
 use super::filters::Filters;
 use super::guard::{Applications, Guard};
+use super::hook;
 use super::links;
 use super::modes::FLOOD_TICK;
 use super::monitor;
@@ -285,6 +287,7 @@ async fn serve(
     let Signals { ends: signals, hangup } = signals;
     let mut ends = watch_engines(guard);
     tokio::task::spawn_local(monitor::run(Rc::clone(guard)));
+    tokio::task::spawn_local(hook::run(Rc::clone(guard)));
     let told = async {
         tokio::select! {
             name = signals.next() => Ok(name),
@@ -294,6 +297,7 @@ async fn serve(
             failure = follow_links(guard) => Err(Some(failure)),
             failure = watch_for_floods(guard) => Err(Some(failure)),
             failure = watch_for_forgers(guard) => Err(Some(failure)),
+            failure = watch_for_attacks(guard) => Err(Some(failure)),
             never = forget_expired_filters(guard) => match never {},
             never = assure(guard, manager) => match never {},
             never = reload::on_hangup(guard, hangup) => match never {},
@@ -362,6 +366,17 @@ async fn watch_for_forgers(guard: &Guard) -> DaemonError {
             return of_its_own(failure).await;
         }
         sleep(FORGERY_TICK).await;
+    }
+}
+
+/// Notices attacks, and says so; returns only when that fails for good.
+async fn watch_for_attacks(guard: &Guard) -> DaemonError {
+    loop {
+        // At once, so that what comes from now on counts.
+        if let Err(failure) = guard.look_for_attacks().await {
+            return of_its_own(failure).await;
+        }
+        sleep(ATTACK_TICK).await;
     }
 }
 

@@ -28,10 +28,12 @@ use crate::engine::{
 };
 use crate::service::{Application, Quota, ServiceSpec, Services};
 
+use super::attacks::Attacks;
 use super::confirm::Probation;
 use super::daemon::DaemonError;
 use super::descriptors;
 use super::filters::SharedFilters;
+use super::hook::Hook;
 use super::limits::limits;
 use super::modes::{self, Modes};
 use super::monitor::Monitors;
@@ -64,6 +66,7 @@ pub(super) struct Guard {
     pub(super) filters: SharedFilters,
     pub(super) modes: Modes,
     pub(super) monitors: Monitors,
+    pub(super) attacks: Attacks,
     /// What was counted under each service's id before it was this service's, and of what was in dry run.
     pub(super) counted_before: RefCell<HashMap<u32, [ServiceCounters; 2]>>,
     pub(super) strict: Strict,
@@ -136,6 +139,7 @@ impl Guard {
         let guard = Self {
             modes: Modes::new(&config.services),
             strict,
+            attacks: Attacks::new(Hook::new(&config.events)),
             config,
             dataplane,
             links: RefCell::new(attached.iter().map(|attached| attached.link).collect()),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod answers;
+mod attacks;
 pub mod client;
 mod confirm;
 pub mod daemon;
@@ -11,6 +12,7 @@ mod explain;
 mod filters;
 mod flows;
 mod guard;
+mod hook;
 mod limits;
 mod links;
 mod modes;

@@ -2,7 +2,7 @@
 //! looked for a hundred times a second and passed on, and whoever does not keep up misses some. How they are shown is
 //! the client's business.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use crate::dataplane::{TraceLost, TraceRing, monotonic_ns};
 use crate::engine::TapReader;
 use crate::telemetry::packet;
 
+use super::daemon::DaemonError;
 use super::guard::Guard;
 use super::protocol::{self as wire, Fault, Refusal, Reply};
 use super::services::Known;
@@ -39,6 +40,8 @@ pub(super) struct Monitors {
     ring: RefCell<TraceRing>,
     tap: RefCell<TapReader>,
     watchers: RefCell<Vec<Watcher>>,
+    /// Reasons, one bit each, whose segments are looked at for the sources of attacks at this moment.
+    pub(super) sampling: Cell<u64>,
     came: Notify,
 }
 
@@ -115,15 +118,18 @@ fn every_reason() -> u64 {
 impl Monitors {
     pub(super) fn new(ring: TraceRing, tap: TapReader) -> Self {
         let (ring, tap) = (RefCell::new(ring), RefCell::new(tap));
-        Self { ring, tap, watchers: RefCell::default(), came: Notify::new() }
+        Self { ring, tap, watchers: RefCell::default(), sampling: Cell::default(), came: Notify::new() }
     }
 
     /// What XDP has to record for all of them together.
     fn wanted(&self) -> Wanted {
         let watchers = self.watchers.borrow();
-        let reasons = watchers.iter().fold(0, |bits, watcher| bits | watcher.selection.reasons);
+        let sampling = self.sampling.get();
+        let reasons = watchers.iter().fold(sampling, |bits, watcher| bits | watcher.selection.reasons);
         let mut services = watchers.iter().map(|watcher| &watcher.selection.services);
-        let first = services.next().filter(|&first| first.len() == 1 && services.all(|other| other == first));
+        let first = services
+            .next()
+            .filter(|&first| sampling == 0 && first.len() == 1 && services.all(|other| other == first));
         let service = first.and_then(|one| one.first()).map_or(0, |&id| u64::from(id) + 1);
         Wanted { reasons, service }
     }
@@ -209,7 +215,7 @@ impl Guard {
         let mut watcher = Watcher { selection, packets, before, unread: 0, told };
         watcher.offer(Reply::Monitoring {});
         monitors.watchers.borrow_mut().push(watcher);
-        if let Err(error) = self.record(self.monitors.wanted(), self.monitors.want_engines()) {
+        if let Err(error) = self.record_what_is_wanted() {
             monitors.watchers.borrow_mut().pop();
             return Err(refusal(Fault::Failed, error.to_string()));
         }
@@ -218,8 +224,18 @@ impl Guard {
         Ok(receiver)
     }
 
-    fn pass_packets_on(&self) {
+    /// Has XDP and the engines record what anybody wants now.
+    pub(super) fn record_what_is_wanted(&self) -> Result<(), DaemonError> {
+        self.record(self.monitors.wanted(), self.monitors.want_engines())
+    }
+
+    /// Passes on what was recorded since the last time.
+    pub(super) fn pass_packets_on(&self) {
         let records = self.monitors.collect();
+        records.iter().for_each(|record| self.attacks.sample(record));
+        if self.monitors.watchers.borrow().is_empty() {
+            return;
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let offset = (now.as_nanos() as u64).saturating_sub(monotonic_ns());
         let mut watchers = self.monitors.watchers.borrow_mut();
@@ -244,7 +260,7 @@ impl Guard {
         if left == before {
             return;
         }
-        match self.record(self.monitors.wanted(), self.monitors.want_engines()) {
+        match self.record_what_is_wanted() {
             Ok(()) => info!(left, "a monitor has gone"),
             Err(error) => warn!(%error, "packets are still recorded for a monitor that has gone"),
         }

@@ -10,20 +10,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 mod changes;
+mod events;
 mod filters;
 mod flows;
 mod packets;
 mod stats;
 mod status;
+mod versioned;
 
 pub use changes::{
     DryRunSet, Held, KeysRotated, ModeSet, Reloaded, ServicesChanged, Tunable, Tunables, Tuned,
 };
+pub use events::{Attack, AttackPrefix, Event, Events, HookRuns};
 pub use filters::{Filter, Filters, FiltersChanged};
 pub use flows::{Flow, Flows, FlowsKilled, FlowsOfService, Sort, Which};
 pub use packets::{Cookie, Explained, Packet, PacketsLost, Step};
 pub use stats::{Engine, Groups, ReasonCount, ServiceCount, Stats};
 pub use status::{Backend, HeldUp, Interface, Service, Status};
+pub use versioned::{JSON_VERSION, Versioned};
 
 /// Changes when a field changes its meaning or disappears; new fields do not change it.
 pub const VERSION: u32 = 1;
@@ -190,6 +194,10 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         services: Vec<SocketAddr>,
     },
+    /// What happened lately.
+    Events {},
+    /// What happened lately, and whatever happens until the client hangs up.
+    EventsFollow {},
     /// The filter lists.
     Filters {
         /// List at most this many; the totals count all.
@@ -289,6 +297,10 @@ pub enum Reply {
     Packet(Packet),
     /// To [`Request::Monitor`], whenever more packets were missed.
     PacketsLost(PacketsLost),
+    /// To [`Request::Events`].
+    Events(Events),
+    /// To [`Request::EventsFollow`], for each event.
+    Event(Event),
     /// To [`Request::Filters`].
     Filters(Filters),
     /// To every other request about filters.

@@ -208,6 +208,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<String> {
         max_flows,
         on_daemon_exit,
         filters: _,
+        events,
     } = new;
     let parts = [
         ("interface", *interfaces != old.interfaces),
@@ -216,6 +217,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<String> {
         ("pin_dir", *pin_dir != old.pin_dir),
         ("max_flows", *max_flows != old.max_flows),
         ("on_daemon_exit", *on_daemon_exit != old.on_daemon_exit),
+        ("events", *events != old.events),
     ];
     let changed: Vec<_> = parts.iter().filter(|(_, changed)| *changed).map(|&(name, _)| name).collect();
     (!changed.is_empty()).then(|| changed.join(", "))

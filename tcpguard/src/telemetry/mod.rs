@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod advice;
+pub mod attack;
 pub mod log;
 pub mod packet;
 pub mod pcapng;

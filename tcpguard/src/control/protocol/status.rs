@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Attack;
+
 /// What runs where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -23,6 +25,9 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     /// The protected services.
     pub services: Vec<Service>,
+    /// The attacks that are on.
+    #[serde(default)]
+    pub attacks: Vec<Attack>,
     /// Until what was changed is taken back, unless it is confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed_ms: Option<u64>,

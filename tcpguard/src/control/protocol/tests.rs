@@ -55,6 +55,8 @@ fn a_request_reads_as_documented_and_round_trips() {
         Request::DryRun { service: "[::]:80".parse().unwrap(), on: true },
         Request::Monitor { reasons: vec![], services: vec![] },
         Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
+        Request::Events {},
+        Request::EventsFollow {},
         Request::Filters { limit: 3 },
         Request::FiltersAdd { filter: "deny ::/0".into(), session: Some(session) },
         Request::FiltersDel { prefix: "::/0".into(), session: None },

@@ -1,0 +1,143 @@
+//! Attacks as `tcpguard events`, `status`, the log and a hook tell of them. Needs root.
+
+mod support;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpStream};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use support::setup::{BINARY, SERVICE, Setup, eventually};
+use xtask::lab::{FloodSpec, Kind, Process};
+
+/// Attacks that are on, by kind.
+fn ongoing(setup: &Setup, kind: &str) -> Result<Option<Value>> {
+    let mut events = setup.json(&["events"])?;
+    let ongoing = events["ongoing"].as_array_mut().context("no list")?;
+    Ok(ongoing.iter_mut().find(|attack| attack["kind"] == kind).map(Value::take))
+}
+
+/// Waits until an attack of this kind is on and its sources were looked at.
+fn begun(setup: &Setup, kind: &str) -> Result<Value> {
+    let mut found = None;
+    eventually(&format!("{kind} begins"), || {
+        found = ongoing(setup, kind)?.filter(|attack| attack["sampled"].as_u64() > Some(0));
+        Ok(found.is_some())
+    })?;
+    found.context("it began")
+}
+
+fn over(setup: &Setup, kind: &str) -> Result<()> {
+    eventually(&format!("{kind} is over"), || Ok(ongoing(setup, kind)?.is_none()))
+}
+
+#[test]
+fn each_kind_of_attack_is_told_once_when_it_begins_and_once_when_it_is_over() -> Result<()> {
+    let mut setup = Setup::new()?;
+    setup.backend.file("large", 32 << 20)?;
+    let heard = setup.lab.dir().join("heard");
+    let hook = format!("cat >> {}", heard.display());
+    let _daemon = setup.daemon_from_file(&format!(
+        "[events]\nhook = [\"/bin/sh\", \"-c\", {hook:?}]\nhook_time = \"5s\"\n\
+         [tunables]\nattack-syns = 500\nattack-acks = 500\nattack-connections = 5\nattack-stalls = 1\nattack-calm-time = \"1s\"\n"
+    ))?;
+    assert_eq!(setup.text(&["events"])?, "no attack since the daemon started\n");
+    let followed = setup.lab.dir().join("followed");
+    let mut follower = std::process::Command::new(BINARY);
+    follower.args(["events", "--follow", "--json", "--control"]).arg(setup.control());
+    let follower = Process::spawn(follower.stdout(File::create(&followed)?))?;
+
+    // SYNs from two /24 and no more, so that most sources are met more than once.
+    let sources = (Ipv4Addr::new(198, 18, 4, 0), 23);
+    let spec = FloodSpec { rate: 20_000, sources, ..FloodSpec::default() };
+    let flood = setup.lab.flood(SERVICE.port(), spec)?;
+    let attack = begun(&setup, "syn-flood")?;
+    assert_eq!(attack["service"], SERVICE.to_string());
+    let number = |name: &str| attack[name].as_u64().with_context(|| format!("no {name}: {attack}"));
+    ensure!(number("peak")? > 500 && number("rate")? <= number("peak")?, "{attack}");
+    ensure!((50..=512).contains(&number("sources_seen")?), "{attack}");
+    ensure!((number("sources_seen")?..5000).contains(&number("sources_at_least")?), "{attack}");
+    let prefixes = attack["prefixes"].as_array().context("no prefixes")?;
+    let mut prefixes: Vec<_> = prefixes.iter().filter_map(|share| share["prefix"].as_str()).collect();
+    prefixes.sort_unstable();
+    assert_eq!(prefixes, ["198.18.4.0/24", "198.18.5.0/24"], "{attack}");
+    let status = setup.text(&["status"])?;
+    ensure!(status.contains(&format!("under attack: {SERVICE}: syn-flood since ")), "{status}");
+    // A monitor beside it sees what it asks for, and no more.
+    let seen =
+        setup.text(&["monitor", "--count", "3", "--reason", "cookie-sent,syn-stateful,reply-budget"])?;
+    assert_eq!(seen.lines().count(), 3, "{seen}");
+    flood.stop()?;
+    over(&setup, "syn-flood")?;
+
+    let spec = FloodSpec { kind: Kind::Ack, rate: 20_000, ..FloodSpec::default() };
+    let flood = setup.lab.flood(SERVICE.port(), spec)?;
+    let attack = begun(&setup, "ack-flood")?;
+    // 131 072 sources, of which hardly any comes twice.
+    ensure!(attack["sources_at_least"].as_u64() > Some(2000), "{attack}");
+    flood.stop()?;
+    over(&setup, "ack-flood")?;
+    ensure!(ongoing(&setup, "syn-flood")?.is_none());
+
+    eventually("there are connections enough", || {
+        (0..10).try_for_each(|_| setup.fetch())?;
+        Ok(ongoing(&setup, "connection-flood")?.is_some())
+    })?;
+    over(&setup, "connection-flood")?;
+
+    let slow = || -> Result<TcpStream> {
+        let mut stream = setup.connect()?;
+        stream.write_all(b"GET /large HTTP/1.0\r\n\r\n")?;
+        Ok(stream)
+    };
+    let readers = [slow()?, slow()?];
+    let attack = begun(&setup, "slow-read")?;
+    assert_eq!((&attack["peak"], &attack["sources_seen"]), (&2.into(), &1.into()), "{attack}");
+    assert_eq!(attack["prefixes"][0]["prefix"], "10.77.0.0/24");
+    drop(readers);
+    over(&setup, "slow-read")?;
+
+    let listed = setup.json(&["events"])?;
+    let events = listed["events"].as_array().context("no events")?;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            (
+                event["event"].as_str().unwrap_or_default(),
+                event["attack"]["kind"].as_str().unwrap_or_default(),
+            )
+        })
+        .collect();
+    let kinds = ["syn-flood", "ack-flood", "connection-flood", "slow-read"];
+    let expected: Vec<_> =
+        kinds.into_iter().flat_map(|kind| [("attack-began", kind), ("attack-ended", kind)]).collect();
+    assert_eq!(told, expected);
+    for (number, event) in (1..).zip(events) {
+        assert_eq!(event["number"], number);
+        let attack = &event["attack"];
+        let ended = attack["ended_ms"].as_u64();
+        assert_eq!(ended.is_some(), event["event"] == "attack-ended");
+        ensure!(ended.is_none_or(|ended| Some(ended) > attack["began_ms"].as_u64()), "{event}");
+    }
+    // Whoever listens hears the same, and the log has a line for each.
+    let lines = |path: &std::path::Path| -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    };
+    for path in [&heard, &followed] {
+        eventually("everything was heard", || Ok(lines(path)?.len() == events.len()))?;
+        for (heard, event) in lines(path)?.iter_mut().zip(events) {
+            let version = heard.as_object_mut().and_then(|heard| heard.remove("version"));
+            assert_eq!((version, &*heard), (Some(1.into()), event));
+        }
+    }
+    assert_eq!(listed["hook"]["failed"], 0);
+    let log = setup.said();
+    let count = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("an attack has begun"), count("an attack is over")), (4, 4), "{log}");
+    let text = setup.text(&["events"])?;
+    ensure!(text.starts_with("EVENT  TIME ") && text.lines().count() == 9, "{text}");
+    follower.kill()?;
+    setup.fetch()
+}
