@@ -38,44 +38,41 @@ pub trait FramePort {
 
 /// An AF_XDP socket on tokio's reactor.
 pub struct XskPort {
-    socket: AsyncFd<XskSocket>,
-    /// The last receive emptied the ring: readiness seen before is stale. An arrival after it is an edge that
-    /// epoll has not delivered yet, so clearing cannot lose it.
-    drained: bool,
+    socket: Watched<XskSocket>,
 }
 
 impl XskPort {
     /// Registers `socket` with the runtime of the calling thread.
     pub fn new(socket: XskSocket) -> io::Result<Self> {
-        Ok(Self { socket: socket.into_async()?, drained: false })
+        Ok(Self { socket: Watched::new(socket.into_async()?) })
     }
 }
 
 impl FramePort for XskPort {
     fn receive(&mut self, budget: usize, each: impl FnMut(&[u8])) -> usize {
-        let received = self.socket.get_mut().receive(budget, each);
-        self.drained = received < budget;
+        let received = self.socket.fd.get_mut().receive(budget, each);
+        self.socket.drained = received < budget;
         received
     }
 
     fn is_under_pressure(&self) -> bool {
-        self.socket.get_ref().is_under_pressure()
+        self.socket.fd.get_ref().is_under_pressure()
     }
 
     fn transmit(&mut self, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
-        self.socket.get_mut().transmit(fill)
+        self.socket.fd.get_mut().transmit(fill)
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        self.socket.get_mut().kick()
+        self.socket.fd.get_mut().kick()
     }
 
     fn check(&self) -> io::Result<()> {
-        self.socket.get_ref().check()
+        self.socket.fd.get_ref().check()
     }
 
     fn rows(&self) -> Vec<(&'static str, u64)> {
-        let FrameAudit { total, free, fill, rx, tx, completion } = self.socket.get_ref().audit();
+        let FrameAudit { total, free, fill, rx, tx, completion } = self.socket.fd.get_ref().audit();
         let mut rows = [
             ("frames", total),
             ("free", free),
@@ -86,7 +83,7 @@ impl FramePort for XskPort {
         ]
         .map(|(name, frames)| (name, u64::from(frames)))
         .to_vec();
-        if let Ok(statistics) = self.socket.get_ref().statistics() {
+        if let Ok(statistics) = self.socket.fd.get_ref().statistics() {
             let SocketStatistics {
                 rx_dropped,
                 rx_ring_full,
@@ -108,8 +105,37 @@ impl FramePort for XskPort {
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_readable(cx)
+    }
+}
+
+impl AsRawFd for XskPort {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.fd.as_raw_fd()
+    }
+}
+
+/// A descriptor that the reactor watches for edges, and what is known of the last one.
+struct Watched<F: AsRawFd> {
+    fd: AsyncFd<F>,
+    /// What there was to read has been read since [`Self::poll_readable`] last looked: the readiness that it finds is stale.
+    /// An arrival after it is an edge that epoll has not delivered yet, so clearing cannot lose it.
+    drained: bool,
+}
+
+impl<F: AsRawFd> Watched<F> {
+    fn new(fd: AsyncFd<F>) -> Self {
+        Self { fd, drained: false }
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let mut guard = std::task::ready!(self.socket.poll_read_ready(cx))?;
+            let Poll::Ready(guard) = self.fd.poll_read_ready(cx) else {
+                // Nothing is stale: whatever readiness comes now is of an arrival that nobody has taken.
+                self.drained = false;
+                return Poll::Pending;
+            };
+            let mut guard = guard?;
             if !self.drained {
                 return Poll::Ready(Ok(()));
             }
@@ -119,8 +145,65 @@ impl FramePort for XskPort {
     }
 }
 
-impl AsRawFd for XskPort {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::os::unix::net::UnixDatagram;
+    use std::task::Waker;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// What `arrivals` asks of a descriptor whose other end this is, on a runtime as an engine has it.
+    #[expect(deprecated, reason = "without unsafe code there is no other; the watched socket stays open")]
+    fn watching<F: Future<Output = ()>>(arrivals: impl FnOnce(UnixDatagram, Watched<UnixDatagram>) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+        runtime.expect("a runtime").block_on(async {
+            let (sender, receiver) = UnixDatagram::pair().expect("a pair of sockets");
+            receiver.set_nonblocking(true).expect("a receiver that does not block");
+            arrivals(sender, Watched::new(AsyncFd::new(receiver).expect("a watched socket"))).await;
+        });
+    }
+
+    async fn readable(watched: &mut Watched<UnixDatagram>) {
+        let arrival = timeout(Duration::from_secs(10), poll_fn(|cx| watched.poll_readable(cx)));
+        arrival.await.expect("an arrival that is noticed").expect("a socket");
+    }
+
+    /// Reads until there is nothing more, as a turn of the engine does; how much there was.
+    fn drain(watched: &mut Watched<UnixDatagram>) -> usize {
+        let count = std::iter::from_fn(|| watched.fd.get_ref().recv(&mut [0]).ok()).count();
+        watched.drained = true;
+        count
+    }
+
+    /// It used to be taken for the one before, and the frame waited until a timer was due.
+    #[test]
+    fn an_arrival_after_a_look_that_found_nothing_is_noticed() {
+        watching(async |sender, mut watched| {
+            for _ in 0..3 {
+                assert_eq!(drain(&mut watched), 0);
+                // The reactor has nothing to say, and the driver goes to sleep.
+                assert!(watched.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending());
+                sender.send(b"x").expect("room");
+                readable(&mut watched).await;
+                assert_eq!(drain(&mut watched), 1);
+                assert!(watched.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending());
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_taken_already_wakes_nobody() {
+        watching(async |sender, mut watched| {
+            sender.send(b"x").expect("room");
+            readable(&mut watched).await;
+            assert_eq!(drain(&mut watched), 1);
+            assert!(watched.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending());
+            tokio::task::yield_now().await;
+            assert!(watched.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending());
+        });
     }
 }
