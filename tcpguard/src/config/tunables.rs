@@ -217,6 +217,9 @@ tunables! {
     time_wait: Duration = "time-wait", 60 * S, 100 * MS => 10 * MIN;
     /// How long a connection that was closed here waits for the peer's FIN before it is dropped.
     fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H;
+    /// Connections that each receive queue may have whose service is done with them and whose clients have not closed or not
+    /// acknowledged everything yet. When they are more, those left for longest are reset.
+    orphan_limit: u32 = "orphan-limit", 65_536, 16 => 1_048_576;
     /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
     /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
     close_wait: Duration = "close-wait", H, 0 => 24 * H;

@@ -265,6 +265,7 @@ fn stack_config(base: Config, tunables: &Tunables) -> Config {
         min_rto: tunables.min_rto,
         max_rto: tunables.max_rto,
         retries: u8::try_from(tunables.retries).unwrap_or(u8::MAX),
+        max_orphans: tunables.orphan_limit,
         user_timeout: tunables.user_timeout,
         keepalive_time: tunables.keepalive_time,
         keepalive_interval: tunables.keepalive_interval,

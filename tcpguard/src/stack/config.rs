@@ -25,6 +25,9 @@ pub struct Config {
     pub retries: u8,
     /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner.
     pub orphan_retries: u8,
+    /// Most connections at once whose application is gone, TIME_WAIT not counted. When they are more, those that have been
+    /// without one for longest are reset, counted.
+    pub max_orphans: u32,
     /// How long data, or a SYN, may stay without the acknowledgement that it waits for before the connection is given up
     /// (RFC 9293 §3.9.1, RFC 5482). In place of `retries` as long as the application has the connection; zero is no such
     /// limit.
@@ -96,6 +99,7 @@ impl Default for Config {
             max_rto: Duration::from_secs(120),
             retries: 15,
             orphan_retries: 8,
+            max_orphans: 1 << 16,
             user_timeout: Duration::ZERO,
             keepalive_time: Duration::ZERO,
             keepalive_interval: Duration::from_secs(75),

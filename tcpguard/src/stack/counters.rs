@@ -91,6 +91,8 @@ counters! {
     keepalive_expired = "keepalive-expired";
     /// Orphans whose FIN_WAIT_2 ended by timeout.
     fin_wait_2_expired = "fin-wait-2-expired";
+    /// Orphans reset because there were too many, those longest without an application first.
+    orphans_reset = "orphans-reset";
     /// Segments outside the receive window.
     out_of_window = "out-of-window";
     /// Segments dropped for an old timestamp, or for a missing one (RFC 7323).

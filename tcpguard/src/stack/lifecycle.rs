@@ -190,6 +190,9 @@ impl Stack {
     fn unlink(&mut self, id: ConnId, _now: Instant) {
         let Some(tcb) = self.connections.get_mut(id) else { return };
         tcb.attached = false;
+        if tcb.orphan {
+            self.orphans.ended();
+        }
         let key = tcb.key;
         let cookie = tcb.cookie_epoch().map(|epoch| (epoch, tcb.iss + 1, tcb.irs + 1));
         self.index.remove(hash(self.hash_key, &key), id.index);

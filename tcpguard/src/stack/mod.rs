@@ -15,6 +15,7 @@ mod half_open;
 mod icmp;
 mod lifecycle;
 pub mod measure;
+mod orphans;
 mod packed;
 mod passive;
 mod pool;
@@ -60,6 +61,7 @@ use tcpguard_common::seq::Seq;
 
 use half_open::{Due, HalfOpens, Schedule};
 use icmp::Complaint;
+use orphans::Orphans;
 use resets::Resets;
 use table::{Arena, Index};
 use tcb::{Shared, Tcb, Verdict};
@@ -86,6 +88,8 @@ pub struct Stack {
     ready: VecDeque<ConnId>,
     /// Connections whose peers closed their windows, and since when; some have opened them again.
     stalls: VecDeque<(ConnId, Instant)>,
+    /// Connections that applications have left.
+    orphans: Orphans,
     /// Where the next search for receive memory starts.
     reclaim_hand: u32,
     /// The next connection to apply changed tunables to.
@@ -138,6 +142,7 @@ impl Stack {
             waiting: BTreeMap::new(),
             ready: VecDeque::new(),
             stalls: VecDeque::new(),
+            orphans: Orphans::default(),
             reclaim_hand: 0,
             retune_next: None,
             abort_hand: 0,
@@ -302,7 +307,11 @@ impl Stack {
         let half_open = self.half_opens.next_step();
         let resets = self.resets.deadline(resets::lifetime(&self.shared.config));
         let retuning = self.retune_next.map(|_| Instant::default());
-        [timers, hand, half_open, resets, self.stall_deadline(), retuning].into_iter().flatten().min()
+        let orphans = self.has_too_many_orphans().then(Instant::default);
+        [timers, hand, half_open, resets, self.stall_deadline(), retuning, orphans]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due by `now`.
@@ -315,6 +324,7 @@ impl Stack {
             self.settle(id, now);
         }
         self.end_stalls(now);
+        self.limit_orphans(now);
         self.retune_some(now);
         self.retransmit_syn_acks(now);
         let events = &mut self.shared.events;
@@ -435,14 +445,17 @@ impl Stack {
     /// The application is gone, and `id` with it; the stack finishes the connection by itself. If anything
     /// received was not read, the peer gets a reset.
     pub fn close(&mut self, now: Instant, id: ConnId) {
+        self.note_orphan(id);
         if let Some(tcb) = self.connections.get_mut(id) {
             tcb.close(now, &mut self.shared);
             self.settle(id, now);
+            self.limit_orphans(now);
         }
     }
 
     /// Ends the connection with a reset, and `id` with it.
     pub fn abort(&mut self, now: Instant, id: ConnId) {
+        self.note_orphan(id);
         if let Some(tcb) = self.connections.get_mut(id) {
             tcb.abort(&mut self.shared);
             self.settle(id, now);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tcpguard_common::flow::AnyFlowKey;
+
 use super::script::{Script, modern, plain};
 use super::{EPOCH, Family};
 use crate::stack::{Config, Error, Event, Received, StackDrop, State};
@@ -554,4 +556,66 @@ fn an_unknown_segment_is_answered_as_rfc_9293_says_when_asked() {
     let frame = t.frame("R 500:500(0)");
     t.stack.reset_unknown(t.now, &frame);
     t.silent();
+}
+
+/// Clients from these ports connect, and their applications leave at once; the flows.
+fn leave(t: &mut Script, ports: core::ops::RangeInclusive<u16>) -> Vec<AnyFlowKey> {
+    let leave = |port| {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.close(t.now, id);
+        while t.next_sent().is_some() {}
+        t.wait(SECOND / 100);
+        t.key()
+    };
+    ports.map(leave).collect()
+}
+
+#[test]
+fn of_too_many_orphans_those_left_for_longest_are_reset() {
+    let mut t = Script::syn_with(modern(), Config { max_orphans: 3, ..Config::default() });
+    let flows = leave(&mut t, 1..=5);
+    let state = |t: &Script, index: usize| t.stack.flow_state(t.now, &flows[index]);
+    assert_eq!([state(&t, 0), state(&t, 1)], [None, None]);
+    assert!((2..5).all(|index| state(&t, index) == Some(State::FinWait1)));
+    assert_eq!((t.stack.counters().orphans_reset, t.stack.counters().resets_out), (2, 2));
+    // One that closes as it should makes room for another.
+    t.sends("F. 1:1(0) ack 2");
+    assert_eq!((state(&t, 4), t.stack.orphans.count()), (Some(State::TimeWait), 2));
+    leave(&mut t, 6..=6);
+    assert_eq!((t.stack.counters().orphans_reset, t.stack.orphans.count()), (2, 3));
+    // A lower limit applies to those already there.
+    t.stack.set_config(t.now, Config { max_orphans: 1, ..Config::default() });
+    assert!(t.stack.poll_timeout().unwrap() <= t.now);
+    t.wait(SECOND / 100);
+    assert_eq!((t.stack.counters().orphans_reset, t.stack.connection_count()), (4, 1));
+    t.state(State::FinWait1);
+}
+
+#[test]
+fn what_ends_at_once_or_has_an_application_is_no_orphan() {
+    let mut t = Script::established_with(modern(), Config { max_orphans: 0, ..Config::default() });
+    let id = t.conn();
+    t.stack.abort(t.now, id);
+    t.expect("R. 1:1(0) ack 1");
+    t.stack.close(t.now, id);
+    t.next_client(41_000, EPOCH);
+    t.sends("F. 1:1(0) ack 1");
+    t.stack.shutdown(t.now, t.conn()).unwrap();
+    t.state(State::LastAck);
+    assert_eq!((t.stack.orphans.count(), t.stack.counters().orphans_reset), (0, 0));
+}
+
+#[test]
+fn more_orphans_than_there_is_room_for_resets_go_by_and_by() {
+    let mut t = Script::syn_with(modern(), Config::default());
+    leave(&mut t, 1..=2000);
+    t.stack.set_config(t.now, Config { max_orphans: 16, ..Config::default() });
+    while t.stack.poll_timeout().is_some_and(|due| due <= t.now) {
+        t.stack.handle_timeout(t.now);
+        while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+    }
+    assert_eq!(t.stack.connection_count(), 16);
+    assert_eq!(t.stack.counters().resets_out, 2000 - 16, "none ends without its reset");
 }
