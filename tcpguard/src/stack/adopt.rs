@@ -45,7 +45,8 @@ impl Stack {
         };
         let arrived = Some(Instant(flow.created));
         let window = flow.window;
-        let adoption = Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived };
+        let adoption =
+            Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived, queued: None };
         if let Some((remains, _)) = self.time_wait_entry(&key, now) {
             if !self.may_follow(&key, &adoption, &Earlier::from(&remains)) {
                 self.shared.events.push_back(Event::FlowReleased { key });
@@ -174,7 +175,7 @@ impl Stack {
         let Incoming { seq, ack, window, options: Options { timestamps, .. }, .. } = *segment;
         let accepted = self.judge(&segment.key, seq, ack, timestamps)?;
         let has_data = !segment.data.is_empty();
-        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived: None })
+        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived: None, queued: None })
     }
 
     fn judge(
@@ -259,7 +260,7 @@ impl Stack {
             self.shared.counters.backlog_full += 1;
             return Err(StackDrop::BacklogFull);
         }
-        let adoption = self.refined(&key, adoption);
+        let adoption = self.refined(&key, adoption, now);
         let tcb = Tcb::adopted(key, link, service, &adoption, now, &self.shared.config);
         let Some(conn) = self.insert(tcb) else {
             self.shared.counters.table_full += 1;
@@ -272,14 +273,16 @@ impl Stack {
     }
 
     /// An adoption with the MSS and the window shift of the SYN itself, where the half-open queue remembers it: a cookie
-    /// rounds them down. An MSS below the least that a cookie can say stays that.
-    fn refined(&self, key: &AnyFlowKey, adoption: &Adoption) -> Adoption {
+    /// rounds them down. An MSS below the least that a cookie can say stays that. Without timestamps a cookie does not say
+    /// either when it left, and the queue does.
+    fn refined(&self, key: &AnyFlowKey, adoption: &Adoption, now: Instant) -> Adoption {
         let mut refined = *adoption;
         let entry = self.half_opens.get(key, self.clock.epoch);
         if let Some(entry) = entry.filter(|entry| Seq(entry.irs) + 1 == adoption.seq) {
             let accepted = &mut refined.accepted;
             accepted.mss = accepted.mss.max(entry.syn.mss.unwrap_or(0));
             accepted.window_scale = accepted.window_scale.and(entry.syn.window_scale);
+            refined.queued = self.half_opens.since_answer(key, adoption.arrived.unwrap_or(now));
         }
         refined
     }

@@ -11,7 +11,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::build::Link;
 
 use super::config::Config;
-use super::packed::{Place, Tables, Tail, age};
+use super::packed::{OWN_MASK, Place, Tables, Tail, age};
 use super::time::Instant;
 
 /// A SYN that was answered and not acknowledged.
@@ -145,9 +145,23 @@ impl HalfOpens {
         Some(evicted.is_some())
     }
 
-    /// The client repeats its SYN: its timestamp is the one to echo from now on.
+    /// The client repeats its SYN, and was answered again: its timestamp is the one to echo from now on.
     pub(crate) fn repeated(&mut self, key: &AnyFlowKey, tsval: u32) {
-        self.tables.update(key, |tail| tail[1] = tsval);
+        self.tables.update(key, |tail| {
+            tail[1] = tsval;
+            tail[4] |= ANSWERED_AGAIN;
+        });
+    }
+
+    /// How long ago the SYN of an entry was answered, if that was done once only (Karn).
+    pub(crate) fn since_answer(&self, key: &AnyFlowKey, now: Instant) -> Option<Duration> {
+        /// Ages are in milliseconds.
+        const TICK: Duration = Duration::from_millis(1);
+        /// Another clock that is behind makes it look like hours.
+        const LONGEST: Duration = Duration::from_secs(60);
+        let tail = self.tables.get(key)?;
+        let once = tail[4] & ANSWERED_AGAIN == 0 && retransmits_of(&tail) == 0;
+        once.then(|| age(&tail, now).max(TICK)).filter(|age| *age < LONGEST)
     }
 
     /// Takes an entry out; whether it was there.
@@ -254,6 +268,9 @@ const SACK: u32 = 1 << 4;
 const TIMESTAMPS: u32 = 1 << 5;
 const ECN: u32 = 1 << 6;
 const OPTIONS_SHIFT: u32 = 8;
+/// In the last word, which is [`packed`](super::packed)'s but for a few bits: the client repeated its SYN.
+const ANSWERED_AGAIN: u32 = 1 << 1;
+const _: () = assert!(ANSWERED_AGAIN & OWN_MASK != 0);
 
 fn pack(entry: &HalfOpen, link: u16) -> Tail {
     let HalfOpen { irs, syn, epoch, link: _, retransmits } = entry;
@@ -283,8 +300,12 @@ fn unpack(tail: &Tail, links: &Links, epoch: u32) -> HalfOpen {
         },
         epoch: epoch.wrapping_add_signed(off.into()),
         link: links.get(link_of(tail)),
-        retransmits: rest as u8,
+        retransmits: retransmits_of(tail),
     }
+}
+
+fn retransmits_of(tail: &Tail) -> u8 {
+    tail[3] as u8
 }
 
 fn link_of(tail: &Tail) -> u16 {

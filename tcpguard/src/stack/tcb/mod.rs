@@ -114,6 +114,8 @@ pub(crate) struct Adoption {
     pub(crate) has_data: bool,
     /// When it arrived, if that was not just now.
     pub(crate) arrived: Option<Instant>,
+    /// How long before that the stack itself had sent the SYN-ACK, if that was once and is remembered.
+    pub(crate) queued: Option<Duration>,
 }
 
 /// The transmission control block. What every segment touches comes first, in two cache lines.
@@ -207,7 +209,7 @@ impl Tcb {
         now: Instant,
         config: &Config,
     ) -> Self {
-        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived } = adoption;
+        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued } = adoption;
         let mss = accepted.mss.min(segment_limit(&key, config));
         let mut tcb = Self::new(key, link, now, (*ack - 1, *seq - 1), mss);
         tcb.state = State::Established;
@@ -229,9 +231,9 @@ impl Tcb {
             // The flow's clock goes on from the cookie the peer last saw as our timestamp.
             tcb.ts_offset = echo.wrapping_sub(now.millis() as u32);
         }
-        let sent = accepted.sent.filter(|_| !has_data);
-        if let Some(rtt) = sent.and_then(|sent| rtt_sample(sent, arrived.unwrap_or(now).0)) {
-            tcb.rtt.sample(Duration::from_nanos(rtt));
+        let by_cookie = accepted.sent.and_then(|sent| rtt_sample(sent, arrived.unwrap_or(now).0));
+        if let Some(rtt) = queued.or(by_cookie.map(Duration::from_nanos)).filter(|_| !has_data) {
+            tcb.rtt.sample(rtt);
         }
         tcb
     }

@@ -11,6 +11,7 @@ use super::{ADVERTISED, CLIENT_MAC, EPOCH, Family, SERVER_MAC, link};
 use crate::stack::{Config, Cursor, FlowInfo, Received, StackDrop, State};
 
 const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
 /// How late a retransmission is at most: an eighth of the first timeout, and a step of the hand.
 const LATE: Duration = Duration::from_millis(160);
 
@@ -490,5 +491,69 @@ fn the_age_of_a_connection_is_known_to_a_sixteenth_of_a_second() {
         let before = listed(&t).age;
         t.wait(wait);
         assert_eq!(listed(&t).age, before + wait);
+    }
+}
+
+#[test]
+fn without_timestamps_the_first_round_trip_is_that_of_a_syn_ack_which_was_sent_once() {
+    for (again, measured) in [(false, true), (true, false)] {
+        let mut t = half_open(windows(), Config::default());
+        t.wait(30 * MS);
+        if again {
+            t.sends("S 0:0(0)");
+            t.expect("S. 0:0(0) ack 1");
+            t.wait(30 * MS);
+        }
+        t.sends(". 1:1(0) ack 1");
+        let rtt = t.stack.info(t.now, t.conn()).and_then(|info| info.rtt);
+        assert_eq!(rtt, measured.then_some(30 * MS));
+    }
+    // Nor does the answer to a retransmission tell a round trip.
+    let mut t = half_open(windows(), Config::default());
+    t.wait_for_output("S. 0:0(0) ack 1");
+    t.wait(30 * MS);
+    t.sends(". 1:1(0) ack 1");
+    assert_eq!(t.stack.info(t.now, t.conn()).and_then(|info| info.rtt), None);
+}
+
+#[test]
+fn a_flood_of_syns_at_a_time_wait_tuple_neither_ends_nor_hijacks_it() {
+    for offer in [modern(), plain()] {
+        let mut t = Script::established(offer);
+        let id = t.conn();
+        t.stack.close(t.now, id);
+        t.expect("F. 1:1(0) ack 1");
+        t.sends("F. 1:1(0) ack 2");
+        t.expect(". 2:2(0) ack 2");
+        let (client, cookie, tsval) = (t.offer, t.cookie, t.tsval);
+        // All over sequence space and time, for half of 2MSL; then guesses at the cookies of the answers.
+        for spoofed in 0..3000_u32 {
+            t.offer.isn = spoofed.wrapping_mul(0x9e37_79b9);
+            t.tsval = spoofed.wrapping_mul(0x85eb_ca6b);
+            t.offer.options.timestamps = client.options.timestamps.map(|_| t.tsval);
+            t.next_cookie(EPOCH);
+            t.sends("S 0:0(0)");
+            assert!(t.stack.half_open_count() <= 1);
+            t.cookie.isn = t.cookie.isn.wrapping_add(1 + spoofed);
+            t.sends("P. 1:11(10) ack 1");
+            let mut answers = 0;
+            while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {
+                answers += 1;
+            }
+            assert!(answers <= 2, "more leaves than came");
+            t.wait(10 * MS);
+            while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+            t.state(State::TimeWait);
+        }
+        assert_eq!((t.stack.counters().adopted, t.stack.connection_count()), (1, 0));
+        // To the client it is what it was: its FIN is acknowledged again, and 2MSL begins anew.
+        (t.offer, t.cookie, t.tsval) = (client, cookie, tsval);
+        t.sends("F. 1:1(0) ack 2");
+        t.expect(". 2:2(0) ack 2");
+        assert_eq!(t.stack.counters().time_wait_restarted, 1);
+        t.wait(59 * SECOND);
+        t.state(State::TimeWait);
+        t.wait(2 * SECOND);
+        t.gone();
     }
 }
