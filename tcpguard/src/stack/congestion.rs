@@ -167,6 +167,14 @@ impl Congestion {
         self.acked = 0;
     }
 
+    /// A reduction was needless: the window is at least what it was before (RFC 4015 §3.2, without the limit on what may
+    /// leave at once: the pipe is as full as it was).
+    pub(crate) fn restore(&mut self, before: &Self) {
+        self.cwnd = self.cwnd.max(before.cwnd);
+        self.ssthresh = self.ssthresh.max(before.ssthresh);
+        self.acked = before.acked;
+    }
+
     /// Nothing was sent for a retransmission timeout (RFC 5681 §4.1).
     pub(crate) fn on_idle(&mut self, mss: u32) {
         self.cwnd = self.cwnd.min(INITIAL_SEGMENTS * mss);

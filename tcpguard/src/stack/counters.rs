@@ -113,6 +113,8 @@ counters! {
     timeouts = "timeouts";
     /// Loss recoveries entered without a timeout.
     fast_recoveries = "fast-recoveries";
+    /// Reductions of the congestion window taken back, because nothing had been lost (RFC 3522, RFC 3708).
+    reductions_undone = "reductions-undone";
     /// Segments with data that the network had marked with congestion (RFC 3168).
     congestion_marks = "congestion-marks";
     /// Congestion windows reduced because the peer echoed such a mark.

@@ -31,6 +31,8 @@ pub(crate) struct InFlight {
     resent: bool,
     /// Retransmitted at any time: no round-trip sample comes from it (Karn).
     ever_resent: bool,
+    /// It was taken for lost when it was not: which copy arrives first says nothing.
+    either: bool,
 }
 
 impl InFlight {
@@ -137,6 +139,7 @@ impl Scoreboard {
             lost: false,
             resent: false,
             ever_resent: false,
+            either: false,
         });
     }
 
@@ -202,7 +205,12 @@ impl Scoreboard {
         now: Instant,
     ) -> Progress {
         let mut progress = Progress::default();
-        for &(left, right) in blocks {
+        // The newest comes first (RFC 2018 §4): in that order what was lower all along would seem to have been overtaken.
+        let mut ordered = [(una, una); 4];
+        let count = blocks.len().min(ordered.len());
+        ordered[..count].copy_from_slice(&blocks[..count]);
+        ordered[..count].sort_unstable_by_key(|(left, _)| left.distance(una));
+        for &(left, right) in &ordered[..count] {
             if !left.before(right) || left.before(una) || right.after(nxt) {
                 continue;
             }
@@ -313,6 +321,19 @@ impl Scoreboard {
         }
     }
 
+    /// Nothing was lost after all. What has not left again is on its way.
+    pub(crate) fn forgive(&mut self) {
+        for index in 0..self.segments.len() {
+            let mut segment = self.segments[index];
+            if segment.lost && !segment.resent {
+                self.forget(&segment);
+                segment.lost = false;
+            }
+            segment.either |= segment.ever_resent;
+            self.segments[index] = segment;
+        }
+    }
+
     /// Whether SACK blocks alone show a loss: enough segments beyond a hole (RFC 6675 §5).
     fn enough_sacked(&self) -> bool {
         self.sacked_segments >= DUP_THRESH
@@ -338,8 +359,8 @@ impl Scoreboard {
             if known && segment.end().before(self.rack.fack) {
                 progress.reordered |= segment.sent_at <= self.rack.sent_at;
             }
-        } else if rtt < self.rack.min_rtt {
-            // Most likely the answer to the first copy.
+        } else if rtt < self.rack.min_rtt || segment.either {
+            // Most likely the answer to the first copy, or [forgiven](Self::forgive).
             return;
         }
         let known = self.rack.sent_at != Instant::default();

@@ -31,7 +31,10 @@ impl Tcb {
         let duplicate = repeated && flight > 0;
         let sacked = self.sack_permitted && !segment.options.sack.as_slice().is_empty();
         if sacked {
-            self.note_duplicates(segment);
+            self.note_duplicates(segment, shared);
+        }
+        if advanced {
+            self.heed_echoed_time(segment, shared);
         }
         if advanced || duplicate || sacked {
             let delivered = self.account(segment, flight, now, shared);
@@ -179,18 +182,22 @@ impl Tcb {
 
     /// RFC 8985 §6.2, step 4: data that came twice (RFC 2883) was taken for lost too soon, if the path reorders at all.
     /// A tail loss probe is no such judgement.
-    fn note_duplicates(&mut self, segment: &Incoming<'_>) {
-        let Some(right) = reported_duplicate(segment) else { return };
+    fn note_duplicates(&mut self, segment: &Incoming<'_>, shared: &mut Shared) {
+        let Some((left, right)) = reported_duplicate(segment) else { return };
         let of_probe = self.work.probe_repeated && self.work.probed == Some(right);
         let same_round = self.work.dsack_round.is_some_and(|end| segment.ack.before(end));
         if self.rtt.reordering.was_seen() && !of_probe && !same_round {
             self.rtt.reordering.widen();
             self.work.dsack_round = Some(self.snd_nxt);
         }
+        if !of_probe {
+            self.heed_duplicate((left, right), shared);
+        }
     }
 
     /// RFC 5681 §3.2, RFC 6675 §5.
     pub(super) fn enter_recovery(&mut self, flight: u32, now: Instant, shared: &mut Shared) {
+        self.remember_window(false, shared);
         self.work.recovery = Recovery::Fast;
         self.work.recover = self.snd_nxt;
         self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
@@ -208,7 +215,7 @@ impl Tcb {
     fn end_probe(&mut self, segment: &Incoming<'_>, repeated: bool, flight: u32, config: &Config) {
         let Some(probed) = self.work.probed.filter(|&probed| segment.ack.at_or_after(probed)) else { return };
         let blocks = segment.options.sack.as_slice();
-        let reported = reported_duplicate(segment) == Some(probed);
+        let reported = reported_duplicate(segment).is_some_and(|(_, right)| right == probed);
         let needless = !self.work.probe_repeated || reported || (repeated && blocks.is_empty());
         if needless {
             self.work.probed = None;
@@ -216,6 +223,7 @@ impl Tcb {
             self.work.probed = None;
             if self.work.recovery == Recovery::None {
                 self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(config));
+                self.forget_window();
                 self.note_reduced();
             }
         }
@@ -255,11 +263,11 @@ impl Tcb {
     }
 }
 
-/// The end of the data that an acknowledgement says came twice: its first SACK block lies below SEG.ACK or inside the
+/// The data that an acknowledgement says came twice: its first SACK block lies below SEG.ACK or inside the
 /// second (RFC 2883 §4).
-fn reported_duplicate(segment: &Incoming<'_>) -> Option<Seq> {
+fn reported_duplicate(segment: &Incoming<'_>) -> Option<(Seq, Seq)> {
     let blocks = segment.options.sack.as_slice();
     let (left, right) = *blocks.first()?;
     let inside = |&(outer, end): &(Seq, Seq)| outer.at_or_before(left) && right.at_or_before(end);
-    (right.at_or_before(segment.ack) || blocks.get(1).is_some_and(inside)).then_some(right)
+    (right.at_or_before(segment.ack) || blocks.get(1).is_some_and(inside)).then_some((left, right))
 }

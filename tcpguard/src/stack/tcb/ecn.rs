@@ -82,6 +82,7 @@ impl Tcb {
         shared.counters.ecn_reductions += 1;
         self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
         self.work.ecn_until = Some(self.snd_nxt);
+        self.forget_window();
         self.note_reduced();
     }
 

@@ -8,6 +8,7 @@ mod icmp;
 mod input;
 mod output;
 mod timers;
+mod undo;
 mod view;
 mod work;
 

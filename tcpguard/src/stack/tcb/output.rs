@@ -235,6 +235,9 @@ impl Tcb {
         let written = self.write(segment.seq, flags, offset, len, now, shared, frame)?;
         let scoreboard = &mut self.transfer(shared).scoreboard;
         scoreboard.retransmitted(segment.seq, len + u32::from(fin), now);
+        if !self.work.probe {
+            self.note_repeat(len + u32::from(fin), self.ts_now(now));
+        }
         self.note_repair(len);
         shared.counters.retransmitted += 1;
         Some(written)

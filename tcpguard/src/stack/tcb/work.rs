@@ -5,6 +5,7 @@ use core::ops::{Deref, DerefMut};
 
 use tcpguard_common::seq::Seq;
 
+use super::undo::Undo;
 use super::{Config, Error, Instant};
 use crate::stack::congestion::{CongestionControl, Cubic, Reduction};
 
@@ -78,6 +79,8 @@ pub(super) struct Work {
     pub(super) dsack: Option<(Seq, Seq)>,
     cubic: Cubic,
     pub(super) reduction: Reduction,
+    /// How to take the last reduction back, should it have been needless.
+    pub(super) undo: Option<Undo>,
 }
 
 impl Work {
@@ -107,6 +110,7 @@ impl Work {
         dsack: None,
         cubic: Cubic::NEW,
         reduction: Reduction::NONE,
+        undo: None,
     };
 
     /// Whether nothing of it matters any more: without the retransmission timer nothing is in flight.

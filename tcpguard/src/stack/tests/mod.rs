@@ -16,6 +16,7 @@ mod promises;
 mod rack;
 mod script;
 mod states;
+mod undo;
 
 use std::net::{IpAddr, SocketAddr};
 

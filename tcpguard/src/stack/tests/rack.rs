@@ -169,3 +169,15 @@ fn what_a_connection_learnt_of_reordering_outlives_a_pause() {
     t.sends(&format!(". 1:1(0) ack {next} sack {}:{}", next + MSS, next + 4 * MSS));
     about(t.wait_for_output(&format!("P. {next}:{}({MSS}) ack 1", next + MSS)), 10 * MS);
 }
+
+#[test]
+fn several_blocks_of_one_acknowledgement_are_no_reordering() {
+    let mut t = Script::established(modern());
+    send(&mut t, 1, 10);
+    pass(&mut t, 40);
+    // The first, the third and the fifth are missing: the newest block comes first, and nothing overtook anything.
+    let block = |segment: u32| format!("{}:{}", 1 + segment * MSS, 1 + (segment + 1) * MSS);
+    let blocks = [block(5), block(3), block(1)].join(",");
+    t.sends(&format!(". 1:1(0) ack 1 sack {blocks}"));
+    t.expect(&format!("P. 1:{}({MSS}) ack 1", 1 + MSS));
+}
