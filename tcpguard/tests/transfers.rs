@@ -2,9 +2,13 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use support::{Guarded, assert_same, lab_object, wait_for};
 use xtask::lab::{Flood, FloodSpec, LabConfig};
 
@@ -32,7 +36,7 @@ fn assert_downloads(guarded: &Guarded, names: &[String]) {
 fn assert_upload(guarded: &Guarded, len: usize, copies: usize) {
     let source = guarded.lab.dir().join("upload-source");
     xtask::lab::write_pattern(&source, len).expect("a file to upload");
-    let uploads: Vec<PathBuf> = std::thread::scope(|scope| {
+    let uploads: Vec<PathBuf> = thread::scope(|scope| {
         let running: Vec<_> = (0..copies)
             .map(|copy| {
                 let name = format!("upload/{copy}");
@@ -175,8 +179,119 @@ fn a_kernel_client_without_timestamps_repairs_losses_by_sack() {
     client.sysctl(&[("net/ipv4/tcp_timestamps", "0")]).expect("timestamps off");
     assert_upload(&guarded, 10_000_000, 1);
     let netstat = client.output("cat", &["/proc/net/netstat"]).expect("the client's counters");
+    assert_ne!(counted(&netstat, "TCPSackRecovery"), "0");
+}
+
+/// A counter of a kernel's TCP, out of its `/proc/net/netstat`.
+fn counted<'a>(netstat: &'a str, name: &str) -> &'a str {
     let mut rows = netstat.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
     let (names, values) = rows.next().zip(rows.next()).expect("a row of names and one of values");
-    let recoveries = names.zip(values).find(|(name, _)| *name == "TCPSackRecovery").map(|(_, value)| value);
-    assert_ne!(recoveries.expect("a counter of recoveries by SACK"), "0");
+    names.zip(values).find(|(known, _)| *known == name).expect("a counter of that name").1
+}
+
+/// A port relayed to a listener of the test's own: the argument that protects it, and both ends.
+const RELAYED: &str = "10.77.0.1:81=127.0.0.1:8081";
+
+/// A kernel client's connection to a kernel server through the guard; both ends of it.
+fn relayed(guarded: &Guarded) -> (TcpStream, TcpStream) {
+    let listener = guarded.listen("127.0.0.1:8081");
+    let client = guarded.lab.client().enter(|| TcpStream::connect("10.77.0.1:81"));
+    let mut client = client.expect("entering the client's namespace").expect("a connection");
+    client.write_all(b"hello").expect("sending");
+    let (mut server, _) = listener.accept().expect("the relay connects");
+    let mut greeting = [0; 5];
+    server.read_exact(&mut greeting).expect("what the client sent");
+    assert_eq!(&greeting, b"hello");
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
+    }
+    (client, server)
+}
+
+/// Sockets of the client's kernel to port 81 in this state, in the numbers of `/proc/net/tcp`.
+fn kernel_sockets(guarded: &Guarded, state: &str) -> usize {
+    let listed = guarded.lab.client().output("cat", &["/proc/net/tcp"]).expect("the client's sockets");
+    let in_state = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(2).is_some_and(|peer| peer.ends_with(":0051")) && fields.get(3) == Some(&state)
+    };
+    listed.lines().filter(|line| in_state(line)).count()
+}
+
+#[test]
+fn transfers_over_a_path_that_takes_time_and_loses_are_byte_for_byte_equal() {
+    let config = LabConfig { delay: Some(Duration::from_millis(20)), ..LabConfig::new(lab_object()) };
+    let guarded = Guarded::up(config, &[]);
+    for (percent, len) in [(1, 1_000_000), (5, 200_000)] {
+        guarded.lab.lose(f64::from(percent) / 100.0).expect("losses");
+        assert_upload(&guarded, len, 2);
+        guarded.backend.file("large", len).expect("a file to download");
+        assert_downloads(&guarded, &["large".to_owned()]);
+    }
+    assert!(guarded.stack("retransmitted") > 0 && guarded.stack("out-of-order") > 0);
+}
+
+#[test]
+fn a_kernel_client_and_the_guard_may_close_at_once() {
+    const TIME_WAIT: &str = "06";
+    let config = LabConfig { delay: Some(Duration::from_millis(400)), ..LabConfig::new(lab_object()) };
+    let guarded = Guarded::up(config, &["--protect", RELAYED]);
+    let (mut client, mut server) = relayed(&guarded);
+    // Each FIN leaves long before the other arrives.
+    client.shutdown(Shutdown::Write).expect("the client closes");
+    server.shutdown(Shutdown::Write).expect("the server closes");
+    let mut rest = Vec::new();
+    assert_eq!(client.read_to_end(&mut rest).expect("the server's end"), 0);
+    assert_eq!(server.read_to_end(&mut rest).expect("the client's end"), 0);
+    // Who closes second never waits: both do only when both were first.
+    wait_for("both to be in TIME_WAIT", Duration::from_secs(10), || {
+        kernel_sockets(&guarded, TIME_WAIT) == 1 && guarded.stack("time-wait-entered") == 1
+    });
+    assert_eq!((guarded.stack("resets-in"), guarded.stack("resets-out")), (0, 0));
+}
+
+#[test]
+fn keepalive_probes_are_answered_both_ways_until_one_end_is_gone() {
+    const ESTABLISHED: &str = "01";
+    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--protect", RELAYED]);
+    for (name, value) in [("keepalive-time", "1s"), ("keepalive-interval", "1s"), ("keepalive-probes", "2")] {
+        guarded.tune(name, value);
+    }
+    let (client, _server) = relayed(&guarded);
+    let second = Duration::from_secs(1);
+    let probing = TcpKeepalive::new().with_time(second).with_interval(second).with_retries(2);
+    SockRef::from(&client).set_tcp_keepalive(&probing).expect("keepalive");
+    wait_for("probes of a silent client", 10 * second, || guarded.stack("keepalive-probes") >= 2);
+    // By then the client's kernel would have given up, too.
+    thread::sleep(2 * second);
+    assert_eq!((kernel_sockets(&guarded, ESTABLISHED), guarded.stack("keepalive-expired")), (1, 0));
+    guarded
+        .lab
+        .client()
+        .nft("table ip deaf {\nchain out {\ntype filter hook output priority 0\ntcp dport 81 drop\n}\n}\n")
+        .expect("a client that says nothing any more");
+    wait_for("the guard to give up", 20 * second, || guarded.stack("keepalive-expired") == 1);
+    assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 0);
+}
+
+#[test]
+fn a_kernel_client_and_the_guard_speak_ecn() {
+    let config = LabConfig { loss: Some(0.0), ..LabConfig::new(lab_object()) };
+    let guarded = Guarded::up(config, &[]);
+    guarded.lab.client().sysctl(&[("net/ipv4/tcp_ecn", "1")]).expect("ECN");
+    let router = guarded.lab.router().expect("a router");
+    // Every hundredth segment that may be marked, either way.
+    router
+        .nft(
+            "table ip marks {\nchain forward {\ntype filter hook forward priority 10\n\
+             ip ecn ect0 numgen inc mod 100 == 7 ip ecn set ce counter\n}\n}\n",
+        )
+        .expect("marks");
+    guarded.backend.file("large", 5_000_000).expect("a file to download");
+    assert_downloads(&guarded, &["large".to_owned()]);
+    assert!(guarded.stack("ecn-reductions") > 0, "the client's kernel echoes marks, and is heard");
+    assert_upload(&guarded, 5_000_000, 1);
+    assert!(guarded.stack("congestion-marks") > 0, "the client's kernel sends what may be marked");
+    let netstat = guarded.lab.client().output("cat", &["/proc/net/netstat"]).expect("the client's counters");
+    assert_ne!(counted(&netstat, "TCPDeliveredCE"), "0", "our echoes are heard");
 }

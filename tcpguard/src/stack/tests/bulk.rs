@@ -45,6 +45,7 @@ fn many_connections_over_every_kind_of_weather() {
             corrupt: rng.below(20),
             mark: rng.below(50),
             narrow: None,
+            renege: 0,
         };
         let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
         let filter =
@@ -75,9 +76,37 @@ fn many_connections_over_every_kind_of_weather() {
     assert!(total > 600 && failed * 20 < total, "{failed} of {total} ends saw an error");
 }
 
-/// One to three connections with small buffers and slow readers over a bad network. How often a closed window was probed,
-/// and how many ends had everything but the acknowledgement of their FIN.
-fn simulate(seed: u64, sabotage: Option<Sabotage>) -> (u64, u64) {
+/// What happened in a network, or in several.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    /// Probes of closed windows.
+    probes: u64,
+    /// Ends that had everything but the acknowledgement of their FIN.
+    unacked: u64,
+    /// Connections that learnt of a narrow link.
+    narrowed: u64,
+    /// Receivers that went back on what they had acknowledged selectively.
+    reneged: u64,
+    /// Losses that were none.
+    undone: u64,
+}
+
+impl core::ops::Add for Tally {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            probes: self.probes + other.probes,
+            unacked: self.unacked + other.unacked,
+            narrowed: self.narrowed + other.narrowed,
+            reneged: self.reneged + other.reneged,
+            undone: self.undone + other.undone,
+        }
+    }
+}
+
+/// One to three connections with small buffers and slow readers over a bad network.
+fn simulate(seed: u64, sabotage: Option<Sabotage>) -> Tally {
     let mut rng = Rng(seed);
     let delay = MILLISECOND * (1 + rng.below(100) as u32);
     let weather = Weather {
@@ -88,6 +117,7 @@ fn simulate(seed: u64, sabotage: Option<Sabotage>) -> (u64, u64) {
         corrupt: if rng.chance(300) { rng.below(30) } else { 0 },
         mark: if rng.chance(300) { rng.below(100) } else { 0 },
         narrow: rng.chance(300).then(|| (MILLISECOND * rng.below(3000) as u32, 1280 + rng.below(200) as u16)),
+        renege: if seed % 4 == 3 { 50 } else { 0 },
     };
     let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
     let filter =
@@ -118,17 +148,22 @@ fn simulate(seed: u64, sabotage: Option<Sabotage>) -> (u64, u64) {
     assert_eq!(network.finished.len(), 2 * usize::from(connections), "seed {seed}");
     assert_eq!(network.incomplete, 0, "{:?}, {weather:?}, seed {seed}", network.finished);
     network.drain();
-    let unacked = network.finished.iter().filter(|(_, error)| error.is_some()).count() as u64;
-    (network.client.counters().window_probes + network.server.counters().window_probes, unacked)
+    let counters = [network.client.counters(), network.server.counters()];
+    Tally {
+        probes: counters.iter().map(|counters| counters.window_probes).sum(),
+        unacked: network.finished.iter().filter(|(_, error)| error.is_some()).count() as u64,
+        narrowed: counters.iter().map(|counters| counters.mtu_lowered).sum(),
+        reneged: network.reneged,
+        undone: counters.iter().map(|counters| counters.reductions_undone).sum(),
+    }
 }
 
 #[test]
 fn every_byte_arrives_and_both_ends_close_whatever_the_network_does() {
     let seeds = seeds(60);
-    let (probes, unacked) = (0..seeds)
-        .map(|seed| simulate(seed, None))
-        .fold((0, 0), |(probes, unacked), (more, also)| (probes + more, unacked + also));
-    assert!(probes > 0, "no window was ever closed");
+    let tally = (0..seeds).map(|seed| simulate(seed, None)).fold(Tally::default(), core::ops::Add::add);
+    let Tally { probes, unacked, narrowed, reneged, undone } = tally;
+    assert!(probes > 0 && narrowed > 0 && reneged > 0 && undone > 0, "{tally:?}");
     // Every acknowledgement of a FIN was lost until the other end's TIME_WAIT was over.
     assert!(unacked * 1000 <= seeds, "{unacked} ends were never told that all had arrived");
 }
@@ -161,6 +196,7 @@ fn crowd(seed: u64) -> usize {
         corrupt: rng.below(20),
         mark: rng.below(50),
         narrow: rng.chance(200).then(|| (MILLISECOND * rng.below(200) as u32, 1280 + rng.below(200) as u16)),
+        renege: if seed % 8 == 7 { 50 } else { 0 },
     };
     let family = if rng.chance(500) { Family::V4 } else { Family::V6 };
     // Hands that go round large tables would take most of the time.

@@ -32,6 +32,8 @@ pub(super) struct Weather {
     pub(super) mark: u64,
     /// From this time on, larger datagrams are dropped, and their senders told.
     pub(super) narrow: Option<(Duration, u16)>,
+    /// How often a frame has its receiver forget what it has behind holes, and said so.
+    pub(super) renege: u64,
 }
 
 /// What one end of a connection does.
@@ -112,6 +114,10 @@ pub(super) struct Network {
     cookies: bool,
     seed: u64,
     promises: Promises,
+    /// Decides when receivers renege.
+    whims: Rng,
+    /// How often one did.
+    pub(super) reneged: u64,
     /// What is done to the server's frames before they leave.
     sabotage: Option<Sabotage>,
     pub(super) finished: Vec<(bool, Option<Error>)>,
@@ -148,6 +154,8 @@ impl Network {
             cookies: true,
             seed,
             promises: Promises::default(),
+            whims: Rng(!seed),
+            reneged: 0,
             sabotage: None,
             finished: Vec::new(),
             incomplete: 0,
@@ -218,9 +226,13 @@ impl Network {
             }
             let Some(Reverse((_, _, happening))) = self.agenda.pop() else { break };
             match happening {
-                Happening::Arrives(End::Server, frame) => self.arrives_at_server(&frame),
+                Happening::Arrives(End::Server, frame) => {
+                    self.arrives_at_server(&frame);
+                    self.renege(End::Server);
+                }
                 Happening::Arrives(End::Client, frame) => {
                     self.client.handle_frame(self.now, &frame);
+                    self.renege(End::Client);
                 }
                 Happening::Wakes(end, index) => self.pump(end, index),
             }
@@ -232,6 +244,21 @@ impl Network {
             self.flush(end);
         }
         true
+    }
+
+    /// A receiver may go back on its SACK blocks (RFC 2018 §8).
+    fn renege(&mut self, end: End) {
+        if self.weather.renege == 0 || !self.whims.chance(self.weather.renege) {
+            return;
+        }
+        let Stack { connections, shared, .. } = self.stack(end);
+        let mut reneged = 0;
+        for index in 0..connections.slots() {
+            let Some(tcb) = connections.id_at(index).and_then(|id| connections.get_mut(id)) else { continue };
+            reneged += u64::from(tcb.islands() > 0);
+            tcb.discard_islands(shared);
+        }
+        self.reneged += reneged;
     }
 
     fn stack(&mut self, end: End) -> &mut Stack {
@@ -365,7 +392,7 @@ impl Network {
     }
 
     fn carry(&mut self, to: End, frame: Vec<u8>) {
-        let Weather { delay, jitter, loss, duplicate, corrupt, mark, narrow } = self.weather;
+        let Weather { delay, jitter, loss, duplicate, corrupt, mark, narrow, renege: _ } = self.weather;
         if let Err(broken) = self.promises.observe(&frame) {
             panic!("{broken}, seed {}", self.seed);
         }
