@@ -65,7 +65,8 @@ pub struct Config {
     pub nagle: bool,
     /// Most bytes a connection may hold unsent or unacknowledged, if its congestion window is half as large.
     pub send_buffer: u32,
-    /// Most bytes a connection may hold received and unread, out of order included.
+    /// Most bytes a connection may hold received and unread, out of order included, once its window has grown to that:
+    /// it starts with 512 KB, and grows as long as it is what limits the peer.
     pub recv_buffer: u32,
     /// Most bytes all connections together may hold for sending.
     pub send_pool: usize,
@@ -116,7 +117,7 @@ impl Default for Config {
             ecn: false,
             nagle: false,
             send_buffer: 4 << 20,
-            recv_buffer: 512 << 10,
+            recv_buffer: 4 << 20,
             send_pool: 256 << 20,
             recv_pool: 256 << 20,
             max_connections: 1 << 20,

@@ -21,6 +21,7 @@ mod passive;
 mod pool;
 mod pressure;
 mod recv;
+mod recv_growth;
 mod reordering;
 mod resets;
 mod rto;

@@ -7,18 +7,18 @@ use crate::stack::config::Config;
 use crate::stack::event::Error;
 use crate::stack::pool::{CHUNK, Pool};
 
-/// Most bytes a connection may be offered now. The fuller the pool, the less: a peer whose application does not
-/// read must not take what all others need.
-pub(super) fn recv_limit(config: &Config, pool: &Pool) -> u32 {
+/// Most bytes a connection may be offered now whose window has grown to `grown`. The fuller the pool, the less: a peer whose
+/// application does not read must not take what all others need.
+pub(super) fn recv_limit(grown: u32, pool: &Pool) -> u32 {
     const MODERATE: u32 = 64 << 10;
     const SMALL: u32 = 16 << 10;
     let (used, budget) = (pool.used_bytes(), pool.budget_bytes());
     if used <= budget / 2 {
-        config.recv_buffer
+        grown
     } else if used <= budget / 8 * 7 {
-        config.recv_buffer.min(MODERATE)
+        grown.min(MODERATE)
     } else {
-        config.recv_buffer.min(SMALL)
+        grown.min(SMALL)
     }
 }
 

@@ -10,7 +10,7 @@ impl Tcb {
         match &mut self.transfer {
             Some(transfer) if transfer.recv.ready() > 0 => {
                 let len = transfer.recv.read(out, &mut shared.recv_pool);
-                self.window_opened(shared.recv_limit());
+                self.window_opened(self.recv_limit(shared));
                 self.release_idle(shared);
                 Ok(len)
             }
@@ -40,7 +40,7 @@ impl Tcb {
     pub(crate) fn consume(&mut self, len: usize, shared: &mut Shared) {
         if let Some(transfer) = &mut self.transfer {
             transfer.recv.consume(len.min(transfer.recv.ready()), &mut shared.recv_pool);
-            self.window_opened(shared.recv_limit());
+            self.window_opened(self.recv_limit(shared));
             self.release_idle(shared);
         }
     }

@@ -6,6 +6,7 @@ use tcpguard_common::seq::Seq;
 
 use super::{AckOwed, Error, Event, Fin, Incoming, Instant, Shared, State, Tcb, seconds, segment_limit};
 use crate::stack::recv::Placed;
+use crate::stack::recv_growth::Received;
 
 /// What the connection made of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,6 +373,7 @@ impl Tcb {
                 self.rcv_nxt += moved;
                 self.bytes_in += u64::from(moved);
                 self.tell_readable(shared);
+                self.grow_window(now, shared);
                 let filled_hole = moved as usize > data.len() || holes;
                 self.owe_ack_for_data(filled_hole, now, shared);
             }
@@ -390,6 +392,16 @@ impl Tcb {
                 self.release_idle(shared);
             }
         }
+    }
+
+    /// Offers a faster peer more, if the application keeps up.
+    fn grow_window(&mut self, now: Instant, shared: &Shared) {
+        let received = Received {
+            rcv_nxt: self.rcv_nxt,
+            unread: self.transfer.as_ref().map_or(0, |transfer| transfer.recv.ready() as u32),
+            rtt: self.rtt.smoothed(),
+        };
+        self.recv_growth.arrived(&received, shared.config.recv_buffer, now);
     }
 
     /// The peer's FIN is next in order.

@@ -29,6 +29,7 @@ use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
 use super::pressure::{Stall, recv_limit, send_limit};
 use super::recv::RecvBuffer;
+use super::recv_growth::RecvGrowth;
 use super::rto::Rtt;
 use super::scoreboard::{Patience, Scoreboard};
 use super::table::Placed;
@@ -63,11 +64,6 @@ impl Shared {
             send_waiters: VecDeque::new(),
             spare: Vec::new(),
         }
-    }
-
-    /// Most bytes a connection may be offered now.
-    fn recv_limit(&self) -> u32 {
-        recv_limit(&self.config, &self.recv_pool)
     }
 }
 
@@ -177,12 +173,14 @@ pub(crate) struct Tcb {
     /// The initial sequence numbers, ours and the peer's.
     pub(crate) iss: Seq,
     pub(crate) irs: Seq,
-    /// The service it belongs to and the epoch of the cookie that opened it, if it was `adopted`.
-    service: u32,
+    /// The service it belongs to, if a cookie opened it, and that cookie's epoch. There are far fewer services than sixteen
+    /// bits can tell apart.
+    service: u16,
+    /// Challenge acknowledgements in this second, and which it is, modulo 256.
+    challenges: (u8, u8),
     cookie_epoch: u32,
     /// Ticks of [`AGE_TICK`], which wrap after eight years.
     created: u32,
-    adopted: bool,
     pub(crate) link: Link,
     pub(crate) error: Option<Error>,
     /// Whether the end of the connection owes the peer a reset.
@@ -190,8 +188,8 @@ pub(crate) struct Tcb {
     ecn: Ecn,
     /// Stands in the queue for the send pool.
     waits_for_pool: bool,
-    /// Challenge acknowledgements in this second, and which it is, modulo 256.
-    challenges: (u8, u8),
+    /// How far the receive window has grown.
+    recv_growth: RecvGrowth,
 }
 
 /// What comes before the round-trip times is what every segment touches.
@@ -214,7 +212,7 @@ impl Tcb {
         let mss = accepted.mss.min(segment_limit(&key, config));
         let mut tcb = Self::new(key, link, now, (*ack - 1, *seq - 1), mss);
         tcb.state = State::Established;
-        (tcb.adopted, tcb.service, tcb.cookie_epoch) = (true, service, accepted.slot.epoch);
+        (tcb.service, tcb.cookie_epoch) = (service as u16, accepted.slot.epoch);
         (tcb.snd_una, tcb.snd_nxt) = (*ack, *ack);
         if let Some(shift) = accepted.window_scale {
             (tcb.snd_shift, tcb.rcv_shift) = (shift.min(14), accepted.slot.window_scale.min(14));
@@ -296,22 +294,30 @@ impl Tcb {
             id: ConnId { index: 0, generation: 0 },
             iss,
             irs,
-            service: 0,
+            service: Self::NO_SERVICE,
             cookie_epoch: 0,
             created: age_ticks(now),
-            adopted: false,
             link,
             error: None,
             send_reset: false,
             ecn: Ecn::default(),
             waits_for_pool: false,
             challenges: (0, 0),
+            recv_growth: RecvGrowth::default(),
         }
+    }
+
+    /// Of a connection that we opened.
+    const NO_SERVICE: u16 = u16::MAX;
+
+    /// Whether a cookie opened it.
+    fn has_service(&self) -> bool {
+        self.service != Self::NO_SERVICE
     }
 
     /// The epoch of the cookie that opened it.
     pub(crate) fn cookie_epoch(&self) -> Option<u32> {
-        self.adopted.then_some(self.cookie_epoch)
+        self.has_service().then_some(self.cookie_epoch)
     }
 
     /// How long nothing was sent; of an orphan in FIN_WAIT_2, how long it is that.
@@ -362,6 +368,11 @@ impl Tcb {
                 shared.spare.push(transfer);
             }
         }
+    }
+
+    /// Most bytes it may be offered now.
+    fn recv_limit(&self, shared: &Shared) -> u32 {
+        recv_limit(self.recv_growth.limit(shared.config.recv_buffer), &shared.recv_pool)
     }
 
     /// Most bytes it may hold for sending now.
@@ -481,7 +492,7 @@ impl Tcb {
         FlowInfo {
             key: self.key,
             state: self.state,
-            service: self.adopted.then_some(self.service),
+            service: self.has_service().then_some(self.service.into()),
             age: AGE_TICK * age_ticks(now).wrapping_sub(self.created),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,

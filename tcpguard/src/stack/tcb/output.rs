@@ -70,7 +70,7 @@ impl Tcb {
             seq: self.snd_nxt,
             ack: self.rcv_nxt,
             flags: Flags::ACK | self.ecn.echo(),
-            window: self.advertise(config.recv_buffer),
+            window: self.advertise(self.recv_growth.limit(config.recv_buffer)),
             options,
         })
     }
@@ -289,7 +289,7 @@ impl Tcb {
         frame: &mut [u8],
     ) -> Option<usize> {
         let sacks = self.sacks_beside(len, &shared.config);
-        let window = self.advertise(shared.recv_limit());
+        let window = self.advertise(self.recv_limit(shared));
         let options = self.options(now, sacks);
         // New data alone may be marked (RFC 3168 §6.1.4, §6.1.5).
         let markable = self.ecn.is_capable() && len > 0 && seq == self.snd_nxt;
