@@ -10,8 +10,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Action, AttachMode, Backends, Balance, Config, ConfigError, Destination, Events, Filter, FilterSet,
-    Interface, Limits, OnDaemonExit, Part, ProxyProtocol, Responder, Service, ServiceMode, events, near,
+    Action, AttachMode, Backends, Balance, Config, ConfigError, Control, Destination, Events, Filter,
+    FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Part, ProxyProtocol, Readers, Responder,
+    Service, ServiceMode, access, events, near,
 };
 
 /// With room for as many filters as there may be: what is larger is some other file.
@@ -32,6 +33,8 @@ struct RawFile {
     filters: RawFilters,
     #[serde(default)]
     events: RawEvents,
+    #[serde(default)]
+    metrics: RawMetrics,
     secret_file: Option<PathBuf>,
     pin_dir: Option<PathBuf>,
     max_flows: Option<Spanned<i64>>,
@@ -78,6 +81,16 @@ enum RawBackends {
 struct RawControl {
     socket: Option<PathBuf>,
     group: Option<String>,
+    mode: Option<Spanned<String>>,
+    read_socket: Option<PathBuf>,
+    read_group: Option<Spanned<String>>,
+    read_mode: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMetrics {
+    listen: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -207,10 +220,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
         set.map_err(|error| source.error(name.span().start, error.to_string()))?;
         lines.tunables.insert(name.get_ref().clone(), source.line(name.span().start));
     }
-    if let Some(socket) = raw.control.socket {
-        config.control.socket = socket;
-    }
-    config.control.group = raw.control.group;
+    config.control = read_control(&source, raw.control)?;
+    config.metrics = source.maybe(&raw.metrics.listen, |listen| listen.parse::<MetricsListen>())?;
     config.secret_file = raw.secret_file;
     if let Some(dir) = raw.pin_dir {
         config.pin_dir = dir;
@@ -258,6 +269,31 @@ fn read_filters(source: &Source<'_>, raw: &RawFilters) -> Result<FilterSet, Conf
         })?;
     }
     Ok(filters)
+}
+
+fn read_control(source: &Source<'_>, raw: RawControl) -> Result<Control, ConfigError> {
+    let default = Control::default();
+    let read_mode = source.maybe(&raw.read_mode, |mode| access::read_mode(mode))?;
+    let readers = match raw.read_socket {
+        Some(socket) => {
+            let (group, mode) = (raw.read_group.map(Spanned::into_inner), read_mode);
+            Some(Readers { socket, group, mode: mode.unwrap_or(access::DEFAULT_MODE) })
+        }
+        None => match [&raw.read_group, &raw.read_mode].into_iter().flatten().next() {
+            Some(alone) => {
+                let message = "only a daemon with a read_socket has this".to_owned();
+                return Err(source.error(alone.span().start, message));
+            }
+            None => None,
+        },
+    };
+    let mode = source.maybe(&raw.mode, |mode| access::mode(mode))?;
+    Ok(Control {
+        socket: raw.socket.unwrap_or(default.socket),
+        group: raw.group,
+        mode: mode.unwrap_or(default.mode),
+        readers,
+    })
 }
 
 fn read_events(source: &Source<'_>, raw: RawEvents) -> Result<Events, ConfigError> {
@@ -589,6 +625,9 @@ retries = 8
             ("[filters]\ndeny = [\"::/0\"]\nallow = [\"::/0\"]\n", 3, "both denied and allowed"),
             ("[filters]\nallow = [\"deny ::/0\"]\n", 2, "in the list of what to allow"),
             ("[filters]\nblock = []\n", 2, "unknown field `block`"),
+            ("[control]\nmode = \"0666\"\n", 2, "could change everything"),
+            ("[control]\nread_mode = \"0644\"\n", 2, "only a daemon with a read_socket"),
+            ("[metrics]\nlisten = \"9464\"\n", 2, "not an address and port"),
             ("[events]\nhook = []\n", 2, "no program named"),
             ("[events]\nhook = [\"mail\"]\n", 2, "not the absolute path"),
             ("[events]\nhook_time = \"1h\"\n", 2, "out of range, 100ms to 10m"),

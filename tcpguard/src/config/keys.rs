@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use toml::Value;
 
+use super::access::{DEFAULT_MODE, format_mode};
 use super::{
     AttachMode, Balance, CONNECT_TIMEOUT, DEFAULT_PIN_DIR, DEFAULT_SOCKET, MAX_FLOWS, MIN_FLOWS,
     OnDaemonExit, ProxyProtocol, Responder, ServiceMode, TUNABLES, Unit, duration,
@@ -49,7 +50,7 @@ fn one_of(words: &[&str]) -> String {
 
 fn sections() -> Vec<Section> {
     let whole = Section { header: None, help: String::new(), keys: whole() };
-    vec![whole, control(), interface(), service(), filters(), events(), tunables()]
+    vec![whole, control(), metrics(), interface(), service(), filters(), events(), tunables()]
 }
 
 fn whole() -> Vec<Key> {
@@ -82,9 +83,35 @@ fn control() -> Section {
         "[control]",
         "The socket that the other verbs ask.",
         vec![
-            key("socket", DEFAULT_SOCKET, "Its path; mode 0660."),
+            key("socket", DEFAULT_SOCKET, "Its path."),
             key("group", "adm", "Who may use it besides root: a group's name or number."),
+            key(
+                "mode",
+                format_mode(DEFAULT_MODE),
+                "Its permissions; others than owner and group can have none.",
+            ),
+            key(
+                "read_socket",
+                "/run/tcpguard/read.sock",
+                "A second socket, for `tcpguard --control`, on which nothing can be changed: status, stats, flows, events, \
+                 services, filters, config and tune (without a value) are answered there, and nothing that shows what clients \
+                 send, or whether a cookie is valid.",
+            ),
+            key("read_group", "users", "Who may use that one besides root."),
+            key("read_mode", format_mode(DEFAULT_MODE), "Its permissions; 0666 lets everybody read."),
         ],
+    )
+}
+
+fn metrics() -> Section {
+    section(
+        "[metrics]",
+        "Where Prometheus reads the metrics: /metrics over HTTP. Off unless there is a listen.",
+        vec![key(
+            "listen",
+            "127.0.0.1:9464",
+            "An address and port, where everybody who can connect may read, or unix:/PATH, where the control socket's group may.",
+        )],
     )
 }
 
@@ -313,7 +340,7 @@ mod tests {
             let error = error.unwrap_err().to_string();
             let mut known: Vec<_> = error.split('`').skip(3).step_by(2).collect();
             // Tables are keys of the whole file.
-            let tables = ["interface", "service", "tunables", "control", "filters", "events"];
+            let tables = ["interface", "service", "tunables", "control", "filters", "events", "metrics"];
             known.retain(|name| !header.is_empty() || !tables.contains(name));
             known.sort_unstable();
             let mut listed: Vec<_> = section.keys.iter().map(|key| key.name).collect();

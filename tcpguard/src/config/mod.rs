@@ -2,6 +2,7 @@
 //! the running system (does the interface exist, who owns the lock) is asked by `control`.
 #![forbid(unsafe_code)]
 
+mod access;
 mod destination;
 pub mod duration;
 mod edit;
@@ -21,6 +22,7 @@ use std::str::FromStr;
 
 use tcpguard_common::map::{MAX_INTERFACES, MAX_SERVICES};
 
+pub use access::{Control, MetricsListen, Readers};
 pub use destination::{
     BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
     Responder,
@@ -60,6 +62,8 @@ pub struct Config {
     pub secret_file: Option<PathBuf>,
     /// The control socket.
     pub control: Control,
+    /// Where Prometheus reads the metrics; nowhere when `None`.
+    pub metrics: Option<MetricsListen>,
     /// A directory on a BPF file system.
     pub pin_dir: PathBuf,
     /// Flows XDP can know at once, per family, [`MIN_FLOWS`] to [`MAX_FLOWS`].
@@ -124,15 +128,6 @@ pub enum ServiceMode {
     Stateful,
     /// Counted and left to the host.
     Off,
-}
-
-/// Where the daemon listens for commands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Control {
-    /// Path of the Unix socket, mode 0660.
-    pub socket: PathBuf,
-    /// Group that may use it, by name or number; the daemon's own when `None`.
-    pub group: Option<String>,
 }
 
 /// What XDP does with protected ports once the daemon is gone for good.
@@ -314,7 +309,8 @@ impl Config {
             services: Vec::new(),
             tunables: Tunables::default(),
             secret_file: None,
-            control: Control { socket: DEFAULT_SOCKET.into(), group: None },
+            control: Control::default(),
+            metrics: None,
             pin_dir: DEFAULT_PIN_DIR.into(),
             max_flows: tcpguard_common::map::DEFAULT_MAX_FLOWS,
             on_daemon_exit: OnDaemonExit::default(),

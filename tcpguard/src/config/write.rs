@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{
     Action, BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Config, Control, Destination, Events, Filter,
-    FilterSet, Interface, Limits, OnDaemonExit, Service, TUNABLES, Tunables, Unit, duration,
+    FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Service, TUNABLES, Tunables, Unit, access,
+    duration,
 };
 
 /// What a file cannot say.
@@ -22,6 +23,7 @@ struct File<'a> {
     max_flows: u32,
     on_daemon_exit: String,
     control: ControlTable<'a>,
+    metrics: MetricsTable,
     interface: Vec<InterfaceTable<'a>>,
     service: Vec<ServiceTable>,
     filters: FiltersTable,
@@ -33,6 +35,15 @@ struct File<'a> {
 struct ControlTable<'a> {
     socket: &'a str,
     group: Option<&'a str>,
+    mode: String,
+    read_socket: Option<&'a str>,
+    read_group: Option<&'a str>,
+    read_mode: Option<String>,
+}
+
+#[derive(Serialize)]
+struct MetricsTable {
+    listen: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -92,7 +103,8 @@ impl Config {
             services,
             tunables,
             secret_file,
-            control: Control { socket, group },
+            control,
+            metrics,
             pin_dir,
             max_flows,
             on_daemon_exit,
@@ -104,7 +116,8 @@ impl Config {
             pin_dir: utf8(pin_dir)?,
             max_flows: *max_flows,
             on_daemon_exit: OnDaemonExit::to_string(on_daemon_exit),
-            control: ControlTable { socket: utf8(socket)?, group: group.as_deref() },
+            control: control_table(control)?,
+            metrics: MetricsTable { listen: metrics.as_ref().map(MetricsListen::to_string) },
             interface: interfaces.iter().map(interface_table).collect(),
             // What goes to the program around us is said by that program.
             service: services
@@ -123,6 +136,19 @@ impl Config {
 
 fn utf8(path: &Path) -> Result<&str, NotUtf8> {
     path.to_str().ok_or_else(|| NotUtf8(path.to_owned()))
+}
+
+fn control_table(control: &Control) -> Result<ControlTable<'_>, NotUtf8> {
+    let Control { socket, group, mode, readers } = control;
+    let readers = readers.as_ref();
+    Ok(ControlTable {
+        socket: utf8(socket)?,
+        group: group.as_deref(),
+        mode: access::format_mode(*mode),
+        read_socket: readers.map(|readers| utf8(&readers.socket)).transpose()?,
+        read_group: readers.and_then(|readers| readers.group.as_deref()),
+        read_mode: readers.map(|readers| access::format_mode(readers.mode)),
+    })
 }
 
 fn interface_table(interface: &Interface) -> InterfaceTable<'_> {
@@ -200,7 +226,7 @@ fn tunables_table(tunables: &Tunables) -> BTreeMap<&'static str, Number> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AttachMode, ProxyProtocol, ServiceMode, file};
+    use crate::config::{AttachMode, ProxyProtocol, Readers, ServiceMode, file};
     use proptest::prelude::*;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
@@ -242,7 +268,10 @@ mod tests {
             limits,
         });
         config.secret_file = Some("/a b/\\\"\n\u{e9}".into());
-        config.control = Control { socket: "/s".into(), group: Some("adm".into()) };
+        let readers = Readers { socket: "/r".into(), group: Some("users".into()), mode: 0o666 };
+        config.control =
+            Control { socket: "/s".into(), group: Some("adm".into()), mode: 0o600, readers: Some(readers) };
+        config.metrics = Some("unix:/m".parse().unwrap());
         config.pin_dir = "/pins".into();
         config.max_flows = 4096;
         config.on_daemon_exit = OnDaemonExit::Drop;

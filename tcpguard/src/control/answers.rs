@@ -161,7 +161,7 @@ impl Guard {
         }
     }
 
-    fn services(&self) -> Vec<wire::Service> {
+    pub(super) fn services(&self) -> Vec<wire::Service> {
         // All engines share the backends.
         let specs = self.engines().first().map(|engine| engine.services.specs()).unwrap_or_default();
         let services = self.modes.known();
@@ -251,7 +251,7 @@ impl Guard {
     }
 
     /// What was counted of a service since the start: of what was done, and of what only would have been.
-    fn counted_of(&self, id: u32) -> Result<[ServiceCounters; 2], DaemonError> {
+    pub(super) fn counted_of(&self, id: u32) -> Result<[ServiceCounters; 2], DaemonError> {
         let [done, would] = self.counted_before.borrow().get(&id).copied().unwrap_or_default();
         Ok([
             self.dataplane.service_counters(id, false)?.since(&done),

@@ -184,6 +184,11 @@ impl Attacks {
         self.hook.offer(&event);
     }
 
+    /// How many there have been.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.get()
+    }
+
     /// The attacks that are on.
     pub(super) fn ongoing(&self) -> Vec<wire::Attack> {
         let watches = self.watches.borrow();

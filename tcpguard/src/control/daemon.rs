@@ -26,6 +26,7 @@ use crate::service::Application;
 use super::attacks::ATTACK_TICK;
 use super::confirm::{self, Probation};
 use super::descriptors;
+use super::doors::{self, Doors};
 use super::filters::Filters;
 use super::guard::{Applications, Guard};
 use super::hook;
@@ -35,7 +36,7 @@ use super::monitor;
 use super::notify::Notify;
 use super::ports;
 use super::reload::{self, Origin};
-use super::server::{self, Server, ServerError};
+use super::socket::ListenError;
 use super::strict::FORGERY_TICK;
 
 /// Epoch boundaries are at least half a second apart, and the wall clock may be set at any time: the keys are looked
@@ -70,9 +71,9 @@ pub enum DaemonError {
         #[source]
         source: SocketError,
     },
-    /// The control socket.
-    #[error("control socket {0}")]
-    Control(#[from] ServerError),
+    /// A socket for clients: control, readers or metrics.
+    #[error("socket for clients: {0}")]
+    Control(#[from] ListenError),
     /// An engine did not start.
     #[error("{interface} queue {queue}: {source}")]
     Engine {
@@ -135,8 +136,14 @@ impl DaemonError {
                     | DataplaneError::TooManyInterfaces { .. }
                     | DataplaneError::TooManyServices { .. }
             ),
-            Self::Control(ServerError::System { source, .. }) => {
-                matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
+            Self::Control(ListenError::System { source, .. } | ListenError::Address { source, .. }) => {
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::InvalidInput
+                        | io::ErrorKind::AddrInUse
+                        | io::ErrorKind::AddrNotAvailable
+                )
             }
             Self::Control(_) => true,
             Self::Config(_) | Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
@@ -251,18 +258,16 @@ async fn live(daemon: Daemon) -> Result<(Rc<Guard>, Result<(), DaemonError>), Da
     descriptors::raise_limit();
     // From here on a signal ends the daemon in order.
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
-    let group = config.control.group.clone();
-    let socket = config.control.socket.clone();
-    let (mut guard, server) =
-        Guard::start(config, &applications, || Server::bind(&socket, group.as_deref()))?;
+    let (control, metrics) = (config.control.clone(), config.metrics.clone());
+    let (mut guard, doors) = Guard::start(config, &applications, || Doors::open(&control, metrics.as_ref()))?;
     guard.origin = origin;
     guard.probation = RefCell::new(confirm.map(Probation::of_start));
     let guard = Rc::new(guard);
     info!("{}", guard.banner());
-    info!(control = %server.path().display(), "ready");
+    info!(control = %doors.control_path().display(), "ready");
     let manager = Notify::from_environment();
     manager.ready(&guard.banner());
-    let end = serve(&guard, &server, &mut signals, &manager).await;
+    let end = serve(&guard, &doors, &mut signals, &manager).await;
     Ok((guard, end))
 }
 
@@ -275,12 +280,12 @@ fn check(config: &Config) -> Result<(), DaemonError> {
     if let Some(path) = config.secret_file.as_deref().filter(|path| path.exists()) {
         MasterSecret::from_file(path)?;
     }
-    Ok(server::check(&config.control.socket, config.control.group.as_deref())?)
+    Ok(doors::check(&config.control)?)
 }
 
 async fn serve(
     guard: &Rc<Guard>,
-    server: &Server,
+    doors: &Doors,
     signals: &mut Signals,
     manager: &Notify,
 ) -> Result<(), DaemonError> {
@@ -305,7 +310,7 @@ async fn serve(
     };
     let told = tokio::select! {
         told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into()))),
-        () = server.serve(Rc::clone(guard)) => return Ok(()),
+        () = doors.serve(guard) => return Ok(()),
     };
     manager.stopping();
     let time = guard.drain_time();
@@ -326,7 +331,7 @@ async fn serve(
             warn!(signal = name, "not waiting for connections to finish");
             drain(guard, Duration::ZERO).await;
         }
-        () = server.serve(Rc::clone(guard)) => {}
+        () = doors.serve(guard) => {}
     }
     end
 }

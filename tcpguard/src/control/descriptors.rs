@@ -5,7 +5,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
 use super::daemon::DaemonError;
-use super::server::Limits;
 
 /// Kept for files that are opened for a moment.
 const SPARE: usize = 16;
@@ -20,13 +19,13 @@ pub(super) fn raise_limit() {
     }
 }
 
-/// How many relayed connections, one descriptor each, there is room for beside what is open now and every control client.
-/// `wanted` is what the services' own limits allow; the limit is raised beyond its hard value for them where that may be.
+/// How many relayed connections, one descriptor each, there is room for beside what is open now and so many
+/// clients of the daemon's own. `wanted` is what the services' own limits allow; the limit is raised beyond its hard value for them where that may be.
 ///
 /// # Errors
 /// `Descriptors` when there is none.
-pub(super) fn room(wanted: usize) -> Result<usize, DaemonError> {
-    let needed = open_now() + Limits::default().clients + SPARE;
+pub(super) fn room(wanted: usize, clients: usize) -> Result<usize, DaemonError> {
+    let needed = open_now() + clients + SPARE;
     let Some(mut limit) = getrlimit(Resource::Nofile).current else { return Ok(usize::MAX / 2) };
     let enough = (needed + wanted) as u64;
     let raised = Rlimit { current: Some(enough), maximum: Some(enough) };

@@ -10,7 +10,8 @@ use tcpguard_common::map::MAX_QUEUES;
 use crate::config::{AttachMode, Config, Interface};
 use crate::dataplane::{Feature, InterfaceFacts, LinkState, SocketConfig, features};
 
-use super::{ports, server};
+use super::socket::ListenError;
+use super::{doors, ports};
 
 /// The oldest kernel that has everything.
 const KERNEL: (u32, u32) = (6, 6);
@@ -376,9 +377,9 @@ fn routing_headers() -> impl Iterator<Item = Finding> {
 
 fn control_socket(config: &Config) -> Finding {
     let control = &config.control;
-    match server::check(&control.socket, control.group.as_deref()) {
+    match doors::check(control) {
         Ok(()) => finding("control socket", Verdict::Good, control.socket.display().to_string(), ""),
-        Err(error @ server::ServerError::InUse(_)) => {
+        Err(error @ ListenError::InUse(_)) => {
             finding("control socket", Verdict::Note, error.to_string(), "`tcpguard status` asks that one")
         }
         Err(error) => {

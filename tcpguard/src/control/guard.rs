@@ -32,6 +32,7 @@ use super::attacks::Attacks;
 use super::confirm::Probation;
 use super::daemon::DaemonError;
 use super::descriptors;
+use super::doors;
 use super::filters::SharedFilters;
 use super::hook::Hook;
 use super::limits::limits;
@@ -39,7 +40,7 @@ use super::modes::{self, Modes};
 use super::monitor::Monitors;
 use super::protocol as wire;
 use super::reload::Origin;
-use super::server::{Server, ServerError};
+use super::socket::ListenError;
 use super::strict::Strict;
 
 /// A heartbeat older than this is stale. Engines beat at least every tenth of it.
@@ -108,13 +109,13 @@ impl Engine {
 }
 
 impl Guard {
-    /// Loads, attaches, starts the engines, and arms. `bind` opens the control socket once the interfaces are ours.
+    /// Loads, attaches, starts the engines, and arms. `bind` opens the sockets for clients once the interfaces are ours.
     /// On an error everything is as it was: what a previous daemon left stays, what is new goes.
-    pub(super) fn start(
+    pub(super) fn start<S>(
         config: Config,
         applications: &Applications,
-        bind: impl FnOnce() -> Result<Server, ServerError>,
-    ) -> Result<(Self, Server), DaemonError> {
+        bind: impl FnOnce() -> Result<S, ListenError>,
+    ) -> Result<(Self, S), DaemonError> {
         let options = LoadOptions {
             pin_dir: config.pin_dir.clone(),
             max_flows: config.max_flows,
@@ -354,9 +355,9 @@ fn give_up(dataplane: Dataplane) {
 }
 
 /// All that can fail before the guard runs.
-struct Started {
+struct Started<S> {
     attached: Vec<Attached>,
-    server: Server,
+    server: S,
     prepared: Prepared,
     engines: Vec<Engine<ReadyEngine>>,
     filters: SharedFilters,
@@ -364,12 +365,12 @@ struct Started {
     counted_before: Vec<[ServiceCounters; 2]>,
 }
 
-impl Started {
+impl<S> Started<S> {
     fn new(
         dataplane: &mut Dataplane,
         config: &Config,
         applications: &Applications,
-        bind: impl FnOnce() -> Result<Server, ServerError>,
+        bind: impl FnOnce() -> Result<S, ListenError>,
     ) -> Result<Self, DaemonError> {
         dataplane.hold(&modes::first_entries(&config.services, &[]), on_exit(config))?;
         let attached = attach(dataplane, config)?;
@@ -378,7 +379,7 @@ impl Started {
         let (tap, reader) = tap();
         let prepared = Prepared::new(dataplane, config, &attached, services, tap)?;
         let engines = prepared.engines(dataplane, config, &attached)?;
-        prepared.descriptors.limit_to(descriptors::room(wanted_connections(config))?);
+        prepared.descriptors.limit_to(descriptors::room(wanted_connections(config), doors::clients(config))?);
         prepared.write(dataplane, config)?;
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
         let monitors = Monitors::new(dataplane.trace_ring()?, reader);

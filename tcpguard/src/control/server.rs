@@ -4,19 +4,19 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
+use super::socket::{ListenError, Socket, SocketSpec};
 
 /// What one client may take from the daemon and from other clients.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,9 @@ impl Default for Limits {
     }
 }
 
+/// What a reader is told.
+const ONLY_READING: &str =
+    "this socket is for reading alone; ask through the control socket, as root or one of its group";
 /// How long a client that waits already may take to be let in.
 const AT_ONCE: Duration = Duration::from_millis(10);
 /// Pause when not even the reserved descriptor lets a client in.
@@ -56,86 +59,36 @@ pub trait Handler {
     fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, Refusal>>;
 }
 
-/// Why the daemon cannot listen. Displays as one line.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// A daemon answers there already.
-    #[error("{}: another daemon listens there; give this one a control socket of its own", .0.display())]
-    InUse(PathBuf),
-    /// Something that is no socket is there, and is not ours to remove.
-    #[error("{}: exists and is not a socket", .0.display())]
-    NotASocket(PathBuf),
-    /// No such group on this machine.
-    #[error("unknown group `{0}`")]
-    UnknownGroup(String),
-    /// The system refused.
-    #[error("{}: {source}", path.display())]
-    System {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+/// What may be asked through a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Everything.
+    All,
+    /// What [`Request::is_for_readers`] says.
+    Read,
 }
 
-/// A listening control socket. Its file is removed when this is dropped.
+/// A listening control socket.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
+    socket: Socket,
+    rights: Rights,
     limits: Limits,
     /// Kept back from the beginning: when clients come, there may be none left.
     reserve: RefCell<Option<File>>,
 }
 
-/// Refuses what [`Server::bind`] would refuse, and touches nothing.
-pub fn check(path: &Path, group: Option<&str>) -> Result<(), ServerError> {
-    group.map(group_id).transpose()?;
-    let system = |source| ServerError::System { path: path.to_owned(), source };
-    // sockaddr_un has room for 108 bytes, its terminating zero and the suffix of the temporary name included.
-    if path.as_os_str().len() > 90 {
-        return Err(system(io::Error::new(io::ErrorKind::InvalidInput, "too long for the path of a socket")));
-    }
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(system(error)),
-        Ok(meta) if !meta.file_type().is_socket() => Err(ServerError::NotASocket(path.to_owned())),
-        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => Err(ServerError::InUse(path.to_owned())),
-            // Left behind by a daemon that was killed.
-            Err(_) => Ok(()),
-        },
-    }
-}
-
 impl Server {
-    /// Listens on `path`, mode 0660, owned by `group`. Replaces the socket of a daemon that was killed.
-    pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, ServerError> {
-        check(path, group)?;
-        let system = |source| ServerError::System { path: path.to_owned(), source };
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(system)?;
-        }
-        // Under another name until owner and mode are right: nobody can connect in between.
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        drop(std::fs::remove_file(&temporary));
-        let listener = UnixListener::bind(&temporary).map_err(system)?;
-        let renamed = open_to(&temporary, group).and_then(|()| std::fs::rename(&temporary, path));
-        if let Err(error) = renamed {
-            drop(std::fs::remove_file(&temporary));
-            return Err(system(error));
-        }
-        let inode = path.symlink_metadata().map_err(system)?.ino();
+    /// Listens as `spec` says. Replaces the socket of a daemon that was killed.
+    pub fn bind(spec: &SocketSpec<'_>, rights: Rights) -> Result<Self, ListenError> {
+        let socket = Socket::bind(spec)?;
         let reserve = RefCell::new(File::open("/dev/null").ok());
-        Ok(Self { listener, path: path.to_owned(), inode, limits: Limits::default(), reserve })
+        Ok(Self { socket, rights, limits: Limits::default(), reserve })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.socket.path()
     }
 
     /// Serves under other limits.
@@ -146,11 +99,11 @@ impl Server {
 
     /// Serves clients until it is dropped. Needs a `LocalSet`.
     pub async fn serve<H: Handler + 'static>(&self, handler: Rc<H>) {
-        let limits = self.limits;
+        let (limits, rights) = (self.limits, self.rights);
         let places = Arc::new(Semaphore::new(limits.clients));
         let mut reserve = Reserve::new(self.reserve.take());
         loop {
-            let client = match self.listener.accept().await {
+            let client = match self.socket.listener().accept().await {
                 Ok((client, _)) => client,
                 Err(error) => match self.accept_on_reserve(&error, &mut reserve).await {
                     Some(client) => client,
@@ -162,7 +115,7 @@ impl Server {
                 Ok(place) => {
                     let handler = Rc::clone(&handler);
                     tokio::task::spawn_local(async move {
-                        serve_client(client, &*handler, &limits).await;
+                        serve_client(client, &*handler, rights, &limits).await;
                         drop(place);
                     });
                 }
@@ -177,7 +130,7 @@ impl Server {
     /// another by now, and is told and hung up on otherwise. When even the reserved one is gone, clients wait a little.
     async fn accept_on_reserve(&self, error: &io::Error, reserve: &mut Reserve) -> Option<UnixStream> {
         reserve.spend(error);
-        let accepted = timeout(AT_ONCE, self.listener.accept()).await;
+        let accepted = timeout(AT_ONCE, self.socket.listener().accept()).await;
         reserve.refill();
         match accepted {
             Ok(Ok((client, _))) if reserve.file.is_some() => return Some(client),
@@ -187,35 +140,6 @@ impl Server {
         reserve.refill();
         None
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Not if another daemon's socket has taken its place.
-        if self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == self.inode) {
-            drop(std::fs::remove_file(&self.path));
-        }
-    }
-}
-
-fn open_to(path: &Path, group: Option<&str>) -> io::Result<()> {
-    if let Some(group) = group {
-        let gid = group_id(group).map_err(io::Error::other)?;
-        std::os::unix::fs::chown(path, None, Some(gid))?;
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
-}
-
-/// A group's number, from its number or its name in /etc/group.
-fn group_id(group: &str) -> Result<u32, ServerError> {
-    let unknown = || ServerError::UnknownGroup(group.to_owned());
-    if let Ok(gid) = group.parse() {
-        return Ok(gid);
-    }
-    let groups = std::fs::read_to_string("/etc/group").map_err(|_| unknown())?;
-    let mut fields = groups.lines().map(|line| line.split(':'));
-    let gid = fields.find_map(|mut fields| (fields.next() == Some(group)).then(|| fields.nth(1)).flatten());
-    gid.and_then(|gid| gid.parse().ok()).ok_or_else(unknown)
 }
 
 /// A descriptor kept back, and whether it is being lived on.
@@ -260,12 +184,15 @@ fn turn_away(client: &UnixStream, why: &str) {
     drop(client.try_write(&reply.to_line()));
 }
 
-async fn serve_client(mut client: UnixStream, handler: &impl Handler, limits: &Limits) {
+async fn serve_client(mut client: UnixStream, handler: &impl Handler, rights: Rights, limits: &Limits) {
     let mut buffer = Vec::new();
     loop {
         let read = timeout(limits.request_time, read_line(&mut client, &mut buffer)).await;
         let (reply, more) = match read {
             Ok(Ok(line)) => match Request::from_line(&line) {
+                Ok(request) if rights == Rights::Read && !request.is_for_readers() => {
+                    (Reply::bad_input(ONLY_READING), true)
+                }
                 Ok(request) => match handler.follow(&request) {
                     Some(Ok(replies)) => return follow(client, replies, limits).await,
                     Some(Err(refusal)) => (Reply::Error(refusal), true),
@@ -360,6 +287,7 @@ mod tests {
     use crate::starved;
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream as Blocking;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Answers `tune` at once, `flows` at length, and never answers anything else.
@@ -406,10 +334,15 @@ mod tests {
 
     /// Runs `clients` on a thread of its own against a server that `Picky` answers for.
     fn against_server(name: &str, clients: impl FnOnce(&Path) + Send + 'static) {
+        against(Rights::All, name, clients);
+    }
+
+    fn against(rights: Rights, name: &str, clients: impl FnOnce(&Path) + Send + 'static) {
         let path = directory(name).join("s");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let server = Server::bind(&path, None).unwrap().with_limits(QUICK);
+            let spec = SocketSpec { path: &path, group: None, mode: 0o660 };
+            let server = Server::bind(&spec, rights).unwrap().with_limits(QUICK);
             let socket = path.clone();
             let clients = tokio::task::spawn_blocking(move || clients(&socket));
             tokio::select! {
@@ -570,25 +503,19 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_0660_replaces_a_dead_one_and_spares_what_is_not_a_dead_socket() {
-        let directory = directory("bind");
-        let path = directory.join("s");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _guard = runtime.enter();
-        // Dropping a std listener leaves its file behind, as SIGKILL does.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let server = Server::bind(&path, Some("0")).unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o660);
-        assert!(matches!(Server::bind(&path, None), Err(ServerError::InUse(_))));
-        drop(server);
-        assert!(!path.exists());
-
-        std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Server::bind(&path, None), Err(ServerError::NotASocket(_))));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-        let error = Server::bind(&directory.join("t"), Some("no-such-group")).unwrap_err();
-        assert_eq!(error.to_string(), "unknown group `no-such-group`");
-        assert!(!directory.join("t").exists());
-        std::fs::remove_dir_all(directory).unwrap();
+    fn a_reader_may_read_and_nothing_else() {
+        against(Rights::Read, "reader", |path| {
+            assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
+            let change = Request::Tune { name: Some("n".into()), value: Some("1".into()), save: false };
+            for request in
+                [change, Request::Confirm {}, Request::Monitor { reasons: vec![], services: vec![] }]
+            {
+                let Ok(Reply::Error(refusal)) = Client::new(path).ask(&request) else {
+                    panic!("{request:?}")
+                };
+                assert_eq!(refusal.kind, Fault::BadInput);
+                assert!(refusal.message.contains("for reading alone"), "{}", refusal.message);
+            }
+        });
     }
 }

@@ -64,11 +64,13 @@ pub struct Gaps {
     pub buckets: [u64; GAP_BUCKETS],
     /// The longest, nanoseconds.
     pub max: u64,
+    /// All together, nanoseconds.
+    pub sum: u64,
 }
 
 impl Default for Gaps {
     fn default() -> Self {
-        Self { buckets: [0; GAP_BUCKETS], max: 0 }
+        Self { buckets: [0; GAP_BUCKETS], max: 0, sum: 0 }
     }
 }
 
@@ -77,6 +79,7 @@ impl Gaps {
         let bits = (u64::BITS - (nanoseconds / 1000).leading_zeros()) as usize;
         self.buckets[bits.min(GAP_BUCKETS - 1)] += 1;
         self.max = self.max.max(nanoseconds);
+        self.sum = self.sum.saturating_add(nanoseconds);
     }
 
     /// An upper bound of the `percent`th percentile in microseconds, to a power of two.
@@ -168,7 +171,7 @@ mod tests {
         gaps.record(3_000_000);
         assert_eq!((gaps.percentile(50.0), gaps.percentile(99.0)), (1, 1));
         assert_eq!(gaps.percentile(100.0), 4096);
-        assert_eq!(gaps.max, 3_000_000);
+        assert_eq!((gaps.max, gaps.sum), (3_000_000, 99 * 900 + 3_000_000));
         gaps.record(u64::MAX);
         assert_eq!(gaps.buckets[19], 1);
     }

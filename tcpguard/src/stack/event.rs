@@ -18,7 +18,7 @@ pub struct ConnId {
 }
 
 /// The states of RFC 9293 §3.3.2. LISTEN is not a connection's: it is the cookie's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
     /// Active open: our SYN is out.
     SynSent,

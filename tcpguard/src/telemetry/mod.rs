@@ -4,6 +4,7 @@
 pub mod advice;
 pub mod attack;
 pub mod log;
+pub mod metrics;
 pub mod packet;
 pub mod pcapng;
 pub mod throttle;

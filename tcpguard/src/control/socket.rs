@@ -1,0 +1,185 @@
+//! A listening Unix socket: its file, who owns it, and what becomes of it. Who connects is others' business.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use tokio::net::UnixListener;
+
+/// `sockaddr_un` has room for 108 bytes, its terminating zero and the suffix of the temporary name included.
+const MAX_PATH: usize = 90;
+
+/// Where to listen, and who may connect.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketSpec<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// The file's group, by name or number; the process's when `None`.
+    pub group: Option<&'a str>,
+    /// The file's permissions.
+    pub mode: u32,
+}
+
+/// Why the daemon cannot listen. Displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// A daemon answers there already.
+    #[error("{}: another daemon listens there; give this one a control socket of its own", .0.display())]
+    InUse(PathBuf),
+    /// Something that is no socket is there, and is not ours to remove.
+    #[error("{}: exists and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// No such group on this machine.
+    #[error("unknown group `{0}`")]
+    UnknownGroup(String),
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    System {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system refused an address and port.
+    #[error("{addr}: {source}")]
+    Address {
+        /// Which.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A listening socket. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketSpec<'_> {
+    /// Refuses what [`Socket::bind`] would refuse, and touches nothing.
+    pub fn check(&self) -> Result<(), ListenError> {
+        let Self { path, group, mode: _ } = self;
+        group.map(group_id).transpose()?;
+        let system = |source| ListenError::System { path: path.to_path_buf(), source };
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(system(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "too long for the path of a socket",
+            )));
+        }
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(system(error)),
+            Ok(meta) if !meta.file_type().is_socket() => Err(ListenError::NotASocket(path.to_path_buf())),
+            Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+                Ok(_) => Err(ListenError::InUse(path.to_path_buf())),
+                // Left behind by a daemon that was killed.
+                Err(_) => Ok(()),
+            },
+        }
+    }
+
+    fn open_to(&self, path: &Path) -> io::Result<()> {
+        if let Some(group) = self.group {
+            let gid = group_id(group).map_err(io::Error::other)?;
+            std::os::unix::fs::chown(path, None, Some(gid))?;
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(self.mode))
+    }
+}
+
+impl Socket {
+    /// Listens as `spec` says. Replaces the socket of a daemon that was killed.
+    pub(super) fn bind(spec: &SocketSpec<'_>) -> Result<Self, ListenError> {
+        spec.check()?;
+        let path = spec.path;
+        let system = |source| ListenError::System { path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(system)?;
+        }
+        // Under another name until owner and mode are right: nobody can connect in between.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        drop(std::fs::remove_file(&temporary));
+        let listener = UnixListener::bind(&temporary).map_err(system)?;
+        let renamed = spec.open_to(&temporary).and_then(|()| std::fs::rename(&temporary, path));
+        if let Err(error) = renamed {
+            drop(std::fs::remove_file(&temporary));
+            return Err(system(error));
+        }
+        let inode = path.symlink_metadata().map_err(system)?.ino();
+        Ok(Self { listener, path: path.to_owned(), inode })
+    }
+
+    /// What to accept from.
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Not if another daemon's socket has taken its place.
+        if self.path.symlink_metadata().is_ok_and(|meta| meta.ino() == self.inode) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// A group's number, from its number or its name in /etc/group.
+fn group_id(group: &str) -> Result<u32, ListenError> {
+    let unknown = || ListenError::UnknownGroup(group.to_owned());
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let groups = std::fs::read_to_string("/etc/group").map_err(|_| unknown())?;
+    let mut fields = groups.lines().map(|line| line.split(':'));
+    let gid = fields.find_map(|mut fields| (fields.next() == Some(group)).then(|| fields.nth(1)).flatten());
+    gid.and_then(|gid| gid.parse().ok()).ok_or_else(unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_has_its_mode_replaces_a_dead_one_and_spares_what_is_not_a_dead_socket() {
+        let directory = std::env::temp_dir().join(format!("tcpguard-socket-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("s");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _guard = runtime.enter();
+        // Dropping a std listener leaves its file behind, as SIGKILL does.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let spec = SocketSpec { path: &path, group: Some("0"), mode: 0o660 };
+        let socket = Socket::bind(&spec).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o660);
+        assert!(matches!(Socket::bind(&spec), Err(ListenError::InUse(_))));
+        drop(socket);
+        assert!(!path.exists());
+        let socket = Socket::bind(&SocketSpec { group: None, mode: 0o604, ..spec }).unwrap();
+        assert_eq!(mode(&path), 0o604);
+        drop(socket);
+
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(Socket::bind(&spec), Err(ListenError::NotASocket(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        let other = directory.join("t");
+        let error = Socket::bind(&SocketSpec { path: &other, group: Some("no-such-group"), mode: 0o660 })
+            .unwrap_err();
+        assert_eq!(error.to_string(), "unknown group `no-such-group`");
+        assert!(!other.exists());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}
