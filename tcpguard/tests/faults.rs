@@ -3,16 +3,17 @@
 
 mod support;
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support::{Guarded, lab_object, wait_for};
-use xtask::lab::{GUARD_ADDRESS, LabConfig};
+use support::raw::{RawPort, linux_options};
+use support::{Guarded, assert_same, lab_object, wait_for};
+use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
 
 const BACKEND: &str = "127.0.0.1:9000";
 /// The service with [`BACKEND`] behind it, and the one that discards.
@@ -27,7 +28,7 @@ fn guarded(more: &[&str]) -> Guarded {
     Guarded::up(LabConfig::new(lab_object()), &arguments)
 }
 
-fn connect(guarded: &Guarded, port: u16) -> std::io::Result<TcpStream> {
+fn connect(guarded: &Guarded, port: u16) -> io::Result<TcpStream> {
     let connect = || TcpStream::connect_timeout(&(GUARD_ADDRESS, port).into(), SOON);
     let stream = guarded.lab.client().enter(connect).expect("the client's namespace")?;
     stream.set_read_timeout(Some(SOON))?;
@@ -85,7 +86,7 @@ impl Server {
 /// Asks once; whether there was an answer. What is no answer must be a reset or an end.
 fn ask(guarded: &Guarded) -> bool {
     let mut answer = [0];
-    let mut asked = || -> std::io::Result<usize> {
+    let mut asked = || -> io::Result<usize> {
         let mut stream = connect(guarded, RELAYED)?;
         stream.write_all(b"x")?;
         stream.read(&mut answer)
@@ -214,4 +215,147 @@ fn a_full_flow_map_resets_newcomers_and_takes_them_again_once_there_is_room() {
         stream.write_all(b"x").and_then(|()| stream.shutdown(Shutdown::Write)).is_ok()
             && stream.read(&mut [0]).is_ok_and(|read| read == 0)
     });
+}
+
+/// More than the receive ring and the fill ring hold, sent while nobody empties the one and fills the other.
+#[test]
+fn out_of_frames_the_kernel_drops_what_comes_until_the_engine_gives_them_back() {
+    let mut guarded = guarded(&["--set", "flow-rate=1000"]);
+    let raw = RawPort::open(&guarded.lab, [10, 77, 0, 99].into());
+    let handshake = raw.syn(50_000, DISCARD, 7, linux_options()).expect("a SYN-ACK");
+    let acknowledgement = raw.frame(50_000, DISCARD, &handshake.ack(b""));
+    raw.send(&acknowledgement);
+    wait_for("the connection", SOON, || count(&guarded, "engine", "connections") == 1);
+    let dropped = |guarded: &Guarded| count(guarded, "ring", "rx-fill-ring-empty");
+    assert_eq!(dropped(&guarded), 0);
+    wait_for("the kernel to run out of frames", SOON, || {
+        guarded.daemon().signal(Signal::STOP).expect("stopping the daemon");
+        // In a moment XDP will hold the heartbeat for stale, and redirect nothing more.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(200) {
+            (0..100).for_each(|_| raw.try_send(&acknowledgement));
+        }
+        guarded.daemon().signal(Signal::CONT).expect("letting it go on");
+        dropped(&guarded) > 0
+    });
+    check_frames(&guarded);
+    let server = Server::start(&guarded);
+    wait_for("service to be restored", SOON, || ask(&guarded));
+    server.kill();
+    assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1, "the flow whose frames were lost");
+}
+
+#[test]
+fn a_full_time_wait_table_forgets_old_ones_and_delays_nobody() {
+    const LIMIT: u64 = 64;
+    let guarded = guarded(&["--set", "time-wait-limit=100"]);
+    guarded.backend.file("page", 100).expect("a page");
+    let fetch = |times: usize| {
+        let url = guarded.url("page");
+        let requests: Vec<_> = (0..times).flat_map(|_| ["--output", "/dev/null", &url]).collect();
+        // HTTP/1.0: the server closes first.
+        let output = guarded.curl(&[&["--http1.0"], &requests[..]].concat());
+        assert!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let waiting = || count(&guarded, "engine", "time-wait");
+    fetch(100);
+    wait_for("a full table", SOON, || waiting() == 100);
+    assert_eq!(guarded.stack("time-wait-evicted"), 0);
+    guarded.tune("time-wait-limit", &LIMIT.to_string());
+    wait_for("the smaller limit to hold", SOON, || waiting() == LIMIT);
+    assert_eq!(guarded.stack("time-wait-evicted"), 100 - LIMIT);
+    fetch(200);
+    wait_for("every connection to end", SOON, || guarded.stack("time-wait-entered") == 300);
+    assert_eq!((waiting(), guarded.stack("time-wait-evicted")), (LIMIT, 300 - LIMIT));
+    assert_eq!(guarded.flows(Some("TIME_WAIT")).len() as u64, LIMIT);
+    guarded.tune("time-wait", "100ms");
+    wait_for("the rest to end", SOON, || waiting() == 0);
+    assert_eq!(count(&guarded, "engine", "connections"), 0);
+}
+
+/// Asks again and again, as an impatient client does, until there is an answer or it is `over`. How long that took since
+/// `begun`, and how many attempts failed.
+fn keep_trying(begun: Instant, over: &AtomicBool) -> Option<(Duration, u64)> {
+    let tried = || -> io::Result<()> {
+        let address = (GUARD_ADDRESS, RELAYED).into();
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(250))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])
+    };
+    let mut failed = 0;
+    while !over.load(Ordering::Relaxed) {
+        if tried().is_ok() {
+            return Some((begun.elapsed(), failed));
+        }
+        failed += 1;
+    }
+    None
+}
+
+#[test]
+fn killed_and_started_again_under_a_flood_the_daemon_serves_clients_that_keep_trying() {
+    const CLIENTS: usize = 4;
+    let mut guarded = guarded(&["--on-daemon-exit", "drop"]);
+    let server = Server::start(&guarded);
+    assert!(ask(&guarded));
+    let flood = FloodSpec { rate: 100_000, total: None, ..FloodSpec::default() };
+    let flood = guarded.lab.flood(support::PORT, flood).expect("a flood");
+    wait_for("the flood to be under way", SOON, || flood.generated() > 50_000);
+    let mut held = connect(&guarded, DISCARD).expect("a connection");
+    wait_for("the connection", SOON, || count(&guarded, "engine", "connections") > 0);
+    guarded.take_daemon().kill().expect("killing the daemon");
+    let (killed, over) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            let client = move || Ok(keep_trying(killed, &over));
+            guarded.lab.client().spawn("client", client).expect("a client")
+        })
+        .collect();
+    guarded.start_daemon();
+    let all_served = || clients.iter().all(JoinHandle::is_finished);
+    wait_for("every client to be served", SOON, all_served);
+    over.store(true, Ordering::Relaxed);
+    let served = clients.into_iter().map(|client| client.join().expect("a client").expect("the namespace"));
+    let served: Vec<_> = served.map(|client| client.expect("an answer")).collect();
+    let (first, failed) = (served.iter().min(), served.iter().map(|client| client.1).sum::<u64>());
+    let (first, _) = first.expect("clients");
+    writeln!(io::stderr(), "the first good request came {first:?} after SIGKILL, after {failed} others")
+        .expect("a line");
+    // A client that spoke to the dead daemon is told.
+    held.set_read_timeout(Some(SOON)).expect("a timeout");
+    let end = held.write_all(b"x").and_then(|()| held.read(&mut [0]));
+    assert_eq!(end.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    (0..20).for_each(|_| assert!(ask(&guarded), "service is not restored"));
+    assert!(!flood.is_finished(), "the flood ended early");
+    flood.stop().expect("the flood ends");
+    server.kill();
+    wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
+    check_frames(&guarded);
+}
+
+#[test]
+fn a_transfer_outlives_its_links_going_down_and_up() {
+    let guarded = guarded(&[]);
+    guarded.backend.file("large", 60_000_000).expect("a file");
+    let into = guarded.lab.dir().join("received");
+    let (url, output) = (guarded.url("large"), into.display().to_string());
+    thread::scope(|scope| {
+        // Slow enough to be under way for a while on any machine.
+        let transfer = scope.spawn(|| guarded.curl(&["--limit-rate", "20M", "--output", &output, &url]));
+        let moved = || count(&guarded, "service", "bytes-to-client");
+        wait_for("the transfer to be under way", SOON, || moved() > 10_000_000);
+        let link = |state| guarded.lab.guard().ip(&format!("link set {GUARD_INTERFACE} {state}"));
+        link("down").expect("a link that goes down");
+        // Long enough for everything in flight to be lost, and for a retransmission or two.
+        thread::sleep(Duration::from_millis(700));
+        link("up").expect("a link that comes up");
+        let transfer = transfer.join().expect("curl");
+        assert!(transfer.status.success(), "curl: {}", String::from_utf8_lossy(&transfer.stderr));
+    });
+    assert_same(&into, &guarded.backend.root().join("large"));
+    assert!(guarded.stack("retransmitted") > 0, "the link was never down");
+    wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
+    check_frames(&guarded);
 }

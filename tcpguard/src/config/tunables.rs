@@ -215,6 +215,9 @@ tunables! {
     /// How long a closed connection stays in TIME_WAIT, 2MSL (RFC 9293 §3.4.1). Shorter frees memory sooner; too
     /// short lets old duplicates of it live longer than its memory.
     time_wait: Duration = "time-wait", 60 * S, 100 * MS => 10 * MIN;
+    /// Connections in TIME_WAIT that each receive queue has room for, per address family. When they are more, the oldest of a
+    /// few makes room: old duplicates of it are dropped from then on, as those of any unknown connection.
+    time_wait_limit: u32 = "time-wait-limit", 262_144, 8 => 4_194_304;
     /// How long a connection that was closed here waits for the peer's FIN before it is dropped.
     fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H;
     /// Connections that each receive queue may have whose service is done with them and whose clients have not closed or not

@@ -260,6 +260,7 @@ fn stack(config: &EngineConfig) -> Stack {
 fn stack_config(base: Config, tunables: &Tunables) -> Config {
     Config {
         time_wait: tunables.time_wait,
+        max_time_wait: tunables.time_wait_limit,
         fin_wait_2: tunables.fin_wait_2,
         initial_rto: tunables.initial_rto,
         min_rto: tunables.min_rto,

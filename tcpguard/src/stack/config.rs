@@ -74,8 +74,8 @@ pub struct Config {
     pub recv_pool: usize,
     /// Most connections at once, TIME_WAIT not counted. Fixed when the stack is created.
     pub max_connections: u32,
-    /// Most TIME_WAIT entries at once, per address family. Fixed when the stack is created. When the table is
-    /// full the entry nearest its end in a small sample makes room, counted.
+    /// Most TIME_WAIT entries at once, per address family. When the table is full the entry nearest its end in a small
+    /// sample makes room, counted.
     pub max_time_wait: u32,
     /// Most fingerprints of closed flows, which refuse replayed cookies. When they are full, those of the oldest cookie
     /// epoch go, and its cookies are refused from then on: that costs handshakes under way while the key changes. When

@@ -114,14 +114,9 @@ impl HalfOpens {
         if limit == self.limit {
             return;
         }
-        let before = core::mem::replace(&mut self.tables, tables(limit, self.hash_key));
         self.limit = limit;
-        for (key, tail) in before.iter() {
-            let since = Instant(now.0.saturating_sub(age(&tail, now).as_nanos() as u64));
-            if let Some((_, evicted)) = self.tables.insert(&key, tail, since) {
-                self.links.release(link_of(&evicted));
-            }
-        }
+        let Self { tables: entries, links, hash_key, .. } = self;
+        entries.move_to(tables(limit, *hash_key), now, |_, evicted| links.release(link_of(&evicted)));
     }
 
     pub(crate) fn contains(&self, key: &AnyFlowKey) -> bool {

@@ -165,11 +165,16 @@ impl Stack {
     }
 
     /// Replaces the tunables; they apply to what exists already, to running timers of many connections in slices with
-    /// the next calls of [`Self::handle_timeout`]. `max_connections` and `max_time_wait` stay what they were.
+    /// the next calls of [`Self::handle_timeout`]. `max_connections` stays what it was.
     pub fn set_config(&mut self, now: Instant, config: Config) {
         self.shared.send_pool.set_budget(config.send_pool);
         self.shared.recv_pool.set_budget(config.recv_pool);
         self.half_opens.set_limit(config.max_half_open, now);
+        let Shared { events, counters, .. } = &mut self.shared;
+        self.time_waits.set_limit(config.max_time_wait, now, |key| {
+            counters.time_wait_evicted += 1;
+            events.push_back(Event::TimeWaitExpired { key });
+        });
         self.shared.config = config;
         self.retune_next = Some(0);
         self.retune_some(now);

@@ -46,6 +46,18 @@ impl Tables {
         Self { v4: Table::new(capacity, places, hash_key), v6: Table::new(capacity, places, hash_key) }
     }
 
+    /// Moves all entries with their ages into `larger`, or smaller, tables, which take the place of these; shows those that
+    /// found no room there to `evicted`.
+    pub(super) fn move_to(&mut self, larger: Self, now: Instant, mut evicted: impl FnMut(AnyFlowKey, Tail)) {
+        let before = core::mem::replace(self, larger);
+        for (key, tail) in before.iter() {
+            let since = Instant(now.0.saturating_sub(age(&tail, now).as_nanos() as u64));
+            if let Some((key, tail)) = self.insert(&key, tail, since) {
+                evicted(key, tail);
+            }
+        }
+    }
+
     /// Entries of both.
     pub(super) fn len(&self) -> usize {
         self.v4.len + self.v6.len

@@ -23,6 +23,9 @@ pub(crate) struct Remains {
 #[derive(Debug)]
 pub(crate) struct TimeWaits {
     tables: Tables,
+    /// Entries there is room for, of each address family.
+    limit: u32,
+    hash_key: [u64; 2],
     next_step: Instant,
 }
 
@@ -30,10 +33,18 @@ pub(crate) struct TimeWaits {
 const STEPS: usize = 16;
 
 impl TimeWaits {
-    pub(crate) fn new(capacity: u32, hash_key: [u64; 2]) -> Self {
-        // At most seven eighths of the places are taken.
-        let places = capacity as usize * 8 / 7 + 2;
-        Self { tables: Tables::new(capacity, places, hash_key), next_step: Instant(0) }
+    /// Tables for `limit` entries of each address family.
+    pub(crate) fn new(limit: u32, hash_key: [u64; 2]) -> Self {
+        Self { tables: tables(limit, hash_key), limit, hash_key, next_step: Instant(0) }
+    }
+
+    /// Makes room for `limit` entries of each family. Those that are there stay, as far as there is room for them; shows the
+    /// others to `evicted`.
+    pub(crate) fn set_limit(&mut self, limit: u32, now: Instant, mut evicted: impl FnMut(AnyFlowKey)) {
+        if limit != self.limit {
+            self.limit = limit;
+            self.tables.move_to(tables(limit, self.hash_key), now, |key, _| evicted(key));
+        }
     }
 
     /// Entries, those not yet found by the hand included.
@@ -130,6 +141,11 @@ impl TimeWaits {
     pub(crate) fn after_slice(&self, start: Place, count: usize) -> Option<Place> {
         self.tables.after_slice(start, count)
     }
+}
+
+fn tables(limit: u32, hash_key: [u64; 2]) -> Tables {
+    // At most seven eighths of the places are taken.
+    Tables::new(limit, limit as usize * 8 / 7 + 2, hash_key)
 }
 
 fn alive(
@@ -235,6 +251,26 @@ mod tests {
         assert_eq!(table.len(), 16);
         assert!(table.get(&evicted, at(20), LONG).is_none());
         assert!(table.get(&key(100), at(20), LONG).is_some());
+    }
+
+    #[test]
+    fn a_new_limit_applies_to_what_is_there_and_names_what_has_no_room() {
+        let mut table = TimeWaits::new(100, [1, 2]);
+        for flow in 0..100 {
+            table.insert(&key(2 * flow), remains(flow), at(flow.into()));
+        }
+        table.set_limit(200, at(100), |key| panic!("{key} had room"));
+        let kept = |table: &TimeWaits, flow| table.get(&key(2 * flow), at(100), 2 * LONG);
+        for flow in 0..100 {
+            let age = Duration::from_secs(100 - u64::from(flow));
+            assert_eq!(kept(&table, flow), Some((remains(flow), age)));
+        }
+        let mut evicted = Vec::new();
+        table.set_limit(16, at(100), |key| evicted.push(key));
+        assert_eq!((table.len(), evicted.len()), (16, 84));
+        for flow in 0..100 {
+            assert_eq!(kept(&table, flow).is_none(), evicted.contains(&key(2 * flow)), "{flow}");
+        }
     }
 
     proptest! {
