@@ -43,6 +43,9 @@ pub(super) fn of(purpose: Purpose, sources: Option<CoreSources>) -> Vec<Need> {
     if matches!(purpose, Purpose::Bench | Purpose::Everything) {
         needs.extend(BENCH_TOOLS.map(lab_tool));
     }
+    if purpose == Purpose::Everything {
+        needs.extend(TEST_TOOLS.map(lab_tool));
+    }
     needs
 }
 
@@ -60,6 +63,11 @@ const LAB_TOOLS: [(&str, &str, &str); 8] = [
 const BENCH_TOOLS: [(&str, &str, &str); 2] = [
     ("haproxy", "haproxy", "the proxy that benchmarks compare with"),
     ("wrk", "wrk", "the HTTP client of the benchmarks"),
+];
+
+const TEST_TOOLS: [(&str, &str, &str); 2] = [
+    ("iperf3", "iperf3", "a client and server of its own protocol for the integration tests"),
+    ("openssl", "openssl", "tests make a certificate for the web server"),
 ];
 
 fn lab_tool((program, package, why): (&'static str, &'static str, &'static str)) -> Need {
