@@ -178,3 +178,58 @@ fn a_unix_socket_serves_clients_and_limits_hold() {
     assert_eq!((counted(&guarded, "over-limit"), counted(&guarded, "idle")), (1, 1));
     std::fs::remove_file(path).expect("removing the socket");
 }
+
+#[test]
+fn backends_see_their_clients_own_addresses_where_routes_bring_answers_back() {
+    const BACKENDS: [&str; 2] = ["127.0.0.1:9003", "[::1]:9003"];
+    let keys =
+        |backend| format!("backend = \"{backend}\"\nsource = \"client\"\nconnect_timeout = \"500ms\"\n");
+    let second =
+        format!("{}[[service]]\nlisten = \"[fd77::1]:84\"\n{}", keys(BACKENDS[0]), keys(BACKENDS[1]));
+    let guarded = guarded_with("source", &second);
+    let (guard, client) = (guarded.lab.guard(), guarded.lab.client());
+    guard.ip("addr add fd77::1/64 dev guard0 nodad").expect("an address");
+    client.ip("addr add fd77::2/64 dev client0 nodad").expect("an address");
+    let listeners = BACKENDS.map(|backend| guarded.listen(backend));
+    let ask = |service: &str| {
+        let asked = || {
+            let mut stream = TcpStream::connect(service)?;
+            stream.set_read_timeout(Some(SOON))?;
+            stream.write_all(b"question")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        client.enter(asked).expect("the client's namespace")
+    };
+    let services = [format!("{GUARD_ADDRESS}:84"), "[fd77::1]:84".to_owned()];
+    // What the backend answers goes to the client itself, which knows nothing of it.
+    for (done, service) in services.iter().enumerate() {
+        assert_eq!(ask(service).expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(counted(&guarded, "backend-timeout"), done as u64 + 1);
+    }
+    let routes = [("-4", "127.0.0.1"), ("-6", "::1")];
+    for (family, from) in routes {
+        let rule = [family, "rule", "add", "from", from, "ipproto", "tcp", "sport", "9003", "lookup", "100"];
+        guard.output("ip", &rule).expect("a rule");
+        let route = [family, "route", "add", "local", "default", "dev", "lo", "table", "100"];
+        guard.output("ip", &route).expect("a route");
+    }
+    for ((listener, service), from) in listeners.iter().zip(&services).zip(["10.77.0.2", "fd77::2"]) {
+        let (answer, peer) = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| ask(service));
+            // Attempts from before there were routes may be there first, and go on being tried.
+            let peer = loop {
+                let (mut server, peer) = listener.accept().expect("the relayed connection");
+                let mut question = [0; 8];
+                if server.read_exact(&mut question).is_ok() {
+                    assert_eq!(&question, b"question");
+                    server.write_all(peer.ip().to_string().as_bytes()).expect("answering");
+                    break peer;
+                }
+            };
+            (asking.join().expect("a client").expect("an answer"), peer)
+        });
+        assert_eq!((answer.as_str(), peer.ip().to_string().as_str()), (from, from));
+    }
+    assert_eq!(counted(&guarded, "connected"), 2);
+}

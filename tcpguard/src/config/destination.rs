@@ -43,6 +43,8 @@ pub struct Backends {
     pub connect_timeout: Duration,
     /// Tell them who the client is before its first byte.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Where they see their connections come from.
+    pub source: Source,
 }
 
 /// Where a backend listens.
@@ -73,6 +75,16 @@ pub enum ProxyProtocol {
     V2,
 }
 
+/// Which address a backend sees its connections come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// Whichever of ours routes choose.
+    #[default]
+    Own,
+    /// The client's, with a port of ours (`IP_TRANSPARENT`). What a backend answers must be routed back here.
+    Client,
+}
+
 /// A service that needs no backend: for probes, tests and measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Responder {
@@ -97,6 +109,7 @@ pub struct Limits {
 
 words!(Responder, "responder", Echo = "echo", Discard = "discard", Http = "http");
 words!(Balance, "balance", RoundRobin = "round-robin", LeastConnections = "least-connections");
+words!(Source, "source", Own = "own", Client = "client");
 words!(ProxyProtocol, "version of the PROXY protocol", V1 = "v1", V2 = "v2");
 
 impl Backends {
@@ -118,7 +131,25 @@ impl Backends {
             balance: Balance::default(),
             connect_timeout: CONNECT_TIMEOUT,
             proxy_protocol: None,
+            source: Source::default(),
         })
+    }
+
+    /// Whether they can be connected to from the addresses that clients of `listen` have.
+    ///
+    /// # Errors
+    /// Which one cannot: an address of one family reaches no backend of the other, and none a Unix socket.
+    pub(super) fn check_source(&self, listen: SocketAddr) -> Result<(), String> {
+        let fits = |addr: &BackendAddr| match addr {
+            BackendAddr::Tcp(addr) => addr.is_ipv4() == listen.is_ipv4(),
+            BackendAddr::Unix(_) => false,
+        };
+        match self.addrs.iter().find(|addr| !fits(addr)) {
+            Some(addr) if self.source == Source::Client => Err(format!(
+                "backend {addr} cannot be connected to from the addresses that clients of {listen} have"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use toml::Spanned;
 use super::{
     Action, AttachMode, Backends, Balance, Config, ConfigError, Control, Destination, Events, Filter,
     FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Part, ProxyProtocol, Readers, Responder,
-    Service, ServiceMode, access, events, near,
+    Service, ServiceMode, Source as BackendSource, access, events, near,
 };
 
 /// With room for as many filters as there may be: what is larger is some other file.
@@ -60,6 +60,7 @@ struct RawService {
     balance: Option<Spanned<String>>,
     connect_timeout: Option<Spanned<String>>,
     proxy_protocol: Option<Spanned<String>>,
+    source: Option<Spanned<String>>,
     respond: Option<Spanned<String>>,
     mode: Option<Spanned<String>>,
     #[serde(default)]
@@ -329,6 +330,9 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
     };
     let destination = read_destination(source, &raw)?;
     let listen = source.at(&raw.listen, |listen| super::listen_address(listen))?;
+    if let Some(Destination::Backends(backends)) = &destination {
+        source.maybe(&raw.source, |_| backends.check_source(listen))?;
+    }
     if mode != ServiceMode::Off && destination.is_none() {
         let message = format!(
             "service {listen}: neither a backend nor a responder; add backend = \"ADDR:PORT\", or respond = \"http\""
@@ -347,7 +351,7 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
 
 fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Destination>, ConfigError> {
     let Some(backend) = &raw.backend else {
-        let meaningless = [&raw.balance, &raw.connect_timeout, &raw.proxy_protocol];
+        let meaningless = [&raw.balance, &raw.connect_timeout, &raw.proxy_protocol, &raw.source];
         if let Some(setting) = meaningless.into_iter().flatten().next() {
             return Err(
                 source.error(setting.span().start, "only a service with a backend has this".to_owned())
@@ -377,6 +381,9 @@ fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Dest
     }
     backends.proxy_protocol =
         source.maybe(&raw.proxy_protocol, |version| version.parse::<ProxyProtocol>())?;
+    if let Some(from) = source.maybe(&raw.source, |from| from.parse::<BackendSource>())? {
+        backends.source = from;
+    }
     Ok(Some(Destination::Backends(backends)))
 }
 
@@ -513,6 +520,7 @@ retries = 8
             balance: Balance::LeastConnections,
             connect_timeout: std::time::Duration::from_secs(2),
             proxy_protocol: Some(ProxyProtocol::V2),
+            source: BackendSource::Own,
         };
         assert_eq!(config.services[3].destination, Some(Destination::Backends(expected)));
         assert_eq!(config.tunables.time_wait, std::time::Duration::from_secs(30));
@@ -594,6 +602,21 @@ retries = 8
                 "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"[::1]:1\"\nproxy_protocol = \"v3\"\n",
                 4,
                 "v1, v2",
+            ),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"10.0.0.2:1\"\nsource = \"mine\"\n",
+                4,
+                "own, client",
+            ),
+            (
+                "[[service]]\nlisten = \"10.0.0.1:80\"\nbackend = \"[::1]:1\"\nsource = \"client\"\n",
+                4,
+                "backend [::1]:1 cannot be connected to from the addresses that clients of 10.0.0.1:80 have",
+            ),
+            (
+                "[[service]]\nlisten = \"[::]:80\"\nbackend = \"unix:/a\"\nsource = \"client\"\n",
+                4,
+                "backend unix:/a cannot be",
             ),
             (
                 "[[service]]\nlisten = \"10.0.0.1:80\"\nrespond = \"http\"\nmax_connections = 0\n",

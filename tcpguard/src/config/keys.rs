@@ -8,7 +8,7 @@ use toml::Value;
 use super::access::{DEFAULT_MODE, format_mode};
 use super::{
     AttachMode, Balance, CONNECT_TIMEOUT, DEFAULT_PIN_DIR, DEFAULT_SOCKET, MAX_FLOWS, MIN_FLOWS,
-    OnDaemonExit, ProxyProtocol, Responder, ServiceMode, TUNABLES, Unit, duration,
+    OnDaemonExit, ProxyProtocol, Responder, ServiceMode, Source, TUNABLES, Unit, duration,
 };
 
 /// Columns that the example keeps to.
@@ -171,6 +171,14 @@ fn service() -> Section {
                 ),
             ),
             key(
+                "source",
+                Source::default().to_string(),
+                format!(
+                    "Where backends see their connections come from; with client, their answers must be routed back here. {}",
+                    one_of(Source::WORDS)
+                ),
+            ),
+            key(
                 "respond",
                 Responder::Http.to_string(),
                 format!(
@@ -315,7 +323,7 @@ mod tests {
         let few = read(&example());
         assert_eq!((few.interfaces.len(), few.services.len(), few.filters.len()), (1, 1, 0));
         // A service has a backend or a responder.
-        let backend = ["backend", "balance", "connect_timeout", "proxy_protocol"];
+        let backend = ["backend", "balance", "connect_timeout", "proxy_protocol", "source"];
         for without in [&backend[..], &["respond"]] {
             let is_out = |line: &&str| without.iter().any(|key| line.starts_with(&format!("{key} = ")));
             let example = example();

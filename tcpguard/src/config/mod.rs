@@ -25,7 +25,7 @@ use tcpguard_common::map::{MAX_INTERFACES, MAX_SERVICES};
 pub use access::{Control, MetricsListen, Readers};
 pub use destination::{
     BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
-    Responder,
+    Responder, Source,
 };
 pub use edit::{EditError, save_service, save_tunable};
 pub use events::Events;

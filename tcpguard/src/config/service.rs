@@ -7,7 +7,7 @@ use super::file::parse_service;
 use super::write::service_keys;
 
 /// Keys that only one of the two destinations has.
-const BACKEND_KEYS: [&str; 4] = ["backend", "balance", "connect_timeout", "proxy_protocol"];
+const BACKEND_KEYS: [&str; 5] = ["backend", "balance", "connect_timeout", "proxy_protocol", "source"];
 const RESPONDER_KEYS: [&str; 1] = ["respond"];
 
 impl Service {

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::{
     Action, BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Config, Control, Destination, Events, Filter,
-    FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Service, TUNABLES, Tunables, Unit, access,
-    duration,
+    FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Service, Source, TUNABLES, Tunables, Unit,
+    access, duration,
 };
 
 /// What a file cannot say.
@@ -63,6 +63,7 @@ struct ServiceTable {
     balance: Option<String>,
     connect_timeout: Option<String>,
     proxy_protocol: Option<String>,
+    source: Option<String>,
     respond: Option<String>,
     mode: String,
     dry_run: bool,
@@ -169,12 +170,13 @@ fn service_table(service: &Service) -> ServiceTable {
         ..ServiceTable::default()
     };
     match destination {
-        Some(Destination::Backends(Backends { addrs, balance, connect_timeout, proxy_protocol })) => {
+        Some(Destination::Backends(Backends { addrs, balance, connect_timeout, proxy_protocol, source })) => {
             ServiceTable {
                 backend: Some(addrs.iter().map(BackendAddr::to_string).collect()),
                 balance: Some(balance.to_string()),
                 connect_timeout: Some(duration::format(*connect_timeout)),
                 proxy_protocol: proxy_protocol.map(|version| version.to_string()),
+                source: Some(source.to_string()),
                 ..table
             }
         }
@@ -194,6 +196,9 @@ pub(super) fn service_keys(service: &Service) -> toml::Table {
     }
     if is_default(&table.connect_timeout, duration::format(CONNECT_TIMEOUT)) {
         table.connect_timeout = None;
+    }
+    if is_default(&table.source, Source::default().to_string()) {
+        table.source = None;
     }
     // Plain data with string keys has no way to fail; a service without an address is refused wherever it is read.
     let mut keys = toml::Table::try_from(table).unwrap_or_default();
@@ -258,6 +263,11 @@ mod tests {
         relayed.balance = Balance::LeastConnections;
         relayed.connect_timeout = Duration::from_millis(100);
         relayed.proxy_protocol = Some(ProxyProtocol::V1);
+        let mut transparent = Backends::new(vec!["127.0.0.1:9".parse().unwrap()]).unwrap();
+        transparent.source = Source::Client;
+        let destination = Some(Destination::Backends(transparent));
+        config.services.push(Service { destination, ..config.services[0].clone() });
+        config.services[3].listen = "192.0.2.1:9".parse().unwrap();
         let destination = Some(Destination::Backends(relayed));
         let listen = "192.0.2.1:8".parse().unwrap();
         config.services.push(Service {

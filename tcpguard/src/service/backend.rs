@@ -2,13 +2,14 @@
 //! say.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use ppp::{v1, v2};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::responder::Responder;
 use crate::config::{BackendAddr, ProxyProtocol};
@@ -21,11 +22,18 @@ pub(super) enum Backend {
 }
 
 impl Backend {
-    /// Connects to `addr` and says `greeting` first.
-    pub(super) async fn connect(addr: &BackendAddr, greeting: &[u8]) -> io::Result<Self> {
+    /// Connects to `addr`, from `source` if it is somebody else's address, and says `greeting` first.
+    pub(super) async fn connect(
+        addr: &BackendAddr,
+        source: Option<IpAddr>,
+        greeting: &[u8],
+    ) -> io::Result<Self> {
         match addr {
             BackendAddr::Tcp(addr) => {
-                let mut stream = TcpStream::connect(addr).await?;
+                let mut stream = match source {
+                    None => TcpStream::connect(addr).await?,
+                    Some(source) => connect_from(source, *addr).await?,
+                };
                 // The stack paces what it sends; the backend's side must not wait for more either.
                 stream.set_nodelay(true)?;
                 stream.write_all(greeting).await?;
@@ -58,10 +66,13 @@ impl Backend {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Responder(responder) => responder.poll_take(cx, slices),
+        // Most of what clients say is in one piece, for which the kernel has a shorter way.
+        match (self, slices) {
+            (Self::Tcp(stream), [whole]) => Pin::new(stream).poll_write(cx, whole),
+            (Self::Unix(stream), [whole]) => Pin::new(stream).poll_write(cx, whole),
+            (Self::Tcp(stream), _) => Pin::new(stream).poll_write_vectored(cx, slices),
+            (Self::Unix(stream), _) => Pin::new(stream).poll_write_vectored(cx, slices),
+            (Self::Responder(responder), _) => responder.poll_take(cx, slices),
         }
     }
 
@@ -84,6 +95,19 @@ impl Backend {
             let _ = stream.set_zero_linger();
         }
     }
+}
+
+/// Connects from an address that is not this host's, with any free port. Takes `CAP_NET_ADMIN`; answers come here only where
+/// routes say so.
+async fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let options = SockRef::from(&socket);
+    match source {
+        IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+    }
+    socket.bind(SocketAddr::new(source, 0))?;
+    socket.connect(addr).await
 }
 
 /// What tells a backend that `client` wants `service`.

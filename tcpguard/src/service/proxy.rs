@@ -26,7 +26,7 @@ use super::relay::{End, Relay};
 use super::responder::Responder;
 use super::scratch::Scratch;
 use super::{Far, Purpose, ServiceSpec};
-use crate::config::BackendAddr;
+use crate::config::{BackendAddr, Source};
 use crate::engine::{TcpListener, TcpStream};
 use crate::telemetry::throttle::Throttle;
 
@@ -136,12 +136,17 @@ impl Proxy {
         let version = pool.config.proxy_protocol;
         let greeting =
             greeting(version, client.peer_addr(), client.local_addr()).map_err(Refusal::Backend)?;
+        let source = match pool.config.source {
+            Source::Own => None,
+            Source::Client => Some(client.peer_addr().ip()),
+        };
         let (mut tried, mut failure) = (Vec::new(), None);
         while let Some(lease) = pool.pick(&tried, Instant::now()) {
             if failure.is_some() {
                 add(&self.counters.retried, 1);
             }
-            let attempt = timeout(pool.config.connect_timeout, Backend::connect(lease.addr(), &greeting));
+            let attempt = Backend::connect(lease.addr(), source, &greeting);
+            let attempt = timeout(pool.config.connect_timeout, attempt);
             let error = match unless_gone(client, attempt).await? {
                 Ok(Ok(backend)) => {
                     if lease.connected() {
