@@ -13,7 +13,7 @@ use support::raw::{Outgoing, RawPort, linux_options};
 use support::{Guarded, PORT, assert_same, lab_object, wait_for};
 use tcpguard_common::flow::V6;
 use tcpguard_common::packet::Flags;
-use xtask::lab::{FloodSpec, LabConfig, Received};
+use xtask::lab::{FloodSpec, Kind, LabConfig, Received};
 
 /// SYN-ACKs a second, and at once, that a prefix may be sent in these tests: far below every flood.
 const RATE: u32 = 500;
@@ -104,6 +104,29 @@ fn established_flows_valid_acks_and_verified_clients_outlive_a_flood_in_their_ow
     assert!(after["reply-budget"] > before["reply-budget"]);
     assert_eq!(after["ack-invalid"], before["ack-invalid"]);
     assert!(after["ack-valid"] - before["ack-valid"] >= 121);
+}
+
+/// Forgers get ever so many ACKs refused, and nobody else one.
+#[test]
+fn real_clients_complete_every_handshake_beside_a_flood_of_forged_acks() {
+    const CONNECTIONS: usize = 200;
+    let mut guarded = Guarded::simple();
+    guarded.answer_with_cookies();
+    let names: Vec<String> = (0..CONNECTIONS).map(|index| format!("file{index}")).collect();
+    for name in &names {
+        guarded.backend.file(name, 20_000).expect("a file");
+    }
+    let forged = FloodSpec { kind: Kind::Ack, total: None, ..flood_from(Ipv4Addr::new(198, 18, 0, 0), 16) };
+    let flood = guarded.lab.flood(PORT, forged).expect("a flood");
+    wait_for("forged ACKs", Duration::from_secs(10), || guarded.reason("ack-invalid") > 1000);
+    let before = guarded.reasons();
+    let into = guarded.lab.dir().join("downloads");
+    download(&guarded, &names, &into);
+    let after = guarded.reasons();
+    flood.stop().expect("the flood stops");
+    let counted = |reason: &str| after[reason] - before[reason];
+    assert!(counted("ack-invalid") > 1000, "{} forged ACKs beside the clients", counted("ack-invalid"));
+    assert_eq!(counted("ack-valid"), CONNECTIONS as u64, "each client's handshake, and none of a forger's");
 }
 
 #[test]

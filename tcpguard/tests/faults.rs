@@ -11,14 +11,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support::raw::{RawPort, linux_options};
+use support::raw::{Outgoing, RawPort, linux_options};
 use support::{Guarded, assert_same, lab_object, wait_for};
+use tcpguard_common::packet::Flags;
 use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
 
 const BACKEND: &str = "127.0.0.1:9000";
 /// The service with [`BACKEND`] behind it, and the one that discards.
 const RELAYED: u16 = 81;
 const DISCARD: u16 = 82;
+/// One that only some tests have.
+const ECHO: u16 = 83;
 const SOON: Duration = Duration::from_secs(30);
 
 fn guarded(more: &[&str]) -> Guarded {
@@ -178,6 +181,129 @@ fn stopped_for_five_seconds_under_load_the_daemon_loses_frames_but_no_byte() {
     assert!(ask(&guarded), "service is not restored");
     server.kill();
     check_frames(&guarded);
+}
+
+/// A thread of another process that stands still, as a deadlocked one would. Whoever stopped it has to let it go on.
+struct Stuck(libc::pid_t);
+
+impl Stuck {
+    fn thread(process: u32, name: &str) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the daemon's threads");
+        let thread = threads.flatten().find(|thread| {
+            std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        });
+        let thread = thread.unwrap_or_else(|| panic!("no thread {name}")).file_name();
+        let id: libc::pid_t = thread.to_str().and_then(|id| id.parse().ok()).expect("a number");
+        // SAFETY: no pointers, in either; what is traced is a child of ours.
+        let stopped = unsafe {
+            libc::ptrace(libc::PTRACE_SEIZE, id, 0, 0) == 0
+                && libc::ptrace(libc::PTRACE_INTERRUPT, id, 0, 0) == 0
+                && libc::waitpid(id, std::ptr::null_mut(), libc::__WALL) == id
+        };
+        assert!(stopped, "stopping the thread: {}", std::io::Error::last_os_error());
+        Self(id)
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        // SAFETY: no pointers.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) };
+    }
+}
+
+/// What a stuck engine has is lost to nobody: it is dropped as long as nothing moves, and peers send it again.
+#[test]
+fn an_engine_that_stands_still_holds_up_its_own_clients_alone_and_answers_no_syn() {
+    const SYNS: u16 = 40;
+    let echo = format!("{GUARD_ADDRESS}:{ECHO}=respond:echo,cookie");
+    let arguments = ["--protect", &echo, "--on-daemon-exit", "drop", "--set", "exit-grace=1s"];
+    let mut guarded = Guarded::up(LabConfig { queues: 2, ..LabConfig::new(lab_object()) }, &arguments);
+    let raw = RawPort::open(&guarded.lab, [10, 77, 0, 99].into());
+    let is_answered = |port: u16| {
+        let syn = Outgoing { flags: Flags::SYN, ..Outgoing::default() };
+        raw.send(&raw.frame(port, ECHO, &syn));
+        raw.receive(ECHO, port, Duration::from_millis(200)).is_some()
+    };
+    let echoed = |stream: &mut TcpStream| stream.read_exact(&mut [0]).is_ok();
+    let mut streams: Vec<_> = (0..24).map(|_| connect(&guarded, ECHO).expect("a connection")).collect();
+    for stream in &mut streams {
+        stream.write_all(b"x").expect("sending");
+        assert!(echoed(stream));
+    }
+    let flows = guarded.flows(Some("ESTABLISHED"));
+    let of_stuck = |stream: &TcpStream| {
+        let peer = stream.local_addr().expect("an address").to_string();
+        let flow = flows.iter().find(|flow| flow["peer"] == peer.as_str()).expect("a flow");
+        flow["queue"] == 0
+    };
+    let (mut held, mut others): (Vec<_>, Vec<_>) = streams.into_iter().partition(of_stuck);
+    assert!(!held.is_empty() && !others.is_empty(), "all on one queue");
+
+    let process = guarded.daemon().child().id();
+    let stuck = Stuck::thread(process, &format!("{GUARD_INTERFACE}/0"));
+    thread::sleep(Duration::from_millis(1500));
+    for stream in held.iter_mut().chain(&mut others) {
+        stream.write_all(b"y").expect("sending");
+    }
+    assert!(others.iter_mut().all(echoed), "the other engine serves its clients");
+    let silent: Vec<u16> = (20_000..20_000 + SYNS).filter(|&port| !is_answered(port)).collect();
+    assert!(!silent.is_empty(), "a SYN was answered that nobody would have served");
+    assert!(silent.len() < usize::from(SYNS), "no SYN was answered for the other engine");
+    drop(stuck);
+    assert!(held.iter_mut().all(echoed), "what was lost was not sent again, or not taken");
+    wait_for("its SYNs to be answered again", SOON, || silent.iter().all(|&port| is_answered(port)));
+    let reasons = guarded.reasons();
+    assert!(reasons["grace"] + reasons["exit-drop"] >= silent.len() as u64);
+    assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), held.len() + others.len());
+}
+
+/// The server speaks first and the client's only segment is gone: nobody but the sweep of the flow table will ever bring the
+/// connection in.
+#[test]
+fn a_first_segment_that_a_full_ring_lost_is_made_good_by_the_sweep() {
+    const FLOOD: usize = 20_000;
+    const GREETING: &[u8] = b"220 ready\r\n";
+    let greeting = format!("{GUARD_ADDRESS}:{ECHO}={BACKEND},cookie");
+    let mut guarded = Guarded::up(
+        LabConfig::new(lab_object()),
+        &["--protect", &greeting, "--protect", &format!("{GUARD_ADDRESS}:{DISCARD}=respond:discard")],
+    );
+    let listener = guarded.listen(BACKEND);
+    thread::spawn(move || {
+        let mut clients = Vec::new();
+        for mut client in listener.incoming().flatten() {
+            // What goes wrong here, the client notices.
+            let _ = client.write_all(GREETING);
+            clients.push(client);
+        }
+    });
+    let raw = RawPort::open(&guarded.lab, [10, 77, 0, 99].into());
+    let flooder = raw.syn(50_000, DISCARD, 7, linux_options()).expect("a SYN-ACK");
+    let flood = raw.frame(50_000, DISCARD, &flooder.ack(b""));
+    raw.send(&flood);
+    wait_for("the connection", SOON, || guarded.flows(Some("ESTABLISHED")).len() == 1);
+    let victim = raw.syn(50_001, ECHO, 7, linux_options()).expect("a SYN-ACK");
+
+    // The ring fills while nobody empties it. Beyond a second XDP would take the daemon for dead.
+    loop {
+        guarded.daemon().signal(Signal::STOP).expect("stopping the daemon");
+        let start = Instant::now();
+        (0..FLOOD).for_each(|_| raw.try_send(&flood));
+        if start.elapsed() < Duration::from_millis(800) {
+            break;
+        }
+        guarded.daemon().signal(Signal::CONT).expect("letting it go on");
+        thread::sleep(Duration::from_millis(500));
+    }
+    raw.send(&raw.frame(victim.port, ECHO, &victim.ack(b"")));
+    thread::sleep(Duration::from_millis(50));
+    guarded.daemon().signal(Signal::CONT).expect("letting it go on");
+    let heard = std::iter::from_fn(|| raw.receive(ECHO, victim.port, SOON))
+        .map(|(segment, frame)| frame[segment.payload].to_vec())
+        .find(|data| !data.is_empty());
+    assert_eq!(heard.as_deref(), Some(GREETING));
+    assert_eq!(count(&guarded, "flow-table", "swept"), 1, "the segment was not lost");
 }
 
 #[test]
