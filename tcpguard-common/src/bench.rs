@@ -41,7 +41,7 @@ pub struct Rewrite {
     pub tcp_sum: u64,
     /// How many different frames there are; they come in random order. 0: each frame is a new one.
     pub count: u64,
-    /// The frame's length, even and at most [`TEMPLATE_LEN`].
+    /// The frame's length, even; what is beyond [`TEMPLATE_LEN`] is zeroes.
     pub len: u32,
     /// 4 or 6.
     pub version: u32,

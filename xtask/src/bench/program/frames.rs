@@ -10,6 +10,8 @@ use crate::lab::template::{LINUX, LINUX_TSVAL, WINDOWS};
 /// The guarded interface's address.
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// Bytes of a packet.
+const MTU: usize = 1500;
 /// The options of an ACK by whoever negotiated timestamps, and where its TSval stands.
 const STAMPS: &[u8] = &[1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
 const STAMPS_TSVAL: usize = 4;
@@ -19,6 +21,8 @@ const STAMPS_TSVAL: usize = 4;
 pub(super) enum Kind {
     /// As Linux sends it.
     Syn,
+    /// The same with as much data as a frame holds.
+    SynWithData,
     /// As Windows sends it: without timestamps.
     SynWithoutStamps,
     /// To a port that is not protected.
@@ -43,20 +47,22 @@ pub(super) struct Sources {
 /// How to make frames of `kind`. Cookies are made with `slot`.
 pub(super) fn rewrite<A: Ends>(kind: Kind, sources: Sources, slot: EpochSlot) -> Rewrite {
     let (options, tsval) = match kind {
-        Kind::Syn | Kind::SynElsewhere => (LINUX, LINUX_TSVAL),
+        Kind::Syn | Kind::SynWithData | Kind::SynElsewhere => (LINUX, LINUX_TSVAL),
         Kind::SynWithoutStamps => (WINDOWS, 0),
         Kind::Ack | Kind::AckOfCookie => (STAMPS, STAMPS_TSVAL),
         Kind::AckWithoutStamps => (&[][..], 0),
     };
     let (flags, ack) = match kind {
-        Kind::Syn | Kind::SynElsewhere | Kind::SynWithoutStamps => (Flags::SYN, ACK_NONE),
+        Kind::Syn | Kind::SynWithData | Kind::SynElsewhere | Kind::SynWithoutStamps => (Flags::SYN, ACK_NONE),
         Kind::Ack | Kind::AckWithoutStamps => (Flags::ACK, ACK_RANDOM),
         Kind::AckOfCookie => (Flags::ACK, ACK_COOKIE),
     };
     let port = if kind == Kind::SynElsewhere { PORT + 1 } else { PORT };
     let l4 = Ethernet::LEN + A::HEADER_LEN;
+    let headers = A::HEADER_LEN + Tcp::LEN + options.len();
+    let data = if kind == Kind::SynWithData { MTU - headers } else { 0 };
     let tsval = if tsval == 0 { 0 } else { (l4 + Tcp::LEN + tsval) as u32 };
-    Template::of::<A>(port, flags, options).rewrite(Rewrite {
+    Template::of::<A>(port, flags, options, data).rewrite(Rewrite {
         words: [0; _],
         ip_sum: 0,
         tcp_sum: 0,
@@ -74,14 +80,17 @@ pub(super) fn rewrite<A: Ends>(kind: Kind, sources: Sources, slot: EpochSlot) ->
 struct Template {
     frame: Vec<u8>,
     l4: usize,
+    /// Bytes of zeroes behind it.
+    data: usize,
     /// What the addresses add to the TCP checksum.
     pseudo: u64,
 }
 
 impl Template {
-    fn of<A: Ends>(port: u16, flags: Flags, options: &[u8]) -> Self {
+    fn of<A: Ends>(port: u16, flags: Flags, options: &[u8], data: usize) -> Self {
         let l4 = Ethernet::LEN + A::HEADER_LEN;
-        let l4_len = Tcp::LEN + options.len();
+        let header_len = Tcp::LEN + options.len();
+        let l4_len = header_len + data;
         let mut frame = vec![0; l4];
         frame[..6].copy_from_slice(&MAC);
         frame[Ethernet::SRC..][..6].copy_from_slice(&ROUTER);
@@ -96,15 +105,15 @@ impl Template {
         frame.extend([0; 2]);
         frame.extend(port.to_be_bytes());
         frame.extend([0; 8]);
-        frame.extend([(l4_len as u8) << 2, flags.0, 0xfa, 0xf0, 0, 0, 0, 0]);
+        frame.extend([(header_len as u8) << 2, flags.0, 0xfa, 0xf0, 0, 0, 0, 0]);
         frame.extend(options);
-        Self { frame, l4, pseudo: checksum::pseudo(A::ANY, A::GUARDED, l4_len) }
+        Self { frame, l4, data, pseudo: checksum::pseudo(A::ANY, A::GUARDED, l4_len) }
     }
 
     /// `how` with the frame in it.
     fn rewrite(self, how: Rewrite) -> Rewrite {
-        let Self { mut frame, l4, pseudo } = self;
-        let (len, ip_sum) = (frame.len() as u32, checksum::sum(&frame[Ethernet::LEN..l4]));
+        let Self { mut frame, l4, data, pseudo } = self;
+        let (len, ip_sum) = ((frame.len() + data) as u32, checksum::sum(&frame[Ethernet::LEN..l4]));
         let tcp_sum = pseudo + checksum::sum(&frame[l4..]);
         frame.resize(TEMPLATE_LEN, 0);
         let mut words = [0; _];
