@@ -207,7 +207,7 @@ impl Env for Maps {
 
     #[inline(always)]
     fn presence(&self, place: Place) -> Presence {
-        KNOWN.get(place.bucket).map_or(Presence::Unsure, |bucket| bucket.presence(place.word))
+        KNOWN.get(place.bucket).map_or(Presence::Unsure, |bucket| bucket.presence(place.tag))
     }
 
     #[inline(always)]
@@ -215,9 +215,10 @@ impl Env for Maps {
         let Some(bucket) = KNOWN.get_ptr_mut(place.bucket) else { return };
         for index in 0..ROOM {
             // SAFETY: an aligned word of the map's value.
-            let was = unsafe { exchange((&raw mut (*bucket).words).cast::<u64>().add(index), place.word) };
-            if was == 0 || was == place.word {
-                return;
+            match unsafe { exchange((&raw mut (*bucket).tags).cast::<u32>().add(index), place.tag) } {
+                0 => return,
+                was if was == place.tag => break,
+                _ => {}
             }
         }
         // SAFETY: as above; whoever changes it otherwise exchanges it for what it was.
@@ -299,19 +300,20 @@ impl Env for Maps {
 ///
 /// `word` points to an aligned word of a map's value.
 #[inline(always)]
-unsafe fn exchange(word: *mut u64, new: u64) -> u64 {
-    let was;
-    // SAFETY: one atomic access to what the caller vouches for.
+unsafe fn exchange(word: *mut u32, new: u32) -> u32 {
+    let was: u64;
+    // SAFETY: one atomic access to what the caller vouches for. Named registers, because an operand would be called by its
+    // 64 bits' name.
     unsafe {
         asm!(
-            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            "w0 = cmpxchg32_32(r1 + 0, w0, w2)",
             inout("r0") 0u64 => was,
-            word = in(reg) word,
-            new = in(reg) new,
+            in("r1") word,
+            in("r2") u64::from(new),
             options(nostack, preserves_flags),
         );
     }
-    was
+    was as u32
 }
 
 /// What inserting a key that is already there returns.

@@ -251,8 +251,8 @@ impl Kernel {
         map.remove(key).unwrap();
         let place = known::Place::of(self.hash_key, key);
         let mut bucket = self.bucket(place.bucket);
-        assert_eq!(bucket.presence(place.word), Presence::Known, "the program enters what it inserts");
-        bucket.strike(place.word);
+        assert_eq!(bucket.presence(place.tag), Presence::Known, "the program enters what it inserts");
+        bucket.strike(place.tag);
         self.array(name::KNOWN).set(place.bucket, bucket, 0).unwrap();
         there
     }
@@ -577,7 +577,7 @@ fn a_flow_whose_bucket_is_full_is_found_in_its_table() {
     kernel.become_like(&world);
     let spec = valid_ack::<V4>(EPOCH, true);
     let place = known::Place::of(world.settings.hash_key, &spec.flow());
-    let full = Bucket { words: [1 << 63; ROOM], crowded: 0 };
+    let full = Bucket { tags: [1 << 31; ROOM], crowded: 0 };
     kernel.array(name::KNOWN).set(place.bucket, full, 0).unwrap();
     let before = kernel.counters();
     for _ in 0..2 {

@@ -1,10 +1,11 @@
 //! The flow maps of both families as one table. It stores what it is told: who owns a flow is the engine's business.
 
+use std::collections::HashSet;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
-use tcpguard_common::known::{BUCKETS, CROWDED};
+use tcpguard_common::known::{BUCKETS, CROWDED, Place};
 use tcpguard_common::map::Flow;
 
 use super::bpf::{ANY, Map, NOEXIST};
@@ -47,7 +48,7 @@ impl FlowTable {
         }
     }
 
-    /// Inserts or overwrites the flow under `key`.
+    /// Overwrites the flow under `key`, or inserts it.
     ///
     /// # Errors
     ///
@@ -57,7 +58,7 @@ impl FlowTable {
             AnyFlowKey::V4(key) => self.v4.update(key, flow, ANY)?,
             AnyFlowKey::V6(key) => self.v6.update(key, flow, ANY)?,
         }
-        self.front.enter(key);
+        self.front.show(key);
         Ok(())
     }
 
@@ -117,12 +118,12 @@ impl FlowTable {
     /// Enters the flow under `key`, which is in the table, into the front of it, if it is not there: it may have come in
     /// after another flow of the same key was removed and before that was struck out.
     pub fn show(&self, key: &AnyFlowKey) {
-        self.front.enter(key);
+        self.front.show(key);
     }
 
     /// A walk over all flows, in slices.
     pub fn scan(&self) -> FlowScan {
-        static TOKENS: AtomicU64 = AtomicU64::new(CROWDED + 1);
+        static TOKENS: AtomicU32 = AtomicU32::new(CROWDED + 1);
         FlowScan {
             table: self.clone(),
             v4: Walk::new(),
@@ -130,6 +131,7 @@ impl FlowTable {
             in_v6: false,
             begun: false,
             looks_at: 0,
+            seen: HashSet::new(),
             token: TOKENS.fetch_add(1, Ordering::Relaxed),
         }
     }
@@ -138,7 +140,7 @@ impl FlowTable {
 /// Flows a slice holds at most, unless one bucket of the map holds more.
 const SLICE: usize = 512;
 
-/// Buckets of the front that one walk looks at, 1 MB: after 32 walks all of them were.
+/// Buckets of the front that one walk looks at, half a megabyte: after 32 walks all of them were.
 const LOOK: u32 = BUCKETS / 32;
 
 /// A walk over the flow table. It sees every flow that is there from its start to its end; one that comes or goes in
@@ -154,8 +156,10 @@ pub struct FlowScan {
     begun: bool,
     /// The first bucket that this walk looks at.
     looks_at: u32,
+    /// The flows of crowded buckets that this walk saw.
+    seen: HashSet<Place>,
     /// What this walk marks crowded buckets with.
-    token: u64,
+    token: u32,
 }
 
 impl FlowScan {
@@ -172,9 +176,9 @@ impl FlowScan {
         if !std::mem::replace(&mut self.begun, true) {
             front.begin_look(buckets.clone(), self.token);
         }
-        let token = self.token;
+        let (token, seen) = (self.token, &mut self.seen);
         let mut visit = |key, flow: &Flow| {
-            front.look_at(&key, token);
+            front.look_at(&key, token, seen);
             visit(key, flow);
         };
         if !self.in_v6 {
@@ -184,6 +188,7 @@ impl FlowScan {
         self.in_v6 = self.v6.advance(&self.table.v6, &mut visit)?;
         if !self.in_v6 {
             front.end_look(buckets, token);
+            self.seen.clear();
             self.looks_at = (self.looks_at + LOOK) % BUCKETS;
             self.begun = false;
         }

@@ -1,6 +1,7 @@
 //! Maps that the kernel lends us as memory: engine heartbeats, TIME_WAIT fingerprints, the front of the flow tables, and
 //! the filter tables. One store instead of one system call; what the words mean is agreed in `tcpguard-common`.
 
+use std::collections::HashSet;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -207,21 +208,26 @@ impl Front {
         }
     }
 
-    /// Enters a flow that was inserted into its table.
+    /// Enters a flow that is new in its table.
     pub(super) fn enter(&self, key: &AnyFlowKey) {
-        let (words, crowded, word) = self.find(key);
-        for place in words {
-            match place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed) {
-                Err(held) if held != word => {}
-                _ => return,
-            }
+        let (tags, crowded, place) = self.find(key);
+        // What has this tag already is another flow, or was and is about to be struck out: of either the table is to be asked.
+        if put(tags, place.tag) != Put::New {
+            crowded.store(CROWDED, Ordering::Relaxed);
         }
-        crowded.store(CROWDED, Ordering::Relaxed);
+    }
+
+    /// Enters a flow that is in its table, unless it stands here.
+    pub(super) fn show(&self, key: &AnyFlowKey) {
+        let (tags, crowded, place) = self.find(key);
+        if put(tags, place.tag) == Put::NoRoom {
+            crowded.store(CROWDED, Ordering::Relaxed);
+        }
     }
 
     /// Begins to look whether the crowded ones of `buckets` still have flows that are not in here. Every flow of the tables is to
     /// be shown to [`Self::look_at`] from now on, and then [`Self::end_look`] follows. `token` is nobody else's.
-    pub(super) fn begin_look(&self, buckets: Range<u32>, token: u64) {
+    pub(super) fn begin_look(&self, buckets: Range<u32>, token: u32) {
         for index in buckets {
             let (_, crowded) = self.bucket(index);
             let was = crowded.load(Ordering::Relaxed);
@@ -232,18 +238,21 @@ impl Front {
         }
     }
 
-    /// Notices a flow that is in its table and not in here: its bucket stays crowded.
-    pub(super) fn look_at(&self, key: &AnyFlowKey, token: u64) {
-        let (words, crowded, word) = self.find(key);
-        if crowded.load(Ordering::Relaxed) == token
-            && words.iter().all(|place| place.load(Ordering::Relaxed) != word)
-        {
+    /// Notices a flow that is in its table and not in here, or not alone under its tag: its bucket stays crowded. `seen` is what
+    /// this look came across.
+    pub(super) fn look_at(&self, key: &AnyFlowKey, token: u32, seen: &mut HashSet<Place>) {
+        let (tags, crowded, place) = self.find(key);
+        if crowded.load(Ordering::Relaxed) != token {
+            return;
+        }
+        let alone = seen.insert(place);
+        if !alone || tags.iter().all(|held| held.load(Ordering::Relaxed) != place.tag) {
             crowded.store(CROWDED, Ordering::Relaxed);
         }
     }
 
     /// Ends it: a bucket that nobody has called crowded since has all its flows in here.
-    pub(super) fn end_look(&self, buckets: Range<u32>, token: u64) {
+    pub(super) fn end_look(&self, buckets: Range<u32>, token: u32) {
         for index in buckets {
             let (_, crowded) = self.bucket(index);
             let _changed = crowded.compare_exchange(token, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -252,32 +261,51 @@ impl Front {
 
     /// Strikes out a flow that was removed from its table.
     pub(super) fn strike(&self, key: &AnyFlowKey) {
-        let (words, _, word) = self.find(key);
-        for place in words {
+        let (tags, _, place) = self.find(key);
+        for held in tags {
             // Two that entered it at once may have found a place each; then neither counts.
-            let _other = place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
+            let _other = held.compare_exchange(place.tag, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
-    /// The places of a flow's bucket, whether it is crowded, and the flow's word.
-    fn find(&self, key: &AnyFlowKey) -> (&[AtomicU64; ROOM], &AtomicU64, u64) {
+    /// The tags in a flow's bucket, whether it is crowded, and the flow's place.
+    fn find(&self, key: &AnyFlowKey) -> (&[AtomicU32; ROOM], &AtomicU32, Place) {
         let hash_key = [0, 1].map(|index: usize| self.hash_key[index].load(Ordering::Relaxed));
         let place = match key {
             AnyFlowKey::V4(key) => Place::of(hash_key, key),
             AnyFlowKey::V6(key) => Place::of(hash_key, key),
         };
-        let (words, crowded) = self.bucket(place.bucket);
-        (words, crowded, place.word)
+        let (tags, crowded) = self.bucket(place.bucket);
+        (tags, crowded, place)
     }
 
-    /// The places of a bucket, and whether it is crowded.
-    fn bucket(&self, index: u32) -> (&[AtomicU64; ROOM], &AtomicU64) {
+    /// The tags in a bucket, and whether it is crowded.
+    fn bucket(&self, index: u32) -> (&[AtomicU32; ROOM], &AtomicU32) {
         let index = (index % BUCKETS) as usize;
         // SAFETY: the mapping holds that many; a bucket is `ROOM` words and one more.
         let bucket =
-            unsafe { self.mapping.base.cast::<([AtomicU64; ROOM], AtomicU64)>().add(index).as_ref() };
+            unsafe { self.mapping.base.cast::<([AtomicU32; ROOM], AtomicU32)>().add(index).as_ref() };
         (&bucket.0, &bucket.1)
     }
+}
+
+/// What came of putting a tag into a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Put {
+    New,
+    Held,
+    NoRoom,
+}
+
+fn put(tags: &[AtomicU32; ROOM], tag: u32) -> Put {
+    for place in tags {
+        match place.compare_exchange(0, tag, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return Put::New,
+            Err(held) if held == tag => return Put::Held,
+            Err(_) => {}
+        }
+    }
+    Put::NoRoom
 }
 
 /// An array of plain values that this side only writes, and only where XDP does not read: which part that is, the caller

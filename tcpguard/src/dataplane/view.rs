@@ -340,7 +340,7 @@ impl Env for View {
 
     fn presence(&self, place: Place) -> Presence {
         let bucket = self.read("flow table", &self.views.known, &place.bucket).unwrap_or_default();
-        let presence = bucket.presence(place.word);
+        let presence = bucket.presence(place.tag);
         self.note(
             "flow table",
             match presence {

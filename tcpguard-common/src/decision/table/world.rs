@@ -334,7 +334,7 @@ impl World {
         let mut front = Bucket { crowded: self.crowded.into(), ..Bucket::default() };
         let places = [places::<V4>(self), places::<V6>(self)].concat();
         for place in places.iter().filter(|place| !self.crowded && place.bucket == bucket) {
-            front.enter(place.word);
+            front.enter(place.tag);
         }
         front
     }
@@ -440,7 +440,7 @@ impl Env for World {
     }
 
     fn presence(&self, place: known::Place) -> Presence {
-        self.front(place.bucket).presence(place.word)
+        self.front(place.bucket).presence(place.tag)
     }
 
     fn enter(&self, _: known::Place) {}

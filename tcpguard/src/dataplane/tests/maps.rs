@@ -177,7 +177,7 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
             AnyFlowKey::V6(key) => Place::of(hash_key, key),
         };
         let presence =
-            |key: &AnyFlowKey| front.lookup(&place(key).bucket).unwrap().unwrap().presence(place(key).word);
+            |key: &AnyFlowKey| front.lookup(&place(key).bucket).unwrap().unwrap().presence(place(key).tag);
         let table = dataplane.flows();
         for key in [flow_key(1, false), flow_key(1, true)] {
             assert_eq!(presence(&key), Presence::Unknown);
@@ -198,14 +198,22 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
             assert_eq!(presence(&first), Presence::Known, "entered again");
         }
         table.remove(&first).unwrap();
-        let strangers = [0; ROOM].map(|_| 1 << 63);
-        let full = Bucket { words: strangers, crowded: 0 };
+        let strangers = [1 << 31; ROOM];
+        let full = Bucket { tags: strangers, crowded: 0 };
         front.update(&place(&first).bucket, &full, bpf::ANY).unwrap();
         table.insert(&first, &flow(1)).unwrap();
         assert_eq!(presence(&first), Presence::Unsure);
         table.remove(&first).unwrap();
         let bucket = front.lookup(&place(&first).bucket).unwrap().unwrap();
-        assert_eq!((bucket.words, bucket.crowded), (strangers, CROWDED), "others' places are theirs");
+        assert_eq!((bucket.tags, bucket.crowded), (strangers, CROWDED), "others' places are theirs");
+        // Another flow has the same tag, or had it and is about to be struck out.
+        let mut taken = Bucket::default();
+        taken.enter(place(&first).tag);
+        front.update(&place(&first).bucket, &taken, bpf::ANY).unwrap();
+        assert!(table.insert_new(&first, &flow(1)).unwrap());
+        assert_eq!(presence(&first), Presence::Known);
+        table.front.strike(&first);
+        assert_eq!(presence(&first), Presence::Unsure, "the table still has it");
         dataplane.detach().unwrap();
     });
 }
@@ -217,7 +225,7 @@ fn a_bucket_is_crowded_until_a_walk_finds_all_its_flows_in_it() {
         let (table, key) = (dataplane.flows(), flow_key(1, true));
         let AnyFlowKey::V6(flow_of_key) = key else { unreachable!("asked for") };
         let place = Place::of(hash_key, &flow_of_key);
-        let presence = |word| front.lookup(&place.bucket).unwrap().unwrap().presence(word);
+        let presence = |tag| front.lookup(&place.bucket).unwrap().unwrap().presence(tag);
         let walk = |scan: &mut FlowScan| {
             // Each looks at a part of the buckets.
             for _ in 0..32 {
@@ -225,34 +233,45 @@ fn a_bucket_is_crowded_until_a_walk_finds_all_its_flows_in_it() {
             }
         };
         let (mut scan, mut other) = (table.scan(), table.scan());
-        let words = [0; ROOM].map(|_| 1 << 63);
-        front.update(&place.bucket, &Bucket { words, crowded: 0 }, bpf::ANY).unwrap();
+        let tags = [1 << 31; ROOM];
+        front.update(&place.bucket, &Bucket { tags, crowded: 0 }, bpf::ANY).unwrap();
         table.insert(&key, &flow(1)).unwrap();
-        let stranger = place.word ^ 1;
-        for words in [words, [0; ROOM]] {
+        let stranger = place.tag ^ 2;
+        for tags in [tags, [0; ROOM]] {
             let mut bucket = front.lookup(&place.bucket).unwrap().unwrap();
-            bucket.words = words;
+            bucket.tags = tags;
             front.update(&place.bucket, &bucket, bpf::ANY).unwrap();
             walk(&mut scan);
             assert_eq!(
-                presence(place.word),
+                presence(place.tag),
                 Presence::Unsure,
                 "the table has a flow that is not in the bucket"
             );
         }
         table.show(&key);
-        assert_eq!((presence(place.word), presence(stranger)), (Presence::Known, Presence::Unsure));
+        assert_eq!((presence(place.tag), presence(stranger)), (Presence::Known, Presence::Unsure));
         // Another walk, half done, neither ends this one's look nor keeps it from its end.
         other.next_slice(|_, _| {}).unwrap();
         walk(&mut scan);
-        assert_eq!((presence(place.word), presence(stranger)), (Presence::Known, Presence::Unknown));
+        assert_eq!((presence(place.tag), presence(stranger)), (Presence::Known, Presence::Unknown));
         walk(&mut other);
+        // Of two flows with one tag, one may be struck out and leave the other without.
+        for (times, expected) in [(2, Presence::Unsure), (1, Presence::Unknown)] {
+            let mut bucket = Bucket { crowded: CROWDED, ..Bucket::default() };
+            bucket.enter(place.tag);
+            front.update(&place.bucket, &bucket, bpf::ANY).unwrap();
+            let (buckets, token, mut seen) = (place.bucket..place.bucket + 1, 77, HashSet::new());
+            table.front.begin_look(buckets.clone(), token);
+            (0..times).for_each(|_| table.front.look_at(&key, token, &mut seen));
+            table.front.end_look(buckets, token);
+            assert_eq!((presence(place.tag), presence(stranger)), (Presence::Known, expected));
+        }
         // What is found full again during a walk stays so.
         front.update(&place.bucket, &Bucket { crowded: CROWDED, ..Bucket::default() }, bpf::ANY).unwrap();
         table.remove(&key).unwrap();
         assert_eq!(presence(stranger), Presence::Unsure);
         walk(&mut other);
-        assert_eq!((presence(stranger), presence(place.word)), (Presence::Unknown, Presence::Unknown));
+        assert_eq!((presence(stranger), presence(place.tag)), (Presence::Unknown, Presence::Unknown));
         dataplane.detach().unwrap();
     });
 }

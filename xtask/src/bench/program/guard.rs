@@ -188,7 +188,7 @@ impl Guard {
         let mut front = Array::<_, Bucket>::try_from(self.ebpf.map_mut(name::KNOWN).context(name::KNOWN)?)?;
         for place in (0..count).map(|number| Place::of(HASH_KEY, &rewrite.flow::<A>(number))) {
             let mut bucket = front.get(&place.bucket, 0)?;
-            bucket.enter(place.word);
+            bucket.enter(place.tag);
             front.set(place.bucket, bucket, 0)?;
         }
         Ok(())
@@ -204,7 +204,7 @@ impl Guard {
         let mut front = Array::<_, Bucket>::try_from(self.ebpf.map_mut(name::KNOWN).context(name::KNOWN)?)?;
         for place in numbers.map(|number| Place::of(HASH_KEY, &rewrite.flow::<A>(number))) {
             let mut bucket = front.get(&place.bucket, 0)?;
-            bucket.strike(place.word);
+            bucket.strike(place.tag);
             front.set(place.bucket, bucket, 0)?;
         }
         Ok(())
