@@ -7,7 +7,7 @@ use crate::sketch::Rate;
 use crate::trace::Wanted;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
