@@ -200,7 +200,7 @@ impl Stuck {
                 && libc::ptrace(libc::PTRACE_INTERRUPT, id, 0, 0) == 0
                 && libc::waitpid(id, std::ptr::null_mut(), libc::__WALL) == id
         };
-        assert!(stopped, "stopping the thread: {}", std::io::Error::last_os_error());
+        assert!(stopped, "stopping the thread: {}", io::Error::last_os_error());
         Self(id)
     }
 }
@@ -250,6 +250,12 @@ fn an_engine_that_stands_still_holds_up_its_own_clients_alone_and_answers_no_syn
     let silent: Vec<u16> = (20_000..20_000 + SYNS).filter(|&port| !is_answered(port)).collect();
     assert!(!silent.is_empty(), "a SYN was answered that nobody would have served");
     assert!(silent.len() < usize::from(SYNS), "no SYN was answered for the other engine");
+    // Nor does it hold up whoever asks how things are.
+    assert!(guarded.cli(&["status"]).status.success());
+    let asked = guarded.cli(&["stats"]);
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert_eq!(asked.status.code(), Some(1), "{said}");
+    assert!(said.contains("queue 0") && said.contains("does not answer"), "{said}");
     drop(stuck);
     assert!(held.iter_mut().all(echoed), "what was lost was not sent again, or not taken");
     wait_for("its SYNs to be answered again", SOON, || silent.iter().all(|&port| is_answered(port)));

@@ -347,8 +347,8 @@ async fn drain(guard: &Guard, time: Duration) {
 async fn keep_keys(guard: &Guard) -> DaemonError {
     loop {
         sleep(KEY_TICK).await;
-        if let Err(failure) = guard.refresh_keys().await {
-            return of_its_own(failure).await;
+        if let Some(failure) = of_its_own(guard.refresh_keys().await).await {
+            return failure;
         }
     }
 }
@@ -357,8 +357,8 @@ async fn keep_keys(guard: &Guard) -> DaemonError {
 async fn watch_for_floods(guard: &Guard) -> DaemonError {
     loop {
         sleep(FLOOD_TICK).await;
-        if let Err(failure) = guard.look_for_floods().await {
-            return of_its_own(failure).await;
+        if let Some(failure) = of_its_own(guard.look_for_floods().await).await {
+            return failure;
         }
     }
 }
@@ -367,8 +367,8 @@ async fn watch_for_floods(guard: &Guard) -> DaemonError {
 async fn watch_for_forgers(guard: &Guard) -> DaemonError {
     loop {
         // At once, so that what comes from now on counts.
-        if let Err(failure) = guard.look_for_forgers().await {
-            return of_its_own(failure).await;
+        if let Some(failure) = of_its_own(guard.look_for_forgers().await).await {
+            return failure;
         }
         sleep(FORGERY_TICK).await;
     }
@@ -378,8 +378,8 @@ async fn watch_for_forgers(guard: &Guard) -> DaemonError {
 async fn watch_for_attacks(guard: &Guard) -> DaemonError {
     loop {
         // At once, so that what comes from now on counts.
-        if let Err(failure) = guard.look_for_attacks().await {
-            return of_its_own(failure).await;
+        if let Some(failure) = of_its_own(guard.look_for_attacks().await).await {
+            return failure;
         }
         sleep(ATTACK_TICK).await;
     }
@@ -387,17 +387,21 @@ async fn watch_for_attacks(guard: &Guard) -> DaemonError {
 
 /// Keeps XDP and the engines told of what changes on the guarded interfaces; returns only when that fails for good.
 async fn follow_links(guard: &Guard) -> DaemonError {
-    match links::follow(guard).await {
-        Ok(never) => match never {},
-        Err(failure) => of_its_own(failure).await,
+    loop {
+        let Err(failure) = links::follow(guard).await;
+        if let Some(failure) = of_its_own(Err(failure)).await {
+            return failure;
+        }
     }
 }
 
-/// A failure that is not just the end of an engine: whoever watches the engines knows more about that.
-async fn of_its_own(failure: DaemonError) -> DaemonError {
-    match failure {
+/// A failure that is not just an engine's: whoever watches the engines knows more about its end, and one that stands still may
+/// turn again.
+async fn of_its_own(done: Result<(), DaemonError>) -> Option<DaemonError> {
+    match done.err()? {
         DaemonError::Engine { source: EngineError::Gone, .. } => std::future::pending().await,
-        failure => failure,
+        DaemonError::Engine { source: EngineError::Silent, .. } => None,
+        failure => Some(failure),
     }
 }
 

@@ -14,7 +14,7 @@ use tcpguard_common::map::{
 };
 use tcpguard_common::trace::Wanted;
 use tokio::sync::Mutex;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
@@ -23,8 +23,8 @@ use crate::dataplane::{
     monotonic_ns,
 };
 use crate::engine::{
-    DrainReport, EngineConfig, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine, Tap, XskPort,
-    tap,
+    DrainReport, EngineConfig, EngineError, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine,
+    Tap, XskPort, tap,
 };
 use crate::service::{Application, Quota, ServiceSpec, Services};
 
@@ -208,8 +208,7 @@ impl Guard {
         *self.tunables.borrow_mut() = Arc::clone(&tunables);
         self.publish().await?;
         for engine in &self.engines {
-            let told = engine.handle.set_tunables(Arc::clone(&tunables)).await;
-            told.map_err(|source| engine_error(engine, source))?;
+            heard(engine, engine.handle.set_tunables(Arc::clone(&tunables)).await)?;
         }
         Ok(())
     }
@@ -250,7 +249,7 @@ impl Guard {
         let strictness = self.strict.in_force();
         for engine in &self.engines {
             let told = engine.handle.set_epochs(slots, stack_clock(&clock), Arc::clone(&strictness)).await;
-            told.map_err(|source| engine_error(engine, source))?;
+            heard(engine, told)?;
         }
         // XDP issues no cookie of the epoch that this is about before the settings below say that it has begun.
         if planned {
@@ -330,8 +329,20 @@ impl Guard {
     }
 }
 
-pub(super) fn engine_error(engine: &Engine, source: crate::engine::EngineError) -> DaemonError {
+pub(super) fn engine_error(engine: &Engine, source: EngineError) -> DaemonError {
     DaemonError::Engine { interface: engine.interface.clone(), queue: engine.queue, source }
+}
+
+/// What came of telling an engine something. One that has stood still for so long that it takes no more orders keeps nobody
+/// from telling the others.
+pub(super) fn heard(engine: &Engine, told: Result<(), EngineError>) -> Result<(), DaemonError> {
+    match told {
+        Err(silent @ EngineError::Silent) => {
+            error!(interface = engine.interface, queue = engine.queue, "{silent}");
+            Ok(())
+        }
+        told => told.map_err(|source| engine_error(engine, source)),
+    }
 }
 
 fn attach(dataplane: &mut Dataplane, config: &Config) -> Result<Vec<Attached>, DaemonError> {

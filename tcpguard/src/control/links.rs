@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use crate::dataplane::{Attached, LinkEvents, LinkFacts, LinkState};
 
 use super::daemon::DaemonError;
-use super::guard::{Guard, carried, engine_error, packet_limit};
+use super::guard::{Guard, carried, heard, packet_limit};
 
 /// Links are looked at this often even without a notice: not every driver gives one.
 const LOOK: Duration = Duration::from_secs(1);
@@ -47,8 +47,7 @@ impl Guard {
             }
             report(&attached.name, before, now, carried(attached));
             for engine in self.engines().iter().filter(|engine| engine.interface == attached.name) {
-                let told = engine.handle.set_link(now.mac, packet_limit(attached, now)).await;
-                told.map_err(|source| engine_error(engine, source))?;
+                heard(engine, engine.handle.set_link(now.mac, packet_limit(attached, now)).await)?;
             }
         }
         let mtus = |links: &[LinkFacts]| links.iter().map(|link| link.mtu).collect::<Vec<_>>();

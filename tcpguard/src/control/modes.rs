@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::config::{Service, ServiceMode, Tunables};
 use crate::dataplane::{Counters, DataplaneError, ServiceEntry, monotonic_ns};
+use crate::engine::EngineError;
 
 use super::daemon::DaemonError;
 use super::guard::{Guard, engine_error};
@@ -247,8 +248,12 @@ impl Guard {
         }
         let mut level = 0.0f64;
         for engine in self.engines() {
-            let stats = engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
-            level = level.max(stats.half_open_level);
+            level = match engine.handle.stats().await {
+                Ok(stats) => level.max(stats.half_open_level),
+                // The others' SYNs are a flood all the same.
+                Err(EngineError::Silent) => continue,
+                Err(source) => return Err(engine_error(engine, source)),
+            };
         }
         let reading = Reading { at: monotonic_ns(), syns: syns(&self.dataplane.counters()?), level };
         let tunables = self.tunables.borrow().clone();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tcpguard_common::cookie::{Clock, Strictness};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::EngineError;
 use super::net::Net;
@@ -18,6 +19,8 @@ use crate::stack::{Cursor, FlowInfo, State};
 
 /// Orders that may wait for one engine.
 pub(crate) const COMMANDS: usize = 64;
+/// How long an answer is waited for. An engine that turns answers within a millisecond or two.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Places of the stack's tables per question to the engine, which answers between two bursts.
 pub(crate) const SURVEY: u32 = 4096;
 
@@ -111,7 +114,8 @@ impl EngineHandle {
     /// What the engine has counted.
     ///
     /// # Errors
-    /// [`EngineError::Gone`] when the engine has ended; so everywhere below.
+    /// [`EngineError::Gone`] when the engine has ended, [`EngineError::Silent`] when its thread stands still; so everywhere
+    /// below.
     pub async fn stats(&self) -> Result<EngineStats, EngineError> {
         self.ask(Command::Stats).await
     }
@@ -204,13 +208,13 @@ impl EngineHandle {
     /// Admits no more connections, waits until those there are have ended, but at most `time`, and resets the rest.
     /// The engine goes on running.
     pub async fn drain(&self, time: Duration) -> Result<DrainReport, EngineError> {
-        self.ask(|reply| Command::Drain { time, reply }).await
+        self.await_answer(|reply| Command::Drain { time, reply }).await
     }
 
     /// Ends the engine and waits for its thread, so that its socket is free. Connections are not told.
     pub async fn stop(&self) -> End {
         // A full queue of orders, or an engine that has ended: either way its end is what we wait for.
-        let _ = self.order(Command::Stop).await;
+        let _ = self.commands.send(Command::Stop).await;
         self.ended().await
     }
 
@@ -236,13 +240,27 @@ impl EngineHandle {
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, EngineError> {
+        // Questions leave room for orders, which must not be lost on an engine that will turn again.
+        if self.commands.capacity() < self.commands.max_capacity() / 2 {
+            return Err(EngineError::Silent);
+        }
+        timeout(PATIENCE, self.await_answer(command)).await.unwrap_or(Err(EngineError::Silent))
+    }
+
+    async fn await_answer<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
         self.order(command(reply)).await?;
         answer.await.map_err(|_| EngineError::Gone)
     }
 
     async fn order(&self, command: Command) -> Result<(), EngineError> {
-        self.commands.send(command).await.map_err(|_| EngineError::Gone)
+        match timeout(PATIENCE, self.commands.send(command)).await {
+            Ok(taken) => taken.map_err(|_| EngineError::Gone),
+            Err(_) => Err(EngineError::Silent),
+        }
     }
 }
 
@@ -280,6 +298,25 @@ mod tests {
             let expected = [(1, State::FinWait2), (2, State::Established), (3, State::TimeWait)];
             assert_eq!(listed, expected);
             engine.await.unwrap();
+        });
+    }
+
+    /// Its questions used to fill the queue, and orders with them.
+    #[test]
+    fn an_engine_that_takes_nothing_is_asked_nothing_but_still_told_for_long() {
+        on_one_thread(async {
+            let (commands, mut orders) = mpsc::channel(COMMANDS);
+            let (_, end) = watch::channel(None);
+            let handle = EngineHandle { engine: 0, commands, end, thread: Arc::default() };
+            let tell = || handle.set_link([2; 6], 1500);
+            for told in 0..COMMANDS {
+                assert!(tell().await.is_ok());
+                if told > COMMANDS / 2 {
+                    assert!(matches!(handle.stats().await, Err(EngineError::Silent)));
+                }
+            }
+            while orders.try_recv().is_ok() {}
+            assert!(tell().await.is_ok());
         });
     }
 }

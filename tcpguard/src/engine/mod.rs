@@ -133,6 +133,9 @@ pub enum EngineError {
     /// The engine has ended.
     #[error("the engine has ended")]
     Gone,
+    /// The engine has not answered for five seconds, or has not taken what it was told before.
+    #[error("the engine does not answer: its thread stands still")]
+    Silent,
 }
 
 /// Prepares an engine on a thread of its own. `open` and `application` run there: the first yields the port, the second
