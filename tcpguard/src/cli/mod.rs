@@ -24,6 +24,7 @@ mod run;
 mod services;
 mod stats;
 mod status;
+mod top;
 mod tune;
 
 use std::ffi::OsString;
@@ -65,6 +66,8 @@ enum Verb {
     Status(status::Args),
     /// What became of every segment, by reason, and what the stack did
     Stats(stats::Args),
+    /// Watch it all on a terminal: rates over time, states, services, attacks; change tunables
+    Top(top::Args),
     /// List the connections, like `ss`, or reset some
     Flows(flows::Args),
     /// List the attacks that there were and are
@@ -156,6 +159,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Run(args) => run::run(args, control),
         Verb::Status(args) => status::run(&args, &client(control)),
         Verb::Stats(args) => stats::run(&args, &client(control)),
+        Verb::Top(args) => top::run(&args, &client(control)),
         Verb::Flows(args) => flows::run(&args, &client(control)),
         Verb::Events(args) => events::run(&args, &client(control)),
         Verb::Monitor(args) => monitor::run(&args, &client(control)),

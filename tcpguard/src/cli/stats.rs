@@ -39,7 +39,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     if !(0.1..=3600.0).contains(&seconds) {
         return Err("not within 0.1 to 3600 seconds".to_owned());

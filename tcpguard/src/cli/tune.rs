@@ -95,7 +95,7 @@ fn table(rows: &[Tunable]) -> Table {
 }
 
 /// A number with its unit; bare when the daemon has a tunable that this client does not know.
-fn shown(name: &str, number: u64) -> String {
+pub(super) fn shown(name: &str, number: u64) -> String {
     match config::Tunable::find(name) {
         Ok(tunable) => tunable.value(number).to_string(),
         Err(_) => number.to_string(),

@@ -49,7 +49,7 @@ pub(super) fn of(purpose: Purpose, sources: Option<CoreSources>) -> Vec<Need> {
     needs
 }
 
-const LAB_TOOLS: [(&str, &str, &str); 8] = [
+const LAB_TOOLS: [(&str, &str, &str); 9] = [
     ("ip", "iproute2", "the lab is made of network namespaces"),
     ("nft", "nftables", "the lab's router loses packets, and tests count them"),
     ("ethtool", "ethtool", "the lab switches checksum offload off, as on a real wire"),
@@ -58,6 +58,7 @@ const LAB_TOOLS: [(&str, &str, &str); 8] = [
     ("ping", "iputils-ping", "tests prove that what is not protected still works"),
     ("nsenter", "util-linux", "processes of the lab start inside its namespaces"),
     ("setpriv", "util-linux", "processes of the lab end with it"),
+    ("tmux", "tmux", "the terminal in which a test drives the live view"),
 ];
 
 const BENCH_TOOLS: [(&str, &str, &str); 2] = [

@@ -1,0 +1,184 @@
+//! The live picture on terminals of several sizes, and what keys do to it.
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ratatui::style::Color;
+
+use super::model::{Action, Model, Page, Reading};
+use super::view;
+use crate::control::protocol::{Attack, AttackPrefix, ReasonCount, ServiceCount, Stats, Status, Tunable};
+
+fn attack() -> Attack {
+    let from = AttackPrefix { prefix: "198.51.100.0/24".into(), samples: 9, permille: 991 };
+    Attack {
+        number: 1,
+        service: "192.0.2.1:443".parse().unwrap(),
+        kind: "syn-flood".into(),
+        began_ms: 1_700_000_000_000,
+        ended_ms: None,
+        rate: 1_200_000,
+        peak: 1_300_000,
+        total: 9,
+        sampled: 9,
+        sources_seen: 9,
+        sources_at_least: 36,
+        prefixes: vec![from],
+    }
+}
+
+/// The second reading of a service that was sent so many SYNs since the first.
+fn reading(time_ms: u64, syns: u64, attacks: Vec<Attack>) -> Reading {
+    let reason = |name: &str, outcome: &str, total| ReasonCount {
+        name: name.into(),
+        outcome: outcome.into(),
+        help: String::new(),
+        total,
+        per_cpu: vec![total],
+        dry_run: 0,
+    };
+    let service = ServiceCount {
+        listen: "192.0.2.1:443".parse().unwrap(),
+        mode: "auto".into(),
+        state: Some("cookies".into()),
+        syns,
+        cookies_sent: syns,
+        stateful: 0,
+        acks_valid: 70,
+        acks_invalid: 6,
+        redirected: 5,
+        reset: 4,
+        dropped: 3,
+        passed: 2,
+    };
+    let status = Status {
+        daemon_version: "1".into(),
+        pid: 1,
+        uptime_ms: 61_000,
+        phase: "armed".into(),
+        generation: 1,
+        epoch: 1,
+        interfaces: Vec::new(),
+        services: Vec::new(),
+        attacks,
+        unconfirmed_ms: None,
+    };
+    let stats = Stats {
+        time_ms,
+        uptime_ms: 61_000,
+        reasons: vec![reason("cookie-sent", "answered", syns), reason("reply-budget", "dropped", syns / 2)],
+        services: vec![service],
+        dry_run: Vec::new(),
+        states: [("ESTABLISHED".to_owned(), 4321), ("TIME_WAIT".to_owned(), 17)].into(),
+        totals: [("stack".to_owned(), [("adopted".to_owned(), syns / 4)].into())].into(),
+        engines: Vec::new(),
+    };
+    let tunables = ["time-wait", "retries"].map(|name| Tunable {
+        name: name.into(),
+        unit: "ms".into(),
+        choices: Vec::new(),
+        value: 30_000,
+        default: 60_000,
+        min: 100,
+        max: 600_000,
+        help: format!("What {name} does."),
+    });
+    Reading { status, stats, tunables: tunables.into() }
+}
+
+fn model(attacks: Vec<Attack>) -> Model {
+    let mut model = Model::default();
+    model.take(reading(1000, 0, Vec::new()));
+    model.take(reading(2000, 1000, attacks));
+    model
+}
+
+fn press(model: &mut Model, code: KeyCode) -> Action {
+    model.key(KeyEvent::new(code, KeyModifiers::NONE))
+}
+
+fn screen(model: &Model, size: (u16, u16), colours: bool) -> TestBackend {
+    let mut terminal = Terminal::new(TestBackend::new(size.0, size.1)).unwrap();
+    terminal.draw(|frame| view::draw(frame, model, colours)).unwrap();
+    terminal.backend().clone()
+}
+
+#[test]
+fn each_page_has_what_it_promises_on_eighty_by_twenty_four() {
+    let mut model = model(vec![attack()]);
+    for (key, expected) in [
+        ('1', &["SYNs/s 1000", "cookies/s 1000", "valid ACKs/s", "reply-budget", "500/s", "█"][..]),
+        ('2', &["LISTEN", "1000/s", "ESTABLISHED 4321", "TIME_WAIT 17", "FIN_WAIT_2 0", "250/s", "2MSL"]),
+        ('3', &["192.0.2.1:443", "auto cookies", "198.51.100.0/24", "99.1%", "SENDS MOST"]),
+        ('4', &["time-wait*", "30s", "1m", "100ms to 10m", "What time-wait does."]),
+    ] {
+        assert_eq!(press(&mut model, KeyCode::Char(key)), Action::None);
+        let text = screen(&model, (80, 24), true).to_string();
+        for expected in ["under attack: 192.0.2.1:443: syn-flood", "armed for 1m1s"].iter().chain(expected) {
+            assert!(text.contains(expected), "{expected} is missing on page {key}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn no_size_makes_it_panic() {
+    let mut model = model(vec![attack()]);
+    for key in '1'..='4' {
+        press(&mut model, KeyCode::Char(key));
+        for size in [(1, 1), (10, 3), (80, 24), (20, 60), (300, 100)] {
+            screen(&model, size, true);
+        }
+    }
+    screen(&Model::default(), (80, 24), true);
+}
+
+#[test]
+fn without_colours_there_are_none_and_an_attack_still_stands_out() {
+    let mut model = model(vec![attack()]);
+    for key in '1'..='4' {
+        press(&mut model, KeyCode::Char(key));
+        let drawn = screen(&model, (80, 24), false);
+        let plain = |colour: Color| colour == Color::Reset;
+        assert!(drawn.buffer().content().iter().all(|cell| plain(cell.fg) && plain(cell.bg)));
+        assert!(drawn.buffer()[(0, 1)].modifier.contains(ratatui::style::Modifier::REVERSED));
+    }
+    assert!(screen(&model, (80, 24), true).buffer().content().iter().any(|cell| cell.bg == Color::Red));
+}
+
+#[test]
+fn a_tunable_is_chosen_edited_and_set_with_the_keyboard() {
+    let mut model = model(Vec::new());
+    press(&mut model, KeyCode::Char('4'));
+    assert_eq!(model.page(), Page::Tunables);
+    for code in [
+        KeyCode::Down,
+        KeyCode::Down,
+        KeyCode::Enter,
+        KeyCode::Char('9'),
+        KeyCode::Char('q'),
+        KeyCode::Backspace,
+    ] {
+        assert_eq!(press(&mut model, code), Action::None);
+    }
+    assert!(screen(&model, (80, 24), true).to_string().contains("new value: 9_"));
+    let tune = Action::Tune { name: "retries".into(), value: "9".into() };
+    assert_eq!(press(&mut model, KeyCode::Enter), tune);
+    model.say("retries: 15 -> 9".into());
+    assert!(screen(&model, (80, 24), true).to_string().contains("retries: 15 -> 9"));
+    // What was typed and left is not set.
+    for code in [KeyCode::Enter, KeyCode::Char('1'), KeyCode::Esc, KeyCode::Enter, KeyCode::Enter] {
+        assert_eq!(press(&mut model, code), Action::None);
+    }
+    assert_eq!(press(&mut model, KeyCode::Char('q')), Action::Quit);
+    assert_eq!(model.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Action::Quit);
+}
+
+#[test]
+fn a_daemon_that_is_gone_is_said_until_it_is_back() {
+    let mut model = model(Vec::new());
+    model.lose("no daemon answers there".into());
+    assert!(screen(&model, (80, 24), true).to_string().contains("no daemon answers there"));
+    model.take(reading(500, 3, Vec::new()));
+    let text = screen(&model, (80, 24), true).to_string();
+    assert!(text.contains("no attack") && text.contains("SYNs/s 0"), "{text}");
+}
