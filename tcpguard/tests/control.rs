@@ -521,6 +521,32 @@ fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
 }
 
 #[test]
+fn a_preset_is_shown_first_and_then_set_whole() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    let value = |name: &str| -> Result<Option<u64>> {
+        Ok(setup.json(&["tune", name])?["tunables"][0]["value"].as_u64())
+    };
+    let shown = setup.text(&["tune", "--preset", "attack"])?;
+    ensure!(
+        shown.contains("stateful-rate: 5000 -> 0\n") && shown.contains("not changed yet: --yes"),
+        "{shown}"
+    );
+    assert_eq!(value("stateful-rate")?, Some(5000));
+    let done = setup.text(&["tune", "--preset", "attack", "--yes"])?;
+    ensure!(done.contains("stateful-rate: 5000 -> 0\n") && !done.contains("not changed"), "{done}");
+    assert_eq!((value("stateful-rate")?, value("fin-wait-2")?), (Some(0), Some(15_000)));
+    let again = setup.json(&["tune", "--preset", "attack"])?;
+    assert_eq!((&again["preset"], &again["applied"]), (&"attack".into(), &false.into()));
+    assert_eq!(again["tuned"].as_array().context("no list")?.len(), 0);
+    // Its values are judged together: one at a time the rate would be too much for the burst.
+    setup.text(&["tune", "stateful-burst", "1"])?;
+    setup.text(&["tune", "--preset", "calm", "--yes"])?;
+    assert_eq!((value("stateful-rate")?, value("stateful-burst")?), (Some(5000), Some(5000)));
+    setup.fetch()
+}
+
+#[test]
 fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
     let setup = Setup::new()?;
     let examine = |arguments: &[&str]| -> Result<std::process::Output> {

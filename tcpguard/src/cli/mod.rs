@@ -311,6 +311,7 @@ mod tests {
             (&["tune", "time-wait", "30s", "--confirm", "0"], "not in 1..=86400"),
             (&["tune", "time-wait", "30s", "--save", "--confirm", "9"], "confirm it first, then save"),
             (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
+            (&["tune", "--preset", "war"], "calm, attack, high-churn"),
             (&["tune", "time-wait", "3"], "a duration looks like"),
             (&["tune", "time-wait", "3h"], "out of range"),
             (&["cookie", "decode", "10.0.0.2:9", "10.0.0.1:80", "--seq", "1"], "--ack"),

@@ -2,7 +2,9 @@
 
 use std::io::{self, BufWriter, Write as _};
 
-use crate::config::{self, TunableError};
+use serde::Serialize;
+
+use crate::config::{self, Preset, TunableError};
 use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request, Tunable, Tuned};
 
@@ -16,7 +18,9 @@ Examples:
   tcpguard tune                  list all: current value, default, range
   tcpguard tune time-wait        show one
   tcpguard tune time-wait 30s    set it, at once, until the daemon ends
-  tcpguard tune time-wait 30s --save    set it, and write it into the file")]
+  tcpguard tune time-wait 30s --save    set it, and write it into the file
+  tcpguard tune --preset attack         what a preset (calm, attack, high-churn) would change
+  tcpguard tune --preset attack --yes   change it, all at once")]
 pub(super) struct Args {
     /// Which tunable
     name: Option<String>,
@@ -26,6 +30,12 @@ pub(super) struct Args {
     /// Write it into the daemon's configuration file, too; comments stay
     #[arg(long, requires = "value")]
     save: bool,
+    /// Show what this set of values would change: calm, attack, high-churn
+    #[arg(long, value_name = "PRESET", conflicts_with = "name", value_parser = preset_named)]
+    preset: Option<&'static Preset>,
+    /// Change it
+    #[arg(long, requires = "preset")]
+    yes: bool,
     #[command(flatten)]
     within: Within,
     /// Print one line of JSON: numbers in milliseconds, or counts
@@ -40,6 +50,9 @@ impl From<TunableError> for Failure {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    if let Some(preset) = args.preset {
+        return run_preset(args, preset, client);
+    }
     // What can be judged without the daemon is; what values say together only the daemon knows.
     if let Some(name) = &args.name {
         let tunable = config::Tunable::find(name)?;
@@ -68,6 +81,62 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         _ => return Err(unexpected()),
     }
     Ok(out.flush()?)
+}
+
+fn preset_named(name: &str) -> Result<&'static Preset, String> {
+    Preset::find(name)
+}
+
+/// What a preset changes, or would.
+#[derive(Serialize)]
+struct Changes {
+    preset: &'static str,
+    applied: bool,
+    tuned: Vec<Tuned>,
+}
+
+fn run_preset(args: &Args, preset: &'static Preset, client: &Client) -> Result<(), Failure> {
+    let list = Request::Tune { name: None, value: None, save: false };
+    let Reply::Tunables(rows) = ask(client, &list)? else { return Err(unexpected()) };
+    let tuned = if args.yes {
+        let values = preset.values.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let reply = args.within.change(client, || ask(client, &Request::TuneAll { values }))?;
+        let Reply::TunedAll(done) = reply else { return Err(unexpected()) };
+        done.tuned
+    } else {
+        differences(preset, &rows.tunables)?
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        return Ok(write_json(&mut out, &Changes { preset: preset.name, applied: args.yes, tuned })?);
+    }
+    for tuned in &tuned {
+        writeln!(out, "{}", change(tuned))?;
+    }
+    match (args.yes, tuned.is_empty()) {
+        (_, true) => writeln!(out, "nothing to change: that is how it is")?,
+        (false, false) => writeln!(out, "not changed yet: --yes does ({})", preset.help)?,
+        (true, false) => {}
+    }
+    Ok(out.flush()?)
+}
+
+/// What a preset would change.
+fn differences(preset: &Preset, rows: &[Tunable]) -> Result<Vec<Tuned>, Failure> {
+    let mut differences = Vec::new();
+    for (name, value) in preset.values {
+        let tunable = config::Tunable::find(name)?;
+        let new = tunable.parse(value)?.number;
+        let held = rows.iter().find(|row| row.name == *name).filter(|row| row.value != new);
+        differences.extend(held.map(|row| Tuned {
+            name: row.name.clone(),
+            unit: row.unit.clone(),
+            old: row.value,
+            new,
+            saved: None,
+        }));
+    }
+    Ok(differences)
 }
 
 /// What became of a tunable.

@@ -11,6 +11,7 @@ pub mod file;
 pub mod filters;
 mod keys;
 pub(crate) mod near;
+mod presets;
 mod service;
 pub mod tunables;
 mod write;
@@ -31,6 +32,7 @@ pub use edit::{EditError, save_service, save_tunable};
 pub use events::Events;
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
+pub use presets::{PRESETS, Preset};
 pub use tunables::{
     AcceptOverflow, CongestionControl, StrictPolicy, TUNABLES, Tunable, TunableError, Tunables, Unit, Value,
 };

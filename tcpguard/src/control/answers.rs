@@ -71,6 +71,7 @@ impl Handler for Guard {
             Request::Tune { name: Some(name), value: Some(value), .. } => {
                 return self.tune(&name, &value).await;
             }
+            Request::TuneAll { values } => return self.tune_all(&values).await,
             Request::Hold { seconds } => return self.hold(seconds).await,
             Request::Release { number } => return self.release(number),
             Request::Confirm {} => return self.confirm(),

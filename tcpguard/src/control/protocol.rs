@@ -20,7 +20,7 @@ mod status;
 mod versioned;
 
 pub use changes::{
-    DryRunSet, Held, KeysRotated, ModeSet, Reloaded, ServicesChanged, Tunable, Tunables, Tuned,
+    DryRunSet, Held, KeysRotated, ModeSet, Reloaded, ServicesChanged, Tunable, Tunables, Tuned, TunedAll,
 };
 pub use events::{Attack, AttackPrefix, Event, Events, HookRuns};
 pub use filters::{Filter, Filters, FiltersChanged};
@@ -122,6 +122,11 @@ pub enum Request {
         /// Write it into the configuration file, too.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         save: bool,
+    },
+    /// Sets several tunables at once, or none of them.
+    TuneAll {
+        /// Values as users write them, by name.
+        values: BTreeMap<String, String>,
     },
     /// Has everything that is changed from now on taken back unless it is confirmed.
     Hold {
@@ -272,6 +277,8 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::TuneAll`].
+    TunedAll(TunedAll),
     /// To [`Request::Hold`].
     Held(Held),
     /// To [`Request::Release`].

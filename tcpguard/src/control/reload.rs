@@ -1,6 +1,7 @@
 //! Changes that come from outside the control socket's small requests: the configuration file read again, the secret
 //! replaced. Each is judged whole first; connections live through all of them.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -144,6 +145,24 @@ impl Guard {
             }
             refused => refused,
         }
+    }
+
+    /// Sets several tunables, judged together and put in force together.
+    pub(super) async fn tune_all(&self, values: &BTreeMap<String, String>) -> Reply {
+        let old = self.tunables.borrow().clone();
+        let mut new = Tunables::clone(&old);
+        let judged = values.iter().try_for_each(|(name, value)| new.set(name, value).map(drop));
+        if let Err(error) = judged.and_then(|()| new.check()) {
+            return Reply::bad_input(format!("{error}; nothing was changed"));
+        }
+        let tuned = differences(&old, &new);
+        if let Err(error) = self.set_tunables(new).await {
+            return Reply::failed(error.to_string());
+        }
+        for wire::Tuned { name, old, new, .. } in &tuned {
+            info!("{name}: {old} -> {new}");
+        }
+        Reply::TunedAll(wire::TunedAll { tuned })
     }
 
     /// Has cookies made with another key from the next epoch on: the secret file's, or a random one.

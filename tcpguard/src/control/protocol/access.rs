@@ -20,6 +20,7 @@ impl Request {
             | Self::ServicesSet { .. }
             | Self::ServicesDel { .. }
             | Self::Tune { .. }
+            | Self::TuneAll { .. }
             | Self::Hold { .. }
             | Self::Release { .. }
             | Self::Confirm {}

@@ -51,6 +51,13 @@ pub struct Tuned {
     pub saved: Option<String>,
 }
 
+/// Several tunables were set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunedAll {
+    /// Those that have another value now.
+    pub tuned: Vec<Tuned>,
+}
+
 /// Changes are taken back unless they are confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {

@@ -38,6 +38,7 @@ fn a_request_reads_as_documented_and_round_trips() {
         Request::ServicesDel { service: session.local, save: true, session: Some(session) },
         Request::Tune { name: None, value: None, save: true },
         Request::Reload { session: Some(session) },
+        Request::TuneAll { values: BTreeMap::from([("retries".to_owned(), "7".to_owned())]) },
         Request::KeysRotate {},
         Request::Hold { seconds: 60 },
         Request::Release { number: u64::MAX },
