@@ -18,14 +18,24 @@ fn ongoing(setup: &Setup, kind: &str) -> Result<Option<Value>> {
     Ok(ongoing.iter_mut().find(|attack| attack["kind"] == kind).map(Value::take))
 }
 
-/// Waits until an attack of this kind is on and its sources were looked at.
-fn begun(setup: &Setup, kind: &str) -> Result<Value> {
-    let mut found = None;
-    eventually(&format!("{kind} begins"), || {
-        found = ongoing(setup, kind)?.filter(|attack| attack["sampled"].as_u64() > Some(0));
+/// Waits until an attack of this kind is on and as much is known of it as there should be.
+fn begun(setup: &Setup, kind: &str, is_known: impl Fn(&Value) -> bool) -> Result<Value> {
+    let (mut found, mut last) = (None, None);
+    let waited = eventually(&format!("{kind} begins"), || {
+        last = ongoing(setup, kind)?;
+        found = last.clone().filter(&is_known);
         Ok(found.is_some())
-    })?;
+    });
+    waited.with_context(|| format!("{last:?}"))?;
     found.context("it began")
+}
+
+/// The prefixes that an attack comes from.
+fn prefixes(attack: &Value) -> Vec<&str> {
+    let shares = attack["prefixes"].as_array().into_iter().flatten();
+    let mut prefixes: Vec<_> = shares.filter_map(|share| share["prefix"].as_str()).collect();
+    prefixes.sort_unstable();
+    prefixes
 }
 
 fn over(setup: &Setup, kind: &str) -> Result<()> {
@@ -52,16 +62,13 @@ fn each_kind_of_attack_is_told_once_when_it_begins_and_once_when_it_is_over() ->
     let sources = (Ipv4Addr::new(198, 18, 4, 0), 23);
     let spec = FloodSpec { rate: 20_000, sources, ..FloodSpec::default() };
     let flood = setup.lab.flood(SERVICE.port(), spec)?;
-    let attack = begun(&setup, "syn-flood")?;
+    let both = ["198.18.4.0/24", "198.18.5.0/24"];
+    let attack = begun(&setup, "syn-flood", |attack| prefixes(attack) == both)?;
     assert_eq!(attack["service"], SERVICE.to_string());
     let number = |name: &str| attack[name].as_u64().with_context(|| format!("no {name}: {attack}"));
     ensure!(number("peak")? > 500 && number("rate")? <= number("peak")?, "{attack}");
-    ensure!((50..=512).contains(&number("sources_seen")?), "{attack}");
-    ensure!((number("sources_seen")?..5000).contains(&number("sources_at_least")?), "{attack}");
-    let prefixes = attack["prefixes"].as_array().context("no prefixes")?;
-    let mut prefixes: Vec<_> = prefixes.iter().filter_map(|share| share["prefix"].as_str()).collect();
-    prefixes.sort_unstable();
-    assert_eq!(prefixes, ["198.18.4.0/24", "198.18.5.0/24"], "{attack}");
+    ensure!((2..=512).contains(&number("sources_seen")?), "{attack}");
+    ensure!(number("sources_at_least")? >= number("sources_seen")?, "{attack}");
     let status = setup.text(&["status"])?;
     ensure!(status.contains(&format!("under attack: {SERVICE}: syn-flood since ")), "{status}");
     // A monitor beside it sees what it asks for, and no more.
@@ -73,9 +80,8 @@ fn each_kind_of_attack_is_told_once_when_it_begins_and_once_when_it_is_over() ->
 
     let spec = FloodSpec { kind: Kind::Ack, rate: 20_000, ..FloodSpec::default() };
     let flood = setup.lab.flood(SERVICE.port(), spec)?;
-    let attack = begun(&setup, "ack-flood")?;
     // 131 072 sources, of which hardly any comes twice.
-    ensure!(attack["sources_at_least"].as_u64() > Some(2000), "{attack}");
+    begun(&setup, "ack-flood", |attack| attack["sources_at_least"].as_u64() > Some(2000))?;
     flood.stop()?;
     over(&setup, "ack-flood")?;
     ensure!(ongoing(&setup, "syn-flood")?.is_none());
@@ -92,7 +98,7 @@ fn each_kind_of_attack_is_told_once_when_it_begins_and_once_when_it_is_over() ->
         Ok(stream)
     };
     let readers = [slow()?, slow()?];
-    let attack = begun(&setup, "slow-read")?;
+    let attack = begun(&setup, "slow-read", |attack| attack["sampled"].as_u64() > Some(0))?;
     assert_eq!((&attack["peak"], &attack["sources_seen"]), (&2.into(), &1.into()), "{attack}");
     assert_eq!(attack["prefixes"][0]["prefix"], "10.77.0.0/24");
     drop(readers);

@@ -161,6 +161,10 @@ mod tests {
         let _guard = runtime.enter();
         // Dropping a std listener leaves its file behind, as SIGKILL does.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        // A process that another test starts has it open until it becomes another program.
+        while std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let spec = SocketSpec { path: &path, group: Some("0"), mode: 0o660 };
         let socket = Socket::bind(&spec).unwrap();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
