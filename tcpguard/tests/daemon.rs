@@ -164,6 +164,11 @@ fn a_hostile_client_disturbs_neither_the_daemon_nor_others() -> Result<()> {
     let mut answer = String::new();
     half.read_to_string(&mut answer)?;
     assert!(answer.contains("cut short"), "{answer}");
+    // One asks and never reads: nobody listens to it in the end, and nothing piles up.
+    let mut deaf = connect()?;
+    deaf.set_write_timeout(Some(Duration::from_secs(1)))?;
+    let questions = b"{\"v\":1,\"op\":\"stats\"}\n".repeat(1000);
+    assert!((0..1000).any(|_| deaf.write_all(&questions).is_err()), "a million questions were taken");
     assert_eq!(setup.json(&["tune", "time-wait"])?["tunables"][0]["value"], 60_000);
     setup.fetch()?;
     assert!(daemon.ended()?.is_none());
