@@ -70,7 +70,7 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
     terminal.shows("no attack")?;
     terminal.shows("SYNs/s")?;
     let flood = setup.lab.flood(SERVICE.port(), FloodSpec { rate: 5000, ..FloodSpec::default() })?;
-    terminal.shows(&format!("under attack: {SERVICE}: syn-flood since"))?;
+    terminal.shows(&format!("under attack: {SERVICE}: syn-flood "))?;
     ensure!(terminal.screen(true)?.contains("\x1b["), "colours");
     terminal.press(&["2"])?;
     terminal.shows("ESTABLISHED 1")?;

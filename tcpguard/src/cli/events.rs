@@ -138,7 +138,7 @@ fn line(event: &Event) -> String {
 }
 
 /// Of what a rate is.
-fn unit(kind: &str) -> &'static str {
+pub(super) fn unit(kind: &str) -> &'static str {
     if kind == "slow-read" { "" } else { "/s" }
 }
 

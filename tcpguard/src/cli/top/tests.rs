@@ -114,7 +114,9 @@ fn each_page_has_what_it_promises_on_eighty_by_twenty_four() {
     ] {
         assert_eq!(press(&mut model, KeyCode::Char(key)), Action::None);
         let text = screen(&model, (80, 24), true).to_string();
-        for expected in ["under attack: 192.0.2.1:443: syn-flood", "armed for 1m1s"].iter().chain(expected) {
+        for expected in
+            ["under attack: 192.0.2.1:443: syn-flood", "+ sources", "armed for 1m1s"].iter().chain(expected)
+        {
             assert!(text.contains(expected), "{expected} is missing on page {key}\n{text}");
         }
     }

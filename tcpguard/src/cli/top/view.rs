@@ -7,9 +7,9 @@ use ratatui::symbols::bar::NINE_LEVELS;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, SparklineBar, Table};
 
-use crate::control::protocol::{ServiceCount, Stats};
+use crate::control::protocol::{Attack, ServiceCount, Stats};
 
-use super::super::events::banner;
+use super::super::events::unit;
 use super::super::output::age;
 use super::super::tune::shown;
 use super::diagram;
@@ -85,9 +85,16 @@ fn alarm_line<'a>(model: &Model, last: &Reading, palette: &Palette) -> Line<'a> 
         attacks => {
             let more = attacks.len() - 1;
             let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-            Line::from(format!("{}{more}", banner(&attacks[0]))).style(palette.alarm)
+            Line::from(format!("{}{more}", alarm(&attacks[0]))).style(palette.alarm)
         }
     }
+}
+
+/// As much of an attack as fits one line of eighty columns.
+fn alarm(attack: &Attack) -> String {
+    let Attack { service, kind, rate, peak, sources_at_least, .. } = attack;
+    let unit = unit(kind);
+    format!("under attack: {service}: {kind} {rate}{unit}, peak {peak}{unit}, {sources_at_least}+ sources")
 }
 
 fn foot_line<'a>(model: &Model) -> Line<'a> {
@@ -225,7 +232,7 @@ fn services(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading) {
     let header = Row::new(["ATTACKED FROM", "SHARE", "KIND", "SERVICE"]).bold();
     frame.render_widget(Table::new(rows, [Constraint::Fill(1); 4]).header(header), from);
     let listed = model.flows().map(|flows| flows.flows.as_slice()).unwrap_or_default();
-    let rows = listed.iter().map(|flow| {
+    let rows = listed.iter().filter(|flow| flow.bytes_in > 0).map(|flow| {
         let service = flow.service.map_or_else(|| flow.local.to_string(), |service| service.to_string());
         let cells = [
             flow.peer.to_string(),
