@@ -32,13 +32,16 @@ pub(crate) fn check(case: &Case, verdict: Verdict, out: &[u8], flows: usize) -> 
     answered.or_else(|what| fail(&what))
 }
 
+fn require(holds: bool, what: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what.to_string()) }
+}
+
 fn check_answer<A: Place>(
     case: &Case,
     to: &Segment<A>,
     answer: &Segment<A>,
     out: &[u8],
 ) -> Result<(), String> {
-    let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
     require(answer.checksum_ok(out), "checksum")?;
     require(answer.payload.is_empty() && answer.payload.end == out.len(), "nothing after the headers")?;
     require(answer.tcp.header_len <= to.tcp.header_len + 4, "at most four bytes longer")?;
@@ -66,7 +69,6 @@ fn check_syn_ack<A: Place>(
     answer: &Segment<A>,
     out: &[u8],
 ) -> Result<(), String> {
-    let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_string()) };
     let asks = to.tcp.flags.contains(Flags::ECE | Flags::CWR) && to.options.timestamps.is_some();
     let echo = if asks { Flags::ECE } else { Flags(0) };
     require(answer.tcp.flags == Flags::SYN | Flags::ACK | echo, "SYN, ACK, ECE if it was asked for")?;
