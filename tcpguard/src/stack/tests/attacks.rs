@@ -16,10 +16,6 @@ use crate::stack::{Config, Error, State};
 const SECOND: Duration = Duration::from_secs(1);
 const MSS: u32 = 1460;
 
-fn drain(t: &mut Script) -> Vec<String> {
-    core::iter::from_fn(|| t.next_sent()).collect()
-}
-
 /// A segment with bytes that are not the client's stream.
 fn other_bytes(t: &mut Script, at: u32, data: &[u8]) {
     let options =
@@ -35,12 +31,12 @@ fn acknowledging_in_small_parts_does_not_open_the_window_faster() {
     let left = |parts: u32| {
         let mut t = Script::established(plain());
         t.server_sends(1, 200_000);
-        assert_eq!(drain(&mut t).len(), 10);
+        assert_eq!(t.drain().len(), 10);
         // One segment, whole or a few bytes at a time.
         let left: usize = (1..=parts)
             .map(|part| {
                 t.sends(&format!(". 1:1(0) ack {}", 1 + MSS * part / parts));
-                drain(&mut t).len()
+                t.drain().len()
             })
             .sum();
         left
@@ -52,14 +48,14 @@ fn acknowledging_in_small_parts_does_not_open_the_window_faster() {
 fn acknowledging_what_is_still_to_be_sent_gains_nothing() {
     let mut t = Script::established(plain());
     t.server_sends(1, 200_000);
-    assert_eq!(drain(&mut t).len(), 10);
+    assert_eq!(t.drain().len(), 10);
     for ahead in 11..=40 {
         t.sends(&format!(". 1:1(0) ack {}", 1 + ahead * MSS));
     }
-    let answers = drain(&mut t);
+    let answers = t.drain();
     assert!(answers.iter().all(|answer| answer == ". 14601:14601(0) ack 1"), "{answers:?}");
     t.sends(&format!(". 1:1(0) ack {}", 1 + MSS));
-    assert_eq!(drain(&mut t).len(), 2, "as if nothing had been said");
+    assert_eq!(t.drain().len(), 2, "as if nothing had been said");
 }
 
 #[test]
@@ -69,7 +65,7 @@ fn two_ends_that_disagree_do_not_challenge_each_other_for_ever() {
     // A peer that has lost its place answers every acknowledgement of ours with one that fits nowhere.
     for _ in 0..10_000 {
         t.sends(". 1:1(0) ack 500000");
-        answers += drain(&mut t).len();
+        answers += t.drain().len();
         t.wait(Duration::from_millis(1));
         t.tsval += 1;
     }
@@ -83,7 +79,7 @@ fn overlapping_bytes_that_differ_never_change_what_was_delivered_or_acknowledged
     t.sends("P. 1:101(100) ack 1");
     other_bytes(&mut t, 1, &[0xee; 100]);
     other_bytes(&mut t, 51, &[0xee; 100]);
-    drain(&mut t);
+    t.drain();
     let mut data = [0; 200];
     assert_eq!(t.stack.recv(t.now, t.conn(), &mut data), Ok(150));
     assert_eq!(data[..100], stream(CLIENT, 1, 100));
@@ -122,7 +118,7 @@ fn a_timestamp_that_goes_back_by_half_its_range_is_refused() {
         // One more than half the range is as good as forward: nobody can tell (RFC 7323 §5.2).
         let forward = back > 1 << 31;
         assert_eq!(t.stack.counters().paws_dropped - before, u64::from(!forward), "{back}");
-        drain(&mut t);
+        t.drain();
         if forward {
             t.server_reads(1, 20);
         } else {
@@ -152,11 +148,11 @@ fn sequence_numbers_pass_the_middle_and_the_end_of_their_range_in_both_direction
         let mut t = Script::established(Offer { isn: start, ..modern() });
         for from in (1..20_001).step_by(1000) {
             t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
-            drain(&mut t);
+            t.drain();
             t.server_reads(from as u64, 1000);
         }
         t.sends("F. 20001:20001(0) ack 1");
-        drain(&mut t);
+        t.drain();
         t.state(State::CloseWait);
         // Ours are cookies: some client's SYN is answered with one that lies there.
         let mut t = Script::established(answered_near(start));
@@ -164,7 +160,7 @@ fn sequence_numbers_pass_the_middle_and_the_end_of_their_range_in_both_direction
             t.server_sends(from, 2000);
             // The first of two is lost.
             let next = from + 2000;
-            assert_eq!(drain(&mut t).len(), 2);
+            assert_eq!(t.drain().len(), 2);
             t.sends(&format!(". 1:1(0) ack {from} sack {}:{next}", from + 1448));
             t.wait_for_output(&format!("P. {from}:{}(1448) ack 1", from + 1448));
             t.sends(&format!(". 1:1(0) ack {next}"));
@@ -202,7 +198,7 @@ fn an_mss_of_nothing_or_one_byte_does_not_make_us_send_crumbs() {
 fn a_window_that_shrinks_below_what_is_in_flight_stops_new_data_and_no_repair() {
     let mut t = Script::established(plain());
     t.server_sends(1, 40_000);
-    assert_eq!(drain(&mut t).len(), 10);
+    assert_eq!(t.drain().len(), 10);
     t.window = 3000;
     t.sends(&format!(". 1:1(0) ack {}", 1 + MSS));
     t.silent();
@@ -210,7 +206,7 @@ fn a_window_that_shrinks_below_what_is_in_flight_stops_new_data_and_no_repair() 
     t.wait_for_output(&format!("P. {}:{}({MSS}) ack 1", 1 + MSS, 1 + 2 * MSS));
     t.window = 60_000;
     t.sends(&format!(". 1:1(0) ack {}", 1 + 10 * MSS));
-    assert!(!drain(&mut t).is_empty());
+    assert!(!t.drain().is_empty());
     t.state(State::Established);
 }
 
@@ -221,7 +217,7 @@ fn a_peer_that_closes_its_window_and_falls_silent_is_given_up() {
     t.sends(". 1:1(0) ack 1");
     t.server_sends(1, 100);
     t.wait(200 * SECOND);
-    let sent = drain(&mut t);
+    let sent = t.drain();
     assert_eq!(sent.last().map(String::as_str), Some("R. 1:1(0) ack 1"));
     t.gone();
     assert_eq!(t.stack.recv(t.now, t.conn(), &mut [0; 8]), Err(Error::TimedOut));
@@ -232,7 +228,7 @@ fn one_byte_at_a_time_is_read_like_anything_else_and_bounded_in_memory() {
     let mut t = Script::established(modern());
     for from in 1..=5000u32 {
         t.sends(&format!("P. {from}:{}(1) ack 1", from + 1));
-        drain(&mut t);
+        t.drain();
     }
     // Two chunks, not one for each segment.
     assert!(t.stack.buffered_bytes() <= 16 << 10, "{}", t.stack.buffered_bytes());

@@ -168,7 +168,7 @@ fn a_last_ack_that_nobody_answers_ends() {
     t.state(State::LastAck);
     let mut sent = Vec::new();
     for _ in 0..600 {
-        sent.extend(core::iter::from_fn(|| t.next_sent()));
+        sent.extend(t.drain());
         t.wait(SECOND);
     }
     t.gone();

@@ -18,10 +18,6 @@ fn offer() -> Offer {
     offer
 }
 
-fn drain(t: &mut Script) -> Vec<String> {
-    core::iter::from_fn(|| t.next_sent()).collect()
-}
-
 #[test]
 fn new_data_may_be_marked_and_nothing_else() {
     let mut t = Script::established(offer());
@@ -59,10 +55,10 @@ fn without_an_agreement_nothing_is_markable_echoed_or_heeded() {
     t.sends("PEW. 1:11(10) ack 1");
     t.expect(". 1:1(0) ack 11");
     t.server_sends(1, 100_000);
-    assert_eq!(drain(&mut t).len(), 10);
+    assert_eq!(t.drain().len(), 10);
     assert_eq!(t.last_ecn, 0);
     t.sends(&format!(".E 11:11(0) ack {}", 1 + MSS));
-    assert_eq!(drain(&mut t).len(), 2, "slow start goes on");
+    assert_eq!(t.drain().len(), 2, "slow start goes on");
     assert_eq!((t.stack.counters().congestion_marks, t.stack.counters().ecn_reductions), (0, 0));
 }
 
@@ -72,7 +68,7 @@ fn a_mark_is_echoed_until_the_peer_says_that_it_has_reacted() {
     // Delayed acknowledgements, from here on.
     for from in (1..20_001).step_by(1000) {
         t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
-        drain(&mut t);
+        t.drain();
     }
     t.ecn = MARKED;
     t.sends("P. 20001:20011(10) ack 1");
@@ -95,13 +91,13 @@ fn a_mark_is_echoed_until_the_peer_says_that_it_has_reacted() {
 fn an_echo_reduces_the_window_once_for_each_window_of_data_and_the_peer_is_told() {
     let mut t = Script::established(offer());
     t.server_sends(1, 200_000);
-    assert_eq!(drain(&mut t).len(), 10);
+    assert_eq!(t.drain().len(), 10);
     t.sends(&format!(".E 1:1(0) ack {}", 1 + MSS));
     // From ten segments to five: four more acknowledgements pass until one leaves for each.
     let mut sent = Vec::new();
     for segment in 2..=10 {
         t.sends(&format!(".E 1:1(0) ack {}", 1 + segment * MSS));
-        sent.push(drain(&mut t));
+        sent.push(t.drain());
     }
     assert_eq!(t.stack.counters().ecn_reductions, 1);
     assert!(sent[..4].iter().all(Vec::is_empty), "{sent:?}");
@@ -118,9 +114,9 @@ fn an_echo_reduces_the_window_once_for_each_window_of_data_and_the_peer_is_told(
 fn an_echo_while_losses_are_repaired_reduces_nothing_more() {
     let mut t = Script::established(offer());
     t.server_sends(1, 14_480);
-    drain(&mut t);
+    t.drain();
     t.sends(&format!(".E 1:1(0) ack 1 sack {}:{}", 1 + MSS, 1 + 4 * MSS));
-    drain(&mut t);
+    t.drain();
     assert_eq!((t.stack.counters().fast_recoveries, t.stack.counters().ecn_reductions), (1, 0));
     t.sends(&format!(". 1:1(0) ack {}", 1 + 10 * MSS));
     t.server_sends(1 + 10 * u64::from(MSS), 10);

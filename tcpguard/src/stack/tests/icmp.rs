@@ -55,10 +55,6 @@ fn frames(t: &mut Script) -> Vec<Vec<u8>> {
     .collect()
 }
 
-fn drain(t: &mut Script) -> Vec<String> {
-    core::iter::from_fn(|| t.next_sent()).collect()
-}
-
 fn receive(t: &mut Script, frame: &[u8]) -> Received {
     t.stack.handle_frame(t.now, frame)
 }
@@ -71,7 +67,7 @@ fn what_did_not_fit_leaves_again_in_smaller_segments_and_the_window_stays() {
         let sent = frames(&mut t);
         assert_eq!(receive(&mut t, &complaint(&sent[0], kind, 1300)), Received::Consumed);
         let most = 1300 - headers;
-        let again = drain(&mut t);
+        let again = t.drain();
         assert_eq!(again[0], format!("P. 1:{}({most}) ack 1", 1 + most));
         let len = |text: &String| text.split_once('(').unwrap().1.split_once(')').unwrap().0.parse().unwrap();
         let lens: Vec<usize> = again.iter().map(len).collect();
@@ -81,7 +77,7 @@ fn what_did_not_fit_leaves_again_in_smaller_segments_and_the_window_stays() {
         // Later data is as small, and as much of it is in flight as if nothing had been lost.
         t.sends(". 1:1(0) ack 5001");
         t.server_sends(5001, 100_000);
-        let next = drain(&mut t);
+        let next = t.drain();
         assert!(next.len() >= 10 && next.iter().all(|text| len(text) <= most), "{next:?}");
         let counters = t.stack.counters();
         assert_eq!((counters.mtu_lowered, counters.fast_recoveries, counters.timeouts), (1, 0, 0));
@@ -96,7 +92,7 @@ fn an_mtu_below_what_any_path_has_is_not_believed() {
             t.server_sends(1, 1460);
             let sent = frames(&mut t);
             receive(&mut t, &complaint(&sent[0], kind, mtu));
-            assert_eq!(drain(&mut t)[0], format!("P. 1:{}({least}) ack 1", 1 + least));
+            assert_eq!(t.drain()[0], format!("P. 1:{}({least}) ack 1", 1 + least));
         }
     }
 }
@@ -143,7 +139,7 @@ fn no_error_ends_an_established_connection_but_it_says_why_nothing_was_acknowled
         t.state(State::Established);
     }
     t.wait(60 * SECOND);
-    drain(&mut t);
+    t.drain();
     t.gone();
     let id = t.conn();
     assert!(t.events.contains(&Event::Closed { conn: id, error: Some(Error::Unreachable) }));
@@ -154,7 +150,7 @@ fn no_error_ends_an_established_connection_but_it_says_why_nothing_was_acknowled
     receive(&mut t, &complaint(&sent[0], HOST_UNREACHABLE, 0));
     t.sends(". 1:1(0) ack 51");
     t.wait(60 * SECOND);
-    drain(&mut t);
+    t.drain();
     let id = t.conn();
     assert!(t.events.contains(&Event::Closed { conn: id, error: Some(Error::TimedOut) }));
 }

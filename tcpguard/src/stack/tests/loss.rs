@@ -111,7 +111,7 @@ fn a_peer_that_never_answers_is_given_up_after_the_configured_retries() {
     t.server_sends(1, 100);
     let mut sent = Vec::new();
     for _ in 0..60 {
-        sent.extend(core::iter::from_fn(|| t.next_sent()));
+        sent.extend(t.drain());
         t.wait(SECOND);
     }
     let last = sent.pop();

@@ -30,10 +30,6 @@ fn pass(t: &mut Script, millis: u32) {
     t.tsval += millis;
 }
 
-fn drain(t: &mut Script) -> Vec<String> {
-    core::iter::from_fn(|| t.next_sent()).collect()
-}
-
 /// The segment at `from` is late and the one behind it is not: after how long it is repeated, with the round trip of 40 ms.
 fn patience(t: &mut Script, from: u32) -> Duration {
     t.sends(&format!(". 1:1(0) ack {from} sack {}:{}", from + MSS, from + 2 * MSS));
@@ -105,7 +101,7 @@ fn all_that_was_sent_before_an_acknowledged_repair_is_lost() {
     let repairs: Vec<String> = (5..10)
         .map(|segment| format!("P. {}:{}({MSS}) ack 1", 1 + segment * MSS, 1 + (segment + 1) * MSS))
         .collect();
-    assert_eq!(drain(&mut t), repairs);
+    assert_eq!(t.drain(), repairs);
     assert_eq!(t.stack.counters().timeouts, 0);
 }
 

@@ -225,6 +225,11 @@ impl Script {
         format!("{}:{}", left.distance(isn) as i32, right.distance(isn) as i32)
     }
 
+    /// Everything that leaves now.
+    pub(super) fn drain(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.next_sent()).collect()
+    }
+
     /// The stack's next frame is this one.
     #[track_caller]
     pub(super) fn expect(&mut self, segment: &str) {

@@ -14,21 +14,17 @@ fn silent_on_time() -> Offer {
     offer
 }
 
-fn drain(t: &mut Script) -> Vec<String> {
-    core::iter::from_fn(|| t.next_sent()).collect()
-}
-
 /// A client 20 ms away to whom the first ten segments left, until their timeout; the timestamp on them.
 fn timed_out() -> (Script, u32) {
     let mut t = Script::established(modern());
     t.server_sends(1, 100_000);
-    drain(&mut t);
+    t.drain();
     let original = t.tsecr;
     let mut sent = Vec::new();
     while t.stack.counters().timeouts == 0 {
         let next = t.stack.poll_timeout().expect("a timer");
         t.wait(next - t.now);
-        sent = drain(&mut t);
+        sent = t.drain();
     }
     assert_eq!(sent, ["P. 1:1449(1448) ack 1"]);
     (t, original)
@@ -39,7 +35,7 @@ fn a_timeout_is_taken_back_when_the_first_copy_is_echoed() {
     let (mut t, original) = timed_out();
     t.tsecr = original;
     t.sends(". 1:1(0) ack 1449");
-    let sent = drain(&mut t);
+    let sent = t.drain();
     // What is still on its way does not leave again, and there is room for as much as before.
     assert!(!sent.is_empty() && sent.iter().all(|segment| segment.starts_with(". 1")), "{sent:?}");
     assert_eq!((t.stack.counters().reductions_undone, t.stack.counters().retransmitted), (1, 1));
@@ -49,7 +45,7 @@ fn a_timeout_is_taken_back_when_the_first_copy_is_echoed() {
 fn a_timeout_is_not_taken_back_when_the_repetition_is_echoed() {
     let (mut t, original) = timed_out();
     t.sends(". 1:1(0) ack 1449");
-    assert_eq!(drain(&mut t)[0], "P. 1449:2897(1448) ack 1");
+    assert_eq!(t.drain()[0], "P. 1449:2897(1448) ack 1");
     // Later ones tell nothing any more.
     t.tsecr = original;
     t.sends(". 1:1(0) ack 2897");
@@ -60,13 +56,13 @@ fn a_timeout_is_not_taken_back_when_the_repetition_is_echoed() {
 fn repaired() -> Script {
     let mut t = Script::established(silent_on_time());
     t.server_sends(1, 400_000);
-    assert_eq!(drain(&mut t).len(), 10);
+    assert_eq!(t.drain().len(), 10);
     t.wait(20 * MS);
     let mut sent = Vec::new();
     for last in 4..=10 {
         let (second, third, fourth) = (1 + MSS, 1 + 2 * MSS, 1 + 3 * MSS);
         t.sends(&format!(". 1:1(0) ack 1 sack {fourth}:{},{second}:{third}", 1 + last * MSS));
-        sent.extend(drain(&mut t));
+        sent.extend(t.drain());
     }
     let repeated = |from: u32| sent.contains(&format!("P. {from}:{}({MSS}) ack 1", from + MSS));
     assert!(repeated(1) && repeated(1 + 2 * MSS), "{sent:?}");
@@ -79,12 +75,12 @@ fn a_repair_is_taken_back_once_all_of_it_is_reported_as_duplicate() {
     let mut t = repaired();
     let all = 1 + 10 * MSS;
     t.sends(&format!(". 1:1(0) ack {all} sack 1:{}", 1 + MSS));
-    drain(&mut t);
+    t.drain();
     assert_eq!(t.stack.counters().reductions_undone, 0, "the other may have been needed");
     t.sends(&format!(". 1:1(0) ack {all} sack {}:{}", 1 + 2 * MSS, 1 + 3 * MSS));
     assert_eq!(t.stack.counters().reductions_undone, 1);
     // Little more than half the window was left.
-    assert!(drain(&mut t).len() >= 3);
+    assert!(t.drain().len() >= 3);
 }
 
 #[test]
@@ -103,12 +99,12 @@ fn duplicates_that_we_did_not_cause_take_nothing_back() {
 fn a_loss_that_arrives_before_anything_left_again_is_none() {
     let mut t = Script::established(silent_on_time());
     t.server_sends(1, 100_000);
-    drain(&mut t);
+    t.drain();
     t.wait(20 * MS);
     let all = 1 + 10 * MSS;
     t.sends(&format!(". 1:1(0) ack 1 sack {}:{all}", 1 + MSS));
     assert_eq!(t.stack.counters().fast_recoveries, 1);
     t.sends(&format!(". 1:1(0) ack {all}"));
     assert_eq!((t.stack.counters().reductions_undone, t.stack.counters().retransmitted), (1, 0));
-    assert!(drain(&mut t).len() >= 10);
+    assert!(t.drain().len() >= 10);
 }
