@@ -8,7 +8,8 @@ pub mod control;
 pub mod dataplane;
 pub mod engine;
 pub mod service;
-pub mod stack;
 #[cfg(test)]
 mod starved;
 pub mod telemetry;
+
+pub use tcpguard_stack as stack;

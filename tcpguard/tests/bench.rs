@@ -82,7 +82,7 @@ fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
 
 #[test]
 fn every_row_of_the_stack_benchmark_is_measured() {
-    let program = example::build("stack-bench").join("stack-bench");
+    let program = example::build("tcpguard-stack", "stack-bench").join("stack-bench");
     let effort = stack::Effort { rounds: 2, connections: &[1000, 2000], ..stack::Effort::QUICK };
     let report = stack::measure(&program, effort).expect("the stack does what the rows say");
     let json = serde_json::to_value(&report).expect("a report is JSON");

@@ -46,22 +46,22 @@ impl Artifacts {
 
 /// Meets what `purpose` needs, then builds; cargo's own progress goes to standard error.
 pub fn release(purpose: Purpose) -> Result<Artifacts> {
-    let lines = build(purpose, &[])?;
+    let lines = build(purpose, "tcpguard", &[])?;
     artifacts(lines.iter().map(String::as_str))
 }
 
-/// Likewise builds an example of tcpguard's; where it is.
-pub fn release_example(name: &str, purpose: Purpose) -> Result<PathBuf> {
-    let lines = build(purpose, &["--example", name])?;
+/// Likewise builds an example of `package`; where it is.
+pub fn release_example(package: &str, name: &str, purpose: Purpose) -> Result<PathBuf> {
+    let lines = build(purpose, package, &["--example", name])?;
     executable(lines.iter().map(String::as_str), name)
 }
 
-/// Builds tcpguard in release mode; cargo's messages.
-fn build(purpose: Purpose, args: &[&str]) -> Result<Vec<String>> {
+/// Builds `package` in release mode; cargo's messages.
+fn build(purpose: Purpose, package: &str, args: &[&str]) -> Result<Vec<String>> {
     setup::ensure(purpose)?;
-    eprintln!("building tcpguard (release)");
+    eprintln!("building {package} (release)");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--package", "tcpguard"]).args(args);
+    cargo.args(["build", "--release", "--package", package]).args(args);
     cargo.arg("--message-format=json-render-diagnostics").current_dir(workspace());
     let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("running cargo")?;
     let messages = BufReader::new(child.stdout.take().context("cargo's output is not a pipe")?);

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Builds an example in the profile of this test; the directory it is in.
-pub(crate) fn build(name: &str) -> PathBuf {
+/// Builds an example of `package` in the profile of this test; the directory it is in.
+pub(crate) fn build(package: &str, name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("this test's path");
     let profile = exe.parent().and_then(|deps| deps.parent()).expect("the directory of the profile");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "tcpguard", "--example", name]);
+    cargo.args(["build", "--quiet", "--package", package, "--example", name]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

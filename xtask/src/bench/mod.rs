@@ -81,7 +81,7 @@ impl BenchArgs {
                 serde_json::to_value(report)?
             }
             Suite::Stack => {
-                let program = build::release_example("stack-bench", Purpose::Build)?;
+                let program = build::release_example("tcpguard-stack", "stack-bench", Purpose::Build)?;
                 let effort = if self.quick { stack::Effort::QUICK } else { stack::Effort::FULL };
                 let mut report = stack::measure(&program, effort)?;
                 report.rows.extend(stack::transfers(&build::release(Purpose::Lab)?, effort)?);

@@ -1,5 +1,5 @@
 //! `cargo xtask bench stack`: what the stack costs by itself, per segment and per connection. A program beside the stack
-//! (`tcpguard/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. What the stack makes of
+//! (`tcpguard/stack/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. What the stack makes of
 //! a path that loses packets is measured next door in `goodput`, engine, rings and network included.
 
 use std::path::Path;

@@ -2,6 +2,8 @@
 //! is the time.
 
 mod duties;
+#[path = "../../../stack/src/tests/router.rs"]
+mod router;
 mod streams;
 mod thread;
 pub(crate) mod world;

@@ -37,10 +37,10 @@ use super::super::{
     EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, Placement, SharedTables, TcpListener,
     TcpStream, assemble, tap,
 };
+use super::router::{TOO_BIG_V4, complaint};
 use crate::config::Tunables;
 use crate::dataplane::{coarse_clock_ns, monotonic_ns};
 use crate::stack::Link;
-use crate::stack::tests::icmp::{TOO_BIG_V4, complaint};
 
 pub(crate) const GUARD_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];

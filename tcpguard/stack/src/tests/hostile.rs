@@ -1,0 +1,470 @@
+//! Segments that mean harm or come out of place: windows hold, nothing panics, answers are throttled.
+
+use std::time::Duration;
+
+use tcpguard_common::packet::Options;
+use tcpguard_common::seq::Seq;
+
+use super::script::{CLIENT, Offer, Script, modern, plain};
+use super::{EPOCH, Rng, stream};
+use crate::wire::Outgoing;
+use crate::{Config, Error, Received, State};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn segments_out_of_order_are_sacked_and_delivered_in_order() {
+    let mut t = Script::established(modern());
+    t.sends("P. 1001:2001(1000) ack 1");
+    t.expect(". 1:1(0) ack 1 sack 1001:2001");
+    t.sends("P. 3001:4001(1000) ack 1");
+    t.expect(". 1:1(0) ack 1 sack 3001:4001,1001:2001");
+    t.sends("P. 1:1001(1000) ack 1");
+    t.expect(". 1:1(0) ack 2001 sack 3001:4001");
+    t.server_reads(1, 2000);
+    t.sends("P. 2001:3001(1000) ack 1");
+    t.expect(". 1:1(0) ack 4001");
+    t.server_reads(2001, 2000);
+}
+
+#[test]
+fn a_peer_without_sack_gets_one_duplicate_ack_for_each_segment_behind_a_hole() {
+    let mut t = Script::established(plain());
+    for from in [1001, 2001, 3001] {
+        t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+    }
+    for _ in 0..3 {
+        t.expect(". 1:1(0) ack 1");
+    }
+    t.silent();
+    t.sends("P. 1:1001(1000) ack 1");
+    t.expect(". 1:1(0) ack 4001");
+}
+
+#[test]
+fn overlapping_segments_deliver_every_byte_once() {
+    let mut t = Script::established(modern());
+    t.sends("P. 500:1500(1000) ack 1");
+    t.sends("P. 1000:2500(1500) ack 1");
+    t.sends("P. 1:700(699) ack 1");
+    t.sends("P. 600:3000(2400) ack 1");
+    while t.next_sent().is_some() {}
+    t.server_reads(1, 2999);
+}
+
+#[test]
+fn sequence_numbers_wrap() {
+    let offer = Offer { isn: u32::MAX - 2000, ..modern() };
+    let mut t = Script::established(offer);
+    t.sends("P. 2001:3001(1000) ack 1");
+    t.expect(". 1:1(0) ack 1 sack 2001:3001");
+    t.sends("P. 1:1001(1000) ack 1");
+    t.sends("P. 1001:2001(1000) ack 1");
+    t.expect(". 1:1(0) ack 3001");
+    t.server_reads(1, 3000);
+    for from in (3001..900_001).step_by(1000) {
+        t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+        while t.next_sent().is_some() {}
+        t.server_reads(from as u64, 1000);
+    }
+}
+
+#[test]
+fn data_beyond_the_promised_window_is_cut_off() {
+    let config = Config { recv_buffer: 60_000, ..Config::default() };
+    let mut t = Script::established_with(modern(), config);
+    t.sends("P. 59001:60401(1400) ack 1");
+    t.expect(". 1:1(0) ack 1 sack 59001:60001");
+    t.sends("P. 70001:71001(1000) ack 1");
+    t.expect(". 1:1(0) ack 1 sack 59001:60001");
+    assert_eq!(t.stack.counters().out_of_window, 1);
+}
+
+#[test]
+fn an_ack_of_what_was_never_sent_is_challenged_and_so_is_a_syn() {
+    let mut t = Script::established(modern());
+    t.sends(". 1:1(0) ack 100");
+    t.expect(". 1:1(0) ack 1");
+    t.sends("S. 1:1(0) ack 1");
+    t.expect(". 1:1(0) ack 1");
+    t.sends("S 1:1(0)");
+    t.expect(". 1:1(0) ack 1");
+    t.sends("P. 1:11(10) ack 4000000000");
+    t.expect(". 1:1(0) ack 1");
+    t.state(State::Established);
+    let mut data = [0; 20];
+    assert_eq!(t.stack.recv(t.now, t.conn(), &mut data), Err(Error::WouldBlock), "blind data is not taken");
+    assert_eq!(t.stack.counters().challenge_acks, 4);
+}
+
+#[test]
+fn challenges_are_throttled_per_connection() {
+    let mut t = Script::established(modern());
+    let mut answers = 0;
+    for _ in 0..100 {
+        t.sends("S. 1:1(0) ack 1");
+        answers += u32::from(t.next_sent().is_some());
+    }
+    assert_eq!(answers, 10);
+    assert_eq!(t.stack.counters().challenge_acks_throttled, 90);
+    t.wait(SECOND);
+    t.sends("S. 1:1(0) ack 1");
+    t.expect(". 1:1(0) ack 1");
+}
+
+#[test]
+fn guesses_at_a_live_flow_are_limited() {
+    for flow in [modern(), plain()] {
+        let mut t = Script::established(flow);
+        let alive = t.conn();
+        // Without timestamps the cookie has fewer bits to guess, whatever the flow uses.
+        t.offer = Offer { isn: t.offer.isn + 1_000_000, ..plain() };
+        t.next_cookie(EPOCH);
+        let right = t.cookie;
+        for guess in 1..=1000 {
+            t.cookie.isn = right.isn.wrapping_add(guess);
+            t.sends(". 1:1(0) ack 1");
+        }
+        t.cookie = right;
+        t.sends(". 1:1(0) ack 1");
+        assert_eq!((t.conn(), t.stack.counters().reincarnated), (alive, 0), "the 1001st guess of a second");
+        assert_eq!(t.stack.counters().challenge_acks_throttled, 991);
+        // The client that has really begun anew sends again.
+        t.wait(SECOND);
+        t.sends("P. 1:11(10) ack 1");
+        assert_eq!(t.stack.counters().reincarnated, 1);
+        t.server_reads(1, 10);
+    }
+}
+
+#[test]
+fn an_old_timestamp_is_refused_and_so_is_a_missing_one() {
+    let mut t = Script::established(modern());
+    t.tsval += 100;
+    t.sends("P. 1:11(10) ack 1");
+    t.expect(". 1:1(0) ack 11");
+    t.tsval -= 50;
+    t.sends("P. 11:21(10) ack 1");
+    t.expect(". 1:1(0) ack 11");
+    t.tsval = t.tsval.wrapping_sub(1 << 30);
+    t.sends("P. 11:21(10) ack 1");
+    t.expect(". 1:1(0) ack 11");
+    assert_eq!(t.stack.counters().paws_dropped, 2);
+    let segment = Outgoing {
+        seq: Seq(t.offer.isn) + 11,
+        ack: Seq(t.cookie.isn) + 1,
+        flags: tcpguard_common::packet::Flags::ACK,
+        window: 1000,
+        options: Options::default(),
+    };
+    let frame = t.write(segment, &stream(CLIENT, 11, 10));
+    assert_eq!(t.stack.handle_frame(t.now, &frame), Received::Consumed);
+    assert_eq!(t.stack.counters().paws_dropped, 3);
+    t.server_reads(1, 10);
+}
+
+#[test]
+fn the_timestamp_of_a_segment_that_begins_with_old_data_is_echoed() {
+    let mut t = Script::established(modern());
+    t.sends("P. 1:101(100) ack 1");
+    // Not acknowledged yet, so it is the same data once more, and some.
+    t.tsval += 7;
+    t.sends("P. 1:201(200) ack 1");
+    t.expect(". 1:1(0) ack 201");
+    assert_eq!(t.last.unwrap().3.timestamps.unwrap().1, t.tsval, "RFC 7323 §4.3, rule 2");
+}
+
+#[test]
+fn nonsense_in_sack_blocks_is_ignored() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 4000);
+    for _ in 0..3 {
+        t.next_sent().unwrap();
+    }
+    // Above SND.NXT, inverted, below SND.UNA, empty.
+    t.sends(". 1:1(0) ack 1 sack 1449:90000,2897:1449");
+    t.sends(". 1:1(0) ack 1 sack 4000000000:1,5:5");
+    t.silent();
+    assert_eq!(t.stack.counters().retransmitted, 0);
+    t.sends(". 1:1(0) ack 4001");
+    t.silent();
+    t.server_sends(4001, 10);
+    t.expect("P. 4001:4011(10) ack 1");
+}
+
+#[test]
+fn a_peer_that_goes_back_on_its_sack_gets_everything_again() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 4344);
+    for _ in 0..3 {
+        t.next_sent().unwrap();
+    }
+    t.sends(". 1:1(0) ack 1 sack 1449:4345");
+    t.wait_for_output(". 1:1449(1448) ack 1".replace(". ", "P. ").as_str());
+    // It takes the first segment and forgets the others.
+    t.sends(". 1:1(0) ack 1449");
+    let mut sent = Vec::new();
+    for _ in 0..20 {
+        t.wait(SECOND);
+        while let Some(segment) = t.next_sent() {
+            sent.push(segment);
+        }
+    }
+    assert!(sent.iter().any(|segment| segment == "P. 1449:2897(1448) ack 1"), "{sent:?}");
+    t.sends(". 1:1(0) ack 4345");
+    t.silent();
+}
+
+#[test]
+fn an_empty_pool_drops_unacknowledged_and_recovers() {
+    let config = Config { recv_pool: 8 * 4096, ..Config::default() };
+    let mut t = Script::established_with(modern(), config);
+    for from in (1..50_001).step_by(1000) {
+        t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+    }
+    while t.next_sent().is_some() {}
+    assert!(t.stack.counters().no_buffer > 0);
+    assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
+    let (_, ack, ..) = t.last.unwrap();
+    let acked = u64::from(ack.distance(Seq(t.offer.isn))) - 1;
+    assert_eq!(acked, 8 * 4096);
+    t.server_reads(1, acked as usize);
+    t.sends(&format!("P. {}:{}(1000) ack 1", acked + 1, acked + 1001));
+    while t.next_sent().is_some() {}
+    t.server_reads(acked + 1, 1000);
+    assert_eq!(t.stack.buffered_bytes(), 0);
+}
+
+#[test]
+fn data_behind_holes_gives_way_when_memory_is_short() {
+    let mut t = Script::established_with(modern(), Config { recv_pool: 8 * 4096, ..Config::default() });
+    let hoarder = t.conn();
+    for from in (5000..40_000).step_by(4096) {
+        t.sends(&format!(". {from}:{}(1) ack 1", from + 1));
+    }
+    while t.next_sent().is_some() {}
+    assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
+    t.next_client(40_001, EPOCH);
+    t.sends(". 1:1(0) ack 1");
+    t.sends("P. 1:101(100) ack 1");
+    t.server_reads(1, 100);
+    assert_eq!((t.stack.counters().reclaimed, t.stack.counters().no_buffer), (1, 1));
+    assert!(t.stack.info(t.now, hoarder).is_some());
+}
+
+#[test]
+fn windows_shrink_as_the_pool_fills() {
+    let mut t = Script::established_with(modern(), Config { recv_pool: 16 * 4096, ..Config::default() });
+    t.sends("P. 1:101(100) ack 1");
+    t.expect(". 1:1(0) ack 101");
+    let calm = u32::from(t.last.unwrap().2) << 7;
+    assert!(calm > 500_000, "{calm}");
+    for from in (101..60_101).step_by(1000) {
+        t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+    }
+    while t.next_sent().is_some() {}
+    t.server_reads(1, 30_000);
+    t.next_client(40_001, EPOCH);
+    t.sends("P. 1:101(100) ack 1");
+    t.expect(". 1:1(0) ack 101");
+    let tight = u32::from(t.last.unwrap().2) << 7;
+    assert!((60_000..66_000).contains(&tight), "{tight}");
+}
+
+#[test]
+fn writers_that_found_the_pool_empty_are_woken_when_it_is_not() {
+    let mut t = Script::established_with(modern(), Config { send_pool: 4096, ..Config::default() });
+    let first = t.conn();
+    t.server_sends(1, 4096);
+    t.next_client(40_001, EPOCH);
+    t.sends(". 1:1(0) ack 1");
+    let second = t.conn();
+    assert_eq!(t.stack.send(t.now, second, b"x"), Err(Error::WouldBlock));
+    t.stack.abort(t.now, first);
+    t.sends(". 1:1(0) ack 1");
+    assert!(t.events.contains(&crate::Event::Writable(second)));
+    assert_eq!(t.stack.send(t.now, second, b"x"), Ok(1));
+}
+
+#[test]
+fn readers_with_closed_windows_leave_memory_to_whoever_comes_next() {
+    const POOL: usize = 4 << 20;
+    let mut t = Script::syn_with(modern(), Config { send_pool: POOL, ..Config::default() });
+    let data = vec![0; 100_000];
+    for port in 1..=200 {
+        t.window = 0;
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        let sent = t.stack.send(t.now, id, &data).unwrap();
+        assert!(sent >= 4096, "client {port} got {sent}");
+        assert_eq!(t.stack.send(t.now, id, &data), Err(Error::WouldBlock));
+    }
+    assert!(t.stack.buffered_bytes() < POOL);
+}
+
+#[test]
+fn peers_that_keep_their_windows_closed_are_reset_while_memory_is_short_the_longest_stalled_first() {
+    let config = Config { send_pool: 64 * 4096, ..Config::default() };
+    let mut t = Script::syn_with(modern(), config);
+    for port in 1..=60 {
+        t.window = 0;
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.send(t.now, id, &[0; 4096]).unwrap();
+        t.wait(SECOND / 100);
+    }
+    t.wait(29 * SECOND);
+    assert_eq!((t.stack.counters().stalls_reset, t.stack.connection_count()), (0, 60));
+    t.wait(2 * SECOND);
+    // As many as make the pool one that is not short.
+    assert_eq!((t.stack.counters().stalls_reset, t.stack.buffered_bytes()), (4, 56 * 4096));
+    for port in 1..=60 {
+        t.offer.port = port;
+        assert_eq!(t.stack.flow_state(t.now, &t.key()).is_none(), port <= 4, "client {port}");
+        assert_eq!(t.stack.remembers_reset(&t.key()), port <= 4, "with a reset");
+    }
+    // Memory is short again: who takes a byte now and then is as bad as who takes none, who takes more is not.
+    let ports = [5, 6];
+    for (port, acked) in ports.into_iter().zip([20, 2000]) {
+        t.window = 1000;
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+        t.window = 0;
+        t.sends(&format!(". 1:1(0) ack {acked}"));
+    }
+    for port in 61..=65 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.send(t.now, id, &[0; 4096]).unwrap();
+    }
+    t.wait(SECOND);
+    let gone = ports.map(|port| {
+        t.offer.port = port;
+        t.stack.flow_state(t.now, &t.key()).is_none()
+    });
+    assert_eq!(gone, [true, false]);
+}
+
+#[test]
+fn a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
+    let mut t = Script::established(modern());
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 100_000);
+    for _ in 0..3600 {
+        t.wait(SECOND);
+        while t.next_sent().is_some() {
+            t.tsval += 1;
+            t.sends(". 1:1(0) ack 1");
+        }
+    }
+    t.state(State::Established);
+    assert!(t.stack.counters().window_probes > 25);
+}
+
+#[test]
+fn connections_that_waited_for_the_pool_and_went_are_not_remembered() {
+    let mut t = Script::established_with(modern(), Config { send_pool: 4096, ..Config::default() });
+    t.server_sends(1, 4096);
+    for port in 1..=1000 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        assert_eq!(t.stack.send(t.now, id, b"x"), Err(Error::WouldBlock));
+        t.stack.abort(t.now, id);
+    }
+    assert_eq!(t.stack.connection_count(), 1);
+    assert!(t.stack.shared.send_waiters.len() < 100, "{}", t.stack.shared.send_waiters.len());
+}
+
+#[test]
+fn stalls_that_are_over_are_not_remembered() {
+    let mut t = Script::established(modern());
+    for round in 0..1000_u32 {
+        t.window = 0;
+        t.sends(&format!(". 1:1(0) ack {}", 1 + round * 2000));
+        t.server_sends(u64::from(1 + round * 2000), 2000);
+        t.wait(SECOND / 1000);
+        t.window = 1000;
+        t.sends(&format!(". 1:1(0) ack {}", 1 + round * 2000));
+        while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+    }
+    assert!(t.stack.stalls.len() < 100, "{}", t.stack.stalls.len());
+}
+
+#[test]
+fn one_byte_segments_behind_holes_are_bounded() {
+    let mut t = Script::established(modern());
+    for from in (3..2000).step_by(2) {
+        t.sends(&format!(". {from}:{}(1) ack 1", from + 1));
+        while t.next_sent().is_some() {}
+    }
+    assert!(t.stack.counters().no_buffer > 800);
+    t.sends(". 1:3(2) ack 1");
+    while t.next_sent().is_some() {}
+    t.server_reads(1, 3);
+    t.state(State::Established);
+}
+
+#[test]
+fn noise_on_every_field_neither_panics_nor_gets_in() {
+    for seed in 0..300 {
+        let mut rng = Rng(seed);
+        let mut t = Script::established(if rng.chance(500) { modern() } else { plain() });
+        let mut sent = 0;
+        for step in 0..200 {
+            if rng.chance(100) {
+                let id = t.conn();
+                let len = rng.below(5000) as usize;
+                let _ = t
+                    .stack
+                    .send(t.now, id, &stream(super::script::SERVER, 1 + sent, len))
+                    .map(|n| sent += n as u64);
+            }
+            if step == 150 && rng.chance(300) {
+                let id = t.conn();
+                let _ = t.stack.shutdown(t.now, id);
+            }
+            let near = |rng: &mut Rng| match rng.below(4) {
+                0 => rng.next() as u32,
+                1 => 1,
+                _ => (rng.below(20_000) as u32).wrapping_sub(5_000),
+            };
+            let mut options = Options::default();
+            if rng.chance(800) {
+                options.timestamps =
+                    t.offer.options.timestamps.map(|_| (t.tsval.wrapping_add(near(&mut rng)), t.tsecr));
+            }
+            for _ in 0..rng.below(3) {
+                options.sack.push(Seq(t.cookie.isn) + near(&mut rng), Seq(t.cookie.isn) + near(&mut rng));
+            }
+            let segment = Outgoing {
+                seq: Seq(t.offer.isn) + near(&mut rng),
+                ack: Seq(t.cookie.isn) + near(&mut rng),
+                flags: tcpguard_common::packet::Flags(rng.next() as u8),
+                window: rng.next() as u16,
+                options,
+            };
+            let len = rng.below(1400) as usize;
+            let frame = t.write(segment, &vec![0; len]);
+            t.stack.handle_frame(t.now, &frame);
+            let mut out = [0; 2000];
+            for _ in 0..rng.below(8) {
+                let _ = t.stack.poll_transmit(t.now, &mut out);
+            }
+            t.wait(Duration::from_millis(rng.below(300)));
+            if rng.chance(200) {
+                let id = t.conn();
+                let _ = t.stack.recv(t.now, id, &mut out);
+            }
+        }
+        let id = t.conn();
+        t.stack.abort(t.now, id);
+        t.wait(300 * SECOND);
+        assert_eq!((t.stack.connection_count(), t.stack.buffered_bytes()), (0, 0), "seed {seed}");
+    }
+}

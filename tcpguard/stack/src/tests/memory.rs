@@ -1,0 +1,90 @@
+//! What connections cost while they rest, and how much of the buffers' memory they may have when they work.
+
+use std::time::Duration;
+
+use tcpguard_common::seq::Seq;
+
+use super::script::{Script, modern};
+use super::{ADVERTISED, EPOCH, Family};
+use crate::Config;
+use crate::tcb::Tcb;
+
+#[test]
+fn a_connection_at_rest_costs_256_bytes_at_most_all_told() {
+    const CONNECTIONS: usize = 100_000;
+    let mut t = Script::syn_with(modern(), Config::default());
+    for family in [Family::V4, Family::V6] {
+        t.offer.family = family;
+        for port in 1..=(CONNECTIONS / 2) as u16 {
+            t.next_client(port, EPOCH);
+            t.sends(". 1:1(0) ack 1");
+            let id = t.conn();
+            // A request and its answer: every connection had work, and a timer.
+            t.sends("P. 1:11(10) ack 1");
+            assert_eq!(t.stack.recv(t.now, id, &mut [0; 100]), Ok(10));
+            assert_eq!(t.stack.send(t.now, id, &[0; 10]), Ok(10));
+            while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {}
+            t.sends(". 11:11(0) ack 11");
+            t.events.clear();
+        }
+    }
+    let stack = &t.stack;
+    assert_eq!((stack.connection_count(), stack.buffered_bytes()), (CONNECTIONS, 0));
+    assert!(stack.connections.iter().all(Tcb::is_at_rest));
+    let bytes = stack.connections.bytes() + stack.index.bytes() + stack.wheel.bytes();
+    assert!(bytes <= 256 * CONNECTIONS, "{} a connection", bytes / CONNECTIONS);
+}
+
+/// The peer sends all that it may in each round trip, and the application reads it at once if it `reads`; the largest window
+/// offered.
+fn offered(rounds: u64, reads: bool) -> u32 {
+    const RTT: Duration = Duration::from_millis(10);
+    let mut t = Script::established(modern());
+    let (mut from, mut largest) = (1, 0);
+    for _ in 0..rounds {
+        let until = from + u64::from(largest).max(60_000);
+        while from + 1000 <= until {
+            t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
+            if reads {
+                t.server_reads(from, 1000);
+            }
+            while t.next_sent().is_some() {}
+            from += 1000;
+        }
+        largest =
+            largest.max(t.last.map_or(0, |(_, _, window, _)| u32::from(window) << ADVERTISED.window_scale));
+        t.wait(RTT);
+    }
+    largest
+}
+
+#[test]
+fn a_window_grows_for_a_peer_that_uses_it_and_an_application_that_reads() {
+    // What scaling would cut off is rounded up.
+    let about =
+        |window: u32, expected: u32| (expected..expected + (1 << ADVERTISED.window_scale)).contains(&window);
+    let most = Config::default().recv_buffer;
+    assert!(about(offered(10, true), most));
+    assert!(offered(1, true) < most / 4);
+    assert!(offered(10, false) < most / 4);
+}
+
+#[test]
+fn only_a_connection_with_a_large_congestion_window_may_hold_much_for_sending() {
+    const ROUND: u32 = 400_000;
+    let mut t = Script::syn(modern());
+    t.window = 65_000;
+    t.sends(". 1:1(0) ack 1");
+    let id = t.conn();
+    assert_eq!(t.stack.send_room(id), Ok(512 << 10));
+    for from in (1..8 * ROUND).step_by(ROUND as usize) {
+        t.server_sends(from.into(), ROUND as usize);
+        // As much at a time as the congestion window lets go.
+        while t.next_sent().is_some() {
+            while t.next_sent().is_some() {}
+            let next = t.stack.view(id).unwrap().snd_nxt;
+            t.sends(&format!(". 1:1(0) ack {}", next.distance(Seq(t.cookie.isn))));
+        }
+    }
+    assert!(t.stack.send_room(id).is_ok_and(|room| room > 512 << 10));
+}

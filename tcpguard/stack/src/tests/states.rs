@@ -1,0 +1,204 @@
+//! Every kind of segment in every state (RFC 9293 §3.10.7, with RFC 5961 and RFC 1337): a table whose cells say what is
+//! sent back at once and which state follows.
+
+use super::script::{Script, plain};
+use super::{CLIENT_MAC, SERVER_MAC, link};
+use crate::State;
+
+/// The columns. CLOSED is a port without a listener; LISTEN is what a cookie finds; HALF_OPEN is a passive open's SYN_RCVD,
+/// the column of that name a simultaneous open's.
+const STATES: [&str; 12] = [
+    "CLOSED",
+    "LISTEN",
+    "HALF_OPEN",
+    "SYN_SENT",
+    "SYN_RCVD",
+    "ESTAB",
+    "FIN_W_1",
+    "FIN_W_2",
+    "CLOSE_W",
+    "CLOSING",
+    "LAST_ACK",
+    "TIME_WAIT",
+];
+
+/// A line: what it is, flags, SEG.SEQ from RCV.NXT, length, SEG.ACK from SND.UNA (`u`) or SND.NXT (`n`), and what happens in
+/// each state: nothing (`-`), or the answer (`ack`, `rst`, `syn` for a SYN-ACK), the next state (`>`), or both.
+type Line = (&'static str, &'static str, i64, u32, &'static str, &'static str);
+
+#[rustfmt::skip]
+const TABLE: &[Line] = &[
+    //                                                             CLOSED LISTEN        HALF_OPEN   SYN_SENT     SYN_RCVD    ESTAB       FIN_W_1       FIN_W_2       CLOSE_W CLOSING    LAST_ACK TIME_WAIT
+    // Those that XDP leaves to the stack. In a synchronized state each is challenged, wherever it lies (RFC 5961 §4).
+    ("SYN at RCV.NXT",             "S",   0,       0,  "",        "-      syn>HALF_OPEN syn         syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN outside the window",     "S",   900_000, 0,  "",        "-      syn>HALF_OPEN syn         syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      syn"),
+    ("SYN-ACK at RCV.NXT",         "S.",  0,       0,  "n",       "-      -             -           ack>ESTAB    ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN-ACK just before it",     "S.",  -1,      0,  "n",       "-      -             -           ack>ESTAB    >ESTAB      ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN-ACK of something else",  "S.",  0,       0,  "n+1",     "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    // Only a reset at RCV.NXT is believed, one elsewhere in the window challenged (RFC 5961 §3); TIME_WAIT ignores all (RFC 1337).
+    ("RST at RCV.NXT",             "R",   0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("RST in the window",          "R",   1,       0,  "",        "-      -             ack         -            ack         ack         ack           ack           ack     ack        ack      -"),
+    ("RST outside the window",     "R",   900_000, 0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
+    ("RST before the window",      "R",   -1,      0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
+    ("RST with ACK at RCV.NXT",    "R.",  0,       0,  "n",       "-      -             >LISTEN     >CLOSED      >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("RST with a wrong ACK",       "R.",  0,       0,  "n+1",     "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    // A forged cookie meets silence, of a half-open connection too, and a good one of a port that is nobody's a reset.
+    ("ACK of everything",          ".",   0,       0,  "n",       "rst    >ESTAB        >ESTAB      -            >ESTAB      -           >FIN_W_2      -             -       >TIME_WAIT >CLOSED  -"),
+    ("ACK once more",              ".",   0,       0,  "u",       "rst    >ESTAB        -           rst          rst         -           -             -             -       -          -        -"),
+    ("ACK of an earlier moment",   ".",   0,       0,  "u-50",    "-      -             -           rst          rst         -           -             -             -       -          -        ack"),
+    ("ACK of long ago",            ".",   0,       0,  "u-90000", "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("ACK of what was never sent", ".",   0,       0,  "n+1",     "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("ACK outside the window",     ".",   900_000, 0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    // The peer has no more to say after its FIN: what comes is acknowledged and goes nowhere.
+    ("data in order",              "P.",  0,       10, "u",       "rst    ack>ESTAB     -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data with URG",              "PU.", 0,       10, "u",       "rst    ack>ESTAB     -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data that acknowledges all", "P.",  0,       10, "n",       "rst    ack>ESTAB     ack>ESTAB   -            ack>ESTAB   ack         ack>FIN_W_2   ack           ack     >TIME_WAIT >CLOSED  ack"),
+    ("data behind a hole",         "P.",  100,     10, "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data outside the window",    "P.",  900_000, 10, "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("data once more",             "P.",  -10,     10, "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("data, old and new",          "P.",  -5,      10, "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data with a wrong ACK",      "P.",  0,       10, "n+1",     "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("data without ACK",           "P",   0,       10, "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("FIN in order",               "F.",  0,       0,  "u",       "rst    ack>CLOSE_W   -           rst          rst         ack>CLOSE_W ack>CLOSING   ack>TIME_WAIT ack     ack        ack      ack"),
+    ("FIN that acknowledges all",  "F.",  0,       0,  "n",       "rst    ack>CLOSE_W   ack>CLOSE_W -            ack>CLOSE_W ack>CLOSE_W ack>TIME_WAIT ack>TIME_WAIT ack     >TIME_WAIT >CLOSED  ack"),
+    ("FIN with data",              "F.",  0,       10, "u",       "rst    ack>CLOSE_W   -           rst          rst         ack>CLOSE_W ack>CLOSING   ack>TIME_WAIT ack     ack        ack      ack"),
+    ("FIN behind a hole",          "F.",  50,      0,  "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("FIN once more",              "F.",  -1,      0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("FIN outside the window",     "F.",  900_000, 0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("no flags at all",            "-",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+];
+
+/// RCV.NXT, SND.UNA and SND.NXT of [`in_state`], counted from the initial sequence numbers.
+struct Numbers {
+    rcv_nxt: i64,
+    snd_una: i64,
+    snd_nxt: i64,
+}
+
+/// A client that has brought the stack into a state: 100 bytes each way are acknowledged, and 100 of ours are not.
+fn in_state(state: &str) -> (Script, Numbers) {
+    let mut t = Script::syn(plain());
+    let numbers = |rcv_nxt, snd_una, snd_nxt| Numbers { rcv_nxt, snd_una, snd_nxt };
+    match state {
+        "CLOSED" => {
+            t.stack.unlisten(None, 80);
+            return (t, numbers(1, 1, 1));
+        }
+        "LISTEN" => return (t, numbers(1, 1, 1)),
+        "HALF_OPEN" => {
+            t.sends("S 0:0(0)");
+            t.expect("S. 0:0(0) ack 1");
+            return (t, numbers(1, 0, 1));
+        }
+        "SYN_SENT" | "SYN_RCVD" => {
+            let (client, server) = (t.key().peer_addr(), t.key().local_addr());
+            t.stack.connect(t.now, server, client, link(SERVER_MAC, CLIENT_MAC)).unwrap();
+            t.next_sent().unwrap();
+            t.cookie.isn = t.last.unwrap().0.0;
+            if state == "SYN_SENT" {
+                return (t, numbers(0, 0, 1));
+            }
+            t.sends("S 0:0(0)");
+            t.expect("S. 0:0(0) ack 1");
+            return (t, numbers(1, 0, 1));
+        }
+        _ => {}
+    }
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 100);
+    t.sends("P. 1:101(100) ack 1");
+    while t.next_sent().is_some() {}
+    t.server_reads(1, 100);
+    t.sends(". 101:101(0) ack 101");
+    t.server_sends(101, 100);
+    let id = t.conn();
+    let closes_first = matches!(state, "FIN_W_1" | "FIN_W_2" | "CLOSING" | "TIME_WAIT");
+    if closes_first {
+        t.stack.shutdown(t.now, id).unwrap();
+    }
+    while t.next_sent().is_some() {}
+    let numbers = match state {
+        "ESTAB" => numbers(101, 101, 201),
+        "FIN_W_1" => numbers(101, 101, 202),
+        "FIN_W_2" => {
+            t.sends(". 101:101(0) ack 202");
+            numbers(101, 202, 202)
+        }
+        "TIME_WAIT" => {
+            t.sends("F. 101:101(0) ack 202");
+            numbers(102, 202, 202)
+        }
+        _ => {
+            t.sends("F. 101:101(0) ack 101");
+            if state == "LAST_ACK" {
+                t.stack.shutdown(t.now, id).unwrap();
+            }
+            numbers(102, 101, if state == "CLOSE_W" { 201 } else { 202 })
+        }
+    };
+    while t.next_sent().is_some() {}
+    (t, numbers)
+}
+
+/// The name of the column that a flow is in now.
+fn column(t: &Script, before: &'static str) -> &'static str {
+    match t.stack.flow_state(t.now, &t.key()) {
+        None if t.stack.is_half_open(&t.key()) => "HALF_OPEN",
+        None if matches!(before, "LISTEN" | "HALF_OPEN") => "LISTEN",
+        None | Some(State::Closed) => "CLOSED",
+        Some(State::SynSent) => "SYN_SENT",
+        Some(State::SynReceived) => "SYN_RCVD",
+        Some(State::Established) => "ESTAB",
+        Some(State::FinWait1) => "FIN_W_1",
+        Some(State::FinWait2) => "FIN_W_2",
+        Some(State::CloseWait) => "CLOSE_W",
+        Some(State::Closing) => "CLOSING",
+        Some(State::LastAck) => "LAST_ACK",
+        Some(State::TimeWait) => "TIME_WAIT",
+    }
+}
+
+/// What happens when the segment of a line arrives in a state, as a cell of the table.
+fn reaction(state: &'static str, &(_, flags, offset, len, ack, _): &Line) -> String {
+    let (mut t, numbers) = in_state(state);
+    assert_eq!(column(&t, state), state, "the script did not get there");
+    let seq = (numbers.rcv_nxt + offset) as u32;
+    let mut text = format!("{flags} {seq}:{}({len})", seq.wrapping_add(len));
+    if !ack.is_empty() {
+        let base = if ack.starts_with('u') { numbers.snd_una } else { numbers.snd_nxt };
+        let ack = base + ack[1..].parse().unwrap_or(0);
+        text += &format!(" ack {}", ack as u32);
+    }
+    t.sends(&text);
+    let answer = match t.next_sent() {
+        None => "",
+        Some(sent) if sent.starts_with("S.") => "syn",
+        Some(sent) if sent.starts_with('R') => "rst",
+        Some(sent) if sent.starts_with(". ") => "ack",
+        Some(sent) => panic!("{state}: {text} was answered by {sent}"),
+    };
+    if let Some(more) = t.next_sent() {
+        return format!("{answer} and {more}");
+    }
+    match (answer, column(&t, state)) {
+        ("", after) if after == state => "-".to_owned(),
+        (answer, after) if after == state => answer.to_owned(),
+        (answer, after) => format!("{answer}>{after}"),
+    }
+}
+
+#[test]
+fn every_segment_in_every_state_has_the_reaction_the_table_says() {
+    let mut wrong = Vec::new();
+    for line in TABLE {
+        let expected: Vec<&str> = line.5.split_whitespace().collect();
+        assert_eq!(expected.len(), STATES.len(), "{}", line.0);
+        for (state, expected) in STATES.into_iter().zip(expected) {
+            let found = reaction(state, line);
+            if found != expected {
+                wrong.push(format!("{} in {state}: {found} instead of {expected}", line.0));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
