@@ -67,6 +67,8 @@ pub(crate) struct Driver<P, T: SharedTables> {
     turned: Instant,
     /// When the port was last asked whether it still has its interface.
     checked: Instant,
+    /// Frames that the port had lost by then.
+    lost: u64,
     pressed_until: Instant,
     unparked: Arc<AtomicU64>,
     gaps: Gaps,
@@ -162,6 +164,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             turned: started,
             checked: started,
+            lost: 0,
             pressed_until: started,
             unparked,
             gaps: Gaps::default(),
@@ -236,6 +239,11 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             return Ok(());
         }
         self.checked = now;
+        let lost = self.port.lost();
+        if lost > self.lost {
+            self.lost = lost;
+            self.desk.flows.note_loss(now);
+        }
         match self.port.check() {
             Err(error) if is_final(&error) => Err(EngineError::InterfaceGone),
             // An interface that is down comes up again.

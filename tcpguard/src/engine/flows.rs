@@ -30,8 +30,11 @@ const OWNERS: usize = 4096;
 const UNADOPTED_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two sweeps of the table.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
-/// Pause between two slices of a sweep: with some hundred entries a slice, 1 % of a core at most.
+/// Pause between two slices of a sweep: with some hundred entries a slice, a few percent of a core.
 const SLICE_PAUSE: Duration = Duration::from_millis(10);
+/// The same while a flow's first segment may be among frames that were lost: a million entries in four seconds.
+const HURRIED_SLICE_PAUSE: Duration = Duration::from_millis(2);
+const HURRIED_SWEEP_PAUSE: Duration = Duration::from_millis(250);
 /// An earlier daemon's entries are kept this long, so that a peer that speaks meets a reset and not silence, and another
 /// one if that is lost.
 const KEEP_OLD_GENERATION: Duration = Duration::from_secs(60);
@@ -102,6 +105,8 @@ counters! {
         fingerprints_displaced = "fingerprints-displaced";
         /// Slices of the table that could not be read.
         scan_errors = "scan-errors";
+        /// Slices that were read sooner than usual, because the receive ring had lost frames.
+        hurried_slices = "hurried-slices";
     }
 }
 
@@ -139,6 +144,10 @@ pub(crate) struct Ownership<T: SharedTables> {
     owners: HashMap<AnyFlowKey, u32>,
     owners_since: Instant,
     next_slice: Instant,
+    /// When the present sweep began, unless the next is still to begin.
+    sweep_began: Option<Instant>,
+    /// When frames were last lost; `None` once a whole sweep has looked for what their flows lack.
+    lost: Option<Instant>,
     /// Sweeps finished, and whether the present one probes the peers of flows that an earlier daemon had.
     sweeps: u64,
     probing: bool,
@@ -166,6 +175,8 @@ impl<T: SharedTables> Ownership<T> {
             owners: HashMap::new(),
             owners_since: now,
             next_slice: now + SWEEP_PAUSE,
+            sweep_began: None,
+            lost: None,
             sweeps: 0,
             probing: true,
             met_old: false,
@@ -322,6 +333,13 @@ impl<T: SharedTables> Ownership<T> {
         }
     }
 
+    /// Frames that XDP redirected were lost: there may be first segments among them, which nobody will send again. Sweeps
+    /// hurry until one of them has met every flow that the loss can have cut off.
+    pub(crate) fn note_loss(&mut self, now: Instant) {
+        self.lost = Some(now);
+        self.next_slice = self.next_slice.min(now + HURRIED_SWEEP_PAUSE);
+    }
+
     /// One slice of the sweep when it is due. `offer` shows the stack this engine's entries, so that it adopts those
     /// whose first segment was lost. `is_stray` says whether this engine looks after entries of that owner, who is
     /// gone.
@@ -334,6 +352,8 @@ impl<T: SharedTables> Ownership<T> {
         if now < self.next_slice {
             return;
         }
+        let began = *self.sweep_began.get_or_insert(now);
+        self.counters.hurried_slices += u64::from(self.lost.is_some());
         let mut found = std::mem::take(&mut self.found);
         let mut outlived = Vec::new();
         let more = self.tables.scan(&mut found);
@@ -362,11 +382,17 @@ impl<T: SharedTables> Ownership<T> {
         }
         self.found = found;
         self.remove_old(outlived);
-        self.next_slice = now + if matches!(more, Ok(true)) { SLICE_PAUSE } else { SWEEP_PAUSE };
+        let (slice_pause, sweep_pause) = match self.lost {
+            Some(_) => (HURRIED_SLICE_PAUSE, HURRIED_SWEEP_PAUSE),
+            None => (SLICE_PAUSE, SWEEP_PAUSE),
+        };
+        self.next_slice = now + if matches!(more, Ok(true)) { slice_pause } else { sweep_pause };
         match more {
             Ok(true) => {}
             Ok(false) => {
                 self.sweeps += 1;
+                self.sweep_began = None;
+                self.lost = self.lost.filter(|&lost| began < lost + UNADOPTED_AFTER);
                 self.old_possible = std::mem::take(&mut self.met_old);
                 // Twice as long after each: a peer that does not answer will hardly do so the next second.
                 self.probing = self.sweeps.is_power_of_two();

@@ -18,6 +18,9 @@ pub trait FramePort {
     /// Whether more than half of the room for received frames is taken.
     fn is_under_pressure(&self) -> bool;
 
+    /// Frames that were redirected here and found no room, since the start.
+    fn lost(&self) -> u64;
+
     /// Lends empty frames to `fill`, which writes one and says how long it is, until it returns `None` or there
     /// is no room. Returns how many were queued.
     fn transmit(&mut self, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize;
@@ -57,6 +60,11 @@ impl FramePort for XskPort {
 
     fn is_under_pressure(&self) -> bool {
         self.socket.fd.get_ref().is_under_pressure()
+    }
+
+    fn lost(&self) -> u64 {
+        let statistics = self.socket.fd.get_ref().statistics();
+        statistics.map_or(0, |counted| counted.rx_ring_full + counted.rx_fill_ring_empty)
     }
 
     fn transmit(&mut self, fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {

@@ -1,5 +1,5 @@
-//! What an engine owes the rest of the system: the flow table kept true, lost first segments made good, an earlier
-//! daemon's peers told, frames of other engines passed on, and an end in order.
+//! What an engine owes the rest of the system: the flow table kept true, an earlier daemon's peers told, frames of other
+//! engines passed on, and an end in order. Not how it walks over the table.
 
 use std::io::ErrorKind;
 use std::rc::Rc;
@@ -15,19 +15,19 @@ use tokio::task::spawn_local;
 use super::world::{CLIENT_MAC, Host, PORT, SERVICE, World, eventually};
 use super::{echo, exchange, on_one_thread, pair, pair_with, pattern, read_all};
 use crate::config::Tunables;
-use crate::engine::flows::{Claim, Ownership, Swept};
+use crate::engine::flows::{Claim, Ownership};
 use crate::engine::net::now;
 use crate::engine::{Exchange, SharedTables as _, TcpListener};
 use crate::stack::{Link, Origin, State};
 
 /// Two engines of one daemon.
-fn engines(world: &Rc<World>) -> [Host; 2] {
+pub(super) fn engines(world: &Rc<World>) -> [Host; 2] {
     let exchange = Exchange::new(2);
     [0, 1].map(|queue| world.guard(queue, exchange.clone(), Tunables::default()))
 }
 
 /// What XDP knows of the flow from that port.
-fn entry(world: &World, port: u16) -> Flow {
+pub(super) fn entry(world: &World, port: u16) -> Flow {
     world.flows.borrow()[&key(port)]
 }
 
@@ -43,7 +43,7 @@ async fn wait_out(world: &World, client: &Host, listener: &TcpListener) {
     eventually("entry deleted", || world.flows.borrow().is_empty()).await;
 }
 
-fn key(port: u16) -> AnyFlowKey {
+pub(super) fn key(port: u16) -> AnyFlowKey {
     let peer = format!("10.0.0.2:{port}").parse().unwrap();
     AnyFlowKey::new(peer, format!("10.0.0.1:{PORT}").parse().unwrap()).unwrap()
 }
@@ -100,51 +100,6 @@ fn a_tuple_that_comes_back_out_of_time_wait_is_known_to_xdp_again() {
         assert!(entry.seq != 0 && entry.ack != 0, "a later daemon tells the flow by its numbers");
         assert!(world.fingerprints.borrow().is_empty());
         assert_eq!(guard.handle.stats().await.unwrap().flows.reinserted, 1);
-    });
-}
-
-#[test]
-fn a_server_that_speaks_first_speaks_even_if_the_clients_ack_is_lost() {
-    on_one_thread(async {
-        let (world, guard, client) = pair();
-        let listener = guard.listen();
-        spawn_local(async move {
-            loop {
-                let (mut accepted, _) = listener.accept().await;
-                accepted.write_all(b"220 ready").await.unwrap();
-                accepted.shutdown().await.unwrap();
-            }
-        });
-        world.lose.set(1);
-        let mut stream = client.connect().await;
-        assert_eq!(read_all(&mut stream).await.unwrap(), b"220 ready");
-        assert_eq!(guard.handle.stats().await.unwrap().flows.swept, 1);
-    });
-}
-
-/// It is a client that says nothing itself: nobody but the sweep would ever bring it in.
-#[test]
-fn a_client_that_a_full_accept_queue_ignored_comes_in_as_soon_as_there_is_room() {
-    on_one_thread(async {
-        let (world, guard, client) = pair_with(Tunables { accept_backlog: 1, ..Tunables::default() });
-        let listener = guard.listen();
-        let first = client.connect_from(5000).await.unwrap();
-        eventually("accepted", || world.flows.borrow().len() == 1).await;
-        let mut second = client.connect_from(5001).await.unwrap();
-        // Longer than a sweep takes to come by: the entry must survive it.
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        let stats = guard.handle.stats().await.unwrap();
-        assert!(stats.stack.backlog_full >= 2, "the ACK, and the sweep: {}", stats.stack.backlog_full);
-        assert_eq!((stats.connections, stats.net.accepted, stats.flows.refused), (1, 1, 0));
-        assert!(world.flows.borrow().contains_key(&key(5001)));
-        let (accepted, _) = listener.accept().await;
-        let (mut late, peer) = listener.accept().await;
-        assert_eq!(peer.port(), 5001);
-        late.write_all(b"220 ready").await.unwrap();
-        let mut said = [0; 9];
-        second.read_exact(&mut said).await.unwrap();
-        assert_eq!(&said, b"220 ready");
-        drop((first, accepted));
     });
 }
 
@@ -371,38 +326,6 @@ fn a_dead_daemons_client_whose_reset_was_lost_gets_another() {
 }
 
 #[test]
-fn an_engine_that_cannot_read_the_flow_table_goes_on_asking_for_old_entries() {
-    let world = World::new(1);
-    let start = now();
-    let [mut old, mut mine] = [1, 2].map(|generation| Ownership::new(world.tables(), 0, generation, start));
-    old.insert(start, key(5000), &Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) });
-    let mut sweep = |second| {
-        mine.sweep(start + Duration::from_secs(second), |_| false, |_, _, _| Swept::Refused);
-        (mine.old_generation_possible(), mine.counters.scan_errors)
-    };
-    world.unreadable.set(true);
-    assert_eq!((sweep(2), sweep(4)), ((true, 1), (true, 2)));
-    world.unreadable.set(false);
-    assert_eq!((sweep(6), sweep(70)), ((true, 2), (true, 2)));
-    assert_eq!(sweep(80), (false, 2), "there is none");
-}
-
-/// XDP may make an entry just before its predecessor, removed by then, is struck out in front of the table.
-#[test]
-fn a_sweep_shows_xdp_the_entries_of_its_engine_and_no_others() {
-    let world = World::new(2);
-    let start = now();
-    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
-        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
-    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
-    old.insert(start, key(5000), &origin);
-    mine.insert(start, key(5001), &origin);
-    other.insert(start, key(5002), &origin);
-    mine.sweep(start + Duration::from_secs(2), |_| false, |_, _, _| Swept::Known);
-    assert_eq!(*world.shown.borrow(), [key(5001)].into());
-}
-
-#[test]
 fn a_fingerprint_that_takes_another_one_s_place_is_counted() {
     let world = World::new(1);
     let mut flows = Ownership::new(world.tables(), 0, 1, now());
@@ -423,26 +346,6 @@ fn segments_of_a_dead_daemons_flow_cause_few_resets() {
     let second = Duration::from_secs(1);
     let resets = (0..10_000).filter(|&step| flows.may_reset(start + second * step / 10_000, key(5000)));
     assert_eq!(resets.count(), 10);
-}
-
-#[test]
-fn an_old_entry_goes_in_the_end_and_never_one_that_took_its_place() {
-    let world = World::new(2);
-    let start = now();
-    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
-        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
-    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
-    old.insert(start, key(5000), &origin);
-    let mut sweep = |now| {
-        mine.sweep(now, |_| false, |_, _, _| Swept::Refused);
-        mine.delete_due(now);
-        mine.counters.old_generation
-    };
-    assert_eq!((sweep(start + Duration::from_secs(59)), world.flows.borrow().len()), (0, 1));
-    assert_eq!((sweep(start + Duration::from_secs(61)), world.flows.borrow().len()), (1, 0));
-    other.insert(start, key(5000), &origin);
-    sweep(start + Duration::from_secs(70));
-    assert_eq!(entry(&world, 5000).owner, 1);
 }
 
 #[test]
@@ -585,30 +488,6 @@ fn an_entry_is_not_deleted_before_a_new_incarnations_takes_its_place() {
     flows.delete_due(now + Duration::from_secs(1));
     assert_eq!((entry(&world, 5000).seq, flows.counters.deleted), (3, 0));
     assert!(matches!(flows.claim(&key), Claim::Mine(_)));
-}
-
-#[test]
-fn a_forwarded_segment_makes_good_the_loss_of_the_first() {
-    on_one_thread(async {
-        let world = World::new(2);
-        let [first, second] = engines(&world);
-        let client = world.client();
-        let (listener, _other) = (first.listen(), second.listen());
-        // The acknowledgement of the SYN-ACK and the first data: the last that carry the cookie.
-        world.lose.set(2);
-        let mut stream = client.connect().await;
-        eventually("the entry", || world.flows.borrow().len() == 1).await;
-        stream.write_all(b"one ").await.unwrap();
-        eventually("both lost", || world.lose.get() == 0).await;
-        world.steer.set(1);
-        stream.write_all(b"two").await.unwrap();
-        let (mut accepted, _) = listener.accept().await;
-        let mut received = [0; 7];
-        accepted.read_exact(&mut received).await.unwrap();
-        assert_eq!(&received, b"one two");
-        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
-        assert_eq!((first.flows.swept, second.net.accepted), (1, 0), "it was dropped");
-    });
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod duties;
 #[path = "../../../stack/src/tests/router.rs"]
 mod router;
 mod streams;
+mod sweep;
 mod thread;
 pub(crate) mod world;
 

@@ -35,6 +35,10 @@ impl FramePort for Silent {
         false
     }
 
+    fn lost(&self) -> u64 {
+        0
+    }
+
     fn transmit(&mut self, mut fill: impl FnMut(&mut [u8]) -> Option<usize>) -> usize {
         let mut sent = 0;
         while fill(&mut [0; 2048]).is_some() {

@@ -1,0 +1,218 @@
+//! An engine's walks over the flow table: first segments that were lost are made good, also in a full table, and an
+//! earlier daemon's entries go in the end.
+
+use std::time::Duration;
+
+use tcpguard_common::map::Flow;
+use tcpguard_common::seq::Seq;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::spawn_local;
+
+use super::duties::{engines, entry, key};
+use super::world::{MemoryTables, World, eventually};
+use super::{on_one_thread, pair, pair_with, read_all};
+use crate::config::Tunables;
+use crate::engine::flows::{Ownership, Swept};
+use crate::engine::net::now;
+use crate::stack::{Instant, Link, Origin};
+
+#[test]
+fn a_server_that_speaks_first_speaks_even_if_the_clients_ack_is_lost() {
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let listener = guard.listen();
+        spawn_local(async move {
+            loop {
+                let (mut accepted, _) = listener.accept().await;
+                accepted.write_all(b"220 ready").await.unwrap();
+                accepted.shutdown().await.unwrap();
+            }
+        });
+        world.lose.set(1);
+        let mut stream = client.connect().await;
+        assert_eq!(read_all(&mut stream).await.unwrap(), b"220 ready");
+        let flows = guard.handle.stats().await.unwrap().flows;
+        assert_eq!(flows.swept, 1);
+        assert!(flows.hurried_slices > 0, "the loss was counted, and nobody asked");
+    });
+}
+
+#[test]
+fn a_forwarded_segment_makes_good_the_loss_of_the_first() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let [first, second] = engines(&world);
+        let client = world.client();
+        let (listener, _other) = (first.listen(), second.listen());
+        // The acknowledgement of the SYN-ACK and the first data: the last that carry the cookie.
+        world.lose.set(2);
+        let mut stream = client.connect().await;
+        eventually("the entry", || world.flows.borrow().len() == 1).await;
+        stream.write_all(b"one ").await.unwrap();
+        eventually("both lost", || world.lose.get() == 0).await;
+        world.steer.set(1);
+        stream.write_all(b"two").await.unwrap();
+        let (mut accepted, _) = listener.accept().await;
+        let mut received = [0; 7];
+        accepted.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"one two");
+        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+        assert_eq!((first.flows.swept, second.net.accepted), (1, 0), "it was dropped");
+    });
+}
+
+/// It is a client that says nothing itself: nobody but the sweep would ever bring it in.
+#[test]
+fn a_client_that_a_full_accept_queue_ignored_comes_in_as_soon_as_there_is_room() {
+    on_one_thread(async {
+        let (world, guard, client) = pair_with(Tunables { accept_backlog: 1, ..Tunables::default() });
+        let listener = guard.listen();
+        let first = client.connect_from(5000).await.unwrap();
+        eventually("accepted", || world.flows.borrow().len() == 1).await;
+        let mut second = client.connect_from(5001).await.unwrap();
+        // Longer than a sweep takes to come by: the entry must survive it.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let stats = guard.handle.stats().await.unwrap();
+        assert!(stats.stack.backlog_full >= 2, "the ACK, and the sweep: {}", stats.stack.backlog_full);
+        assert_eq!((stats.connections, stats.net.accepted, stats.flows.refused), (1, 1, 0));
+        assert!(world.flows.borrow().contains_key(&key(5001)));
+        let (accepted, _) = listener.accept().await;
+        let (mut late, peer) = listener.accept().await;
+        assert_eq!(peer.port(), 5001);
+        late.write_all(b"220 ready").await.unwrap();
+        let mut said = [0; 9];
+        second.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"220 ready");
+        drop((first, accepted));
+    });
+}
+
+/// Sweeps a table for so long, each slice when it is due: how many slices there were, and when an entry of that port was
+/// first offered for adoption.
+fn sweep_for(
+    flows: &mut Ownership<MemoryTables>,
+    from: Instant,
+    time: Duration,
+    port: u16,
+) -> (u64, Option<Duration>) {
+    let (mut slices, mut offered) = (0, None);
+    while flows.deadline() < from + time {
+        let now = flows.deadline();
+        slices += 1;
+        flows.sweep(
+            now,
+            |_| false,
+            |_, found, _| {
+                assert_eq!(found, key(port));
+                offered.get_or_insert(now.since(from));
+                Swept::Known
+            },
+        );
+    }
+    (slices, offered)
+}
+
+#[test]
+fn a_first_segment_lost_beside_a_million_flows_is_made_good_in_seconds_and_calm_sweeps_cost_little() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let world = World::new(1);
+    let mut start = Instant(1 << 40);
+    let mut flows = Ownership::new(world.tables(), 0, 1, start);
+    world.crowd.set(1_000_000);
+    let slices_of_a_sweep = 1_000_000 / 512 + 2;
+    // Wherever the walk is when frames are lost.
+    for already in [0, 9, 19].map(Duration::from_secs) {
+        sweep_for(&mut flows, start, already, 5000);
+        start = start + already;
+        let before = flows.counters.hurried_slices;
+        let lost = Flow { created: start.0, generation: 1, ..Flow::default() };
+        world.flows.borrow_mut().insert(key(5000), lost);
+        flows.note_loss(start + Duration::from_millis(100));
+        let (slices, offered) = sweep_for(&mut flows, start, MINUTE, 5000);
+        let offered = offered.expect("an offer");
+        assert!((1..10).contains(&offered.as_secs()), "after {already:?}: {offered:?}");
+        let hurried = flows.counters.hurried_slices - before;
+        // What was under way, one that began too soon, and one more.
+        assert!(hurried <= 3 * slices_of_a_sweep, "after {already:?}: {hurried} slices");
+        assert!(slices - hurried <= 6000, "after {already:?}: {slices} slices");
+        start = start + MINUTE;
+        world.flows.borrow_mut().clear();
+    }
+    let before = flows.counters.hurried_slices;
+    let (slices, _) = sweep_for(&mut flows, start, MINUTE, 5000);
+    assert!(slices <= 6000, "{slices} slices in a calm minute");
+    assert_eq!(flows.counters.hurried_slices, before);
+}
+
+#[test]
+fn losses_without_end_make_sweeps_hurry_at_a_bounded_rate_and_no_longer_than_they_last() {
+    let world = World::new(1);
+    let start = Instant(1 << 40);
+    let mut flows = Ownership::new(world.tables(), 0, 1, start);
+    world.crowd.set(100_000);
+    let seconds = Duration::from_secs;
+    for tenths in 0..100 {
+        let now = start + Duration::from_millis(100 * tenths);
+        flows.note_loss(now);
+        sweep_for(&mut flows, now, Duration::from_millis(100), 5000);
+    }
+    let during = flows.counters.hurried_slices;
+    assert!((1000..=5000).contains(&during), "{during} slices in ten seconds");
+    sweep_for(&mut flows, start + seconds(10), seconds(5), 5000);
+    let after = flows.counters.hurried_slices;
+    assert!(after > during, "the last of the losses has yet to be made good");
+    sweep_for(&mut flows, start + seconds(15), seconds(60), 5000);
+    assert_eq!(flows.counters.hurried_slices, after, "it was");
+}
+
+#[test]
+fn an_engine_that_cannot_read_the_flow_table_goes_on_asking_for_old_entries() {
+    let world = World::new(1);
+    let start = now();
+    let [mut old, mut mine] = [1, 2].map(|generation| Ownership::new(world.tables(), 0, generation, start));
+    old.insert(start, key(5000), &Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) });
+    let mut sweep = |second| {
+        mine.sweep(start + Duration::from_secs(second), |_| false, |_, _, _| Swept::Refused);
+        (mine.old_generation_possible(), mine.counters.scan_errors)
+    };
+    world.unreadable.set(true);
+    assert_eq!((sweep(2), sweep(4)), ((true, 1), (true, 2)));
+    world.unreadable.set(false);
+    assert_eq!((sweep(6), sweep(70)), ((true, 2), (true, 2)));
+    assert_eq!(sweep(80), (false, 2), "there is none");
+}
+
+/// XDP may make an entry just before its predecessor, removed by then, is struck out in front of the table.
+#[test]
+fn a_sweep_shows_xdp_the_entries_of_its_engine_and_no_others() {
+    let world = World::new(2);
+    let start = now();
+    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
+        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
+    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
+    old.insert(start, key(5000), &origin);
+    mine.insert(start, key(5001), &origin);
+    other.insert(start, key(5002), &origin);
+    mine.sweep(start + Duration::from_secs(2), |_| false, |_, _, _| Swept::Known);
+    assert_eq!(*world.shown.borrow(), [key(5001)].into());
+}
+
+#[test]
+fn an_old_entry_goes_in_the_end_and_never_one_that_took_its_place() {
+    let world = World::new(2);
+    let start = now();
+    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
+        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
+    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
+    old.insert(start, key(5000), &origin);
+    let mut sweep = |now| {
+        mine.sweep(now, |_| false, |_, _, _| Swept::Refused);
+        mine.delete_due(now);
+        mine.counters.old_generation
+    };
+    assert_eq!((sweep(start + Duration::from_secs(59)), world.flows.borrow().len()), (0, 1));
+    assert_eq!((sweep(start + Duration::from_secs(61)), world.flows.borrow().len()), (1, 0));
+    other.insert(start, key(5000), &origin);
+    sweep(start + Duration::from_secs(70));
+    assert_eq!(entry(&world, 5000).owner, 1);
+}
