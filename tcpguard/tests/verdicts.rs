@@ -35,6 +35,8 @@ use table::frames::{LINUX, Spec};
 use table::generator::{self, FRAMES, LANES, Random, Wild as _};
 use table::world::{EPOCH, PORT, PORT_ANYWHERE, Place, SLOT, World, places};
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
 #[path = "support/verifier.rs"]

@@ -149,7 +149,8 @@ fn coarse(ns: u64) -> u32 {
 
 #[inline(always)]
 fn is_recent(word: u64, fingerprint: u32, limit: u64, now: u64) -> bool {
-    let age = coarse(now).wrapping_sub(word as u32);
+    // Another CPU, whose clock is a tick ahead, may have written it.
+    let age = coarse(now).saturating_sub(word as u32);
     word != 0 && (word >> 32) as u32 == fingerprint && u64::from(age) <= limit >> 30
 }
 

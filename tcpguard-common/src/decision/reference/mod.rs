@@ -421,7 +421,7 @@ fn within_budget<A: Place>(world: &World, source: A, dry_run: bool) -> Result<()
     let limits = &world.settings.limits;
     let (place, fingerprint) = budget::verified_place(&world.settings, source);
     let word = world.verified.borrow().get(&place).copied();
-    let age = word.map(|word| (world.now >> 30) as u32 - word as u32);
+    let age = word.map(|word| ((world.now >> 30) as u32).saturating_sub(word as u32));
     let is_verified = word.is_some_and(|word| (word >> 32) as u32 == fingerprint)
         && age.is_some_and(|age| u64::from(age) <= limits.verified_for >> 30);
     let left = |hash: fn(&Settings, A, bool) -> u64, rate: &Rate| {

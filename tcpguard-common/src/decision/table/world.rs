@@ -143,6 +143,8 @@ pub(crate) struct World {
     pub(crate) crowded: bool,
     /// Whether the engine turned just now, or never.
     pub(crate) beating: bool,
+    /// Its heartbeat, where that is neither now nor never.
+    pub(crate) last_beat: Option<u64>,
     /// Whether its receive ring is under pressure.
     pub(crate) pressed: bool,
     pub(crate) socket: bool,
@@ -207,6 +209,7 @@ impl World {
             engine: xsk_index(SLOT, 0),
             crowded: false,
             beating: true,
+            last_beat: None,
             pressed: false,
             socket: true,
             // Every bit of it that a cookie carries tells where it went.
@@ -460,7 +463,8 @@ impl Env for World {
 
     fn heartbeat(&self, engine: u32) -> u64 {
         assert_eq!(engine, self.engine);
-        if self.beating { heartbeat(self.now, self.pressed) } else { 0 }
+        let beat = if self.beating { heartbeat(self.now, self.pressed) } else { 0 };
+        self.last_beat.unwrap_or(beat)
     }
 
     fn has_socket(&self, engine: u32) -> bool {
