@@ -1,6 +1,7 @@
 //! The truth table on the host, and what a table cannot say.
 
 mod clock;
+mod hostile;
 
 use super::table::acks::valid_ack;
 use super::table::cases::{self, Case};

@@ -21,6 +21,7 @@ impl Table {
     pub(super) fn hostile(&mut self) {
         self.in_both_families::<V4>();
         self.in_both_families::<V6>();
+        self.lying_datagram_lengths::<V4>(40);
         self.port_zero();
         self.fragments_v4();
         self.fragments_v6();
@@ -32,7 +33,7 @@ impl Table {
     fn in_both_families<A: Place>(&mut self) {
         self.lying_option_lengths::<A>();
         self.repeated_options::<A>();
-        self.lying_datagram_lengths::<A>();
+        self.lying_datagram_lengths::<A>(0);
         self.cuts::<A>();
         self.link::<A>();
         self.keyless::<A>();
@@ -93,27 +94,30 @@ impl Table {
     }
 
     /// Every length from nothing to well past the frame, which ends in link padding.
-    fn lying_datagram_lengths<A: Place>(&mut self) {
+    fn lying_datagram_lengths<A: Place>(&mut self, ip_options: usize) {
         let world = World::new();
-        let spec = Spec { data: vec![0x5a; 9], ..Spec::<A>::syn(LINUX) };
-        let (at, base) = if A::VERSION == 4 { (spec.l3() + 2, 20) } else { (spec.l3() + 4, 0) };
-        let truth = 20 + LINUX.len() + spec.data.len();
-        for l4_len in 0..truth + 20 {
+        let extra = (6, vec![1; ip_options]);
+        let spec = Spec { extra, data: vec![0x5a; 9], ..Spec::<A>::syn(LINUX) };
+        let (at, base) = if A::VERSION == 4 { (spec.l3() + 2, 20 + ip_options) } else { (spec.l3() + 4, 0) };
+        let truth = base + 20 + LINUX.len() + spec.data.len();
+        for length in 0..truth + 20 {
             let mut frame = spec.frame();
             frame.extend([0x77; 6]);
-            frame[at..at + 2].copy_from_slice(&((base + l4_len) as u16).to_be_bytes());
+            frame[at..at + 2].copy_from_slice(&(length as u16).to_be_bytes());
             if A::VERSION == 4 {
                 let sum = spec.header_checksum(&frame);
                 frame[spec.l3() + 10..spec.l3() + 12].copy_from_slice(&sum);
             }
-            let reason = match l4_len {
-                0..20 => Reason::BadLength,
-                _ if l4_len < 20 + LINUX.len() => Reason::BadDataOffset,
-                _ if l4_len == truth => Reason::CookieSent,
-                _ if l4_len <= truth + 6 => Reason::SynBadChecksum,
+            let reason = match length {
+                _ if length < base + 20 => Reason::BadLength,
+                _ if length < base + 20 + LINUX.len() => Reason::BadDataOffset,
+                _ if length == truth => Reason::CookieSent,
+                _ if length <= truth + 6 => Reason::SynBadChecksum,
                 _ => Reason::Truncated,
             };
-            let name = format!("IPv{} {l4_len} bytes of TCP announced, {truth} there", A::VERSION);
+            let version = A::VERSION;
+            let name =
+                format!("IPv{version} with {ip_options} bytes of options, {length} announced, {truth} there");
             self.row(name, &world, frame, reason);
         }
     }
