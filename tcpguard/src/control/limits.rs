@@ -33,6 +33,63 @@ fn prefix(len: u32) -> u64 {
 mod tests {
     use super::*;
 
+    /// The limits in which these differ, by name.
+    fn changed(before: &Limits, after: &Limits) -> Vec<&'static str> {
+        let Limits {
+            stateful,
+            replies,
+            verified_replies,
+            prefix_v4,
+            prefix_v6,
+            verified_for,
+            arrivals,
+            flows,
+            complaints,
+            source_flows,
+            service_flows,
+        } = before;
+        let differences = [
+            ("stateful", *stateful != after.stateful),
+            ("replies", *replies != after.replies),
+            ("verified_replies", *verified_replies != after.verified_replies),
+            ("prefix_v4", *prefix_v4 != after.prefix_v4),
+            ("prefix_v6", *prefix_v6 != after.prefix_v6),
+            ("verified_for", *verified_for != after.verified_for),
+            ("arrivals", *arrivals != after.arrivals),
+            ("flows", *flows != after.flows),
+            ("complaints", *complaints != after.complaints),
+            ("source_flows", *source_flows != after.source_flows),
+            ("service_flows", *service_flows != after.service_flows),
+        ];
+        differences.into_iter().filter(|(_, differ)| *differ).map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn each_tunable_of_a_budget_changes_its_own_limit_and_no_other() {
+        for (name, value, moved) in [
+            ("stateful-rate", "77", vec!["stateful"]),
+            ("stateful-burst", "777777", vec!["stateful"]),
+            ("reply-rate", "77", vec!["replies"]),
+            ("verified-reply-rate", "77", vec!["verified_replies"]),
+            ("reply-burst", "777777", vec!["replies", "verified_replies"]),
+            ("reply-prefix-v4", "20", vec!["prefix_v4"]),
+            ("reply-prefix-v6", "48", vec!["prefix_v6"]),
+            ("verified-time", "77s", vec!["verified_for"]),
+            ("source-rate", "77", vec!["arrivals"]),
+            ("flow-rate", "77", vec!["flows"]),
+            ("flow-burst", "777777", vec!["flows"]),
+            ("icmp-rate", "77", vec!["complaints"]),
+            ("source-flows", "77", vec!["source_flows"]),
+            ("service-flows", "77", vec!["service_flows"]),
+        ] {
+            let tuned = Tunables::default().with(name, value).expect(name).0;
+            assert_eq!(changed(&limits(&Tunables::default(), 4), &limits(&tuned, 4)), moved, "{name}");
+        }
+        let limited = Tunables::default().with("source-rate", "77").expect("a rate").0;
+        let tuned = limited.with("source-burst", "777777").expect("a burst").0;
+        assert_eq!(changed(&limits(&limited, 4), &limits(&tuned, 4)), ["arrivals"]);
+    }
+
     #[test]
     fn queues_share_what_a_prefix_may_be_sent() {
         let tunables =
