@@ -4,7 +4,9 @@
 mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{
+    Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
+};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +15,10 @@ use support::{Guarded, lab_object, wait_for};
 use xtask::lab::{GUARD_ADDRESS, LabConfig};
 
 /// Protected beside the web server, with a backend of this test's own.
-const SERVICE: SocketAddrV4 = SocketAddrV4::new(GUARD_ADDRESS, 81);
+const SERVICE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(GUARD_ADDRESS, 81));
+/// The same over IPv6, where there is that.
+const SERVICE_V6: SocketAddr =
+    SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1), 81, 0, 0));
 const BACKEND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9000);
 const SOON: Duration = Duration::from_secs(30);
 /// For connections that may be unlucky many times in a row.
@@ -28,20 +33,21 @@ impl Setup {
     fn new(queues: u32, loss: Option<f64>) -> Self {
         let mut config = LabConfig::new(lab_object());
         (config.queues, config.loss) = (queues, loss);
-        let guarded = Guarded::up(config, &["--protect", &format!("{SERVICE}={BACKEND}")]);
+        let protect = [SERVICE, SERVICE_V6].map(|service| format!("{service}={BACKEND}"));
+        let guarded = Guarded::up(config, &["--protect", &protect[0], "--protect", &protect[1]]);
         Self { backend: guarded.listen(BACKEND), guarded }
     }
 
-    /// A new connection to the service.
-    fn connect(&self) -> TcpStream {
-        let connect = || TcpStream::connect_timeout(&SERVICE.into(), AT_LAST);
+    /// A new connection to a service.
+    fn connect(&self, service: SocketAddr) -> TcpStream {
+        let connect = || TcpStream::connect_timeout(&service, AT_LAST);
         let stream = self.guarded.lab.client().enter(connect).expect("entering the client's namespace");
         patient(stream.expect("connecting"))
     }
 
     /// Both ends of a new connection.
     fn pair(&self) -> (TcpStream, TcpStream) {
-        let mut client = self.connect();
+        let mut client = self.connect(SERVICE);
         client.write_all(b"!").expect("writing");
         let mut server = patient(self.backend.accept().expect("accepting").0);
         server.read_exact(&mut [0]).expect("reading");
@@ -107,27 +113,30 @@ fn exchange(stream: &TcpStream, bytes: &[u8]) -> Vec<u8> {
     })
 }
 
-fn echo_many(setup: &Setup, connections: usize, len: usize) {
+/// So many connections at once, each of which gets back what it sends.
+fn echo_many(setup: &Setup, service: SocketAddr, connections: usize, len: usize) {
+    let counts = ["finished", "bytes-to-backend", "bytes-to-client"];
+    let before = counts.map(|name| setup.count("service", name));
     thread::scope(|scope| {
         for seed in 0..connections {
             scope.spawn(move || {
                 let sent = pattern(seed, len);
-                let received = exchange(&setup.connect(), &sent);
+                let received = exchange(&setup.connect(service), &sent);
                 assert!(received == sent, "{} of {len} bytes, or wrong ones", received.len());
             });
         }
         setup.echo(connections);
     });
-    let connections = connections as u64;
-    wait_for("all finished", SOON, || setup.count("service", "finished") == connections);
-    assert_eq!(setup.count("service", "bytes-to-backend"), connections * len as u64);
-    assert_eq!(setup.count("service", "bytes-to-client"), connections * len as u64);
+    let bytes = connections as u64 * len as u64;
+    let expected = [before[0] + connections as u64, before[1] + bytes, before[2] + bytes];
+    wait_for("all finished", SOON, || setup.count("service", "finished") == expected[0]);
+    assert_eq!(counts.map(|name| setup.count("service", name)), expected);
 }
 
 #[test]
 fn megabytes_pass_both_ways_over_every_queue_and_no_frame_is_lost_track_of() {
     let setup = Setup::new(2, None);
-    echo_many(&setup, 24, 2 << 20);
+    echo_many(&setup, SERVICE, 24, 2 << 20);
     let stats = setup.stats();
     let engines = stats["engines"].as_array().expect("a list of engines");
     assert_eq!(engines.len(), 2);
@@ -140,7 +149,7 @@ fn megabytes_pass_both_ways_over_every_queue_and_no_frame_is_lost_track_of() {
 #[test]
 fn bytes_survive_losses_in_both_directions() {
     let setup = Setup::new(2, Some(0.02));
-    echo_many(&setup, 8, 512 << 10);
+    echo_many(&setup, SERVICE, 8, 512 << 10);
     assert!(setup.count("stack", "retransmitted") > 0);
     setup.check_frames();
 }
@@ -153,7 +162,12 @@ fn every_transfer_finishes_though_losses_make_clients_change_their_queues() {
     let setup = Setup::new(4, Some(0.15));
     let patience = [("net/ipv4/tcp_syn_retries", "12"), ("net/ipv4/tcp_syn_linear_timeouts", "12")];
     setup.guarded.lab.client().sysctl(&patience).expect("SYNs that are sent often enough");
-    echo_many(&setup, 40, 24 << 10);
+    setup.guarded.route_ipv6();
+    for service in [SERVICE, SERVICE_V6] {
+        let before = setup.count("engine", "forwarded-out");
+        echo_many(&setup, service, 24, 24 << 10);
+        assert!(setup.count("engine", "forwarded-out") > before, "nobody changed the queue to {service}");
+    }
     let stats = setup.stats();
     let engines = stats["engines"].as_array().expect("a list of engines");
     assert_eq!(engines.len(), 4);
@@ -161,8 +175,6 @@ fn every_transfer_finishes_though_losses_make_clients_change_their_queues() {
         assert!(engine["counters"]["engine"]["received"].as_u64() > Some(0), "an idle queue");
     }
     assert!(setup.count("stack", "retransmitted") > 0, "nothing was lost");
-    let forwarded = setup.count("engine", "forwarded-out");
-    assert!(forwarded > 0, "nobody changed the queue");
     for lost in ["forward-lost", "misses-dropped"] {
         assert_eq!(setup.count("engine", lost), 0, "{lost}");
     }
@@ -223,7 +235,7 @@ fn the_clients_of_a_killed_daemon_are_reset_by_the_next_one() {
     let mut setup = Setup::new(1, None);
     let (mut talker, _first) = setup.pair();
     let (listener, _second) = setup.pair();
-    let (silent, _third) = (setup.connect(), setup.backend.accept().expect("accepting"));
+    let (silent, _third) = (setup.connect(SERVICE), setup.backend.accept().expect("accepting"));
     setup.guarded.take_daemon().kill().expect("killing the daemon");
     setup.guarded.start_daemon();
     // The reset may come before the words.

@@ -140,14 +140,8 @@ fn a_transfer_over_a_narrow_link_completes_because_its_router_is_heard() {
     let config = LabConfig { loss: Some(0.0), queues: 2, ..LabConfig::new(lab_object()) };
     let lab_v6 = "[fd77::1]:80=127.0.0.1:8080";
     let guarded = Guarded::up(config, &["--protect", lab_v6]);
-    let router = guarded.lab.router().expect("a router");
-    let (guard, client) = (guarded.lab.guard(), guarded.lab.client());
-    guard.ip("addr add fd77::1/64 dev guard0 nodad\nroute add default via fd77::2").expect("addresses");
-    router
-        .ip("addr add fd77::2/64 dev south0 nodad\naddr add fd78::1/64 dev north0 nodad")
-        .expect("addresses");
-    client.ip("addr add fd78::2/64 dev client0 nodad\nroute add default via fd78::1").expect("addresses");
-    router.sysctl(&[("net/ipv6/conf/all/forwarding", "1")]).expect("forwarding");
+    guarded.route_ipv6();
+    let (router, guard) = (guarded.lab.router().expect("a router"), guarded.lab.guard());
     router.ip(&format!("link set north0 mtu {NARROW}")).expect("a narrow link");
     // What reaches the guard's kernel of all this: nothing.
     guard

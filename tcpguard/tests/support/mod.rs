@@ -49,6 +49,18 @@ impl Guarded {
     }
 
     /// Starts the daemon and waits until it guards.
+    /// Gives a lab with a router IPv6 besides: the guarded host is fd77::1.
+    pub fn route_ipv6(&self) {
+        let router = self.lab.router().expect("a router");
+        let ends = [
+            (self.lab.guard(), "addr add fd77::1/64 dev guard0 nodad\nroute add default via fd77::2"),
+            (router, "addr add fd77::2/64 dev south0 nodad\naddr add fd78::1/64 dev north0 nodad"),
+            (self.lab.client(), "addr add fd78::2/64 dev client0 nodad\nroute add default via fd78::1"),
+        ];
+        ends.into_iter().for_each(|(end, lines)| end.ip(lines).expect("addresses"));
+        router.sysctl(&[("net/ipv6/conf/all/forwarding", "1")]).expect("forwarding");
+    }
+
     pub fn start_daemon(&mut self) {
         let protect = format!("{GUARD_ADDRESS}:{PORT}=127.0.0.1:{BACKEND_PORT}");
         self.run_daemon(&["-i", GUARD_INTERFACE, "--protect", &protect]);

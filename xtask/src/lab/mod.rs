@@ -376,9 +376,9 @@ fn lose(router: &Namespace, share: f64) -> Result<()> {
         _ => format!("    numgen random mod 1000000 < {per_million} counter drop\n"),
     };
     router.nft(&format!(
-        "table ip lab
-delete table ip lab
-table ip lab {{
+        "table inet lab
+delete table inet lab
+table inet lab {{
   chain forward {{
     type filter hook forward priority 0
 {rule}  }}
