@@ -310,6 +310,7 @@ fn a_first_segment_that_a_full_ring_lost_is_made_good_by_the_sweep() {
         .find(|data| !data.is_empty());
     assert_eq!(heard.as_deref(), Some(GREETING));
     assert_eq!(count(&guarded, "flow-table", "swept"), 1, "the segment was not lost");
+    assert!(count(&guarded, "flow-table", "hurried-slices") > 0, "the loss was counted, and nobody asked");
 }
 
 #[test]
