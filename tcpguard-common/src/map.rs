@@ -7,7 +7,7 @@ use crate::sketch::Rate;
 use crate::trace::Wanted;
 
 /// Changes whenever the layout or meaning of a map does: a daemon does not take over pins of another version.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Interface slots: how many interfaces one daemon may guard.
 pub const MAX_INTERFACES: u32 = 16;
@@ -66,6 +66,9 @@ pub mod name {
     pub const FLOWS_V6: &str = "FLOWS_V6";
     /// Mmapable `Array<Bucket>` of [`crate::known::BUCKETS`]: the front of both flow tables.
     pub const KNOWN: &str = "KNOWN";
+    /// Mmapable `Array<u64>` of [`crate::known::OCCUPIED_WORDS`]: which buckets of [`KNOWN`] and of [`TIME_WAIT`] may hold
+    /// anything.
+    pub const OCCUPIED: &str = "OCCUPIED";
     /// XSKMAP, indexed by [`super::xsk_index`].
     pub const SOCKETS: &str = "SOCKETS";
     /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, see [`super::heartbeat`].

@@ -22,7 +22,7 @@ use tcpguard_common::decision::opening::{self, Proven};
 use tcpguard_common::decision::{self, Env, Insertion, Tables, Verdict};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4, V6};
-use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, Place, Presence, ROOM};
+use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, OCCUPIED_WORDS, Place, Presence, ROOM, occupied_at};
 use tcpguard_common::map::{
     DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
     PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES,
@@ -59,6 +59,8 @@ static FLOWS_V4: HashMap<FlowKey<V4>, Flow> = HashMap::with_max_entries(DEFAULT_
 static FLOWS_V6: HashMap<FlowKey<V6>, Flow> = HashMap::with_max_entries(DEFAULT_MAX_FLOWS, 0);
 #[map]
 static KNOWN: Array<Bucket> = Array::with_max_entries(BUCKETS, BPF_F_MMAPABLE);
+#[map]
+static OCCUPIED: Array<u64> = Array::with_max_entries(OCCUPIED_WORDS, BPF_F_MMAPABLE);
 #[map]
 static SOCKETS: XskMap = XskMap::with_max_entries(XSK_ENTRIES, 0);
 #[map]
@@ -207,26 +209,43 @@ impl Env for Maps {
 
     #[inline(always)]
     fn presence(&self, place: Place) -> Presence {
+        if is_vacant(place.bucket) {
+            return Presence::Unknown;
+        }
         KNOWN.get(place.bucket).map_or(Presence::Unsure, |bucket| bucket.presence(place.tag))
     }
 
     #[inline(always)]
     fn enter(&self, place: Place) {
         let Some(bucket) = KNOWN.get_ptr_mut(place.bucket) else { return };
+        let mut alone = false;
         for index in 0..ROOM {
             // SAFETY: an aligned word of the map's value.
             match unsafe { exchange((&raw mut (*bucket).tags).cast::<u32>().add(index), place.tag) } {
-                0 => return,
+                0 => {
+                    alone = true;
+                    break;
+                }
                 was if was == place.tag => break,
                 _ => {}
             }
         }
-        // SAFETY: as above; whoever changes it otherwise exchanges it for what it was.
-        unsafe { (&raw mut (*bucket).crowded).write_volatile(CROWDED) };
+        if !alone {
+            // SAFETY: as above; whoever changes it otherwise exchanges it for what it was.
+            unsafe { (&raw mut (*bucket).crowded).write_volatile(CROWDED) };
+        }
+        let (word, bit) = occupied_at(place.bucket);
+        if let Some(word) = OCCUPIED.get_ptr_mut(word) {
+            // SAFETY: as above.
+            unsafe { set_bits(word, bit) };
+        }
     }
 
     #[inline(always)]
     fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
+        if is_vacant(bucket) {
+            return [0; WAYS as usize];
+        }
         TIME_WAIT.get(bucket).copied().unwrap_or_default()
     }
 
@@ -291,6 +310,32 @@ impl Env for Maps {
     #[inline(always)]
     fn trace_verdict(&self, reason: Reason, answered: bool, dry_run: bool) {
         trace::trace_verdict(self.ctx, reason as u32, answered.into(), dry_run.into());
+    }
+}
+
+/// Whether neither a flow nor a fingerprint can be in this bucket.
+#[inline(always)]
+fn is_vacant(bucket: u32) -> bool {
+    const { assert!(FINGERPRINTS / WAYS == BUCKETS) };
+    let (word, bit) = occupied_at(bucket);
+    OCCUPIED.get(word).is_some_and(|word| word & bit == 0)
+}
+
+/// Sets bits of `word`. Programs on other CPUs and engines set and clear others.
+///
+/// # Safety
+///
+/// `word` points to an aligned word of a map's value.
+#[inline(always)]
+unsafe fn set_bits(word: *mut u64, bits: u64) {
+    // SAFETY: one atomic access to what the caller vouches for.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) |= {bits}",
+            word = in(reg) word,
+            bits = in(reg) bits,
+            options(nostack, preserves_flags),
+        );
     }
 }
 

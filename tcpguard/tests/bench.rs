@@ -48,6 +48,8 @@ fn every_row_of_the_program_benchmark_runs_the_path_it_names() {
             "ack_invalid_v4",
             "ack_invalid_v4_nots",
             "ack_invalid_v6",
+            "ack_invalid_v4_spread",
+            "ack_invalid_v6_spread",
             "flow_hit_v4",
             "flow_hit_v6",
             "filter_deny",

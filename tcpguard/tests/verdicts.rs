@@ -121,6 +121,7 @@ impl Kernel {
         self.array::<u64>(name::HEARTBEATS).set(world.engine, beat, 0).unwrap();
         for (&bucket, words) in &world.fingerprints {
             self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, words, 0).unwrap();
+            self.occupy(bucket);
         }
         self.budgets(world);
         for (place, spent) in [0, MAX_QUEUES].into_iter().zip(&world.stateful) {
@@ -237,6 +238,21 @@ impl Kernel {
         for place in places::<A>(world) {
             front.set(place.bucket, world.front(place.bucket), 0).unwrap();
         }
+        places::<A>(world).into_iter().for_each(|place| self.occupy(place.bucket));
+    }
+
+    /// Says that something may be in a bucket.
+    fn occupy(&mut self, bucket: u32) {
+        let (word, bit) = known::occupied_at(bucket);
+        let mut occupied = self.array::<u64>(name::OCCUPIED);
+        let was = occupied.get(&word, 0).unwrap();
+        occupied.set(word, was | bit, 0).unwrap();
+    }
+
+    /// Whether something may be in a bucket.
+    fn is_occupied(&mut self, bucket: u32) -> bool {
+        let (word, bit) = known::occupied_at(bucket);
+        self.array::<u64>(name::OCCUPIED).get(&word, 0).unwrap() & bit != 0
     }
 
     fn bucket(&mut self, bucket: u32) -> Bucket {
@@ -581,6 +597,7 @@ fn a_flow_whose_bucket_is_full_is_found_in_its_table() {
     let place = known::Place::of(world.settings.hash_key, &spec.flow());
     let full = Bucket { tags: [1 << 31; ROOM], crowded: 0 };
     kernel.array(name::KNOWN).set(place.bucket, full, 0).unwrap();
+    kernel.occupy(place.bucket);
     let before = kernel.counters();
     for _ in 0..2 {
         assert_eq!(kernel.run(&spec.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
@@ -589,6 +606,28 @@ fn a_flow_whose_bucket_is_full_is_found_in_its_table() {
     let counted = |reason: Reason| after[reason as usize] - before[reason as usize];
     assert_eq!((counted(Reason::AckValid), counted(Reason::FlowKnown)), (1, 1));
     assert_eq!(kernel.bucket(place.bucket), Bucket { crowded: 1, ..full });
+}
+
+/// While a bit says that nothing can be there, XDP does not look; it sets that of each flow that it enters.
+#[test]
+fn what_is_in_a_bucket_counts_from_the_moment_its_bit_says_so() {
+    let mut kernel = Kernel::load(8);
+    let world = World::new();
+    kernel.become_like(&world);
+    let spec = valid_ack::<V4>(EPOCH, true);
+    let place = known::Place::of(world.settings.hash_key, &spec.flow());
+    let mut late = spec.clone();
+    late.ack ^= 1;
+    kernel.array(name::TIME_WAIT).set(place.bucket, [0, 0, place.tag, 0], 0).unwrap();
+    assert!(!kernel.is_occupied(place.bucket));
+    assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Drop);
+    assert_eq!(kernel.run(&spec.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
+    assert!(kernel.is_occupied(place.bucket), "a flow came in");
+    assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
+    kernel.strike::<V4>(name::FLOWS_V4, &spec.flow());
+    assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
+    kernel.array(name::TIME_WAIT).set(place.bucket, [0; 4], 0).unwrap();
+    assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Drop);
 }
 
 /// What was recorded since the last time.

@@ -16,7 +16,7 @@ use tcpguard_common::filter::{
 };
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
-use tcpguard_common::known::{BUCKETS, Bucket};
+use tcpguard_common::known::{BUCKETS, Bucket, OCCUPIED_WORDS};
 use tcpguard_common::map::{
     DRY_RUN, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
     MODE_OFF, PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey,
@@ -31,7 +31,7 @@ use super::census::Counts;
 use super::error::DataplaneError;
 use super::flows::FlowTable;
 use super::pins::PinDir;
-use super::shared::{Fingerprints, Front, Heartbeats};
+use super::shared::{Buckets, Fingerprints, Front, Heartbeats};
 
 /// One protected address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl Layout {
 }
 
 /// Every map that the instances of the program share through a pin.
-const SHARED: [Layout; 32] = [
+const SHARED: [Layout; 33] = [
     Layout::of::<u32, Settings>(name::SETTINGS, 1),
     Layout::of::<u32, EpochSlot>(name::EPOCHS, EPOCH_SLOTS),
     Layout::of::<u32, Interface>(name::INTERFACES, MAX_INTERFACES),
@@ -119,6 +119,7 @@ const SHARED: [Layout; 32] = [
     Layout::of::<FlowKey<V4>, Flow>(name::FLOWS_V4, 0),
     Layout::of::<FlowKey<V6>, Flow>(name::FLOWS_V6, 0),
     Layout::of::<u32, Bucket>(name::KNOWN, BUCKETS),
+    Layout::of::<u32, u64>(name::OCCUPIED, OCCUPIED_WORDS),
     Layout::of::<u32, u32>(name::SOCKETS, XSK_ENTRIES),
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
     Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
@@ -238,16 +239,16 @@ impl Maps {
         let open = |map: &'static str| bpf::get(&dir.map(map)).map_err(failed(map));
         let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(name::COUNTERS)(source))?;
         let capacity = infos[name::FLOWS_V4].max_entries();
-        let front = Front::map(open(name::KNOWN)?.as_fd()).map_err(failed(name::KNOWN))?;
+        let (known, waiting, occupied) = (open(name::KNOWN)?, open(name::TIME_WAIT)?, open(name::OCCUPIED)?);
+        let buckets =
+            Buckets::map(known.as_fd(), waiting.as_fd(), occupied.as_fd()).map_err(failed(name::OCCUPIED))?;
         // SAFETY: key and value sizes are those of the types, checked against `SHARED` above.
         let (v4, v6) = unsafe { (Map::from_fd(open(name::FLOWS_V4)?), Map::from_fd(open(name::FLOWS_V6)?)) };
-        let flows = FlowTable::new(v4, v6, capacity, front);
+        let flows = FlowTable::new(v4, v6, capacity, Front::new(Arc::clone(&buckets)));
         let heartbeats = Heartbeats::map(open(name::HEARTBEATS)?.as_fd(), XSK_ENTRIES)
             .map_err(failed(name::HEARTBEATS))?;
         let (services, sources) = (open(name::SERVICE_FLOWS)?, open(name::SOURCE_FLOWS)?);
         let counts = Counts::map(services.as_fd(), sources.as_fd()).map_err(failed(name::SOURCE_FLOWS))?;
-        let fingerprints = Fingerprints::map(open(name::TIME_WAIT)?.as_fd(), FINGERPRINTS / WAYS)
-            .map_err(failed(name::TIME_WAIT))?;
         // SAFETY: as above; COUNTERS is the per-CPU array of 8-byte values that the object declares.
         let maps = unsafe {
             Self {
@@ -270,7 +271,7 @@ impl Maps {
                 service_counters: PerCpuArray::from_fd(open(name::SERVICE_COUNTERS)?, cpus, Class::PLACES),
                 flows,
                 heartbeats,
-                fingerprints,
+                fingerprints: Fingerprints::new(buckets),
             }
         };
         maps.flows.front.set_hash_key(maps.read_settings()?.hash_key);

@@ -8,13 +8,13 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::Pod;
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::AnyFlowKey;
-use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, Place, ROOM};
-use tcpguard_common::map::heartbeat;
+use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, OCCUPIED_WORDS, Place, ROOM, occupied_at};
+use tcpguard_common::map::{FINGERPRINTS, heartbeat};
 
 /// A mapped array map.
 #[derive(Debug)]
@@ -112,20 +112,91 @@ impl Heartbeat {
     }
 }
 
+/// The front of the flow tables and the fingerprints of TIME_WAIT, whose buckets of one index share the bit that says whether
+/// either may hold anything.
+#[derive(Debug)]
+pub(super) struct Buckets {
+    front: Mapping,
+    fingerprints: Mapping,
+    occupied: Mapping,
+}
+
+impl Buckets {
+    /// Maps the arrays of [`BUCKETS`] front and fingerprint buckets, and that of [`OCCUPIED_WORDS`].
+    pub(super) fn map(
+        front: BorrowedFd<'_>,
+        fingerprints: BorrowedFd<'_>,
+        occupied: BorrowedFd<'_>,
+    ) -> io::Result<Arc<Self>> {
+        const { assert!(FINGERPRINTS / WAYS == BUCKETS) };
+        Ok(Arc::new(Self {
+            front: Mapping::new(front, BUCKETS as usize * size_of::<Bucket>())?,
+            fingerprints: Mapping::new(fingerprints, BUCKETS as usize * size_of::<[u32; WAYS as usize]>())?,
+            occupied: Mapping::new(occupied, OCCUPIED_WORDS as usize * size_of::<u64>())?,
+        }))
+    }
+
+    /// Says that there is something at this index: after it was put there.
+    fn occupy(&self, index: u32) {
+        // Who clears the bit later sees what was put there before.
+        fence(Ordering::SeqCst);
+        let (word, bit) = self.occupied(index);
+        if word.load(Ordering::SeqCst) & bit == 0 {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Something was taken out. If it was the last, XDP need not look there any more; but what was put there meanwhile must not
+    /// be overlooked.
+    fn vacate(&self, index: u32) {
+        if self.is_empty(index) {
+            let (word, bit) = self.occupied(index);
+            word.fetch_and(!bit, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if !self.is_empty(index) {
+                self.occupy(index);
+            }
+        }
+    }
+
+    fn is_empty(&self, index: u32) -> bool {
+        let (tags, crowded) = self.front(index);
+        let mut words = tags.iter().chain([crowded]).chain(self.fingerprints(index));
+        words.all(|word| word.load(Ordering::SeqCst) == 0)
+    }
+
+    /// The tags in a bucket of the front, and whether it is crowded.
+    fn front(&self, index: u32) -> (&[AtomicU32; ROOM], &AtomicU32) {
+        let index = (index % BUCKETS) as usize;
+        // SAFETY: the mapping holds that many; a bucket is `ROOM` words and one more.
+        let bucket = unsafe { self.front.base.cast::<([AtomicU32; ROOM], AtomicU32)>().add(index).as_ref() };
+        (&bucket.0, &bucket.1)
+    }
+
+    fn fingerprints(&self, index: u32) -> &[AtomicU32; WAYS as usize] {
+        let index = (index % BUCKETS) as usize;
+        // SAFETY: the mapping holds that many; map values are aligned to 8 bytes.
+        unsafe { self.fingerprints.base.cast::<[AtomicU32; WAYS as usize]>().add(index).as_ref() }
+    }
+
+    fn occupied(&self, index: u32) -> (&AtomicU64, u64) {
+        let (word, bit) = occupied_at(index);
+        // SAFETY: the index is below `OCCUPIED_WORDS`, which the mapping holds.
+        (unsafe { self.occupied.base.cast::<AtomicU64>().add(word as usize).as_ref() }, bit)
+    }
+}
+
 /// The TIME_WAIT fingerprints that XDP reads. Shared by all engines: different flows may meet in a
 /// bucket, so places are exchanged, not blindly stored into. `bucket` and `word` come from
 /// [`fingerprint`](tcpguard_common::fingerprint::fingerprint).
 #[derive(Clone, Debug)]
 pub struct Fingerprints {
-    mapping: Arc<Mapping>,
-    buckets: u32,
+    buckets: Arc<Buckets>,
 }
 
 impl Fingerprints {
-    /// Maps an array of `buckets` values of [`WAYS`] words.
-    pub(super) fn map(fd: BorrowedFd<'_>, buckets: u32) -> io::Result<Self> {
-        let mapping = Arc::new(Mapping::new(fd, buckets as usize * size_of::<[u32; WAYS as usize]>())?);
-        Ok(Self { mapping, buckets })
+    pub(super) fn new(buckets: Arc<Buckets>) -> Self {
+        Self { buckets }
     }
 
     /// Puts `word` into `bucket`. With every place taken the first is overwritten: late segments of that flow are then
@@ -137,18 +208,19 @@ impl Fingerprints {
         }
         let taken =
             |place: &AtomicU32| place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if places.iter().any(taken) {
-            return false;
+        let found_room = places.iter().any(taken);
+        if !found_room {
+            places[0].store(word, Ordering::Relaxed);
         }
-        places[0].store(word, Ordering::Relaxed);
-        true
+        self.buckets.occupy(bucket);
+        !found_room
     }
 
     /// Takes `word` out of `bucket`.
     pub fn clear(&self, bucket: u32, word: u32) {
         for place in self.bucket(bucket) {
             if place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                return;
+                return self.buckets.vacate(bucket);
             }
         }
     }
@@ -166,39 +238,36 @@ impl Fingerprints {
     /// The words that are not 0.
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = u32> {
-        let words = (0..self.buckets).flat_map(|bucket| self.bucket(bucket));
+        let words = (0..BUCKETS).flat_map(|bucket| self.bucket(bucket));
         words.map(|place| place.load(Ordering::Relaxed)).filter(|&word| word != 0)
     }
 
     /// Empties every bucket.
     pub fn clear_all(&self) {
-        for bucket in 0..self.buckets {
+        for bucket in 0..BUCKETS {
             for place in self.bucket(bucket) {
                 place.store(0, Ordering::Relaxed);
             }
+            self.buckets.vacate(bucket);
         }
     }
 
     fn bucket(&self, bucket: u32) -> &[AtomicU32; WAYS as usize] {
-        let index = (bucket % self.buckets) as usize;
-        // SAFETY: the index is below `buckets`, which the mapping holds; map values are aligned to 8 bytes.
-        unsafe { self.mapping.base.cast::<[AtomicU32; WAYS as usize]>().add(index).as_ref() }
+        self.buckets.fingerprints(bucket)
     }
 }
 
 /// The front of the flow tables, which XDP enters flows into, too.
 #[derive(Clone, Debug)]
 pub(super) struct Front {
-    mapping: Arc<Mapping>,
+    buckets: Arc<Buckets>,
     /// That of the settings.
     hash_key: Arc<[AtomicU64; 2]>,
 }
 
 impl Front {
-    /// Maps the array of [`BUCKETS`].
-    pub(super) fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let mapping = Arc::new(Mapping::new(fd, BUCKETS as usize * size_of::<Bucket>())?);
-        Ok(Self { mapping, hash_key: Arc::default() })
+    pub(super) fn new(buckets: Arc<Buckets>) -> Self {
+        Self { buckets, hash_key: Arc::default() }
     }
 
     /// Says what places follow from. It stays the same while there are flows.
@@ -215,6 +284,7 @@ impl Front {
         if put(tags, place.tag) != Put::New {
             crowded.store(CROWDED, Ordering::Relaxed);
         }
+        self.buckets.occupy(place.bucket);
     }
 
     /// Enters a flow that is in its table, unless it stands here.
@@ -223,13 +293,14 @@ impl Front {
         if put(tags, place.tag) == Put::NoRoom {
             crowded.store(CROWDED, Ordering::Relaxed);
         }
+        self.buckets.occupy(place.bucket);
     }
 
     /// Begins to look whether the crowded ones of `buckets` still have flows that are not in here. Every flow of the tables is to
     /// be shown to [`Self::look_at`] from now on, and then [`Self::end_look`] follows. `token` is nobody else's.
     pub(super) fn begin_look(&self, buckets: Range<u32>, token: u32) {
         for index in buckets {
-            let (_, crowded) = self.bucket(index);
+            let (_, crowded) = self.buckets.front(index);
             let was = crowded.load(Ordering::Relaxed);
             if was != 0 {
                 // Others who look at the same bucket begin again, later.
@@ -254,8 +325,10 @@ impl Front {
     /// Ends it: a bucket that nobody has called crowded since has all its flows in here.
     pub(super) fn end_look(&self, buckets: Range<u32>, token: u32) {
         for index in buckets {
-            let (_, crowded) = self.bucket(index);
-            let _changed = crowded.compare_exchange(token, 0, Ordering::Relaxed, Ordering::Relaxed);
+            let (_, crowded) = self.buckets.front(index);
+            if crowded.compare_exchange(token, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                self.buckets.vacate(index);
+            }
         }
     }
 
@@ -266,6 +339,7 @@ impl Front {
             // Two that entered it at once may have found a place each; then neither counts.
             let _other = held.compare_exchange(place.tag, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
+        self.buckets.vacate(place.bucket);
     }
 
     /// The tags in a flow's bucket, whether it is crowded, and the flow's place.
@@ -275,17 +349,8 @@ impl Front {
             AnyFlowKey::V4(key) => Place::of(hash_key, key),
             AnyFlowKey::V6(key) => Place::of(hash_key, key),
         };
-        let (tags, crowded) = self.bucket(place.bucket);
+        let (tags, crowded) = self.buckets.front(place.bucket);
         (tags, crowded, place)
-    }
-
-    /// The tags in a bucket, and whether it is crowded.
-    fn bucket(&self, index: u32) -> (&[AtomicU32; ROOM], &AtomicU32) {
-        let index = (index % BUCKETS) as usize;
-        // SAFETY: the mapping holds that many; a bucket is `ROOM` words and one more.
-        let bucket =
-            unsafe { self.mapping.base.cast::<([AtomicU32; ROOM], AtomicU32)>().add(index).as_ref() };
-        (&bucket.0, &bucket.1)
     }
 }
 

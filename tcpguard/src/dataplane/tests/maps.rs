@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use tcpguard_common::cookie::Strictness;
 use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{AnyFlowKey, V4, V6};
-use tcpguard_common::known::{Bucket, CROWDED, Place, Presence, ROOM};
+use tcpguard_common::known::{Bucket, CROWDED, Place, Presence, ROOM, occupied_at};
 use tcpguard_common::map::{
     ABI_VERSION, EpochSlot, Flow, MAX_SERVICES, MODE_COOKIE, MODE_OFF, PLACE_HELD, PLACE_SHARED, PORT_WORDS,
     ServiceKey, ServicePlace, Settings, XSK_ENTRIES, name, xsk_index,
@@ -189,6 +189,36 @@ fn the_front_of_the_flow_tables_follows_every_change_and_tells_when_a_bucket_was
             assert_eq!(presence(&key), Presence::Known);
             table.remove_batch(&[key], |_| {}).unwrap();
             assert_eq!(presence(&key), Presence::Unknown);
+        }
+        // A bucket's bit is set while there is a flow or a fingerprint in it, whichever came or goes first.
+        // SAFETY: the sizes that `SHARED` checked.
+        let occupied =
+            unsafe { bpf::Map::<u32, u64>::from_fd(bpf::get(&dataplane.pins.join(name::OCCUPIED)).unwrap()) };
+        let is_occupied = |key: &AnyFlowKey| {
+            let (word, bit) = occupied_at(place(key).bucket);
+            occupied.lookup(&word).unwrap().unwrap() & bit != 0
+        };
+        let (key, fingerprints) = (flow_key(1, false), dataplane.fingerprints());
+        let Place { bucket, tag } = place(&key);
+        assert!(!is_occupied(&key));
+        for flow_goes_first in [true, false] {
+            table.insert(&key, &flow(1)).unwrap();
+            assert!(is_occupied(&key));
+            fingerprints.set(bucket, tag);
+            if flow_goes_first {
+                table.remove(&key).unwrap();
+                assert!(is_occupied(&key), "a fingerprint");
+                fingerprints.clear(bucket, tag);
+            } else {
+                fingerprints.clear(bucket, tag);
+                assert!(is_occupied(&key), "a flow");
+                table.remove(&key).unwrap();
+            }
+            assert!(!is_occupied(&key));
+            fingerprints.set(bucket, tag);
+            assert!(is_occupied(&key));
+            fingerprints.clear_all();
+            assert!(!is_occupied(&key));
         }
         let first = flow_key(1, false);
         table.insert(&first, &flow(1)).unwrap();

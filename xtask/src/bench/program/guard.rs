@@ -12,7 +12,7 @@ use tcpguard_common::bench::{Ends, PORT, Rewrite};
 use tcpguard_common::cookie::Advertised;
 use tcpguard_common::filter::{Entry, FilterRule, LISTED_V4, Line};
 use tcpguard_common::flow::{FlowKey, V4, V6};
-use tcpguard_common::known::{Bucket, Place};
+use tcpguard_common::known::{Bucket, OCCUPIED_WORDS, Place, occupied_at};
 use tcpguard_common::map::{
     ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, ON_EXIT_PASS, PLACE_HELD,
     Service, ServiceKey, ServicePlace, Settings, name, xsk_index,
@@ -190,6 +190,15 @@ impl Guard {
             let mut bucket = front.get(&place.bucket, 0)?;
             bucket.enter(place.tag);
             front.set(place.bucket, bucket, 0)?;
+        }
+        let mut occupied = vec![0; OCCUPIED_WORDS as usize];
+        for place in (0..count).map(|number| Place::of(HASH_KEY, &rewrite.flow::<A>(number))) {
+            let (word, bit) = occupied_at(place.bucket);
+            occupied[word as usize] |= bit;
+        }
+        let mut map = Array::<_, u64>::try_from(self.ebpf.map_mut(name::OCCUPIED).context(name::OCCUPIED)?)?;
+        for (word, bits) in (0..).zip(occupied) {
+            map.set(word, map.get(&word, 0)? | bits, 0)?;
         }
         Ok(())
     }

@@ -97,6 +97,8 @@ pub(super) fn all(peers: &[Peer]) -> Vec<Spec> {
         row("ack_invalid_v4", Hot, V4, stamped, repeating, DROP, invalid),
         row("ack_invalid_v4_nots", Hot, V4, bare, repeating, DROP, invalid),
         row("ack_invalid_v6", Hot, V6, stamped, repeating, DROP, invalid),
+        row("ack_invalid_v4_spread", Hot, V4, stamped, many, DROP, invalid),
+        row("ack_invalid_v6_spread", Hot, V6, stamped, many, DROP, invalid),
         row("flow_hit_v4", Hot, V4, stamped, few, REDIRECT, known),
         row("flow_hit_v6", Hot, V6, stamped, few, REDIRECT, known),
         row("filter_deny", Denying, V4, Kind::Syn, (DENIED, MANY), DROP, Some(Reason::FilterDeny)),
