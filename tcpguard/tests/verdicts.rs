@@ -27,6 +27,7 @@ use tcpguard_common::trace::{
     IN, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, Record, SNAP, Wanted, window,
 };
 
+use checked_in::object;
 use table::acks::valid_ack;
 use table::cases;
 use table::check::check;
@@ -37,12 +38,13 @@ use table::world::{EPOCH, PORT, PORT_ANYWHERE, Place, SLOT, World, places};
 
 #[path = "support/clock.rs"]
 mod clock;
+#[path = "support/checked_in.rs"]
+mod checked_in;
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
 #[path = "support/verifier.rs"]
 mod verifier;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
 /// What the verifier follows on its way through; the kernel stops at a million.
 const MOST_VERIFIED: u32 = 180_000;
 /// Bytes of stack that a chain of its functions takes; the kernel stops at 512.
@@ -81,7 +83,7 @@ impl Kernel {
             .override_global("SLOT", &SLOT, true)
             .map_max_entries(name::FLOWS_V4, max_flows)
             .map_max_entries(name::FLOWS_V6, max_flows)
-            .load(OBJECT)
+            .load(object())
             .unwrap();
         let loaded: &mut Xdp = ebpf.program_mut(program).unwrap().try_into().unwrap();
         loaded.load().unwrap();
@@ -739,7 +741,7 @@ fn the_verifier_has_room_left() {
     let program: &Xdp = kernel.ebpf.program("tcpguard").unwrap().try_into().unwrap();
     let info = program.info().unwrap();
     let verified = info.verified_instruction_count().unwrap();
-    let stack = verifier::stack(OBJECT, "tcpguard", &kernel.ebpf, &[("SLOT", &SLOT.to_ne_bytes())]);
+    let stack = verifier::stack(object(), "tcpguard", &kernel.ebpf, &[("SLOT", &SLOT.to_ne_bytes())]);
     let said = format!(
         "{verified} instructions verified, {} bytes of machine code, stack depth {:?}, {} combined\n",
         info.size_jitted(),

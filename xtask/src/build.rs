@@ -1,4 +1,4 @@
-//! Builds tcpguard in release mode and says where cargo put the daemon and the lab's eBPF object.
+//! Builds tcpguard and says where cargo put the daemon and the lab's eBPF object.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -46,22 +46,29 @@ impl Artifacts {
 
 /// Meets what `purpose` needs, then builds; cargo's own progress goes to standard error.
 pub fn release(purpose: Purpose) -> Result<Artifacts> {
+    let lines = build(purpose, "tcpguard", &["--release"])?;
+    artifacts(lines.iter().map(String::as_str))
+}
+
+/// Likewise as tests have it, without what makes the daemon fast; the eBPF objects are the same.
+pub fn debug(purpose: Purpose) -> Result<Artifacts> {
     let lines = build(purpose, "tcpguard", &[])?;
     artifacts(lines.iter().map(String::as_str))
 }
 
 /// Likewise builds an example of `package`; where it is.
 pub fn release_example(package: &str, name: &str, purpose: Purpose) -> Result<PathBuf> {
-    let lines = build(purpose, package, &["--example", name])?;
+    let lines = build(purpose, package, &["--release", "--example", name])?;
     executable(lines.iter().map(String::as_str), name)
 }
 
-/// Builds `package` in release mode; cargo's messages.
+/// Builds `package`; cargo's messages.
 fn build(purpose: Purpose, package: &str, args: &[&str]) -> Result<Vec<String>> {
     setup::ensure(purpose)?;
-    eprintln!("building {package} (release)");
+    let profile = if args.contains(&"--release") { "release" } else { "debug" };
+    eprintln!("building {package} ({profile})");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--package", package]).args(args);
+    cargo.args(["build", "--package", package]).args(args);
     cargo.arg("--message-format=json-render-diagnostics").current_dir(workspace());
     let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("running cargo")?;
     let messages = BufReader::new(child.stdout.take().context("cargo's output is not a pipe")?);

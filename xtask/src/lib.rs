@@ -8,6 +8,8 @@ pub mod bench;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod build;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
+pub mod object;
+#[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod progress;
 #[expect(clippy::print_stderr, clippy::print_stdout, reason = "the developer's commands talk to a person")]
 pub mod run;

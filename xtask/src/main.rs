@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, lab, run, setup, soak, test};
+use xtask::{bench, lab, object, run, setup, soak, test};
 
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "tcpguard's developer commands", arg_required_else_help = true)]
@@ -20,6 +20,7 @@ enum Verb {
     Test(test::TestArgs),
     Soak(soak::SoakArgs),
     Bench(bench::BenchArgs),
+    Object(object::ObjectArgs),
 }
 
 #[expect(clippy::print_stderr, reason = "the error's last stop")]
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Soak(args) => soak::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Object(args) => object::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

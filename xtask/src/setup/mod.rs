@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use needs::{Means, Need};
 
-/// The rustup toolchain made of Debian's packages. `tcpguard/build.rs` knows the name.
+/// The rustup toolchain made of Debian's packages. `tcpguard/build` knows the name.
 pub const DEBIAN_TOOLCHAIN: &str = "tcpguard-ebpf";
 
 /// Prepare this machine: eBPF toolchain, linker, and the tools the lab uses
@@ -73,6 +73,8 @@ pub fn ensure(purpose: Purpose) -> Result<()> {
     let missing = missing(purpose, None);
     if missing.is_empty() { Ok(()) } else { meet(&missing) }
 }
+
+pub(crate) use needs::{ebpf_rustc, linker_llvm_version};
 
 /// Whether the toolchain in use can build eBPF programs by itself.
 pub fn has_core_sources() -> bool {

@@ -212,10 +212,22 @@ fn shared_llvm(ldd: &str) -> Option<u32> {
 
 /// The major version of the LLVM in the compiler that builds the eBPF programs.
 fn llvm_major() -> Option<u32> {
+    llvm_version(&ebpf_rustc().ok()?)
+}
+
+/// What the compiler that builds the eBPF programs says of itself.
+pub(crate) fn ebpf_rustc() -> Result<String> {
     let ours = sysroot(None).is_none_or(|root| has_core(&root));
     let debian = || tool::output("rustup", ["run", DEBIAN_TOOLCHAIN, "rustc", "-vV"]).ok();
     let said = if ours { None } else { debian() };
-    llvm_version(&said.or_else(|| tool::output("rustc", ["-vV"]).ok())?)
+    said.map_or_else(|| tool::output("rustc", ["-vV"]), Ok)
+}
+
+/// The version of the LLVM that the linker is linked to, as far as it can be told.
+pub(crate) fn linker_llvm_version() -> String {
+    let Some(major) = linker_llvm() else { return "its own".to_owned() };
+    let said = tool::output(&format!("/usr/lib/llvm-{major}/bin/llvm-config"), ["--version"]);
+    said.map_or_else(|_| major.to_string(), |version| version.trim().to_owned())
 }
 
 fn llvm_version(rustc: &str) -> Option<u32> {
