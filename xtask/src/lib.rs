@@ -7,6 +7,8 @@ pub mod tool;
 pub mod bench;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod build;
+#[expect(clippy::print_stdout, reason = "the developer's commands talk to a person")]
+pub mod deb;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]
 pub mod object;
 #[expect(clippy::print_stderr, reason = "the developer's commands talk to a person")]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, lab, object, run, setup, soak, test};
+use xtask::{bench, deb, lab, object, run, setup, soak, test};
 
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "tcpguard's developer commands", arg_required_else_help = true)]
@@ -21,6 +21,7 @@ enum Verb {
     Soak(soak::SoakArgs),
     Bench(bench::BenchArgs),
     Object(object::ObjectArgs),
+    Deb(deb::DebArgs),
 }
 
 #[expect(clippy::print_stderr, reason = "the error's last stop")]
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Verb::Soak(args) => soak::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Object(args) => object::run(&args),
+        Verb::Deb(args) => deb::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

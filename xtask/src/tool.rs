@@ -1,7 +1,9 @@
 //! Runs the machine's tools and turns their failures into errors that name the command and what it said.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -38,6 +40,14 @@ pub fn exists(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let administrators = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
     std::env::split_paths(&path).chain(administrators).any(|dir| dir.join(program).is_file())
+}
+
+/// Makes a directory anew, without what an earlier attempt left in it.
+pub fn fresh_dir(path: &Path) -> Result<()> {
+    if path.exists() {
+        fs::remove_dir_all(path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))
 }
 
 /// Whether this process may do anything.

@@ -7,7 +7,6 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::needs::fresh_dir;
 use crate::{progress, tool};
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -76,7 +75,7 @@ pub(super) fn toolchain(name: &str) -> Result<()> {
     }
     let dir = data_dir()?.join(name);
     let packages = dir.join("packages");
-    fresh_dir(&packages)?;
+    tool::fresh_dir(&packages)?;
     if tool::is_root() {
         progress::run(apt().arg("update"))?;
     }

@@ -39,6 +39,8 @@ pub(crate) enum CoreSources {
 pub enum Purpose {
     /// Compile everything, the eBPF programs included.
     Build,
+    /// Also make a Debian package.
+    Package,
     /// Also check format and lints.
     Lint,
     /// Also run a lab.

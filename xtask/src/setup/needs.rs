@@ -1,7 +1,6 @@
 //! What has to be there, how to tell, and how to get it. In the order in which it is got: each may build on those
 //! before it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +11,8 @@ use crate::{progress, tool};
 
 /// The linker's release that is known to work with aya 0.14's objects.
 const LINKER: &str = "0.13.0";
+/// What reads the Debian metadata in `tcpguard/Cargo.toml`.
+const PACKAGER: &str = "3.8.0";
 
 pub(super) struct Need {
     pub(super) name: String,
@@ -43,6 +44,10 @@ pub(super) fn of(purpose: Purpose, sources: Option<CoreSources>) -> Vec<Need> {
     if matches!(purpose, Purpose::Bench | Purpose::Everything) {
         needs.extend(BENCH_TOOLS.map(lab_tool));
     }
+    if matches!(purpose, Purpose::Package | Purpose::Everything) {
+        needs.push(lab_tool(("xz", "xz-utils", "cargo-deb compresses with it")));
+        needs.push(packager());
+    }
     if purpose == Purpose::Everything {
         needs.extend(TEST_TOOLS.map(lab_tool));
     }
@@ -66,9 +71,10 @@ const BENCH_TOOLS: [(&str, &str, &str); 2] = [
     ("wrk", "wrk", "the HTTP client of the benchmarks"),
 ];
 
-const TEST_TOOLS: [(&str, &str, &str); 2] = [
+const TEST_TOOLS: [(&str, &str, &str); 3] = [
     ("iperf3", "iperf3", "a client and server of its own protocol for the integration tests"),
     ("openssl", "openssl", "tests make a certificate for the web server"),
+    ("systemd-analyze", "systemd", "judges the unit"),
 ];
 
 fn lab_tool((program, package, why): (&'static str, &'static str, &'static str)) -> Need {
@@ -147,6 +153,26 @@ fn linker() -> Need {
             install.args(["--no-default-features", "--features"]);
             install.arg(format!("llvm-{}", llvm_major().context("no LLVM version in `rustc -vV`")?));
             progress::run(install.env("LLVM_PREFIX", llvm_prefix()))
+        })),
+    }
+}
+
+fn packager() -> Need {
+    Need {
+        name: format!("cargo-deb {PACKAGER}"),
+        why: "makes the Debian package; compiling it takes a minute",
+        met: Box::new(|| tool::exists("cargo-deb")),
+        means: Means::Work(Box::new(|| {
+            let mut install = cargo();
+            install.args([
+                "install",
+                "cargo-deb",
+                "--version",
+                PACKAGER,
+                "--locked",
+                "--no-default-features",
+            ]);
+            progress::run(&mut install)
         })),
     }
 }
@@ -245,14 +271,6 @@ fn version_of(said: &str) -> Option<[u32; 3]> {
     let word = said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
     let mut numbers = word.split(['.', '-', '+']).map(str::parse);
     Some([numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?])
-}
-
-/// Removes a directory left by an interrupted attempt, and makes it anew.
-pub(super) fn fresh_dir(path: &Path) -> Result<()> {
-    if path.exists() {
-        fs::remove_dir_all(path).with_context(|| format!("removing {}", path.display()))?;
-    }
-    fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))
 }
 
 #[cfg(test)]
