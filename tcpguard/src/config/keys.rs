@@ -230,7 +230,8 @@ fn events() -> Section {
                 "hook",
                 hook,
                 "A program, and its arguments, that hears of each: as a line of JSON on its standard input, as `tcpguard \
-                 events --json --follow` prints it. One runs at a time; when sixteen events wait, others are skipped.",
+                 events --json --follow` prints it. One runs at a time; when sixteen events wait, others are skipped. It runs as \
+                 the daemon's user, without any of its privileges.",
             ),
             key(
                 "hook_time",

@@ -35,6 +35,7 @@ use super::modes::FLOOD_TICK;
 use super::monitor;
 use super::notify::Notify;
 use super::ports;
+use super::privileges::Privileges;
 use super::reload::{self, Origin};
 use super::socket::ListenError;
 use super::strict::FORGERY_TICK;
@@ -165,12 +166,22 @@ pub struct Daemon {
     applications: Applications,
     origin: Option<Origin>,
     confirm: Option<Duration>,
+    privileges: Privileges,
 }
 
 impl Daemon {
     /// A daemon that does what `config` says.
     pub fn new(config: Config) -> Self {
-        Self { config, applications: Applications::new(), origin: None, confirm: None }
+        let privileges = Privileges::Kept;
+        Self { config, applications: Applications::new(), origin: None, confirm: None, privileges }
+    }
+
+    /// Has the calling thread and those of the engines give up, for good, every capability that a running guard does not
+    /// need. Applications have then no others, and no program that they run has.
+    #[must_use]
+    pub fn give_up_privileges(mut self) -> Self {
+        self.privileges = Privileges::GivenUp;
+        self
     }
 
     /// Protects `listen` as well, and hands its connections to `serve`, which runs once on each engine's thread as long as
@@ -218,12 +229,12 @@ impl Daemon {
 }
 
 /// Runs the daemon until a signal or a failure ends it. `origin` is what SIGHUP and `reload` read again; with `confirm`, it
-/// ends as on a signal unless it is confirmed within that time.
+/// ends as on a signal unless it is confirmed within that time. What it needs privileges for is over when it guards.
 ///
 /// # Errors
 /// Before it is armed everything is left as it was. After an engine's failure, program and pins stay for the next daemon.
 pub fn run(config: Config, origin: Option<Origin>, confirm: Option<Duration>) -> Result<(), DaemonError> {
-    Daemon { origin, confirm, ..Daemon::new(config) }.run()
+    Daemon { origin, confirm, ..Daemon::new(config) }.give_up_privileges().run()
 }
 
 /// Removes what a killed daemon left in `pin_dir`. Returns whether there was anything.
@@ -249,7 +260,7 @@ pub fn check_secret(config: &Config) -> Result<(), SecretError> {
 
 /// From the checks to the end of service. The outer error is one before anything was armed.
 async fn live(daemon: Daemon) -> Result<(Rc<Guard>, Result<(), DaemonError>), DaemonError> {
-    let Daemon { config, applications, origin, confirm } = daemon;
+    let Daemon { config, applications, origin, confirm, privileges } = daemon;
     check(&config)?;
     let ports = ports::chosen_by_host(config.services.iter().map(|service| service.listen));
     if !ports.is_empty() {
@@ -259,7 +270,11 @@ async fn live(daemon: Daemon) -> Result<(Rc<Guard>, Result<(), DaemonError>), Da
     // From here on a signal ends the daemon in order.
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;
     let (control, metrics) = (config.control.clone(), config.metrics.clone());
-    let (mut guard, doors) = Guard::start(config, &applications, || Doors::open(&control, metrics.as_ref()))?;
+    let open = || Doors::open(&control, metrics.as_ref());
+    let (mut guard, doors) = Guard::start(config, &applications, privileges, open)?;
+    if let Err(error) = privileges.of_guard() {
+        error!(%error, "the daemon keeps privileges that it does not need");
+    }
     guard.origin = origin;
     guard.probation = RefCell::new(confirm.map(Probation::of_start));
     let guard = Rc::new(guard);

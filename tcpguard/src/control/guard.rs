@@ -38,6 +38,7 @@ use super::hook::Hook;
 use super::limits::limits;
 use super::modes::{self, Modes};
 use super::monitor::Monitors;
+use super::privileges::Privileges;
 use super::protocol as wire;
 use super::reload::Origin;
 use super::socket::ListenError;
@@ -114,6 +115,7 @@ impl Guard {
     pub(super) fn start<S>(
         config: Config,
         applications: &Applications,
+        privileges: Privileges,
         bind: impl FnOnce() -> Result<S, ListenError>,
     ) -> Result<(Self, S), DaemonError> {
         let options = LoadOptions {
@@ -123,7 +125,7 @@ impl Guard {
         };
         let mut dataplane = Dataplane::load(&options)?;
         let Started { attached, server, prepared, engines, filters, monitors, counted_before } =
-            match Started::new(&mut dataplane, &config, applications, bind) {
+            match Started::new(&mut dataplane, &config, applications, privileges, bind) {
                 Ok(started) => started,
                 Err(error) => {
                     give_up(dataplane);
@@ -381,6 +383,7 @@ impl<S> Started<S> {
         dataplane: &mut Dataplane,
         config: &Config,
         applications: &Applications,
+        privileges: Privileges,
         bind: impl FnOnce() -> Result<S, ListenError>,
     ) -> Result<Self, DaemonError> {
         dataplane.hold(&modes::first_entries(&config.services, &[]), on_exit(config))?;
@@ -388,7 +391,7 @@ impl<S> Started<S> {
         let server = bind()?;
         let services = service_specs(config, applications).collect();
         let (tap, reader) = tap();
-        let prepared = Prepared::new(dataplane, config, &attached, services, tap)?;
+        let prepared = Prepared::new(dataplane, config, &attached, services, (tap, privileges))?;
         let engines = prepared.engines(dataplane, config, &attached)?;
         prepared.descriptors.limit_to(descriptors::room(wanted_connections(config), doors::clients(config))?);
         prepared.write(dataplane, config)?;
@@ -419,6 +422,7 @@ struct Prepared {
     descriptors: Quota,
     census: Census,
     tap: Tap,
+    privileges: Privileges,
 }
 
 impl Prepared {
@@ -429,7 +433,7 @@ impl Prepared {
         config: &Config,
         attached: &[Attached],
         services: Vec<ServiceSpec>,
-        tap: Tap,
+        (tap, privileges): (Tap, Privileges),
     ) -> Result<Self, DaemonError> {
         let tunables = Arc::new(config.tunables.clone());
         let previous = dataplane.previous();
@@ -464,7 +468,8 @@ impl Prepared {
         let held = config.services.iter().map(held).collect::<Result<Vec<_>, DaemonError>>()?;
         let strict = Strict::new(held, keys.clock().epoch, &tunables);
         let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services, &[]))?;
-        Ok(Self { keys, settings, tunables, strict, services, descriptors: Quota::default(), census, tap })
+        let descriptors = Quota::default();
+        Ok(Self { keys, settings, tunables, strict, services, descriptors, census, tap, privileges })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
@@ -532,12 +537,12 @@ impl Prepared {
             placement,
             tap: self.tap.clone(),
         };
-        let started = services.clone();
+        let (started, privileges) = (services.clone(), self.privileges);
         let handle = crate::engine::spawn(
             engine_config,
             tables,
             move || XskPort::new(socket),
-            move |net| started.start(net),
+            move |net| privileges.of_engine().and_then(|()| started.start(net)),
         )
         .map_err(|source| DaemonError::Engine { interface: interface.clone(), queue, source })?;
         Ok(Engine { interface, queue, zero_copy, handle, services })

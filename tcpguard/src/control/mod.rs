@@ -21,6 +21,7 @@ mod modes;
 mod monitor;
 mod notify;
 mod ports;
+mod privileges;
 pub mod protocol;
 mod reload;
 mod scrape;

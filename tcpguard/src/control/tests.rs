@@ -5,6 +5,7 @@ use tcpguard_common::map::Flow;
 
 use super::daemon::DaemonError;
 use super::guard::{Applications, Guard};
+use super::privileges::Privileges;
 use super::server::{Rights, Server};
 use super::socket::{ListenError, SocketSpec};
 use crate::config::{AttachMode, Config, Interface};
@@ -21,7 +22,7 @@ fn config(sandbox: &Sandbox, service: &str) -> Config {
 }
 
 fn start(sandbox: &Sandbox, config: Config) -> Result<(Guard, Server), DaemonError> {
-    Guard::start(config, &Applications::new(), || {
+    Guard::start(config, &Applications::new(), Privileges::Kept, || {
         let path = sandbox.options.lock_dir.join("control");
         Server::bind(&SocketSpec { path: &path, group: None, mode: 0o660 }, Rights::All)
     })
@@ -55,7 +56,7 @@ fn a_take_over_that_fails_leaves_maps_links_and_programs_as_they_were() {
 
             let other = config(&sandbox, "10.0.0.1:81=127.0.0.1:9");
             let refused = |config: Config| start(&sandbox, config).err().expect("it started");
-            let unbound = Guard::start(other.clone(), &Applications::new(), || {
+            let unbound = Guard::start(other.clone(), &Applications::new(), Privileges::Kept, || {
                 Err::<(), _>(ListenError::UnknownGroup("x".to_owned()))
             });
             assert!(matches!(unbound, Err(DaemonError::Control(_))));

@@ -97,7 +97,7 @@ impl Backend {
     }
 }
 
-/// Connects from an address that is not this host's, with any free port. Takes `CAP_NET_ADMIN`; answers come here only where
+/// Connects from an address that is not this host's, with any free port. Takes `CAP_NET_RAW`; answers come here only where
 /// routes say so.
 async fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
