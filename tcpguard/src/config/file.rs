@@ -50,6 +50,7 @@ struct RawInterface {
     cpus: Option<Spanned<Vec<i64>>>,
     #[serde(default)]
     busy_poll: bool,
+    zero_copy: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -320,7 +321,8 @@ fn read_interface(source: &Source<'_>, raw: RawInterface) -> Result<Interface, C
     };
     let cpus = source.maybe(&raw.cpus, |cpus| cpus.iter().map(|&cpu| super::check_cpu(cpu)).collect())?;
     let interface = source.at(&raw.name, |name| Interface::new(name, mode, queues))?;
-    Ok(Interface { cpus: cpus.unwrap_or_default(), busy_poll: raw.busy_poll, ..interface })
+    let zero_copy = raw.zero_copy.unwrap_or(interface.zero_copy);
+    Ok(Interface { cpus: cpus.unwrap_or_default(), busy_poll: raw.busy_poll, zero_copy, ..interface })
 }
 
 fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigError> {
@@ -464,6 +466,7 @@ mode = "generic"
 queues = 2
 cpus = [0, 3]
 busy_poll = true
+zero_copy = false
 
 [[service]]
 listen = "192.0.2.1:443"
@@ -504,7 +507,11 @@ retries = 8
         let config = read(GOOD).unwrap();
         config.check().unwrap();
         let second = Interface::new("eth1", AttachMode::Generic, Some(2)).unwrap();
-        assert_eq!(config.interfaces[1], Interface { cpus: vec![0, 3], busy_poll: true, ..second });
+        assert_eq!(
+            config.interfaces[1],
+            Interface { cpus: vec![0, 3], busy_poll: true, zero_copy: false, ..second }
+        );
+        assert!(config.interfaces[0].zero_copy);
         assert_eq!(config.services[0], "192.0.2.1:443=127.0.0.1:8443".parse().unwrap());
         assert_eq!(config.services[1], "192.0.2.1:22=off".parse().unwrap());
         let limits = Limits {

@@ -129,6 +129,12 @@ fn interface() -> Section {
             key("queues", 4, "Refuse to start with another number of receive queues than this."),
             key("cpus", vec![0, 1], "Keep the engines of its queues on these CPUs, in turn."),
             key("busy_poll", false, "Let its engines look for frames without ever sleeping, for a CPU each."),
+            key(
+                "zero_copy",
+                true,
+                "Let the device read and write AF_XDP frames itself where its driver can and the mode is native. Elsewhere, \
+                 and where this is false, the kernel copies them.",
+            ),
         ],
     )
 }

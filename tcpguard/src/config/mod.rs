@@ -91,6 +91,8 @@ pub struct Interface {
     pub cpus: Vec<u32>,
     /// Its engines look for frames without ever sleeping: less latency for a CPU each.
     pub busy_poll: bool,
+    /// Its device reads and writes AF_XDP frames itself where its driver can, natively.
+    pub zero_copy: bool,
 }
 
 /// How XDP attaches to an interface.
@@ -232,7 +234,10 @@ impl Interface {
         let most = tcpguard_common::map::MAX_QUEUES;
         match queues {
             Some(n) if n == 0 || n > most => Err(format!("queues of {name}: {n} is not within 1 to {most}")),
-            _ => Ok(Self { name: name.to_owned(), mode, queues, cpus: Vec::new(), busy_poll: false }),
+            _ => {
+                let (name, cpus) = (name.to_owned(), Vec::new());
+                Ok(Self { name, mode, queues, cpus, busy_poll: false, zero_copy: true })
+            }
         }
     }
 }

@@ -54,6 +54,7 @@ struct InterfaceTable<'a> {
     #[serde(skip_serializing_if = "<[u32]>::is_empty")]
     cpus: &'a [u32],
     busy_poll: bool,
+    zero_copy: bool,
 }
 
 #[derive(Default, Serialize)]
@@ -153,8 +154,9 @@ fn control_table(control: &Control) -> Result<ControlTable<'_>, NotUtf8> {
 }
 
 fn interface_table(interface: &Interface) -> InterfaceTable<'_> {
-    let Interface { name, mode, queues, cpus, busy_poll } = interface;
-    InterfaceTable { name, mode: mode.to_string(), queues: *queues, cpus, busy_poll: *busy_poll }
+    let Interface { name, mode, queues, cpus, busy_poll, zero_copy } = interface;
+    let (busy_poll, zero_copy) = (*busy_poll, *zero_copy);
+    InterfaceTable { name, mode: mode.to_string(), queues: *queues, cpus, busy_poll, zero_copy }
 }
 
 fn service_table(service: &Service) -> ServiceTable {

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
     AttachMode, Attached, Census, Dataplane, DataplaneError, Heartbeat, InterfaceSpec, KeySchedule,
-    LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XskSocket,
+    LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XskSocket, ZeroCopy,
     monotonic_ns,
 };
 use crate::engine::{
@@ -494,9 +494,13 @@ impl Prepared {
         let mut engines = Vec::new();
         for (attached, interface) in attached.iter().zip(&config.interfaces) {
             let mut cpus = interface.cpus.iter().copied().cycle();
+            // A driver whose device writes frames itself does not come by where generic XDP sits.
+            let native = interface.mode == crate::config::AttachMode::Native;
+            let zero_copy =
+                if native && interface.zero_copy { ZeroCopy::WherePossible } else { ZeroCopy::Off };
             for queue in 0..attached.queues {
                 let placement = Placement { cpu: cpus.next(), busy_poll: interface.busy_poll };
-                engines.push(self.engine(dataplane, attached, queue, placement, &exchange)?);
+                engines.push(self.engine(dataplane, attached, queue, zero_copy, placement, &exchange)?);
             }
         }
         Ok(engines)
@@ -507,12 +511,14 @@ impl Prepared {
         dataplane: &Dataplane,
         attached: &Attached,
         queue: u32,
+        zero_copy: ZeroCopy,
         placement: Placement,
         exchange: &Exchange,
     ) -> Result<Engine<ReadyEngine>, DaemonError> {
         let interface = attached.name.clone();
         let index = xsk_index(attached.slot, queue);
-        let socket = XskSocket::open(attached.ifindex, queue, &SocketConfig::for_mtu(attached.link.mtu))
+        let config = SocketConfig { zero_copy, ..SocketConfig::for_mtu(attached.link.mtu) };
+        let socket = XskSocket::open(attached.ifindex, queue, &config)
             .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
         let zero_copy = socket.is_zero_copy();
         dataplane.register_socket(attached.slot, queue, socket.as_fd())?;

@@ -37,7 +37,7 @@ pub use maps::{Counters, ServiceCounters, ServiceEntry};
 pub use netdev::{InterfaceFacts, LinkFacts, LinkState};
 pub use secret::{MasterSecret, SecretError};
 pub use shared::{Fingerprints, Heartbeat};
-pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, WHOLE_MTU, XskSocket};
+pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, WHOLE_MTU, XskSocket, ZeroCopy};
 pub use trace::{TraceLost, TraceRing};
 pub use view::{Arrival, Step, View, Views};
 

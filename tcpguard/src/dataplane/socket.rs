@@ -40,6 +40,18 @@ const KICK_ATTEMPTS: u32 = 64;
 /// Pause between two attempts to bind a busy queue.
 const BIND_PAUSE: Duration = Duration::from_millis(10);
 
+/// Whether the device itself reads and writes a socket's frames, or the kernel copies them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// The device, where its driver can.
+    #[default]
+    WherePossible,
+    /// The device; an error if its driver cannot.
+    Required,
+    /// The kernel.
+    Off,
+}
+
 /// How to open a socket.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketConfig {
@@ -49,8 +61,8 @@ pub struct SocketConfig {
     pub rx_frames: u32,
     /// Frames that wait to be sent at most; a power of two.
     pub tx_frames: u32,
-    /// Let the device read and write the frames itself; an error if the driver cannot.
-    pub zero_copy: bool,
+    /// Whether the device reads and writes the frames itself.
+    pub zero_copy: ZeroCopy,
     /// How long to wait for a queue that another socket still holds: the kernel lets go of a dead process's about 80 ms
     /// after its end.
     pub bind_timeout: Duration,
@@ -64,8 +76,8 @@ impl SocketConfig {
             needed if needed <= SMALL_FRAME => SMALL_FRAME,
             _ => MAX_FRAME,
         };
-        let (rx_frames, tx_frames) = (8192, 4096);
-        Self { max_frame, rx_frames, tx_frames, zero_copy: false, bind_timeout: Duration::from_secs(1) }
+        let (rx_frames, tx_frames, bind_timeout) = (8192, 4096, Duration::from_secs(1));
+        Self { max_frame, rx_frames, tx_frames, zero_copy: ZeroCopy::default(), bind_timeout }
     }
 
     /// The largest MTU of an interface all of whose frames fit.
@@ -194,10 +206,11 @@ impl XskSocket {
         let (rings, mut flags) = builder.build_wakable_rings(&umem, rings).map_err(setup)?;
         let views = RingViews::map(builder.as_raw_fd()).map_err(|source| kernel("map the rings", source))?;
         tune(builder.as_raw_fd(), config);
-        if config.zero_copy {
-            flags.force_zerocopy();
-        } else {
-            flags.force_copy();
+        match config.zero_copy {
+            // What the kernel does by itself.
+            ZeroCopy::WherePossible => {}
+            ZeroCopy::Required => flags.force_zerocopy(),
+            ZeroCopy::Off => flags.force_copy(),
         }
         let missing = || kernel("make the rings", io::ErrorKind::NotFound.into());
         let (rx, tx) = (rings.rx_ring.ok_or_else(missing)?, rings.tx_ring.ok_or_else(missing)?);
@@ -586,7 +599,9 @@ fn bind_error(error: XdpError, ifindex: u32, queue: u32, config: &SocketConfig) 
     match source.raw_os_error() {
         Some(libc::EBUSY) => SocketError::Busy { ifindex, queue, waited_ms: 0 },
         Some(libc::EPERM | libc::EACCES) => SocketError::NotPrivileged(source),
-        Some(libc::EOPNOTSUPP) if config.zero_copy => SocketError::NoZeroCopy { ifindex, source },
+        Some(libc::EOPNOTSUPP) if config.zero_copy == ZeroCopy::Required => {
+            SocketError::NoZeroCopy { ifindex, source }
+        }
         Some(libc::EINVAL) => SocketError::NoSuchQueue { ifindex, queue, source },
         _ => setup_error(XdpError::Bind(source), ifindex, queue),
     }

@@ -3,7 +3,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{bpf, ifindex, ip, redirect_program, with_veth, xskmap};
-use crate::dataplane::{FrameAudit, SocketConfig, SocketError, XskSocket};
+use crate::dataplane::{FrameAudit, SocketConfig, SocketError, XskSocket, ZeroCopy};
 
 /// One end of the pair: a socket that gets every frame.
 struct End {
@@ -220,7 +220,8 @@ fn a_missing_queue_a_missing_zero_copy_driver_and_bad_sizes_are_named() {
         let ifindex = ifindex("tgd-a");
         let missing = XskSocket::open(ifindex, 7, &small());
         assert!(matches!(missing, Err(SocketError::NoSuchQueue { queue: 7, .. })), "{missing:?}");
-        let zero_copy = XskSocket::open(ifindex, 0, &SocketConfig { zero_copy: true, ..small() });
+        let required = SocketConfig { zero_copy: ZeroCopy::Required, ..small() };
+        let zero_copy = XskSocket::open(ifindex, 0, &required);
         assert!(matches!(zero_copy, Err(SocketError::NoZeroCopy { .. })), "{zero_copy:?}");
         for config in [
             SocketConfig { rx_frames: 100, ..small() },
@@ -229,6 +230,26 @@ fn a_missing_queue_a_missing_zero_copy_driver_and_bad_sizes_are_named() {
             SocketConfig { max_frame: 9022, ..small() },
         ] {
             assert!(matches!(XskSocket::open(ifindex, 0, &config), Err(SocketError::Config { .. })));
+        }
+    });
+}
+
+/// A veth has no driver that could: the kernel copies its frames, whether or not it was asked to.
+#[test]
+fn without_a_driver_that_can_do_better_frames_are_copied() {
+    with_veth(1, 1500, || {
+        for zero_copy in [ZeroCopy::WherePossible, ZeroCopy::Off] {
+            let mut near = End::open("tgd-a", &SocketConfig { zero_copy, ..small() });
+            let mut far = End::open("tgd-b", &small());
+            assert!(!near.socket.is_zero_copy());
+            let mut frame = Some(numbered(7, 200));
+            near.socket.transmit(|memory| {
+                let frame = frame.take()?;
+                memory[..frame.len()].copy_from_slice(&frame);
+                Some(frame.len())
+            });
+            near.kick();
+            assert_eq!(far.receive_all().iter().map(|frame| number_of(frame)).collect::<Vec<_>>(), [7]);
         }
     });
 }
