@@ -316,8 +316,7 @@ fn a_first_segment_that_a_full_ring_lost_is_made_good_by_the_sweep() {
 #[test]
 fn a_full_flow_map_resets_newcomers_and_takes_them_again_once_there_is_room() {
     const FLOWS: usize = 1024;
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("more descriptors");
+    more_descriptors();
     let guarded = guarded(&["--max-flows", &FLOWS.to_string()]);
     let mut held = Vec::new();
     let mut refused = 0;
@@ -348,6 +347,95 @@ fn a_full_flow_map_resets_newcomers_and_takes_them_again_once_there_is_room() {
         stream.write_all(b"x").and_then(|()| stream.shutdown(Shutdown::Write)).is_ok()
             && stream.read(&mut [0]).is_ok_and(|read| read == 0)
     });
+}
+
+/// For tests that hold both ends of many connections.
+fn more_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("more descriptors");
+}
+
+/// More than the transmit ring holds, written while nothing can leave.
+#[test]
+fn out_of_frames_to_send_answers_wait_and_all_of_them_arrive() {
+    const CLIENTS: u8 = 250;
+    /// What a connection may send unacknowledged at first: ten segments.
+    const ANSWER: usize = 14_600;
+    /// Connections that each client has.
+    const EACH: usize = 2;
+    more_descriptors();
+    let guarded = guarded(&[]);
+    let listener = guarded.listen(BACKEND);
+    let open = || {
+        let client = connect(&guarded, RELAYED).expect("a connection");
+        (client, listener.accept().expect("the relayed connection").0)
+    };
+    let mut pairs: Vec<_> = (0..CLIENTS)
+        .flat_map(|number| (0..EACH).map(move |_| number))
+        .map(|number| (number, open()))
+        .collect();
+    let link =
+        |state| guarded.lab.guard().ip(&format!("link set {GUARD_INTERFACE} {state}")).expect("a link");
+    link("down");
+    for (number, (_, server)) in &mut pairs {
+        server.write_all(&[*number; ANSWER]).expect("answering");
+    }
+    wait_for("every frame to be queued", SOON, || count(&guarded, "ring", "free") == 0);
+    link("up");
+    for (number, (client, _)) in &mut pairs {
+        let mut answer = [0; ANSWER];
+        client.read_exact(&mut answer).expect("an answer");
+        assert!(answer.iter().all(|byte| byte == number), "somebody else's answer");
+    }
+    let answered = pairs.len() * ANSWER;
+    assert_eq!(count(&guarded, "service", "bytes-to-client"), answered as u64);
+    drop((pairs, listener));
+    wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
+    check_frames(&guarded);
+    let server = Server::start(&guarded);
+    wait_for("service to be restored", SOON, || ask(&guarded));
+    server.kill();
+}
+
+/// Cookies make up for the half-open queue, and what the accept queue has no room for comes again.
+#[test]
+fn full_half_open_and_accept_queues_cost_nobody_a_connection() {
+    const HANDSHAKES: u16 = 40;
+    const HALF_OPEN: u64 = 16;
+    let echo = format!("{GUARD_ADDRESS}:{ECHO}=respond:echo,stateful");
+    let half_open = format!("half-open-limit={HALF_OPEN}");
+    let mut guarded = guarded(&["--protect", &echo, "--set", &half_open, "--set", "accept-backlog=1"]);
+    let raw = RawPort::open(&guarded.lab, [10, 77, 0, 99].into());
+    let syn = |port| raw.syn(port, ECHO, 7, linux_options()).expect("a SYN-ACK");
+    let handshakes: Vec<_> = (50_000..50_000 + HANDSHAKES).map(syn).collect();
+    let all = u64::from(HANDSHAKES);
+    assert_eq!(
+        (guarded.stack("half-open-entered"), guarded.stack("half-open-evicted")),
+        (all, all - HALF_OPEN)
+    );
+
+    // Every ACK in one turn of the engine, before the service can take a single connection.
+    guarded.daemon().signal(Signal::STOP).expect("stopping the daemon");
+    for handshake in &handshakes {
+        raw.send(&raw.frame(handshake.port, ECHO, &handshake.ack(b"")));
+    }
+    guarded.daemon().signal(Signal::CONT).expect("letting it go on");
+    wait_for("the queue to be full", SOON, || guarded.stack("backlog-full") > 0);
+    for handshake in &handshakes {
+        raw.send(&raw.frame(handshake.port, ECHO, &handshake.ack(b"x")));
+        let heard = std::iter::from_fn(|| raw.receive(ECHO, handshake.port, SOON))
+            .map(|(segment, frame)| frame[segment.payload].to_vec())
+            .find(|data| !data.is_empty());
+        assert_eq!(heard.as_deref(), Some(&b"x"[..]), "port {}", handshake.port);
+    }
+    assert_eq!(guarded.flows(Some("ESTABLISHED")).len() as u64, all);
+    assert_eq!((count(&guarded, "service", "accepted"), guarded.stack("resets-out")), (all, 0));
+    let ends =
+        ["completed", "evicted", "timed-out", "reset"].map(|end| guarded.stack(&format!("half-open-{end}")));
+    assert_eq!(ends.iter().sum::<u64>(), all, "{ends:?}");
+    let server = Server::start(&guarded);
+    assert!(ask(&guarded), "service is not restored");
+    server.kill();
 }
 
 /// More than the receive ring and the fill ring hold, sent while nobody empties the one and fills the other.
