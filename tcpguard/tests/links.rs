@@ -206,3 +206,34 @@ fn an_interface_that_was_down_goes_on_where_it_was() -> Result<()> {
     assert!(daemon.ended()?.is_none());
     Ok(())
 }
+
+/// The client's route changes in mid-flow: what it sends comes to another interface, whose engine passes it on to the one that
+/// has the connection.
+#[test]
+fn a_client_that_changes_its_way_to_another_interface_keeps_its_connection() -> Result<()> {
+    let setup = Setup::new()?;
+    setup.second_link()?;
+    let _daemon = setup.daemon_from_file(&Setup::second_guarded())?;
+    let mut open = setup.keep_alive()?;
+    let client = setup.lab.client();
+    // Answers go on coming to the first interface, which is no longer the way back.
+    let loose = ["all", CLIENT_INTERFACE].map(|name| format!("net/ipv4/conf/{name}/rp_filter"));
+    client.sysctl(&loose.each_ref().map(|name| (name.as_str(), "0")))?;
+    let forwarded = |what: &str| -> Result<u64> {
+        setup.json(&["stats"])?["totals"]["engine"][what].as_u64().ok_or_else(|| anyhow::anyhow!("no {what}"))
+    };
+    assert_eq!(forwarded("forwarded-in")?, 0);
+    client.ip("route add 10.77.0.1/32 via 10.78.0.1 dev client1 src 10.77.0.2")?;
+    fetch_on(&mut open)?;
+    assert!(forwarded("forwarded-in")? > 0, "it never came the other way");
+    assert_eq!(forwarded("forward-lost")?, 0);
+    // A new connection is the other interface's own.
+    setup.fetch()?;
+    let flows = setup.json(&["flows"])?;
+    let of = |name: &str| {
+        let flows = flows["flows"].as_array().into_iter().flatten();
+        flows.filter(|flow| flow["interface"] == name).count()
+    };
+    assert_eq!((of(GUARD_INTERFACE), of("guard1")), (1, 1), "{flows}");
+    Ok(())
+}
