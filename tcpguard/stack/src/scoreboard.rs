@@ -160,6 +160,11 @@ impl Scoreboard {
     pub(crate) fn retransmitted(&mut self, seq: Seq, len: u32, now: Instant) {
         let Some(index) = self.index_of(seq) else { return };
         let mut segment = self.segments[index];
+    /// Whether the first segment left more than once.
+    pub(crate) fn first_was_repeated(&self) -> bool {
+        self.segments.front().is_some_and(|first| first.ever_resent)
+    }
+
         if len < segment.len {
             self.split(index, len);
             segment = self.segments[index];
@@ -338,6 +343,12 @@ impl Scoreboard {
     fn enough_sacked(&self) -> bool {
         self.sacked_segments >= DUP_THRESH
     }
+    /// What arrived before what is void; the next arrival says it anew.
+    pub(crate) fn forget_order(&mut self) {
+        let Rack { min_rtt, min_rtt_at, .. } = self.rack;
+        self.rack = Rack { min_rtt, min_rtt_at, ..Rack::default() };
+    }
+
 
     fn reordering_window(&self, patience: &Patience) -> Duration {
         let plain = patience.recovering || self.enough_sacked();

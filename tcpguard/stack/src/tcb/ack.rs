@@ -35,12 +35,14 @@ impl Tcb {
         }
         if advanced {
             self.heed_echoed_time(segment, shared);
+            self.conclude_frto(shared);
         }
         if advanced || duplicate || sacked {
             let delivered = self.account(segment, flight, now, shared);
             self.repair(advanced, duplicate, flight, now, shared);
             if self.work.recovery == Recovery::Fast && self.sack_permitted {
                 let pipe = self.pipe();
+            self.continue_frto(advanced, &shared.config);
                 self.congestion.on_repair(&mut self.work.reduction, delivered, pipe, self.mss.into());
             }
         }

@@ -4,6 +4,7 @@
 mod ack;
 mod application;
 mod ecn;
+mod frto;
 mod icmp;
 mod input;
 mod output;

@@ -4,6 +4,7 @@
 use tcpguard_common::packet::{Flags, Options, SackBlocks};
 use tcpguard_common::seq::Seq;
 
+use super::frto::Frto;
 use super::{AckOwed, Config, Ecn, Fin, Instant, Recovery, Shared, State, Tcb, segment_limit};
 use crate::scoreboard::InFlight;
 use crate::wire::Outgoing;
@@ -87,7 +88,7 @@ impl Tcb {
             State::SynSent | State::SynReceived if self.snd_nxt == self.iss => return Some(Plan::Syn),
             _ => {}
         }
-        if let Some(lost) = self.lost_to_repeat() {
+        if let Some(lost) = self.lost_to_repeat().filter(|_| !self.goes_forward()) {
             if self.may_repeat(&lost) {
                 return Some(Plan::Again(lost));
             }
@@ -125,7 +126,8 @@ impl Tcb {
     /// The first repair after a loss was noticed goes out at once (RFC 6675 §5, step 4.3).
     fn may_repeat(&self, lost: &InFlight) -> bool {
         let pipe = self.pipe();
-        self.work.force || pipe == 0 || pipe + lost.len <= self.congestion.window()
+        let room = pipe == 0 || pipe + lost.len <= self.congestion.window();
+        self.work.force || (room && self.work.frto != Frto::Repeat)
     }
 
     pub(super) fn pipe(&self) -> u32 {

@@ -111,6 +111,7 @@ impl Tcb {
             return;
         }
         shared.counters.retries_r1 += u64::from(self.work.retries == R1);
+        self.begin_frto(self.work.recovery == Recovery::None);
         self.remember_window(true, shared);
         let flight = self.flight();
         let first = self.work.recovery != Recovery::Timeout;

@@ -1,6 +1,6 @@
 //! Reductions of the congestion window that turn out to have been needless: what was taken for lost was only late. Either the
 //! peer's timestamps tell, because they echo the first copy (the Eifel detection, RFC 3522), or its reports of duplicates
-//! (RFC 2883), once they cover all that was repeated (RFC 3708 §2). The window is then what it was, as Linux has it after
+//! (RFC 2883), once they cover all that was repeated (RFC 3708 §2), or what it acknowledges first (`frto`). The window is then what it was, as Linux has it after
 //! RFC 4015. A peer that lies about this gets data faster than it should, and could have that by not telling of losses.
 
 use tcpguard_common::seq::Seq;
@@ -96,7 +96,7 @@ impl Tcb {
 
     /// Makes the window what it was, and has what did not leave again yet counted as on its way. What acknowledgements alone
     /// made look lost was overtaken: the path reorders.
-    fn take_back(&mut self, shared: &mut Shared) {
+    pub(super) fn take_back(&mut self, shared: &mut Shared) {
         let Some(undo) = self.work.undo.take() else { return };
         shared.counters.reductions_undone += 1;
         self.congestion.restore(&undo.congestion);

@@ -5,6 +5,7 @@ use core::ops::{Deref, DerefMut};
 
 use tcpguard_common::seq::Seq;
 
+use super::frto::Frto;
 use super::undo::Undo;
 use super::{Config, Error, Instant};
 use crate::congestion::{CongestionControl, Cubic, Reduction};
@@ -81,6 +82,8 @@ pub(super) struct Work {
     pub(super) reduction: Reduction,
     /// How to take the last reduction back, should it have been needless.
     pub(super) undo: Option<Undo>,
+    /// Whether the last timeout is being looked into.
+    pub(super) frto: Frto,
 }
 
 impl Work {
@@ -111,6 +114,7 @@ impl Work {
         cubic: Cubic::NEW,
         reduction: Reduction::NONE,
         undo: None,
+        frto: Frto::Off,
     };
 
     /// Whether nothing of it matters any more: without the retransmission timer nothing is in flight.

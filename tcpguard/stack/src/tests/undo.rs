@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::script::{Offer, Script, modern};
+use super::script::{Offer, Script, modern, plain};
 
 const MS: Duration = Duration::from_millis(1);
 const MSS: u32 = 1460;
@@ -107,4 +107,74 @@ fn a_loss_that_arrives_before_anything_left_again_is_none() {
     t.sends(&format!(". 1:1(0) ack {all}"));
     assert_eq!((t.stack.counters().reductions_undone, t.stack.counters().retransmitted), (1, 0));
     assert!(t.drain().len() >= 10);
+}
+
+/// A client without timestamps to whom ten segments left, and the first one again after a timeout.
+fn timed_out_in_silence(offer: Offer) -> Script {
+    let mut t = Script::established(offer);
+    t.server_sends(1, 60_000);
+    let mut left = t.drain().len();
+    while t.stack.counters().timeouts == 0 {
+        let next = t.stack.poll_timeout().expect("a timer");
+        t.wait(next - t.now);
+        left += t.drain().len();
+    }
+    // A tail loss probe, where there is SACK, is new data.
+    assert_eq!(
+        (left, t.stack.counters().retransmitted),
+        (if offer.options.sack_permitted { 12 } else { 11 }, 1)
+    );
+    t
+}
+
+/// Whether everything that leaves now was never sent before.
+fn sends_new_data(t: &mut Script) -> bool {
+    let repeated = t.stack.counters().retransmitted;
+    !t.drain().is_empty() && t.stack.counters().retransmitted == repeated
+}
+
+#[test]
+fn without_timestamps_a_timeout_is_taken_back_when_what_was_not_repeated_is_acknowledged() {
+    for offer in [plain(), silent_on_time()] {
+        let mut t = timed_out_in_silence(offer);
+        t.sends(&format!(". 1:1(0) ack {}", 1 + MSS));
+        // Nothing is repeated before it is clear that something is missing.
+        assert!(sends_new_data(&mut t));
+        t.sends(&format!(". 1:1(0) ack {}", 1 + 2 * MSS));
+        assert_eq!((t.stack.counters().reductions_undone, t.stack.counters().retransmitted), (1, 1));
+        t.sends(&format!(". 1:1(0) ack {}", 1 + 6 * MSS));
+        assert!(sends_new_data(&mut t));
+        // There is as much room as before: for ten segments, and those that were acknowledged since.
+        assert!(t.stack.view(t.conn()).is_some_and(|view| view.cwnd >= 10 * MSS));
+    }
+}
+
+#[test]
+fn without_timestamps_a_timeout_is_not_taken_back_when_something_is_missing() {
+    let mut t = timed_out_in_silence(plain());
+    t.sends(&format!(". 1:1(0) ack {}", 1 + MSS));
+    assert!(sends_new_data(&mut t));
+    t.sends(&format!(". 1:1(0) ack {}", 1 + MSS));
+    assert_eq!(t.drain()[0], format!(". {}:{}({MSS}) ack 1", 1 + MSS, 1 + 2 * MSS));
+    for acked in 2..=10 {
+        t.sends(&format!(". 1:1(0) ack {}", 1 + acked * MSS));
+        t.drain();
+    }
+    assert_eq!(t.stack.counters().reductions_undone, 0);
+}
+
+#[test]
+fn without_timestamps_a_timeout_is_not_looked_into_twice_and_not_without_new_data() {
+    let mut twice = timed_out_in_silence(plain());
+    twice.wait_for_output(&format!(". 1:{}({MSS}) ack 1", 1 + MSS));
+    let mut idle = Script::established(plain());
+    idle.server_sends(1, 10 * MSS as usize);
+    assert_eq!(idle.drain().len(), 10);
+    idle.wait_for_output(&format!(". 1:{}({MSS}) ack 1", 1 + MSS));
+    for mut t in [twice, idle] {
+        t.sends(&format!(". 1:1(0) ack {}", 1 + MSS));
+        assert_eq!(t.drain()[0], format!(". {}:{}({MSS}) ack 1", 1 + MSS, 1 + 2 * MSS));
+        t.sends(&format!(". 1:1(0) ack {}", 1 + 3 * MSS));
+        assert_eq!(t.stack.counters().reductions_undone, 0);
+    }
 }
