@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use core::time::Duration;
+use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
 use super::reordering::Reordering;
@@ -25,6 +26,8 @@ pub(crate) struct InFlight {
     sent_at: Instant,
     pub(crate) syn: bool,
     pub(crate) fin: bool,
+    /// Its end was marked with PSH.
+    pub(crate) push: bool,
     sacked: bool,
     lost: bool,
     /// Retransmitted, and that copy not known to be lost.
@@ -126,15 +129,16 @@ impl Scoreboard {
         self.sacked != 0 || self.lost != 0 || self.duplicates != 0
     }
 
-    /// A new segment leaves.
-    pub(crate) fn sent(&mut self, seq: Seq, len: u32, syn: bool, fin: bool, now: Instant) {
+    /// A new segment leaves, with these control bits.
+    pub(crate) fn sent(&mut self, seq: Seq, len: u32, flags: Flags, now: Instant) {
         debug_assert!(self.segments.back().is_none_or(|last| last.end() == seq));
         self.segments.push_back(InFlight {
             seq,
             len,
             sent_at: now,
-            syn,
-            fin,
+            syn: flags.contains(Flags::SYN),
+            fin: flags.contains(Flags::FIN),
+            push: flags.contains(Flags::PSH),
             sacked: false,
             lost: false,
             resent: false,
@@ -156,15 +160,15 @@ impl Scoreboard {
         self.segments.back().copied()
     }
 
-    /// The segment at `seq` leaves again, cut to `len` sequence numbers when it is longer.
-    pub(crate) fn retransmitted(&mut self, seq: Seq, len: u32, now: Instant) {
-        let Some(index) = self.index_of(seq) else { return };
-        let mut segment = self.segments[index];
     /// Whether the first segment left more than once.
     pub(crate) fn first_was_repeated(&self) -> bool {
         self.segments.front().is_some_and(|first| first.ever_resent)
     }
 
+    /// The segment at `seq` leaves again, cut to `len` sequence numbers when it is longer.
+    pub(crate) fn retransmitted(&mut self, seq: Seq, len: u32, now: Instant) {
+        let Some(index) = self.index_of(seq) else { return };
+        let mut segment = self.segments[index];
         if len < segment.len {
             self.split(index, len);
             segment = self.segments[index];
@@ -339,16 +343,16 @@ impl Scoreboard {
         }
     }
 
-    /// Whether SACK blocks alone show a loss: enough segments beyond a hole (RFC 6675 §5).
-    fn enough_sacked(&self) -> bool {
-        self.sacked_segments >= DUP_THRESH
-    }
     /// What arrived before what is void; the next arrival says it anew.
     pub(crate) fn forget_order(&mut self) {
         let Rack { min_rtt, min_rtt_at, .. } = self.rack;
         self.rack = Rack { min_rtt, min_rtt_at, ..Rack::default() };
     }
 
+    /// Whether SACK blocks alone show a loss: enough segments beyond a hole (RFC 6675 §5).
+    fn enough_sacked(&self) -> bool {
+        self.sacked_segments >= DUP_THRESH
+    }
 
     fn reordering_window(&self, patience: &Patience) -> Duration {
         let plain = patience.recovering || self.enough_sacked();
@@ -422,7 +426,7 @@ impl Scoreboard {
         debug_assert!(len > 0 && len < tail.len);
         let head = &mut self.segments[index];
         head.len = len;
-        head.fin = false;
+        (head.fin, head.push) = (false, false);
         tail.seq += len;
         tail.len -= len;
         tail.syn = false;

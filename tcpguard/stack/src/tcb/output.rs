@@ -138,8 +138,13 @@ impl Tcb {
     /// New data that may leave now, and whether our FIN goes with it. `probing` disregards the congestion
     /// window.
     pub(super) fn fresh(&self, config: &Config, probing: bool) -> Option<(u32, bool)> {
+        self.fresh_beyond(0, config, probing)
+    }
+
+    /// The same, once `ahead` bytes of it have left.
+    fn fresh_beyond(&self, ahead: u32, config: &Config, probing: bool) -> Option<(u32, bool)> {
         let may_send = self.state.synchronized() && matches!(self.fin, Fin::Open | Fin::Queued);
-        let unsent = self.unsent();
+        let unsent = self.unsent() - ahead;
         let wants_fin = self.fin == Fin::Queued;
         if !may_send || (unsent == 0 && !wants_fin) {
             return None;
@@ -147,26 +152,26 @@ impl Tcb {
         if self.transfer.as_ref().is_some_and(|transfer| transfer.scoreboard.is_full()) {
             return None;
         }
-        let edge = self.snd_una + self.snd_wnd;
-        let window = if edge.after(self.snd_nxt) { edge.distance(self.snd_nxt) } else { 0 };
+        let (edge, next) = (self.snd_una + self.snd_wnd, self.snd_nxt + ahead);
+        let window = if edge.after(next) { edge.distance(next) } else { 0 };
         let full = self.data_limit(config, self.sack_count());
         let len = unsent.min(window).min(full);
         let fin = wants_fin && len == unsent && window > len;
         if len == 0 && !fin {
             return None;
         }
-        let pipe = self.pipe();
+        let pipe = self.pipe() + ahead;
         let uncongested = probing || pipe == 0 || pipe + len <= self.congestion.window();
-        (uncongested && self.worth_sending(len, full, unsent, fin, config)).then_some((len, fin))
+        let idle = self.snd_una == next;
+        let worth = fin || self.worth_sending(len, full, len == unsent, idle, config);
+        (uncongested && worth).then_some((len, fin))
     }
 
     /// Sender silly-window avoidance (RFC 9293 §3.8.6.2.1) and Nagle (§3.7.4).
-    fn worth_sending(&self, len: u32, full: u32, unsent: u32, fin: bool, config: &Config) -> bool {
-        if len == full || fin || self.work.persist {
+    fn worth_sending(&self, len: u32, full: u32, all: bool, idle: bool, config: &Config) -> bool {
+        if len == full || self.work.persist {
             return true;
         }
-        let all = len == unsent;
-        let idle = self.snd_una == self.snd_nxt;
         (all && (idle || !config.nagle)) || len >= self.max_snd_wnd / 2
     }
 
@@ -180,7 +185,7 @@ impl Tcb {
     fn write_syn(&mut self, now: Instant, shared: &mut Shared, frame: &mut [u8]) -> Option<usize> {
         let len = self.syn(now, &shared.config).write(&self.key, self.link, frame, 0, |_| {})?;
         let iss = self.iss;
-        self.transfer(shared).scoreboard.sent(iss, 1, true, false, now);
+        self.transfer(shared).scoreboard.sent(iss, 1, Flags::SYN, now);
         self.snd_nxt = iss + 1;
         (self.work.rto_base, self.work.unacked_since) = (now, now);
         Some(len)
@@ -232,7 +237,7 @@ impl Tcb {
         let len = data.min(self.data_limit(&shared.config, 0));
         let fin = segment.fin && len == data;
         let offset = segment.seq.distance(self.snd_una);
-        let push = if len > 0 { Flags::PSH } else { Flags(0) };
+        let push = if segment.push && len == data { Flags::PSH } else { Flags(0) };
         let flags = Flags::ACK | push | if fin { Flags::FIN } else { Flags(0) };
         let written = self.write(segment.seq, flags, offset, len, now, shared, frame)?;
         let scoreboard = &mut self.transfer(shared).scoreboard;
@@ -253,8 +258,7 @@ impl Tcb {
         shared: &mut Shared,
         frame: &mut [u8],
     ) -> Option<usize> {
-        let last = len == self.unsent();
-        let push = if last && len > 0 { Flags::PSH } else { Flags(0) };
+        let push = if self.ends_row(len, &shared.config) { Flags::PSH } else { Flags(0) };
         let flags = Flags::ACK | push | if fin { Flags::FIN } else { Flags(0) };
         let (seq, offset) = (self.snd_nxt, self.flight());
         let written = self.write(seq, flags, offset, len, now, shared, frame)?;
@@ -262,7 +266,7 @@ impl Tcb {
         if self.flight() == 0 {
             (self.work.rto_base, self.work.unacked_since) = (now, now);
         }
-        self.transfer(shared).scoreboard.sent(seq, taken, false, fin, now);
+        self.transfer(shared).scoreboard.sent(seq, taken, flags, now);
         self.snd_nxt += taken;
         if fin {
             self.fin = Fin::Sent;
@@ -275,6 +279,21 @@ impl Tcb {
     fn note_repair(&mut self, len: u32) {
         if self.work.recovery == Recovery::Fast {
             self.work.reduction.sent(len);
+    /// Whether `len` bytes of new data are to be marked with PSH: where all that is queued ends, and behind others where no more
+    /// may leave for now. Such a row is one large packet to Linux, never more than half of the congestion window, whose end it
+    /// pushes, so that a receiver that merges segments hands them on.
+    fn ends_row(&mut self, len: u32, config: &Config) -> bool {
+        if len == 0 {
+            return false;
+        }
+        let longest = self.congestion.window() / u32::from(self.mss) / 2;
+        let row = self.work.row + 1;
+        let is_over = len == self.unsent() || self.fresh_beyond(len, config, false).is_none();
+        let ends = is_over || u32::from(row) >= longest.min(u8::MAX.into());
+        self.work.row = if ends { 0 } else { row };
+        len == self.unsent() || (ends && row > 1)
+    }
+
         }
     }
 

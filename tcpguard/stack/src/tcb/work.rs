@@ -82,6 +82,8 @@ pub(super) struct Work {
     pub(super) reduction: Reduction,
     /// How to take the last reduction back, should it have been needless.
     pub(super) undo: Option<Undo>,
+    /// Segments of new data that left in a row since one was marked with PSH or no more could leave.
+    pub(super) row: u8,
     /// Whether the last timeout is being looked into.
     pub(super) frto: Frto,
 }
@@ -114,6 +116,7 @@ impl Work {
         cubic: Cubic::NEW,
         reduction: Reduction::NONE,
         undo: None,
+        row: 0,
         frto: Frto::Off,
     };
 

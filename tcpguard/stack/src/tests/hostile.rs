@@ -200,7 +200,7 @@ fn a_peer_that_goes_back_on_its_sack_gets_everything_again() {
         t.next_sent().unwrap();
     }
     t.sends(". 1:1(0) ack 1 sack 1449:4345");
-    t.wait_for_output(". 1:1449(1448) ack 1".replace(". ", "P. ").as_str());
+    t.wait_for_output(". 1:1449(1448) ack 1");
     // It takes the first segment and forgets the others.
     t.sends(". 1:1(0) ack 1449");
     let mut sent = Vec::new();
@@ -210,7 +210,7 @@ fn a_peer_that_goes_back_on_its_sack_gets_everything_again() {
             sent.push(segment);
         }
     }
-    assert!(sent.iter().any(|segment| segment == "P. 1449:2897(1448) ack 1"), "{sent:?}");
+    assert!(sent.iter().any(|segment| segment == ". 1449:2897(1448) ack 1"), "{sent:?}");
     t.sends(". 1:1(0) ack 4345");
     t.silent();
 }

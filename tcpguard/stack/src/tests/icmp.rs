@@ -36,7 +36,7 @@ fn what_did_not_fit_leaves_again_in_smaller_segments_and_the_window_stays() {
         assert_eq!(receive(&mut t, &complaint(&sent[0], kind, 1300)), Received::Consumed);
         let most = 1300 - headers;
         let again = t.drain();
-        assert_eq!(again[0], format!("P. 1:{}({most}) ack 1", 1 + most));
+        assert_eq!(again[0], format!(". 1:{}({most}) ack 1", 1 + most));
         let len = |text: &String| text.split_once('(').unwrap().1.split_once(')').unwrap().0.parse().unwrap();
         let lens: Vec<usize> = again.iter().map(len).collect();
         assert!(lens.iter().all(|&len| len <= most), "{again:?}");
@@ -60,7 +60,7 @@ fn an_mtu_below_what_any_path_has_is_not_believed() {
             t.server_sends(1, 1460);
             let sent = frames(&mut t);
             receive(&mut t, &complaint(&sent[0], kind, mtu));
-            assert_eq!(t.drain()[0], format!("P. 1:{}({least}) ack 1", 1 + least));
+            assert_eq!(t.drain()[0], format!(". 1:{}({least}) ack 1", 1 + least));
         }
     }
 }

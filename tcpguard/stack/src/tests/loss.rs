@@ -131,14 +131,16 @@ fn the_initial_window_is_ten_segments() {
     t.server_sends(1, 100_000);
     for segment in 0..10 {
         let from = 1 + segment * 1448;
-        t.expect(&format!(". {from}:{}(1448) ack 1", from + 1448));
+        let push = if segment % 5 == 4 { "P" } else { "" };
+        t.expect(&format!("{push}. {from}:{}(1448) ack 1", from + 1448));
     }
     t.silent();
     // Two segments acknowledged: two for the room, two for slow start.
     t.sends(". 1:1(0) ack 2897");
     for segment in 10..14 {
         let from = 1 + segment * 1448;
-        t.expect(&format!(". {from}:{}(1448) ack 1", from + 1448));
+        let push = if segment == 13 { "P" } else { "" };
+        t.expect(&format!("{push}. {from}:{}(1448) ack 1", from + 1448));
     }
     t.silent();
 }
@@ -151,7 +153,7 @@ fn a_hole_shown_by_sack_is_repaired_at_once() {
     t.wait(20 * TICK);
     t.tsval += 40;
     t.sends(". 1:1(0) ack 1 sack 1449:5793");
-    t.expect("P. 1:1449(1448) ack 1");
+    t.expect(". 1:1449(1448) ack 1");
     t.silent();
     t.sends(". 1:1(0) ack 5793");
     t.silent();
@@ -196,7 +198,7 @@ fn a_lost_retransmission_is_noticed_without_a_timeout() {
     t.wait(10 * TICK);
     t.tsval += 20;
     t.sends(". 1:1(0) ack 1 sack 1449:8689");
-    t.expect("P. 1:1449(1448) ack 1");
+    t.expect(". 1:1449(1448) ack 1");
     // More leaves behind the repair as the window allows.
     while t.next_sent().is_some() {}
     t.wait(10 * TICK);
@@ -205,7 +207,7 @@ fn a_lost_retransmission_is_noticed_without_a_timeout() {
     t.wait(10 * TICK);
     // Data sent after the repair arrived; the repair did not.
     t.sends(". 1:1(0) ack 1 sack 1449:15929");
-    t.expect("P. 1:1449(1448) ack 1");
+    t.expect(". 1:1449(1448) ack 1");
     assert_eq!(t.stack.counters().timeouts, 0);
 }
 
@@ -218,10 +220,10 @@ fn three_duplicates_mean_loss_to_a_peer_without_sack_and_partial_acks_show_the_n
     t.sends(". 1:1(0) ack 1");
     t.silent();
     t.sends(". 1:1(0) ack 1");
-    t.expect("P. 1:1461(1460) ack 1");
+    t.expect(". 1:1461(1460) ack 1");
     t.silent();
     t.sends(". 1:1(0) ack 2921");
-    t.expect("P. 2921:4381(1460) ack 1");
+    t.expect(". 2921:4381(1460) ack 1");
     t.sends(". 1:1(0) ack 14601");
     t.silent();
     assert_eq!((t.stack.counters().fast_recoveries, t.stack.counters().timeouts), (1, 0));
@@ -250,7 +252,7 @@ fn a_lost_tail_is_probed_before_the_timeout() {
     assert_eq!((t.stack.counters().tail_loss_probes, t.stack.counters().timeouts), (1, 0));
     // The probe shows that the first segment is missing.
     t.sends(". 1:1(0) ack 1 sack 1449:2897");
-    let waited = t.wait_for_output("P. 1:1449(1448) ack 1");
+    let waited = t.wait_for_output(". 1:1449(1448) ack 1");
     assert!(waited < Duration::from_millis(50), "{waited:?}");
     t.sends(". 1:1(0) ack 2897");
     t.silent();
@@ -450,4 +452,26 @@ fn a_full_send_buffer_says_when_it_has_room_again() {
     t.sends(". 1:1(0) ack 5793");
     assert!(t.events.contains(&Event::Writable(id)));
     assert_eq!(t.stack.send(t.now, id, &data[20_000..]), Ok(5792));
+}
+
+#[test]
+fn a_row_of_segments_ends_with_push_and_a_repetition_has_what_the_first_copy_had() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 14_480 + 1448 + 10);
+    // Ten may leave, in rows of half the window each.
+    let sent = t.drain();
+    let pushed: Vec<bool> = sent.iter().map(|segment| segment.starts_with('P')).collect();
+    assert_eq!(pushed, [false, false, false, false, true, false, false, false, false, true]);
+    t.wait(SECOND / 50);
+    // One alone is no row.
+    t.sends(". 1:1(0) ack 1449");
+    t.expect(". 14481:15929(1448) ack 1");
+    // The end of all that is queued is pushed.
+    t.expect("P. 15929:15939(10) ack 1");
+    t.sends(". 1:1(0) ack 1449 sack 2897:5793,7241:15939");
+    let mut repeated = t.drain();
+    t.sends(". 1:1(0) ack 5793 sack 7241:15939");
+    repeated.extend(t.drain());
+    repeated.dedup();
+    assert_eq!(repeated, [". 1449:2897(1448) ack 1", "P. 5793:7241(1448) ack 1"]);
 }

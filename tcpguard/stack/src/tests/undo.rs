@@ -26,7 +26,7 @@ fn timed_out() -> (Script, u32) {
         t.wait(next - t.now);
         sent = t.drain();
     }
-    assert_eq!(sent, ["P. 1:1449(1448) ack 1"]);
+    assert_eq!(sent, [". 1:1449(1448) ack 1"]);
     (t, original)
 }
 
@@ -45,7 +45,7 @@ fn a_timeout_is_taken_back_when_the_first_copy_is_echoed() {
 fn a_timeout_is_not_taken_back_when_the_repetition_is_echoed() {
     let (mut t, original) = timed_out();
     t.sends(". 1:1(0) ack 1449");
-    assert_eq!(t.drain()[0], "P. 1449:2897(1448) ack 1");
+    assert_eq!(t.drain()[0], ". 1449:2897(1448) ack 1");
     // Later ones tell nothing any more.
     t.tsecr = original;
     t.sends(". 1:1(0) ack 2897");
@@ -64,7 +64,7 @@ fn repaired() -> Script {
         t.sends(&format!(". 1:1(0) ack 1 sack {fourth}:{},{second}:{third}", 1 + last * MSS));
         sent.extend(t.drain());
     }
-    let repeated = |from: u32| sent.contains(&format!("P. {from}:{}({MSS}) ack 1", from + MSS));
+    let repeated = |from: u32| sent.contains(&format!(". {from}:{}({MSS}) ack 1", from + MSS));
     assert!(repeated(1) && repeated(1 + 2 * MSS), "{sent:?}");
     assert_eq!(t.stack.counters().retransmitted, 2);
     t
