@@ -43,9 +43,10 @@ pub(crate) struct Cubic {
 /// An acknowledgement as congestion control sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acked {
-    /// Bytes that left the network with it, and how many were in flight before.
+    /// Bytes that left the network with it.
     pub(crate) bytes: u32,
-    pub(crate) flight: u32,
+    /// The most bytes in flight in the last round trip: how much of the window was used.
+    pub(crate) used: u32,
     pub(crate) mss: u32,
     pub(crate) now: Instant,
     pub(crate) rtt: Duration,
@@ -101,10 +102,10 @@ impl Congestion {
     /// Bytes left the network outside loss recovery; `cubic` unless NewReno is in force. A window that the application or
     /// the peer's window does not let us use does not grow (RFC 7661 §3, as Linux does).
     pub(crate) fn on_ack(&mut self, acked: &Acked, cubic: Option<&mut Cubic>) {
-        let Acked { bytes, flight, mss, .. } = *acked;
+        let Acked { bytes, used, mss, .. } = *acked;
         let slow_start = self.cwnd < self.ssthresh;
-        let used = if slow_start { flight.saturating_mul(2) } else { flight + mss };
-        if used < self.cwnd {
+        let reach = if slow_start { used.saturating_mul(2) } else { used + mss };
+        if reach < self.cwnd {
             // RFC 9438 §5.8: time that was not used to probe does not count.
             cubic.map(Cubic::pause);
             return;
@@ -245,9 +246,9 @@ mod tests {
 
     const MSS: u32 = 1000;
 
-    /// One segment acknowledged out of a flight.
-    fn acked(flight: u32) -> Acked {
-        Acked { bytes: MSS, flight, mss: MSS, now: Instant(0), rtt: Duration::from_millis(100) }
+    /// One segment acknowledged of so many bytes in flight.
+    fn acked(used: u32) -> Acked {
+        Acked { bytes: MSS, used, mss: MSS, now: Instant(0), rtt: Duration::from_millis(100) }
     }
 
     /// A CUBIC connection that has just lost one of so many segments, and its clock.
@@ -261,7 +262,7 @@ mod tests {
     /// A whole window is acknowledged in a round trip that ends at `now`.
     fn round(congestion: &mut Congestion, cubic: &mut Cubic, now: Instant, rtt: Duration) {
         for _ in 0..congestion.window() / MSS {
-            let acked = Acked { bytes: MSS, flight: congestion.window(), mss: MSS, now, rtt };
+            let acked = Acked { bytes: MSS, used: congestion.window(), mss: MSS, now, rtt };
             congestion.on_ack(&acked, Some(cubic));
         }
     }

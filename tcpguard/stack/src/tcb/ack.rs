@@ -111,7 +111,8 @@ impl Tcb {
         }
         if self.work.recovery != Recovery::Fast && acked > 0 {
             let rtt = self.rtt.smoothed().unwrap_or(shared.config.initial_rto);
-            let acked = Acked { bytes: acked, flight, mss: self.mss.into(), now, rtt };
+            let used = flight.max(self.work.used.0);
+            let acked = Acked { bytes: acked, used, mss: self.mss.into(), now, rtt };
             self.congestion.on_ack(&acked, self.work.cubic(&shared.config));
         }
         delivered

@@ -271,14 +271,14 @@ impl Tcb {
         if fin {
             self.fin = Fin::Sent;
         }
+        let flight = self.flight();
+        if flight > self.work.used.0 || self.snd_una.at_or_after(self.work.used.1) {
+            self.work.used = (flight, self.snd_nxt);
+        }
         self.note_repair(len);
         Some(written)
     }
 
-    /// Bytes left, perhaps while losses are repaired.
-    fn note_repair(&mut self, len: u32) {
-        if self.work.recovery == Recovery::Fast {
-            self.work.reduction.sent(len);
     /// Whether `len` bytes of new data are to be marked with PSH: where all that is queued ends, and behind others where no more
     /// may leave for now. Such a row is one large packet to Linux, never more than half of the congestion window, whose end it
     /// pushes, so that a receiver that merges segments hands them on.
@@ -294,6 +294,10 @@ impl Tcb {
         len == self.unsent() || (ends && row > 1)
     }
 
+    /// Bytes left, perhaps while losses are repaired.
+    fn note_repair(&mut self, len: u32) {
+        if self.work.recovery == Recovery::Fast {
+            self.work.reduction.sent(len);
         }
     }
 

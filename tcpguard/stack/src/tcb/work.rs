@@ -82,6 +82,9 @@ pub(super) struct Work {
     pub(super) reduction: Reduction,
     /// How to take the last reduction back, should it have been needless.
     pub(super) undo: Option<Undo>,
+    /// The most that was in flight since what left then was acknowledged, and up to where that is. How much of the congestion
+    /// window is used shows when something leaves: acknowledgements come several at a time.
+    pub(super) used: (u32, Seq),
     /// Segments of new data that left in a row since one was marked with PSH or no more could leave.
     pub(super) row: u8,
     /// Whether the last timeout is being looked into.
@@ -116,6 +119,7 @@ impl Work {
         cubic: Cubic::NEW,
         reduction: Reduction::NONE,
         undo: None,
+        used: (0, Seq(0)),
         row: 0,
         frto: Frto::Off,
     };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tcpguard_common::seq::Seq;
+
 use super::script::{Script, modern, plain};
 use crate::{Config, Error, Event, State};
 
@@ -474,4 +476,33 @@ fn a_row_of_segments_ends_with_push_and_a_repetition_has_what_the_first_copy_had
     repeated.extend(t.drain());
     repeated.dedup();
     assert_eq!(repeated, [". 1449:2897(1448) ack 1", "P. 5793:7241(1448) ack 1"]);
+}
+
+/// A round trip later everything that is out is acknowledged, segment by segment but all at once; the congestion window then.
+fn round_trip(t: &mut Script) -> u32 {
+    t.wait(SECOND / 50);
+    let view = t.stack.view(t.conn()).expect("a connection");
+    let at = |seq: Seq| seq.distance(Seq(t.cookie.isn));
+    for ack in (at(view.snd_una) + 1448..=at(view.snd_nxt)).step_by(1448) {
+        t.sends(&format!(". 1:1(0) ack {ack}"));
+    }
+    t.drain();
+    t.stack.view(t.conn()).expect("a connection").cwnd
+}
+
+#[test]
+fn a_window_that_is_used_grows_though_acknowledgements_come_many_at_a_time() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 400_000);
+    assert_eq!(t.drain().len(), 10);
+    t.wait(SECOND / 50);
+    for last in 2..=10 {
+        t.sends(&format!(". 1:1(0) ack 1 sack 1449:{}", 1 + 1448 * last));
+        t.drain();
+    }
+    let reduced = round_trip(&mut t);
+    assert!(reduced < 8 * 1460);
+    // A segment for each window, in congestion avoidance.
+    let grown = (0..4).map(|_| round_trip(&mut t)).last();
+    assert!(grown.is_some_and(|grown| grown >= reduced + 3 * 1460), "{grown:?} after {reduced}");
 }
