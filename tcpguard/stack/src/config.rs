@@ -17,7 +17,7 @@ pub struct Config {
     pub fin_wait_2: Duration,
     /// Retransmission timeout before the first round-trip sample (RFC 6298 §2.1).
     pub initial_rto: Duration,
-    /// Lower bound of the retransmission timeout.
+    /// How much longer than the smoothed round trip the retransmission timeout is at least.
     pub min_rto: Duration,
     /// Upper bound of the retransmission timeout, back-off included.
     pub max_rto: Duration,

@@ -37,19 +37,21 @@ impl Tcb {
             self.heed_echoed_time(segment, shared);
             self.conclude_frto(shared);
         }
+        let mut news = advanced;
         if advanced || duplicate || sacked {
             let delivered = self.account(segment, flight, now, shared);
+            news |= delivered > 0;
             self.repair(advanced, duplicate, flight, now, shared);
+            self.continue_frto(advanced, &shared.config);
             if self.work.recovery == Recovery::Fast && self.sack_permitted {
                 let pipe = self.pipe();
-            self.continue_frto(advanced, &shared.config);
                 self.congestion.on_repair(&mut self.work.reduction, delivered, pipe, self.mss.into());
             }
         }
-        if (advanced || sacked) && self.flight() > 0 {
+        if news && self.flight() > 0 {
             self.work.probe_base = now;
         }
-        if self.work.probe && (advanced || sacked) {
+        if self.work.probe && news {
             // The tail speaks for itself: the probe that is still to leave has nothing to ask (RFC 8985 §7.2).
             (self.work.probe, self.work.probed) = (false, None);
         }

@@ -228,8 +228,10 @@ impl Tcb {
         if let Some((value, echo)) = timestamps.filter(|_| accepted.timestamps) {
             tcb.timestamps = true;
             tcb.note_timestamp(value, now);
-            // The flow's clock goes on from the cookie the peer last saw as our timestamp.
-            tcb.ts_offset = echo.wrapping_sub(now.millis() as u32);
+            // The flow's clock goes on from the cookie the peer last saw as our timestamp, and from when it left if that is
+            // remembered.
+            let elapsed = queued.map_or(0, |queued| queued.as_millis() as u32);
+            tcb.ts_offset = echo.wrapping_add(elapsed).wrapping_sub(arrived.unwrap_or(now).millis() as u32);
         }
         let by_cookie = accepted.sent.and_then(|sent| rtt_sample(sent, arrived.unwrap_or(now).0));
         if let Some(rtt) = queued.or(by_cookie.map(Duration::from_nanos)).filter(|_| !has_data) {

@@ -478,6 +478,26 @@ fn a_row_of_segments_ends_with_push_and_a_repetition_has_what_the_first_copy_had
     assert_eq!(repeated, [". 1449:2897(1448) ack 1", "P. 5793:7241(1448) ack 1"]);
 }
 
+#[test]
+fn a_block_that_tells_nothing_new_does_not_put_a_tail_loss_probe_off() {
+    const RTT: Duration = Duration::from_millis(20);
+    let mut t = Script::established(modern());
+    t.server_sends(1, 3000);
+    assert_eq!(t.drain().len(), 3);
+    let probed = |t: &mut Script| {
+        let sent = t.now;
+        while t.stack.counters().tail_loss_probes == 0 {
+            let next = t.stack.poll_timeout().expect("a timer");
+            t.wait(next - t.now);
+        }
+        t.now - sent
+    };
+    t.wait(RTT);
+    // The last byte alone, of a segment that is not whole.
+    t.sends(". 1:1(0) ack 1 sack 3000:3001");
+    assert!(probed(&mut t) < 2 * RTT);
+}
+
 /// A round trip later everything that is out is acknowledged, segment by segment but all at once; the congestion window then.
 fn round_trip(t: &mut Script) -> u32 {
     t.wait(SECOND / 50);
