@@ -128,7 +128,7 @@ impl Congestion {
 
     /// Loss noticed by acknowledgements (RFC 5681 §3.2, RFC 6675 §5, RFC 9438 §4.6).
     pub(crate) fn on_loss(&mut self, flight: u32, mss: u32, cubic: Option<&mut Cubic>) {
-        self.ssthresh = threshold(flight, mss, cubic.is_some());
+        self.ssthresh = self.reduced(flight, mss, cubic.is_some());
         if let Some(cubic) = cubic {
             cubic.lose(f64::from(self.cwnd) / f64::from(mss));
         }
@@ -137,15 +137,23 @@ impl Congestion {
     }
 
     /// An acknowledgement while losses are repaired, which told of `delivered` bytes and leaves `pipe` in the network
-    /// (RFC 6937 §3, with its slow start reduction bound).
-    pub(crate) fn on_repair(&mut self, reduction: &mut Reduction, delivered: u32, pipe: u32, mss: u32) {
+    /// (RFC 6937 §3). A segment more than arrived leaves only when the acknowledgement `is_safe`: it moved SND.UNA on and
+    /// told of no further loss (RFC 9937 §6.2, as Linux does).
+    pub(crate) fn on_repair(
+        &mut self,
+        reduction: &mut Reduction,
+        (delivered, is_safe): (u32, bool),
+        pipe: u32,
+        mss: u32,
+    ) {
         reduction.delivered = reduction.delivered.saturating_add(delivered);
         let Reduction { delivered: all, out, flight } = *reduction;
         let may_leave = if pipe > self.ssthresh {
             let share = (u64::from(all) * u64::from(self.ssthresh)).div_ceil(flight.max(1).into());
             u32::try_from(share).unwrap_or(u32::MAX).saturating_sub(out)
         } else {
-            (self.ssthresh - pipe).min(all.saturating_sub(out).max(delivered) + mss)
+            let more = if is_safe { mss } else { 0 };
+            (self.ssthresh - pipe).min(all.saturating_sub(out).max(delivered) + more)
         };
         self.cwnd = pipe.saturating_add(may_leave).min(MAX_WINDOW);
     }
@@ -159,7 +167,7 @@ impl Congestion {
     /// not timed out before: the threshold is lowered once.
     pub(crate) fn on_timeout(&mut self, flight: u32, mss: u32, first: bool, cubic: Option<&mut Cubic>) {
         if first {
-            self.ssthresh = threshold(flight, mss, cubic.is_some());
+            self.ssthresh = self.reduced(flight, mss, cubic.is_some());
         }
         if let Some(cubic) = cubic {
             *cubic = Cubic::NEW;
@@ -181,15 +189,16 @@ impl Congestion {
         self.cwnd = self.cwnd.min(INITIAL_SEGMENTS * mss);
     }
 
+    /// The slow start threshold after a loss: half the flight; with CUBIC seven tenths of the window, which does not grow when it
+    /// is not used (RFC 9438 §4.6), so that a loss among a few segments does not cost what many have shown.
+    fn reduced(&self, flight: u32, mss: u32, cubic: bool) -> u32 {
+        let kept = if cubic { (f64::from(self.cwnd) * Cubic::BETA) as u32 } else { flight / 2 };
+        kept.max(2 * mss)
+    }
+
     fn grow(&mut self, bytes: u32) {
         self.cwnd = (self.cwnd + bytes).min(MAX_WINDOW);
     }
-}
-
-/// The slow start threshold after a loss: half the flight, seven tenths of it with CUBIC.
-fn threshold(flight: u32, mss: u32, cubic: bool) -> u32 {
-    let kept = if cubic { (f64::from(flight) * Cubic::BETA) as u32 } else { flight / 2 };
-    kept.max(2 * mss)
 }
 
 impl Cubic {
@@ -315,7 +324,7 @@ mod tests {
 
     /// Of 100 segments in flight `lost` are, the others arrive one by one, and whatever may leaves. How many had left
     /// after each.
-    fn repair(lost: u32) -> Vec<u32> {
+    fn repair(lost: u32, is_safe: bool) -> Vec<u32> {
         let mut congestion = Congestion::new(MSS);
         congestion.cwnd = 100 * MSS;
         congestion.on_loss(100 * MSS, MSS, None);
@@ -326,7 +335,7 @@ mod tests {
         arrivals
             .map(|_| {
                 pipe -= MSS;
-                congestion.on_repair(&mut reduction, MSS, pipe, MSS);
+                congestion.on_repair(&mut reduction, (MSS, is_safe), pipe, MSS);
                 while pipe + MSS <= congestion.window() {
                     pipe += MSS;
                     reduction.sent(MSS);
@@ -339,7 +348,7 @@ mod tests {
 
     #[test]
     fn while_a_loss_is_repaired_one_segment_leaves_for_two_that_arrive() {
-        let left = repair(1);
+        let left = repair(1, true);
         for (arrived, left) in (1..).zip(&left) {
             assert!(left.abs_diff(arrived / 2) <= 1, "{left} left after {arrived} had arrived");
         }
@@ -347,10 +356,28 @@ mod tests {
 
     #[test]
     fn after_heavy_losses_no_more_leaves_than_twice_what_arrives() {
-        let left = repair(80);
+        let left = repair(80, true);
         for (arrived, &left) in (1..).zip(&left) {
             assert!(left <= 2 * arrived && left >= arrived, "{left} left after {arrived} had arrived");
         }
+    }
+
+    #[test]
+    fn no_more_leaves_than_arrives_while_the_beginning_is_missing_or_losses_go_on() {
+        let left = repair(80, false);
+        for (arrived, &left) in (1..).zip(&left) {
+            assert_eq!(left, arrived);
+        }
+    }
+
+    #[test]
+    fn with_cubic_a_loss_among_few_segments_leaves_seven_tenths_of_the_window() {
+        let (mut congestion, mut cubic) = (Congestion::new(MSS), Cubic::NEW);
+        congestion.on_loss(MSS, MSS, Some(&mut cubic));
+        assert_eq!(congestion.window(), 7 * MSS);
+        let mut newreno = Congestion::new(MSS);
+        newreno.on_loss(MSS, MSS, None);
+        assert_eq!(newreno.window(), 2 * MSS);
     }
 
     #[test]
@@ -388,7 +415,7 @@ mod tests {
         congestion.on_loss(80 * MSS, MSS, Some(&mut cubic));
         assert!((cubic.w_max - 70.0 * 0.85).abs() < 0.01, "{}", cubic.w_max);
         congestion.on_timeout(50 * MSS, MSS, true, Some(&mut cubic));
-        assert_eq!((congestion.window(), congestion.ssthresh, cubic.w_max), (MSS, 35 * MSS, 0.0));
+        assert_eq!((congestion.window(), congestion.ssthresh / 100, cubic.w_max), (MSS, 49 * 7, 0.0));
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl Scoreboard {
     /// Everything before `ack` has arrived.
     pub(crate) fn acknowledge(&mut self, ack: Seq, now: Instant) -> Progress {
         let mut progress = Progress::default();
-        let mut left = 0;
+        let (mut left, known) = (0, self.duplicates);
         while let Some(first) = self.segments.front().copied() {
             if !first.seq.before(ack) {
                 break;
@@ -202,6 +202,9 @@ impl Scoreboard {
             }
         }
         // One acknowledgement filled the hole, the others are the duplicates counted before.
+        if known > 0 && left > 1 {
+            progress.delivered = progress.delivered / left * (left - known.min(left - 1));
+        }
         self.duplicates = self.duplicates.saturating_sub(left.max(1) - 1).min(self.segments.len() as u32);
         progress
     }

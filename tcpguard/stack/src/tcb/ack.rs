@@ -41,11 +41,12 @@ impl Tcb {
         if advanced || duplicate || sacked {
             let delivered = self.account(segment, flight, now, shared);
             news |= delivered > 0;
-            self.repair(advanced, duplicate, flight, now, shared);
+            let lost = self.repair(advanced, duplicate, flight, now, shared);
             self.continue_frto(advanced, &shared.config);
             if self.work.recovery == Recovery::Fast && self.sack_permitted {
                 let pipe = self.pipe();
-                self.congestion.on_repair(&mut self.work.reduction, delivered, pipe, self.mss.into());
+                let told = (delivered, advanced && !lost);
+                self.congestion.on_repair(&mut self.work.reduction, told, pipe, self.mss.into());
             }
         }
         if news && self.flight() > 0 {
@@ -114,7 +115,8 @@ impl Tcb {
         if self.work.recovery != Recovery::Fast && acked > 0 {
             let rtt = self.rtt.smoothed().unwrap_or(shared.config.initial_rto);
             let used = flight.max(self.work.used.0);
-            let acked = Acked { bytes: acked, used, mss: self.mss.into(), now, rtt };
+            // What was known to have arrived before has counted.
+            let acked = Acked { bytes: delivered.min(acked), used, mss: self.mss.into(), now, rtt };
             self.congestion.on_ack(&acked, self.work.cubic(&shared.config));
         }
         delivered
@@ -129,8 +131,15 @@ impl Tcb {
         (elapsed <= LONGEST).then(|| Duration::from_millis(elapsed.max(1).into()))
     }
 
-    /// Judges losses and enters or leaves recovery.
-    fn repair(&mut self, advanced: bool, duplicate: bool, flight: u32, now: Instant, shared: &mut Shared) {
+    /// Judges losses and enters or leaves recovery; whether anything is newly lost.
+    fn repair(
+        &mut self,
+        advanced: bool,
+        duplicate: bool,
+        flight: u32,
+        now: Instant,
+        shared: &mut Shared,
+    ) -> bool {
         if self.work.recovery != Recovery::None && self.snd_una.at_or_after(self.work.recover) {
             if self.work.recovery == Recovery::Fast && self.sack_permitted {
                 self.congestion.on_repaired();
@@ -146,6 +155,7 @@ impl Tcb {
         if lost && self.work.recovery == Recovery::None {
             self.enter_recovery(flight, now, shared);
         }
+        lost
     }
 
     /// RFC 8985 §6.2; whether anything is newly lost.

@@ -139,6 +139,11 @@ impl Tcb {
         self.work.reorder_at = Instant::NEVER;
         if self.detect_losses(now) && self.work.recovery == Recovery::None {
             self.enter_recovery(flight, now, shared);
+            if self.sack_permitted {
+                // One segment, as if one had arrived; the others follow with the acknowledgements.
+                let (pipe, mss) = (self.pipe(), self.mss.into());
+                self.congestion.on_repair(&mut self.work.reduction, (mss, false), pipe, mss);
+            }
         }
         self.arm_retransmit(now, &shared.config);
     }

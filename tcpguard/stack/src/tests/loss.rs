@@ -526,3 +526,25 @@ fn a_window_that_is_used_grows_though_acknowledgements_come_many_at_a_time() {
     let grown = (0..4).map(|_| round_trip(&mut t)).last();
     assert!(grown.is_some_and(|grown| grown >= reduced + 3 * 1460), "{grown:?} after {reduced}");
 }
+
+#[test]
+fn what_was_known_to_have_arrived_does_not_open_the_window_again() {
+    for (mut offer, duplicates) in [
+        (modern(), [". 1:1(0) ack 1 sack 1461:2921", ". 1:1(0) ack 1 sack 1461:4381"]),
+        (plain(), [". 1:1(0) ack 1"; 2]),
+    ] {
+        offer.options.timestamps = None;
+        let mss = 1460;
+        let mut t = Script::established(offer);
+        t.server_sends(1, 50_000);
+        assert_eq!(t.drain().len(), 10);
+        t.wait(SECOND / 50);
+        for duplicate in duplicates {
+            t.sends(duplicate);
+            t.drain();
+        }
+        // Three segments, two of which came before the first.
+        t.sends(". 1:1(0) ack 4381");
+        assert_eq!(t.stack.view(t.conn()).map(|view| view.cwnd), Some(11 * mss));
+    }
+}

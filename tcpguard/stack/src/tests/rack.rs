@@ -88,6 +88,19 @@ fn a_path_that_never_reordered_does_not_learn_from_duplicates() {
 }
 
 #[test]
+fn what_time_alone_shows_to_be_lost_does_not_leave_again_in_one_go() {
+    let mut t = Script::established(modern());
+    send(&mut t, 1, 10);
+    pass(&mut t, 40);
+    t.sends(&format!(". 1:1(0) ack 1 sack {}:{}", 1 + 7 * MSS, 1 + 8 * MSS));
+    t.wait_for_output(&format!(". 1:{}({MSS}) ack 1", 1 + MSS));
+    t.silent();
+    pass(&mut t, 2);
+    t.sends(&format!(". 1:1(0) ack 1 sack {}:{}", 1 + 7 * MSS, 1 + 9 * MSS));
+    assert_eq!(t.drain(), [format!(". {}:{}({MSS}) ack 1", 1 + MSS, 1 + 2 * MSS)]);
+}
+
+#[test]
 fn all_that_was_sent_before_an_acknowledged_repair_is_lost() {
     let mut t = Script::established(modern());
     send(&mut t, 1, 10);
@@ -102,7 +115,10 @@ fn all_that_was_sent_before_an_acknowledged_repair_is_lost() {
         .map(|segment| (if segment == 9 { "P" } else { "" }, 1 + segment * MSS))
         .map(|(push, from)| format!("{push}. {from}:{}({MSS}) ack 1", from + MSS))
         .collect();
-    assert_eq!(t.drain(), repairs);
+    let mut repeated = t.drain();
+    t.sends(&format!(". 1:1(0) ack {}", 1 + 6 * MSS));
+    repeated.extend(t.drain());
+    assert_eq!(repeated, repairs);
     assert_eq!(t.stack.counters().timeouts, 0);
 }
 
