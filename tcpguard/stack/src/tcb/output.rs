@@ -258,15 +258,17 @@ impl Tcb {
         shared: &mut Shared,
         frame: &mut [u8],
     ) -> Option<usize> {
-        let push = if self.ends_row(len, &shared.config) { Flags::PSH } else { Flags(0) };
-        let flags = Flags::ACK | push | if fin { Flags::FIN } else { Flags(0) };
+        let push = if len > 0 && len == self.unsent() { Flags::PSH } else { Flags(0) };
+        let marks = push | if fin { Flags::FIN } else { Flags(0) };
+        let row_ends = if self.ends_row(len, &shared.config) { Flags::PSH } else { Flags(0) };
+        let flags = Flags::ACK | marks | row_ends;
         let (seq, offset) = (self.snd_nxt, self.flight());
         let written = self.write(seq, flags, offset, len, now, shared, frame)?;
         let taken = len + u32::from(fin);
         if self.flight() == 0 {
             (self.work.rto_base, self.work.unacked_since) = (now, now);
         }
-        self.transfer(shared).scoreboard.sent(seq, taken, flags, now);
+        self.transfer(shared).scoreboard.sent(seq, taken, marks, now);
         self.snd_nxt += taken;
         if fin {
             self.fin = Fin::Sent;
@@ -279,19 +281,26 @@ impl Tcb {
         Some(written)
     }
 
-    /// Whether `len` bytes of new data are to be marked with PSH: where all that is queued ends, and behind others where no more
-    /// may leave for now. Such a row is one large packet to Linux, never more than half of the congestion window, whose end it
+    /// Whether `len` bytes of new data are to be marked with PSH: where all that is queued ends, and where a row of segments does,
+    /// behind which no more may leave for now or which is long enough. Such a row is one large packet to Linux, whose end it
     /// pushes, so that a receiver that merges segments hands them on.
     fn ends_row(&mut self, len: u32, config: &Config) -> bool {
         if len == 0 {
             return false;
         }
-        let longest = self.congestion.window() / u32::from(self.mss) / 2;
+        let longest = self.longest_row();
         let row = self.work.row + 1;
         let is_over = len == self.unsent() || self.fresh_beyond(len, config, false).is_none();
-        let ends = is_over || u32::from(row) >= longest.min(u8::MAX.into());
+        let ends = is_over || u32::from(row) >= longest;
         self.work.row = if ends { 0 } else { row };
         len == self.unsent() || (ends && row > 1)
+    }
+
+    /// Segments in a row: what twice the window in a round trip is in a millisecond, two at least, half the window at most.
+    fn longest_row(&self) -> u32 {
+        let window = self.congestion.window() / u32::from(self.mss);
+        let round_trip = self.rtt.smoothed().map_or(1, |smoothed| smoothed.as_millis().max(1) as u32);
+        (2 * window / round_trip).max(2).min(window / 2).min(u8::MAX.into())
     }
 
     /// Bytes left, perhaps while losses are repaired.

@@ -117,7 +117,7 @@ fn after_the_clients_fin_we_may_send_as_long_as_we_like() {
     t.tsval += 600_000;
     t.server_sends(1, 3000);
     t.expect(". 1:1449(1448) ack 2");
-    t.expect(". 1449:2897(1448) ack 2");
+    t.expect("P. 1449:2897(1448) ack 2");
     t.expect("P. 2897:3001(104) ack 2");
     t.sends(". 2:2(0) ack 3001");
     t.stack.shutdown(t.now, id).unwrap();
