@@ -211,6 +211,29 @@ fn a_window_that_shrinks_below_what_is_in_flight_stops_new_data_and_no_repair() 
 }
 
 #[test]
+fn a_window_of_a_gigabyte_is_taken_as_it_is_and_no_larger() {
+    // Shifts over 14 count as 14 (RFC 7323 §2.3).
+    for shift in [14, 15, 255] {
+        let mut offer = modern();
+        offer.options.window_scale = Some(shift);
+        offer.options.timestamps = Some(1);
+        let mut t = Script::syn(offer);
+        t.window = u16::MAX;
+        t.sends(". 1:1(0) ack 1");
+        let view = t.stack.view(t.conn()).expect("a connection");
+        assert_eq!((view.snd_shift, view.snd_wnd), (14, u32::from(u16::MAX) << 14));
+        t.server_sends(1, 100_000);
+        assert_eq!(t.drain().len(), 10);
+        // An acknowledgement as old as that window is no attack, one that is older is.
+        for (ack, challenges) in [(1u32.wrapping_sub(view.snd_wnd), 0), (0u32.wrapping_sub(view.snd_wnd), 1)]
+        {
+            t.sends(&format!(". 1:1(0) ack {ack}"));
+            assert_eq!(t.stack.counters().challenge_acks, challenges);
+        }
+    }
+}
+
+#[test]
 fn a_peer_that_closes_its_window_and_falls_silent_is_given_up() {
     let mut t = Script::established_with(plain(), Config { retries: 4, ..Config::default() });
     t.window = 0;

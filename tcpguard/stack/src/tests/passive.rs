@@ -174,6 +174,18 @@ fn the_first_round_trip_is_measured_from_the_syn_ack_that_was_answered() {
 }
 
 #[test]
+fn the_timestamp_clock_goes_on_from_when_the_syn_ack_left() {
+    let mut t = half_open(modern(), Config::default());
+    let answered = t.last.and_then(|(.., options)| options.timestamps).expect("timestamps").0;
+    t.wait(Duration::from_millis(300));
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 10);
+    t.expect("P. 1:11(10) ack 1");
+    let sent = t.last.and_then(|(.., options)| options.timestamps).expect("timestamps").0;
+    assert!((290..=300).contains(&sent.wrapping_sub(answered)), "{}", sent.wrapping_sub(answered));
+}
+
+#[test]
 fn only_a_reset_at_rcv_nxt_ends_it_and_one_elsewhere_in_the_window_is_challenged() {
     for offer in [modern(), plain()] {
         let mut t = half_open(offer, Config::default());
