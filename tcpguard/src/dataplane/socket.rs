@@ -237,9 +237,9 @@ impl XskSocket {
         Ok(socket)
     }
 
-    /// Shows at most `budget` received frames to `visit` and gives their memory back to the kernel. Returns how many there
-    /// were: fewer than `budget` means that the ring was empty.
-    pub fn receive(&mut self, budget: usize, mut visit: impl FnMut(&[u8])) -> usize {
+    /// Shows at most `budget` received frames to `visit`, as many at a time as there are, and gives their memory back to the
+    /// kernel. Returns how many there were: fewer than `budget` means that the ring was empty.
+    pub fn receive(&mut self, budget: usize, mut visit: impl FnMut(&[&[u8]])) -> usize {
         let mut total = 0;
         while total < budget {
             self.batch.limit = BATCH.min(budget - total);
@@ -248,8 +248,12 @@ impl XskSocket {
             if received == 0 {
                 break;
             }
+            let mut frames = [&[][..]; BATCH];
+            for (frame, packet) in frames.iter_mut().zip(self.batch.packets.iter().rev()) {
+                *frame = packet;
+            }
+            visit(&frames[..received]);
             while let Some(packet) = self.batch.pop_back() {
-                visit(&packet);
                 self.umem.free_packet(packet);
             }
             self.owed_to_fill += received;

@@ -263,7 +263,12 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
     fn receive(&mut self, now: Instant) -> usize {
         let Self { port, net, desk, inbox, .. } = self;
         (desk.misses, desk.replays) = (0, 0);
-        let received = net.with(|state| port.receive(BURST, |frame| desk.handle(now, state, frame)));
+        let received = net.with(|state| {
+            port.receive(BURST, |frames| {
+                state.stack.look_ahead(frames.iter().copied());
+                frames.iter().for_each(|frame| desk.handle(now, state, frame));
+            })
+        });
         desk.counters.received += received as u64;
         let mut forwarded = 0;
         while forwarded < BURST

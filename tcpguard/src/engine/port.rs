@@ -11,9 +11,9 @@ use crate::dataplane::{FrameAudit, SocketStatistics, XskSocket};
 
 /// A pair of frame queues. The engine drives it from one thread.
 pub trait FramePort {
-    /// Hands at most `budget` received frames to `each`; the memory of a frame is only lent for the call.
+    /// Hands at most `budget` received frames to `take`, some at a time; their memory is only lent for the call.
     /// Returns how many there were: fewer than `budget` means that the queue was empty.
-    fn receive(&mut self, budget: usize, each: impl FnMut(&[u8])) -> usize;
+    fn receive(&mut self, budget: usize, take: impl FnMut(&[&[u8]])) -> usize;
 
     /// Whether more than half of the room for received frames is taken.
     fn is_under_pressure(&self) -> bool;
@@ -52,8 +52,8 @@ impl XskPort {
 }
 
 impl FramePort for XskPort {
-    fn receive(&mut self, budget: usize, each: impl FnMut(&[u8])) -> usize {
-        let received = self.socket.fd.get_mut().receive(budget, each);
+    fn receive(&mut self, budget: usize, take: impl FnMut(&[&[u8]])) -> usize {
+        let received = self.socket.fd.get_mut().receive(budget, take);
         self.socket.drained = received < budget;
         received
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod ahead;
 mod closed_flows;
 mod config;
 mod congestion;

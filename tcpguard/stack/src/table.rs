@@ -159,6 +159,14 @@ impl Index {
         Some(self.slots[at] as u32)
     }
 
+    /// The arena index that is probably under `hash`, by what the slots show: nothing else is looked at.
+    pub(crate) fn likely(&self, hash: u64) -> Option<u32> {
+        let tagged = |at: usize| self.slots[at & self.mask()];
+        let home = hash as u32 as usize;
+        let slot = (home..home + 8).map(tagged).find(|slot| slot >> 32 == u64::from(hash as u32))?;
+        (slot != EMPTY).then_some(slot as u32)
+    }
+
     /// Adds an arena index that is not there yet.
     pub(crate) fn insert(&mut self, hash: u64, index: u32) {
         if (self.len + 1) * 8 > self.slots.len() * 7 {

@@ -71,6 +71,11 @@ impl Wheel {
         self.link(index, tick);
     }
 
+    /// Reads what arming `index` will read; what it says means nothing.
+    pub(crate) fn touch(&self, index: u32) -> u32 {
+        self.nodes.get(index as usize).map_or(0, |node| node.tick)
+    }
+
     /// Memory held.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {

@@ -26,7 +26,7 @@ struct Silent {
 }
 
 impl FramePort for Silent {
-    fn receive(&mut self, _: usize, _: impl FnMut(&[u8])) -> usize {
+    fn receive(&mut self, _: usize, _: impl FnMut(&[&[u8]])) -> usize {
         assert!(!self.fatal, "the port broke");
         0
     }

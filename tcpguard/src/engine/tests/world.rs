@@ -304,11 +304,11 @@ impl MemoryPort {
 }
 
 impl FramePort for MemoryPort {
-    fn receive(&mut self, budget: usize, mut each: impl FnMut(&[u8])) -> usize {
+    fn receive(&mut self, budget: usize, mut take: impl FnMut(&[&[u8]])) -> usize {
         let mut received = 0;
         while received < budget {
             let Some(frame) = self.queue().frames.borrow_mut().pop_front() else { break };
-            each(&frame);
+            take(&[&frame]);
             received += 1;
         }
         received

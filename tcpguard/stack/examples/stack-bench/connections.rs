@@ -193,6 +193,7 @@ impl Connections {
     /// Hands in the burst, and does what is due by then.
     fn hand_in(&mut self) {
         self.now += BURST_TIME;
+        self.stack.look_ahead(self.frames.iter().map(Vec::as_slice));
         for frame in &self.frames {
             self.stack.handle_frame(self.now, frame);
         }

@@ -7,7 +7,9 @@ use tcpguard_common::seq::Seq;
 use super::script::{Script, modern};
 use super::{ADVERTISED, EPOCH, Family};
 use crate::Config;
+use crate::ahead::flow;
 use crate::tcb::Tcb;
+use crate::wire::hash;
 
 #[test]
 fn a_connection_at_rest_costs_256_bytes_at_most_all_told() {
@@ -33,6 +35,22 @@ fn a_connection_at_rest_costs_256_bytes_at_most_all_told() {
     assert!(stack.connections.iter().all(Tcb::is_at_rest));
     let bytes = stack.connections.bytes() + stack.index.bytes() + stack.wheel.bytes();
     assert!(bytes <= 256 * CONNECTIONS, "{} a connection", bytes / CONNECTIONS);
+}
+
+#[test]
+fn what_a_segment_will_touch_is_found_by_its_headers_alone() {
+    for family in [Family::V4, Family::V6] {
+        let mut offer = modern();
+        offer.family = family;
+        let t = Script::established(offer);
+        let (frame, key) = (t.frame("P. 1:11(10) ack 1"), t.key());
+        assert_eq!(flow(&frame), Some(key));
+        assert_eq!(t.stack.index.likely(hash(t.stack.hash_key, &key)), Some(t.conn().index));
+        // Cut anywhere, it is nobody's.
+        for len in 0..38 {
+            assert_eq!(flow(&frame[..len]), None);
+        }
+    }
 }
 
 /// The peer sends all that it may in each round trip, and the application reads it at once if it `reads`; the largest window
