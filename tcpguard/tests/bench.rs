@@ -109,11 +109,20 @@ fn every_row_of_the_stack_benchmark_is_measured() {
             "time_wait_insert",
             "time_wait_lookup",
             "time_wait_expire",
+            "goodput_queue_16",
+            "paced/goodput_queue_16",
+            "goodput_queue_64",
+            "paced/goodput_queue_64",
+            "goodput_queue_256",
+            "paced/goodput_queue_256",
         ]
     );
-    for row in rows {
-        let unit =
-            if row["name"].as_str().is_some_and(|name| name.starts_with("bytes")) { "bytes" } else { "ns" };
+    for (name, row) in names.iter().zip(rows) {
+        let unit = match name {
+            _ if name.starts_with("bytes") => "bytes",
+            _ if name.contains("goodput") => "MB/s",
+            _ => "ns",
+        };
         assert_eq!(row["unit"], unit, "{row}");
         for figure in ["median", "min", "max"] {
             assert!(row[figure].as_f64().is_some_and(|figure| figure > 0.0), "{row}");

@@ -5,6 +5,7 @@
 mod connections;
 mod half_open;
 mod memory;
+mod pacing;
 mod peer;
 mod time_wait;
 
@@ -73,6 +74,7 @@ fn main() {
     drop(halls);
     half_open::measure(args.half_open, args.rounds, &mut samples);
     time_wait::measure(args.time_wait, args.rounds, args.segments, &mut samples);
+    pacing::measure(&mut samples);
     let rows = samples
         .order
         .iter()
