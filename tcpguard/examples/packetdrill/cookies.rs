@@ -25,15 +25,14 @@ pub(crate) struct Cookies {
 }
 
 impl Cookies {
-    /// No keys yet. What is advertised comes from what the stack would offer by itself.
+    /// No keys yet.
     pub(crate) fn new(config: &Config) -> Self {
-        let advertised = Advertised {
-            mss_v4: config.mtu - 40,
-            mss_v6: config.mtu - 60,
-            window: u16::try_from(config.recv_buffer).unwrap_or(u16::MAX),
-            window_scale: config.window_scale,
-        };
-        Self { advertised, slots: Default::default(), half: 0 }
+        Self { advertised: advertised(config), slots: Default::default(), half: 0 }
+    }
+
+    /// Other things are offered with the next [`Self::turn`].
+    pub(crate) fn advertise(&mut self, config: &Config) {
+        (self.advertised, self.half) = (advertised(config), 0);
     }
 
     /// Tells the stack the keys, if it is time for other ones.
@@ -82,5 +81,15 @@ impl Cookies {
         headers.write(&mut Buffer::new(&mut frame, len), 0, 0)?;
         frame.truncate(len);
         Some(frame)
+    }
+}
+
+/// What the stack would offer by itself.
+fn advertised(config: &Config) -> Advertised {
+    Advertised {
+        mss_v4: config.mtu - 40,
+        mss_v6: config.mtu - 60,
+        window: u16::try_from(config.recv_buffer).unwrap_or(u16::MAX),
+        window_scale: config.window_scale,
     }
 }

@@ -61,6 +61,7 @@ impl Flags {
                 "adopt" => self.adopt = true,
                 "trace" => self.trace = true,
                 "tcb" => self.tcb = true,
+                "ecn" => self.config.ecn = true,
                 _ => return None,
             },
             Some(("mtu", value)) => self.config.mtu = value.parse().ok().filter(|&mtu| mtu >= 576)?,

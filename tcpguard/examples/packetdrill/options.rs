@@ -2,6 +2,8 @@
 //! script fails where it asks for them and not somewhere later.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET};
 use tcpguard::stack::{CongestionControl, TcbView};
@@ -17,6 +19,8 @@ pub(crate) struct Options {
     values: BTreeMap<(i32, i32), i32>,
     /// `SO_LINGER`: on or off, and how long.
     linger: (i32, i32),
+    /// `TCP_MAXSEG`, if it was set.
+    mss: Option<u16>,
 }
 
 impl Options {
@@ -41,6 +45,8 @@ const REMEMBERED: [(i32, i32); 8] = [
 /// The least that Linux lets buffers be.
 const LEAST_SEND_BUFFER: u32 = 4608;
 const LEAST_RECV_BUFFER: u32 = 2304;
+/// What `TCP_MAXSEG` may be set to: the stack's MTU is 576 at least.
+const MSS_RANGE: RangeInclusive<u16> = 536..=32_767;
 /// `TCP_MAXSEG` of a socket without a connection.
 const DEFAULT_MSS: i32 = 536;
 
@@ -65,6 +71,18 @@ impl World {
             (SOL_SOCKET, libc::SO_SNDBUF) => config.send_buffer = doubled(number, LEAST_SEND_BUFFER),
             (SOL_SOCKET, libc::SO_RCVBUF) => config.recv_buffer = doubled(number, LEAST_RECV_BUFFER),
             (IPPROTO_TCP, libc::TCP_NODELAY) => config.nagle = number == 0,
+            (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => {
+                let millis = u64::try_from(number).map_err(|_| Errno(libc::EINVAL))?;
+                config.user_timeout = Duration::from_millis(millis);
+            }
+            (IPPROTO_TCP, libc::TCP_MAXSEG) => {
+                let headers = if socket.domain == libc::AF_INET { 40 } else { 60 };
+                let mss = u16::try_from(number).ok().filter(|mss| MSS_RANGE.contains(mss));
+                let mss = mss.ok_or(Errno(libc::EINVAL))?;
+                socket.options.mss = Some(mss);
+                config.mtu = mss + headers;
+                self.cookies.advertise(&config);
+            }
             (IPPROTO_IPV6, libc::IPV6_V6ONLY) if number == 0 => {}
             _ => return Err(Errno(libc::ENOPROTOOPT)),
         }
@@ -109,8 +127,10 @@ impl World {
                 CongestionControl::Cubic => b"cubic\0".to_vec(),
                 CongestionControl::NewReno => b"reno\0".to_vec(),
             },
+            (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => bytes(config.user_timeout.as_millis() as i32),
             (IPPROTO_TCP, libc::TCP_MAXSEG) => {
-                bytes(self.view(fd).map_or(DEFAULT_MSS, |view| data_limit(&view)))
+                let unconnected = socket.options.mss.map_or(DEFAULT_MSS, i32::from);
+                bytes(self.view(fd).map_or(unconnected, |view| data_limit(&view)))
             }
             (IPPROTO_TCP, libc::TCP_INFO) => self.tcp_info(fd)?,
             (IPPROTO_IPV6, libc::IPV6_V6ONLY) => bytes(0),
@@ -136,7 +156,7 @@ impl World {
         };
         let mss = data_limit(&view).max(1) as u32;
         let segments = |bytes: u32| bytes.div_ceil(mss);
-        let micros = |time: std::time::Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
         let scaled = view.snd_shift != 0 || view.rcv_shift != 0;
         let options = u8::from(view.timestamps) | u8::from(view.sack_permitted) << 1 | u8::from(scaled) << 2;
         // Congestion state, retransmissions, probes, back-off, options, shifts, flags.

@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) files: Files,
     pub(crate) connections: HashMap<ConnId, Connection>,
     pub(crate) flags: Flags,
-    cookies: Cookies,
+    pub(crate) cookies: Cookies,
     next_port: u16,
 }
 

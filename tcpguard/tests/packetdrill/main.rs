@@ -8,8 +8,9 @@ mod tool;
 use std::time::Duration;
 
 use libc::{
-    EAGAIN, EBADF, ECONNREFUSED, ECONNRESET, EFAULT, EINPROGRESS, ENOPROTOOPT, ENOTCONN, EPIPE, ETIMEDOUT,
-    IPPROTO_TCP, POLLHUP, POLLIN, POLLOUT, SO_ERROR, SOL_SOCKET, TCP_INFO, TCP_MAXSEG,
+    EAGAIN, EBADF, ECONNREFUSED, ECONNRESET, EFAULT, EINPROGRESS, EINVAL, ENOPROTOOPT, ENOTCONN, EPIPE,
+    ETIMEDOUT, IPPROTO_TCP, POLLHUP, POLLIN, POLLOUT, SO_ERROR, SOL_SOCKET, TCP_INFO, TCP_MAXSEG,
+    TCP_USER_TIMEOUT,
 };
 use tool::{Family, Tool};
 
@@ -271,6 +272,25 @@ fn a_cookie_rounds_the_peers_mss_down_and_the_stack_keeps_it() {
 }
 
 #[test]
+fn an_mss_and_a_user_timeout_hold_once_they_are_set() {
+    let t = &mut Tool::new(Family::V4, "");
+    t.offer_mss(1300);
+    let listener = t.listening();
+    assert_eq!(t.set_option(listener, IPPROTO_TCP, TCP_MAXSEG, 100), Err(EINVAL));
+    for (name, value) in [(TCP_MAXSEG, 1100), (TCP_USER_TIMEOUT, 3000)] {
+        assert_eq!(t.set_option(listener, IPPROTO_TCP, name, value), Ok(()));
+        assert_eq!(t.option(listener, IPPROTO_TCP, name), Ok(value));
+    }
+    t.handshake();
+    let socket = t.accept(listener).expect("a connection to accept");
+    assert_eq!(t.option(socket, IPPROTO_TCP, TCP_MAXSEG), Ok(1100));
+    assert_eq!(t.write(socket, 1100), Ok(1100));
+    t.expect("P. 1:1101(1100) ack 1");
+    t.sleep(Duration::from_secs(4));
+    assert_eq!(t.write(socket, 1), Err(ETIMEDOUT));
+}
+
+#[test]
 fn a_blocking_call_on_another_thread_returns_when_the_main_one_makes_it_happen() {
     in_every_way(|t| {
         let listener = t.listening();
@@ -352,8 +372,8 @@ fn what_is_wrong_with_a_call_is_told_as_the_kernel_does() {
     t.close(socket);
     assert_eq!(t.read(socket, 1), Err(EBADF));
     // Neither version of IP.
-    assert_eq!(t.inject(&[0x55; 40]), Err(libc::EINVAL));
-    assert_eq!(t.inject(&[]), Err(libc::EINVAL));
+    assert_eq!(t.inject(&[0x55; 40]), Err(EINVAL));
+    assert_eq!(t.inject(&[]), Err(EINVAL));
 }
 
 #[test]

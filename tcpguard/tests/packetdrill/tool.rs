@@ -326,11 +326,18 @@ impl Tool {
 
     pub(crate) fn linger(&self, socket: c_int, seconds: c_int) {
         let linger = libc::linger { l_onoff: 1, l_linger: seconds };
-        let (at, len) = (std::ptr::from_ref(&linger).cast(), size_of_val(&linger) as socklen_t);
-        let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
+        self.set(socket, libc::SOL_SOCKET, libc::SO_LINGER, &linger).unwrap();
+    }
+
+    pub(crate) fn set_option(&self, socket: c_int, level: c_int, name: c_int, value: c_int) -> Outcome<()> {
+        self.set(socket, level, name, &value)
+    }
+
+    fn set<T>(&self, socket: c_int, level: c_int, name: c_int, value: &T) -> Outcome<()> {
+        let (at, len) = (std::ptr::from_ref(value).cast(), size_of_val(value) as socklen_t);
         // SAFETY: the table's userdata, and a value of that length.
-        outcome(unsafe { (self.table.setsockopt)(self.table.userdata, socket, level, name, at, len) })
-            .unwrap();
+        outcome(unsafe { (self.table.setsockopt)(self.table.userdata, socket, level, name, at, len) })?;
+        Ok(())
     }
 
     fn option_bytes(&self, socket: c_int, level: c_int, name: c_int) -> Outcome<Vec<u8>> {
