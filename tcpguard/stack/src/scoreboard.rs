@@ -103,6 +103,31 @@ pub(crate) struct Scoreboard {
     /// Duplicate acknowledgements of a peer without SACK: segments that left the network.
     duplicates: u32,
     rack: Rack,
+    /// Blocks that were walked through, the oldest first: the same again, or a part of one, tells nothing.
+    known: Known,
+    /// Segments that SACK blocks had looked at.
+    #[cfg(test)]
+    looked_at: u64,
+}
+
+/// A few SACK blocks. A peer may send what we know already as often as it likes, and about thousands of segments.
+#[derive(Debug, Default)]
+struct Known(VecDeque<(Seq, Seq)>);
+
+impl Known {
+    /// Most blocks: twice what an acknowledgement carries.
+    const MOST: usize = 8;
+
+    fn covers(&self, (left, right): (Seq, Seq)) -> bool {
+        self.0.iter().any(|&(from, to)| from.at_or_before(left) && right.at_or_before(to))
+    }
+
+    fn add(&mut self, block: (Seq, Seq)) {
+        if self.0.len() >= Self::MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back(block);
+    }
 }
 
 impl Scoreboard {
@@ -116,7 +141,9 @@ impl Scoreboard {
 
     pub(crate) fn clear(&mut self) {
         self.segments.clear();
-        *self = Self { segments: core::mem::take(&mut self.segments), ..Self::default() };
+        self.known.0.clear();
+        let known = core::mem::take(&mut self.known);
+        *self = Self { segments: core::mem::take(&mut self.segments), known, ..Self::default() };
     }
 
     /// Bytes believed to be in the network out of `flight` unacknowledged ones (RFC 6675 §4, SetPipe).
@@ -206,6 +233,9 @@ impl Scoreboard {
             progress.delivered = progress.delivered / left * (left - known.min(left - 1));
         }
         self.duplicates = self.duplicates.saturating_sub(left.max(1) - 1).min(self.segments.len() as u32);
+        if self.sacked == 0 {
+            self.known.0.clear();
+        }
         progress
     }
 
@@ -222,12 +252,19 @@ impl Scoreboard {
         let count = blocks.len().min(ordered.len());
         ordered[..count].copy_from_slice(&blocks[..count]);
         ordered[..count].sort_unstable_by_key(|(left, _)| left.distance(una));
+        self.known.0.retain(|(_, right)| right.after(una));
         for &(left, right) in &ordered[..count] {
-            if !left.before(right) || left.before(una) || right.after(nxt) {
+            if !left.before(right) || left.before(una) || right.after(nxt) || self.known.covers((left, right))
+            {
                 continue;
             }
+            self.known.add((left, right));
             let first = self.segments.partition_point(|segment| segment.seq.before(left));
             for index in first..self.segments.len() {
+                #[cfg(test)]
+                {
+                    self.looked_at += 1;
+                }
                 let segment = self.segments[index];
                 if segment.end().after(right) {
                     break;
@@ -315,6 +352,7 @@ impl Scoreboard {
     /// segment has gone back on its word (RFC 2018 §8): then nothing it claimed counts.
     fn mark_lost_if(&mut self, is_lost: impl Fn(usize, &InFlight) -> bool) {
         let reneged = self.segments.front().is_some_and(|first| first.sacked);
+        self.known.0.clear();
         self.duplicates = 0;
         for index in 0..self.segments.len() {
             let mut segment = self.segments[index];
@@ -425,6 +463,7 @@ impl Scoreboard {
 
     /// Makes two segments of one; the first gets `len`.
     fn split(&mut self, index: usize, len: u32) {
+        self.known.0.clear();
         let mut tail = self.segments[index];
         debug_assert!(len > 0 && len < tail.len);
         let head = &mut self.segments[index];
@@ -457,5 +496,32 @@ impl Scoreboard {
         }
         assert_eq!(seq, nxt, "and reach SND.NXT");
         assert_eq!((sacked, lost, resent, unsent), (self.sacked, self.lost, self.resent, self.unsent));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Flags, Instant, MAX_SEGMENTS, Scoreboard, Seq};
+
+    #[test]
+    fn blocks_that_are_known_cost_nothing_of_however_many_segments_they_are() {
+        const LEN: u32 = 1000;
+        let mut board = Scoreboard::default();
+        let at = |segment: u32| Seq(u32::MAX - 5 * LEN) + segment * LEN;
+        let segments = MAX_SEGMENTS as u32;
+        (0..segments).for_each(|segment| board.sent(at(segment), LEN, Flags(0), Instant(1)));
+        let bounds = (at(0), at(segments));
+        let told = board.selectively_acknowledge(&[(at(1), at(segments))], bounds, Instant(2));
+        assert_eq!((told.delivered, board.looked_at), ((segments - 1) * LEN, u64::from(segments) - 1));
+        for from in 1..500 {
+            let parts = [(at(from), at(segments)), (at(1), at(from + 1)), (at(from), at(from + 500))];
+            assert_eq!(board.selectively_acknowledge(&parts, bounds, Instant(3)).delivered, 0);
+        }
+        assert_eq!(board.looked_at, u64::from(segments) - 1);
+        // Whoever goes back on a block may repeat it.
+        board.acknowledge(at(1), Instant(4));
+        board.mark_all_lost();
+        let told = board.selectively_acknowledge(&[(at(1), at(3))], (at(1), at(segments)), Instant(5));
+        assert_eq!(told.delivered, 2 * LEN);
     }
 }

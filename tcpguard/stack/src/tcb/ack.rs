@@ -41,7 +41,7 @@ impl Tcb {
         if advanced || duplicate || sacked {
             let delivered = self.account(segment, flight, now, shared);
             news |= delivered > 0;
-            let lost = self.repair(advanced, duplicate, flight, now, shared);
+            let lost = self.repair((advanced, duplicate, news), flight, now, shared);
             self.continue_frto(advanced, &shared.config);
             if self.work.recovery == Recovery::Fast && self.sack_permitted {
                 let pipe = self.pipe();
@@ -131,11 +131,11 @@ impl Tcb {
         (elapsed <= LONGEST).then(|| Duration::from_millis(elapsed.max(1).into()))
     }
 
-    /// Judges losses and enters or leaves recovery; whether anything is newly lost.
+    /// Judges losses and enters or leaves recovery; whether anything is newly lost. An acknowledgement without `news` shows nobody
+    /// with SACK to be lost who was not before: what time shows is the timer's to see.
     fn repair(
         &mut self,
-        advanced: bool,
-        duplicate: bool,
+        (advanced, duplicate, news): (bool, bool, bool),
         flight: u32,
         now: Instant,
         shared: &mut Shared,
@@ -148,7 +148,7 @@ impl Tcb {
             self.rtt.reordering.recovered();
         }
         let lost = if self.sack_permitted {
-            self.detect_losses(now)
+            news && self.detect_losses(now)
         } else {
             self.count_duplicates(advanced, duplicate)
         };
