@@ -1,5 +1,5 @@
-//! What the benchmark asks that nobody else does: the TIME_WAIT table on its own (filled through connections, it is those
-//! that would be measured), and what tables take of memory.
+//! What benchmarks ask that nobody else does: the TIME_WAIT table and the timer wheel on their own (filled through
+//! connections, it is those that would be measured), and what tables take of memory.
 
 use core::time::Duration;
 
@@ -7,6 +7,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::seq::Seq;
 
 use super::time_wait::{Remains, TimeWaits};
+use super::wheel::Wheel;
 use super::{Instant, Stack};
 
 /// A TIME_WAIT table that belongs to no stack.
@@ -45,6 +46,27 @@ impl TimeWaitTable {
     /// When the hand moves next; `None` when the table is empty.
     pub fn next_step(&self) -> Option<Instant> {
         self.0.next_step()
+    }
+}
+
+/// A timer wheel that belongs to no stack.
+#[derive(Debug)]
+pub struct TimerWheel(Wheel);
+
+impl TimerWheel {
+    /// A wheel in which nothing is armed.
+    pub fn new(now: Instant) -> Self {
+        Self(Wheel::new(now))
+    }
+
+    /// Makes sure that `index` is called at `deadline` or earlier.
+    pub fn arm(&mut self, index: u32, deadline: Instant) {
+        self.0.arm(index, deadline);
+    }
+
+    /// The next whose time has come, taken out of the wheel.
+    pub fn pop_due(&mut self, now: Instant) -> Option<u32> {
+        self.0.pop_due(now)
     }
 }
 
