@@ -15,6 +15,12 @@ pub mod name {
     pub const FLOOD: &str = "flood";
     /// The receiver that answers to spoofed addresses end in.
     pub const VERIFY: &str = "verify";
+    /// Sends back what comes from the spoofed network, and leaves the rest to the program in [`NEXT`].
+    pub const SIFT: &str = "sift";
+    /// Program array of one entry: what [`SIFT`] leaves the rest to.
+    pub const NEXT: &str = "NEXT";
+    /// XSKMAP by receive queue: whoever takes what the receiver would pass, in the kernel's place.
+    pub const TAKERS: &str = "TAKERS";
     /// `Array<FloodConfig>`, one entry.
     pub const CONFIG: &str = "CONFIG";
     /// `PerCpuArray<u64>`: frames generated, indexed by template.
@@ -30,7 +36,16 @@ pub const TEMPLATE_LEN: usize = 128;
 /// [`TEMPLATE_LEN`] in the words it is copied in.
 pub const TEMPLATE_WORDS: usize = TEMPLATE_LEN / 8;
 
-/// Where the fields that differ from frame to frame lie: Ethernet, IPv4 without options, TCP.
+/// First bytes of the sources over IPv6, network order: those of documentation (RFC 3849). The four bytes behind are what the
+/// address over IPv4 would be, so that as many /56 are among them as /24 are there; the rest is [`V6_SUFFIX`].
+pub const V6_PREFIX: [u8; 4] = [0x20, 0x01, 0x0d, 0xb8];
+/// Last bytes of the sources over IPv6.
+pub const V6_SUFFIX: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
+/// How much longer the header of IPv6 is: what lies behind it is so many bytes further on.
+pub const V6_SHIFT: usize = 20;
+
+/// Where the fields that differ from frame to frame lie: Ethernet, IPv4 without options, TCP. With IPv6 the random part of the
+/// source lies where it does with IPv4, and what is TCP's [`V6_SHIFT`] further on.
 pub mod offset {
     /// IPv4 header checksum.
     pub const IP_CHECKSUM: usize = 24;
@@ -54,7 +69,7 @@ pub mod offset {
 pub struct Template {
     /// The frame from its first byte, as words in memory order.
     pub words: [u64; TEMPLATE_WORDS],
-    /// One's-complement sum of the IPv4 header, in native 16-bit words, not folded.
+    /// One's-complement sum of the IPv4 header, in native 16-bit words, not folded; 0 with IPv6, which has none.
     pub ip_sum: u32,
     /// The same of TCP header, payload and pseudo header.
     pub tcp_sum: u32,
@@ -90,6 +105,10 @@ pub struct FloodConfig {
     pub port: u32,
     /// The bits of the source port that are random.
     pub port_mask: u32,
+    /// The version of IP: 4 or 6.
+    pub version: u32,
+    /// 1 when the receiver is to complete handshakes: the sources are a botnet's own addresses then.
+    pub complete: u32,
     /// The frames.
     pub template: [Template; TEMPLATES as usize],
 }
@@ -120,7 +139,7 @@ impl Spoofed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Received {
-    /// Not TCP over IPv4: passed.
+    /// Not TCP: passed.
     Other,
     /// TCP for a real address, without SYN+ACK: passed.
     Segment,
@@ -140,11 +159,13 @@ pub enum Received {
     SpoofedReset,
     /// Any other TCP segment for a spoofed address: dropped.
     SpoofedOther,
+    /// As [`Self::SpoofedSynAck`], and acknowledged: sent back as the last segment of a handshake.
+    SpoofedHandshake,
 }
 
 impl Received {
     /// Every counter, in index order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Other,
         Self::Segment,
         Self::SynAck,
@@ -155,6 +176,7 @@ impl Received {
         Self::SpoofedReflection,
         Self::SpoofedReset,
         Self::SpoofedOther,
+        Self::SpoofedHandshake,
     ];
 }
 
@@ -172,7 +194,7 @@ mod tests {
     #[test]
     fn the_configuration_has_no_padding() {
         assert_eq!(size_of::<Template>(), TEMPLATE_LEN + 16);
-        assert_eq!(size_of::<FloodConfig>(), 3 * 8 + 6 * 4 + TEMPLATES as usize * size_of::<Template>());
+        assert_eq!(size_of::<FloodConfig>(), 3 * 8 + 8 * 4 + TEMPLATES as usize * size_of::<Template>());
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! The benchmarks measure what their rows say: they fail by themselves when a packet meets another verdict or reason than
-//! its row's, or the stack does something else. The one of the program needs root.
+//! its row's, or the stack does something else. Nothing here says how fast anything is. Most of it needs root.
 
 #[path = "support/example.rs"]
 mod example;
 
-use std::path::Path;
-use std::time::Duration;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use xtask::bench::flood::{self, Contestant};
+use serde_json::{Value, json};
+use xtask::bench::flood::{self, Contestant, honesty};
+use xtask::bench::goodput::{self, Topology};
 use xtask::bench::program::{Effort, Objects, Peer, measure};
-use xtask::bench::proxy;
-use xtask::bench::stack;
+use xtask::bench::{proxy, report, scale, stack};
 use xtask::build::Artifacts;
 
 fn built() -> Artifacts {
@@ -29,7 +33,8 @@ fn objects() -> Objects<'static> {
 
 #[test]
 fn every_row_of_the_program_benchmark_runs_the_path_it_names() {
-    let report = measure(objects(), &[], Effort::QUICK).expect("every packet meets the reason of its row");
+    let report =
+        measure(objects(), &[], Effort::QUICK, |_| {}).expect("every packet meets the reason of its row");
     let json = serde_json::to_value(&report).expect("a report is JSON");
     assert_eq!((&json["suite"], &json["version"]), (&"program".into(), &1.into()));
     let rows = json["rows"].as_array().expect("rows");
@@ -78,7 +83,7 @@ fn every_row_of_the_program_benchmark_runs_the_path_it_names() {
 fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
     // The lab's first program passes everything or sends it back: no guard in either case.
     let peer = Peer { name: "lab".to_owned(), object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into() };
-    let error = measure(objects(), &[peer], Effort::QUICK).expect_err("not a guard");
+    let error = measure(objects(), &[peer], Effort::QUICK, |_| {}).expect_err("not a guard");
     assert!(format!("{error:#}").contains("row lab/"), "{error:#}");
 }
 
@@ -156,14 +161,17 @@ fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_client
     let report =
         flood::measure(&built(), &Contestant::STANDARD, effort, |_| {}).expect("every contestant stands");
     let rows = |name| report.rows.iter().filter(move |row| row.name == name);
-    for row in rows("syn_v4") {
-        assert_eq!(row.wrong, 0, "{row:?}");
-        let answers = row.contestant != "xdp_drop";
-        assert_eq!(row.median > 0.0, answers, "{row:?}");
-        let serves = answers && row.contestant != "xdp_tx";
-        assert_eq!(row.connected > 0, serves, "{row:?}");
+    for (name, unit) in [("syn_v4", "answers/s"), ("syn_v6", "answers/s"), ("handshake_v4", "handshakes/s")] {
+        for row in rows(name) {
+            assert_eq!((row.wrong, row.unit), (0, unit), "{row:?}");
+            let answers = row.contestant != "xdp_drop";
+            assert_eq!(row.median > 0.0, answers, "{row:?}");
+            let serves = answers && row.contestant != "xdp_tx";
+            assert_eq!(row.connected > 0, serves, "{row:?}");
+        }
     }
-    for name in ["syn_v4", "one_tuple_v4", "ack_v4", "data_v4", "known_flow_v4"] {
+    let floods = ["syn_v4", "syn_v6", "one_tuple_v4", "ack_v4", "data_v4", "known_flow_v4", "handshake_v4"];
+    for name in floods {
         assert_eq!(rows(name).count(), Contestant::STANDARD.len(), "{name}");
         assert!(rows(name).all(|row| row.delivered_pps > 0.0), "{name}");
     }
@@ -188,4 +196,174 @@ fn every_row_of_goodput_is_measured_against_the_kernel() {
     for row in rows {
         assert!(row.unit == "MB/s" && row.min > 0.0, "{row:?}");
     }
+}
+
+/// Its answers are fixed and it takes nothing for a connection: the check that tcpguard passes in the test above.
+#[test]
+fn a_reflector_does_not_pass_for_a_guard() {
+    let conduct = honesty::reflector(&built()).expect("a lab with a reflector");
+    let faults = conduct.faults();
+    assert!(faults.contains(&"a SYN was not answered"), "{conduct:?}: {faults:?}");
+    assert!(
+        faults.contains(&"a client that acknowledged its SYN-ACK was not connected"),
+        "{conduct:?}: {faults:?}"
+    );
+}
+
+#[test]
+fn goodput_has_a_row_for_every_contestant_in_both_topologies() {
+    let effort =
+        goodput::Effort { rounds: 1, warm_up: Duration::ZERO, time: Duration::from_secs(1), steps: &[10] };
+    let report = goodput::measure(&built(), effort, |_| {}).expect("every contestant stands");
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!((&json["suite"], &json["version"]), (&"goodput".into(), &1.into()));
+    let rows: Vec<_> = report.rows.iter().map(|row| (row.topology, row.name, row.contestant)).collect();
+    let expected: Vec<_> = Topology::ALL
+        .into_iter()
+        .flat_map(|topology| ["short_conn", "keepalive"].map(|name| (topology.name(), name)))
+        .flat_map(|(topology, name)| goodput::Contestant::ALL.map(|who| (topology, name, who.name())))
+        .collect();
+    assert_eq!(rows, expected);
+    for row in &report.rows {
+        assert!(row.asked_pps > 0 && row.delivered_pps > 0.0, "{row:?}");
+        assert_eq!(row.rounds, 1);
+        // Without a defence there may be nobody who is served; with one there is.
+        assert!(row.contestant == "none" || row.requests > 0, "{row:?}");
+        let compared = row.discarded == 0;
+        assert_eq!((row.of_deny.is_some(), row.of_reflect.is_some()), (compared, compared), "{row:?}");
+    }
+}
+
+#[test]
+fn scale_holds_as_many_connections_as_its_rows_say() {
+    let clients = example::build("tcpguard", "scale-client").join("scale-client");
+    let effort = scale::Effort {
+        rounds: 1,
+        connections: &[100, 3000],
+        time_waits: &[1000, 2000],
+        segments: 2000,
+        idle: Duration::from_millis(100),
+        packets: 1000,
+    };
+    let report = scale::measure(&built(), &clients, effort, |_| {}).expect("the daemon has what was opened");
+    let row = |name: &str, n: u32| {
+        let row = report.rows.iter().find(|row| row.name == name && row.n == n);
+        row.unwrap_or_else(|| panic!("no row {name} of {n}"))
+    };
+    for n in [100, 3000] {
+        for name in ["bytes_process", "bytes_stack", "bytes_maps", "segment", "list"] {
+            assert!(row(name, n).min > 0.0, "{:?}", row(name, n));
+        }
+        assert!(row("idle_cpu", n).min >= 0.0);
+    }
+    for n in [1000, 2000] {
+        assert!(row("bytes_process_time_wait", n).min > 0.0 && row("list_time_wait", n).min > 0.0);
+    }
+    assert!(row("expire_time_wait", 2000).min > 0.0);
+    for n in [1, 10, 100, 1000] {
+        assert_eq!((row("services_syn", n).unit, row("services_ack", n).unit), ("ns", "ns"));
+    }
+    for n in [1, 2, 4] {
+        assert_eq!((row("queues_syn", n).unit, row("queues_ack", n).unit), ("ns", "ns"));
+    }
+    for n in [100, 10_000, 100_000] {
+        assert_eq!((row("filters_deny", n).unit, row("filters_near", n).unit), ("ns", "ns"));
+    }
+    assert_eq!(row("filters_none", 0).unit, "ns");
+}
+
+/// A directory that goes with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tcpguard-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        Self(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _gone = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One suite with a plot, and one that the page knows nothing of.
+fn figures() -> Vec<Value> {
+    let machine = json!({"cpu": "a CPU", "cores": 2, "kernel": "6.18", "memory": 1 << 30, "software": {"rustc": "1.95"}});
+    let goodput = |who: &str, asked: u64, median: f64| {
+        json!({"name": "short_conn", "contestant": who, "topology": "direct", "unit": "requests/s", "median": median,
+            "min": median * 0.9, "max": median * 1.1, "asked_pps": asked, "p99_us": 900.0, "failed": 0, "of_deny": 0.97})
+    };
+    let report = |suite: &str, rows: Vec<Value>| {
+        json!({"suite": suite, "version": 1, "measured": "2026-01-02T03:04:05Z", "command": "cargo xtask bench",
+            "machine": machine, "rows": rows})
+    };
+    let rows = [("tcpguard", 30_000.0), ("none", 20_000.0)].into_iter().flat_map(|(who, median)| {
+        [0, 500_000].map(|asked| goodput(who, asked, median - asked as f64 / 100.0))
+    });
+    let other = json!({"name": "answer", "contestant": "tcpguard", "unit": "us", "median": 12.75});
+    vec![report("goodput", rows.collect()), report("control", vec![other])]
+}
+
+#[test]
+fn the_page_of_the_report_renders_in_a_browser() {
+    let dir = Scratch::new("report");
+    report::write(&dir.0, &figures()).expect("a page");
+    for file in ["index.html", "summary.md", "figures.json", "goodput-direct-short_conn.svg"] {
+        assert!(dir.0.join(file).is_file(), "{file}");
+    }
+    let page = format!("file://{}", dir.0.join("index.html").display());
+    let picture = dir.0.join("page.png");
+    let browser = |args: &[&str]| {
+        let mut command = Command::new("chromium-headless-shell");
+        command.args(["--no-sandbox", "--disable-gpu", "--window-size=1400,2400"]).args(args).arg(&page);
+        let output = command.output().expect("running chromium-headless-shell");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    // As the browser understood it: plots are drawn, and every suite has its table.
+    let page = browser(&["--dump-dom"]);
+    for needed in ["<polyline", "400k", "20000", "12.8", "id=\"control\"", "</html>"] {
+        assert!(page.contains(needed), "{needed} is not in {page}");
+    }
+    browser(&[&format!("--screenshot={}", picture.display())]);
+    let picture = fs::read(picture).expect("a picture");
+    assert!(picture.starts_with(b"\x89PNG") && picture.len() > 20_000, "{} bytes", picture.len());
+}
+
+/// The victim is this test itself, run again in a process of its own.
+#[test]
+fn a_benchmark_that_is_interrupted_leaves_nothing_behind() {
+    const VICTIM: &str = "TCPGUARD_TEST_VICTIM";
+    if std::env::var_os(VICTIM).is_some() {
+        let effort = flood::Effort { rounds: 9, time: Duration::from_secs(9), rates: &[1000] };
+        let _never = flood::measure(&built(), &Contestant::STANDARD, effort, |_| {});
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args(["--exact", "a_benchmark_that_is_interrupted_leaves_nothing_behind"]);
+    let mut victim = command.env(VICTIM, "1").stdout(Stdio::null()).spawn().expect("this test again");
+    let prefix = format!("tcpguard-{}-", victim.id());
+    let left = || {
+        let namespaces = xtask::tool::output("ip", ["netns", "list"]).unwrap_or_default();
+        let pins = fs::read_dir("/sys/fs/bpf").into_iter().flatten().flatten();
+        let files = fs::read_dir("/run/tcpguard-lab").into_iter().flatten().flatten();
+        let named =
+            pins.chain(files).filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+        namespaces.lines().filter(|line| line.starts_with(&prefix)).count() + named.count()
+    };
+    let wait_for = |what: &str, there: bool| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while (left() > 0) != there {
+            assert!(Instant::now() < deadline, "{what}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait_for("the benchmark makes a lab", true);
+    // What Ctrl-C sends.
+    xtask::tool::run("kill", ["-INT", &victim.id().to_string()]).expect("interrupting it");
+    victim.wait().expect("its end");
+    wait_for("what it made is gone", false);
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::machine::Machine;
+use super::machine::{self, Machine};
 
 /// What a suite measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -14,6 +14,10 @@ pub struct Report<Row> {
     pub suite: &'static str,
     /// Of the rows' layout.
     pub version: u32,
+    /// When, UTC (RFC 3339).
+    pub measured: String,
+    /// By which command.
+    pub command: String,
     /// Where it was measured.
     pub machine: Machine,
     /// In the order of the table.
@@ -23,7 +27,14 @@ pub struct Report<Row> {
 impl<Row> Report<Row> {
     /// Of this machine.
     pub(super) fn new(suite: &'static str, rows: Vec<Row>) -> Self {
-        Self { suite, version: 1, machine: Machine::here(), rows }
+        Self {
+            suite,
+            version: 1,
+            measured: machine::date(),
+            command: machine::command(),
+            machine: Machine::here(),
+            rows,
+        }
     }
 }
 
@@ -50,9 +61,8 @@ pub(super) fn edge(value: Option<&f64>) -> f64 {
     value.copied().unwrap_or(f64::NAN)
 }
 
-/// Writes a report, or several, to `file`, if there is one.
-pub(super) fn write_json(file: Option<&Path>, report: &impl Serialize) -> Result<()> {
-    let Some(file) = file else { return Ok(()) };
+/// Writes a report, or several, to `file`.
+pub(super) fn write_json(file: &Path, report: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(report)?;
     std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
 }

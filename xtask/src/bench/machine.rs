@@ -1,9 +1,13 @@
 //! The machine that figures belong to, and how busy it is.
 
+use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+
+use crate::{build, tool};
 
 /// What stands beside the figures of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -16,6 +20,8 @@ pub struct Machine {
     pub kernel: String,
     /// Memory in all, bytes.
     pub memory: u64,
+    /// Versions of what took part, by name, as each says it.
+    pub software: BTreeMap<&'static str, String>,
 }
 
 impl Machine {
@@ -27,8 +33,49 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             memory: kilobytes(field(&read("/proc/meminfo"), "MemTotal")) * 1024,
+            software: software(),
         }
     }
+}
+
+/// What each program that takes part says of its version, and which sources this was compiled from. What is not there is left
+/// out.
+fn software() -> BTreeMap<&'static str, String> {
+    const PROGRAMS: [(&str, &[&str]); 6] = [
+        ("rustc", &["-V"]),
+        ("nginx", &["-v"]),
+        ("haproxy", &["-v"]),
+        ("wrk", &["-v"]),
+        ("nft", &["-v"]),
+        ("ip", &["-V"]),
+    ];
+    let mut versions: BTreeMap<_, _> = PROGRAMS
+        .into_iter()
+        .filter_map(|(program, args)| {
+            let said = Command::new(program).args(args).output().ok()?;
+            // Some say it on one stream, some on the other, and some fail when asked.
+            let said = [said.stdout, said.stderr].concat();
+            let line = String::from_utf8_lossy(&said).lines().next()?.trim().to_owned();
+            Some((program, line))
+        })
+        .collect();
+    let workspace = build::workspace();
+    let workspace = workspace.to_string_lossy();
+    let commit =
+        tool::output("git", ["-C", &workspace, "describe", "--always", "--dirty"]).unwrap_or_default();
+    versions.insert("tcpguard", format!("{} {}", env!("CARGO_PKG_VERSION"), commit.trim()).trim().to_owned());
+    versions
+}
+
+/// The time, UTC, as RFC 3339 writes it; empty if nobody knows.
+pub(super) fn date() -> String {
+    tool::output("date", ["-u", "+%Y-%m-%dT%H:%M:%SZ"]).map(|said| said.trim().to_owned()).unwrap_or_default()
+}
+
+/// What this process was called with, as one would type it.
+pub(super) fn command() -> String {
+    let words = std::env::args().skip(1).map(|word| tool::quote(&word));
+    ["cargo xtask".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// The value of the first line `name: value`.

@@ -1,19 +1,25 @@
 //! `cargo xtask bench`: what things cost, measured on this machine. One module per suite; each makes rows and prints them
-//! as a table, and this writes the same as JSON when asked.
+//! as a table, and this writes the same as JSON, and as a page with plots, when asked.
 
+mod defence;
 mod figures;
 pub mod flood;
-mod goodput;
+pub mod goodput;
+mod http;
 pub mod machine;
 pub mod program;
 pub mod proxy;
+pub mod report;
+pub mod scale;
 pub mod stack;
+mod transfers;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 pub use figures::Report;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
@@ -33,12 +39,19 @@ pub struct BenchArgs {
     /// Also write the rows to FILE, as JSON: a report, or an array of them when there are several suites
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also write a page with plots and all figures, `index.html`, into this directory, and its plots and tables as files
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Put what was measured before, as `--json` wrote it, before what is measured now; may be repeated. Without a SUITE, nothing
+    /// more is measured
+    #[arg(long, value_name = "FILE")]
+    from: Vec<PathBuf>,
     /// `program`: another XDP program to measure, the first one of an object file, or a pinned program with its maps filled.
     /// It has to answer SYNs to 198.51.100.1:80 and to drop ACKs without a connection
     #[arg(long, value_name = "NAME=OBJ")]
     peer: Vec<Peer>,
-    /// `flood`: the kernel's xdp_synproxy as a contestant, pinned and with port 80 allowed
-    #[arg(long, value_name = "PIN")]
+    /// `flood`: the kernel's xdp_synproxy as a contestant: its object file, which bpftool loads, or its pin, with port 80 allowed
+    #[arg(long, value_name = "OBJ")]
     xdp_synproxy: Option<PathBuf>,
 }
 
@@ -52,31 +65,73 @@ enum Suite {
     Proxy,
     /// A flooded host behind each defence in turn
     Flood,
+    /// What clients of a web server get while a flood grows, behind each defence in turn
+    Goodput,
+    /// What many connections, services and filters take
+    Scale,
 }
 
-/// The verb.
+/// The verb. A suite that fails keeps none of the others from being measured and written.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let suites = if args.suites.is_empty() { Suite::value_variants() } else { &args.suites };
-    if !crate::tool::is_root() {
+    let mut reports = args.from.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?.concat();
+    let suites = match &args.suites[..] {
+        [] if args.from.is_empty() => Suite::value_variants(),
+        suites => suites,
+    };
+    if !suites.is_empty() && !crate::tool::is_root() {
         bail!("loading XDP programs and making network namespaces needs root; try sudo");
     }
-    let reports = suites.iter().map(|suite| args.measure(*suite)).collect::<Result<Vec<_>>>()?;
-    match &reports[..] {
-        [report] => figures::write_json(args.json.as_deref(), report),
-        reports => figures::write_json(args.json.as_deref(), &reports),
+    let mut failed = Vec::new();
+    for suite in suites {
+        let name = suite.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        eprintln!("bench: {name}");
+        match args.measure(*suite) {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                eprintln!("bench: {name} failed: {error:#}");
+                failed.push(format!("{name}: {error:#}"));
+            }
+        }
     }
+    if let Some(file) = &args.json {
+        match &reports[..] {
+            [report] => figures::write_json(file, report)?,
+            reports => figures::write_json(file, &reports)?,
+        }
+    }
+    if let Some(dir) = &args.report {
+        report::write(dir, &reports)?;
+        eprintln!("bench: {}", dir.join("index.html").display());
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("failed:\n  {}", failed.join("\n  ")) }
+}
+
+/// The reports in a file that `--json` wrote.
+fn read(file: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let content = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+    let reports = match content {
+        Value::Array(reports) => reports,
+        report => vec![report],
+    };
+    let is_report = |report: &Value| report["suite"].is_string() && report["rows"].is_array();
+    if !reports.iter().all(is_report) {
+        bail!("{} holds no report of this command's", file.display());
+    }
+    Ok(reports)
 }
 
 impl BenchArgs {
     /// Measures one suite and prints its table.
     fn measure(&self, suite: Suite) -> Result<Value> {
+        let progress = |step: &str| eprintln!("  {step}");
         Ok(match suite {
             Suite::Program => {
                 let built = build::release(Purpose::Build)?;
                 let (guard, bench) = (built.object("tcpguard-xdp"), built.object("tcpguard-bench"));
                 let objects = program::Objects { guard: &guard, bench: &bench };
                 let effort = if self.quick { program::Effort::QUICK } else { program::Effort::FULL };
-                let report = program::measure(objects, &self.peer, effort)?;
+                let report = program::measure(objects, &self.peer, effort, progress)?;
                 program::print(&report);
                 serde_json::to_value(report)?
             }
@@ -91,7 +146,7 @@ impl BenchArgs {
             Suite::Proxy => {
                 let built = build::release(Purpose::Bench)?;
                 let effort = if self.quick { proxy::Effort::QUICK } else { proxy::Effort::FULL };
-                let report = proxy::measure(&built, effort, |step| eprintln!("{step}"))?;
+                let report = proxy::measure(&built, effort, progress)?;
                 proxy::print(&report);
                 serde_json::to_value(report)?
             }
@@ -100,8 +155,23 @@ impl BenchArgs {
                 let effort = if self.quick { flood::Effort::QUICK } else { flood::Effort::FULL };
                 let mut contestants = flood::Contestant::STANDARD.to_vec();
                 contestants.extend(self.xdp_synproxy.clone().map(flood::Contestant::XdpSynproxy));
-                let report = flood::measure(&built, &contestants, effort, |step| eprintln!("{step}"))?;
+                let report = flood::measure(&built, &contestants, effort, progress)?;
                 flood::print(&report);
+                serde_json::to_value(report)?
+            }
+            Suite::Goodput => {
+                let built = build::release(Purpose::Bench)?;
+                let effort = if self.quick { goodput::Effort::QUICK } else { goodput::Effort::FULL };
+                let report = goodput::measure(&built, effort, progress)?;
+                goodput::print(&report);
+                serde_json::to_value(report)?
+            }
+            Suite::Scale => {
+                let client = build::release_example("tcpguard", "scale-client", Purpose::Lab)?;
+                let built = build::release(Purpose::Lab)?;
+                let effort = if self.quick { scale::Effort::QUICK } else { scale::Effort::FULL };
+                let report = scale::measure(&built, &client, effort, progress)?;
+                scale::print(&report);
                 serde_json::to_value(report)?
             }
         })

@@ -1,6 +1,6 @@
 //! `cargo xtask bench stack`: what the stack costs by itself, per segment and per connection. A program beside the stack
 //! (`tcpguard/stack/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. What the stack makes of
-//! a path that loses packets is measured next door in `goodput`, engine, rings and network included.
+//! a path that loses packets is measured next door in `transfers`, engine, rings and network included.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::figures::{Report, edge, median, sorted};
-use super::goodput;
+use super::transfers;
 use crate::build::Artifacts;
 use crate::tool;
 
@@ -61,6 +61,8 @@ impl Effort {
 pub struct Row {
     /// What was measured, see the README.
     pub name: String,
+    /// `tcpguard` or `kernel`.
+    pub contestant: &'static str,
     /// `ns`, `bytes` or `MB/s`.
     pub unit: String,
     /// Median of all runs.
@@ -87,7 +89,7 @@ struct Runs {
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!("{:24} {:>8} {:>8} {:>8}  unit", "stack", "median", "min", "max");
-    for Row { name, unit, median, min, max } in &report.rows {
+    for Row { name, contestant: _, unit, median, min, max } in &report.rows {
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1}  {unit}");
     }
 }
@@ -114,11 +116,19 @@ pub fn measure(program: &Path, effort: Effort) -> Result<Report<Row>> {
 
 /// Measures goodput with what `built` names, tcpguard's beside the kernel's own. Takes root.
 pub fn transfers(built: &Artifacts, effort: Effort) -> Result<Vec<Row>> {
-    goodput::measure(built, effort)
+    transfers::measure(built, effort)
 }
 
 /// The figures of a row's runs.
 pub(super) fn row(name: String, unit: String, samples: Vec<f64>) -> Row {
     let samples = sorted(samples.into_iter());
-    Row { name, unit, median: median(&samples), min: edge(samples.first()), max: edge(samples.last()) }
+    let contestant = if name.starts_with("kernel/") { "kernel" } else { "tcpguard" };
+    Row {
+        name,
+        contestant,
+        unit,
+        median: median(&samples),
+        min: edge(samples.first()),
+        max: edge(samples.last()),
+    }
 }

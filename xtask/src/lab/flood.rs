@@ -1,7 +1,7 @@
 //! The attacker: spoofed frames out of the client's side of the link, through `BPF_PROG_RUN` with live frames. A
 //! thread paces batches of them; the frames themselves are made in the kernel.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,18 +32,32 @@ pub struct FloodSpec {
     pub rate: u64,
     /// Stop once the link has taken this many frames.
     pub total: Option<u64>,
-    /// The network the sources are drawn from: address and prefix length.
+    /// The network the sources are drawn from: address and prefix length. Over IPv6 the same bits stand behind
+    /// [`V6_PREFIX`](tcpguard_common::lab::V6_PREFIX).
     pub sources: (Ipv4Addr, u8),
     /// The port of every source; `None` for random ones.
     pub port: Option<u16>,
     /// Where the sequence of sources starts: the same seed sends the same frames.
     pub seed: u64,
+    /// Over IPv6, against [`super::GUARD_ADDRESS_V6`].
+    pub ipv6: bool,
+    /// The sources acknowledge what they are answered, as a botnet with addresses of its own would. Over IPv4 only.
+    pub complete: bool,
 }
 
 impl Default for FloodSpec {
     /// An endless flood of 100 000 SYNs a second from 198.18.0.0/15, the network set aside for benchmarks.
     fn default() -> Self {
-        Self { kind: Kind::Syn, rate: 100_000, total: None, sources: super::SPOOFED, port: None, seed: 0 }
+        Self {
+            kind: Kind::Syn,
+            rate: 100_000,
+            total: None,
+            sources: super::SPOOFED,
+            port: None,
+            seed: 0,
+            ipv6: false,
+            complete: false,
+        }
     }
 }
 
@@ -83,7 +97,7 @@ pub(super) struct Aim<'a> {
     pub(super) interface: &'static str,
     pub(super) ifindex: u32,
     pub(super) macs: Macs,
-    pub(super) target: SocketAddrV4,
+    pub(super) target: SocketAddr,
 }
 
 impl Aim<'_> {
@@ -107,6 +121,8 @@ impl Aim<'_> {
             netmask,
             port: port.into(),
             port_mask,
+            version: if spec.ipv6 { 6 } else { 4 },
+            complete: spec.complete.into(),
             template,
         }
     }

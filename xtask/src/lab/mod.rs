@@ -21,7 +21,7 @@ pub(crate) mod template;
 pub mod verb;
 mod verifier;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub use port::packet_socket;
 pub use process::Process;
 pub use tcpguard_common::lab::Received;
 pub use template::{Kind, Macs};
-pub use verifier::{Arrivals, Instead, StandIn, Verifier};
+pub use verifier::{Arrivals, Instead, Sieve, StandIn, Verifier};
 
 use bridge::Bridge;
 use state::State;
@@ -45,11 +45,13 @@ pub const GUARD_INTERFACE: &str = "guard0";
 pub const CLIENT_INTERFACE: &str = "client0";
 /// The guarded host's address.
 pub const GUARD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// Its address once [`Lab::ipv6`] gave it one.
+pub const GUARD_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 /// The network spoofed sources are drawn from, unless a flood says otherwise: set aside for benchmarks (RFC 2544).
 pub const SPOOFED: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 
-const GUARD_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 0, 1];
-const FAR_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 0, 2];
+pub(crate) const GUARD_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 0, 1];
+pub(crate) const FAR_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 0, 2];
 const NORTH_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 1];
 const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 1, 2];
 const SOUTH_INTERFACE: &str = "south0";
@@ -58,6 +60,7 @@ const WEST_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 2, 1];
 const EAST_MAC: [u8; 6] = [0x02, 0, 0, 0x77, 2, 2];
 const WEST_INTERFACE: &str = "west0";
 const EAST_INTERFACE: &str = "east0";
+const CLIENT_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 /// One end of a link that leads nowhere, beside the attacker's.
 const PARKING: &str = "parking0";
 
@@ -116,7 +119,7 @@ impl Lab {
         let bridge = config.delay.zip(between).map(bridge).transpose()?;
         let (far, interface) = far_end(&client, router.as_ref());
         let ifindex = index(far, interface)?;
-        let aim = aim(&config.object, far, interface, ifindex, SocketAddrV4::new(GUARD_ADDRESS, 0));
+        let aim = aim(&config.object, far, interface, ifindex, target(false, 0));
         let expected = aim.config(&FloodSpec::default());
         let verifier = Verifier::attach(&config.object, far, ifindex, &expected)?;
         Ok(Self { config, verifier, bridge, client, router, guard, state })
@@ -177,10 +180,38 @@ impl Lab {
     pub fn flood(&mut self, port: u16, spec: FloodSpec) -> Result<Flood> {
         let (far, interface) = far_end(&self.client, self.router.as_ref());
         let ifindex = index(far, interface)?;
-        let target = SocketAddrV4::new(GUARD_ADDRESS, port);
-        let aim = aim(&self.config.object, far, interface, ifindex, target);
+        let aim = aim(&self.config.object, far, interface, ifindex, target(spec.ipv6, port));
         self.verifier.expect(&aim.config(&spec))?;
         Flood::start(&aim, spec)
+    }
+
+    /// Gives guard and client addresses of IPv6, and the guard a way to answer any. For labs without a router.
+    pub fn ipv6(&self) -> Result<()> {
+        ensure!(self.router.is_none(), "the lab's router knows IPv4 only");
+        let (guard, far) = (mac(GUARD_MAC), mac(FAR_MAC));
+        self.guard.ip(&format!(
+            "addr add {GUARD_ADDRESS_V6}/64 dev {GUARD_INTERFACE} nodad
+neigh replace {CLIENT_ADDRESS_V6} lladdr {far} dev {GUARD_INTERFACE} nud permanent
+route add default via {CLIENT_ADDRESS_V6} dev {GUARD_INTERFACE}"
+        ))?;
+        self.client.ip(&format!(
+            "addr add {CLIENT_ADDRESS_V6}/64 dev {CLIENT_INTERFACE} nodad
+neigh replace {GUARD_ADDRESS_V6} lladdr {guard} dev {CLIENT_INTERFACE} nud permanent"
+        ))
+    }
+
+    /// The index of [`CLIENT_INTERFACE`] in the client's namespace.
+    pub fn client_ifindex(&self) -> Result<u32> {
+        index(&self.client, CLIENT_INTERFACE)
+    }
+
+    /// Pins the map by which a process gets, through AF_XDP sockets, what else the client's kernel would: it enters its
+    /// sockets there, by queue.
+    pub fn pin_takers(&self) -> Result<PathBuf> {
+        std::fs::create_dir_all(self.pin_dir())?;
+        let path = self.pin_dir().join("lab-takers");
+        self.verifier.pin_takers(&path)?;
+        Ok(path)
     }
 
     /// Starts nginx on the guarded host's loopback.
@@ -230,7 +261,7 @@ impl Kept {
     /// Starts a flood against `port` of its guarded host. Its receiver knows the default sources only.
     pub fn start(&self, port: u16, spec: FloodSpec) -> Result<Flood> {
         let ifindex = index(&self.far, self.interface)?;
-        let target = SocketAddrV4::new(GUARD_ADDRESS, port);
+        let target = target(spec.ipv6, port);
         Flood::start(&aim(&self.object, &self.far, self.interface, ifindex, target), spec)
     }
 }
@@ -270,10 +301,16 @@ fn aim<'a>(
     from: &'a Namespace,
     interface: &'static str,
     ifindex: u32,
-    target: SocketAddrV4,
+    target: SocketAddr,
 ) -> flood::Aim<'a> {
     let macs = Macs { source: FAR_MAC, destination: GUARD_MAC };
     flood::Aim { object: object.to_owned(), from, interface, ifindex, macs, target }
+}
+
+/// What is flooded.
+fn target(ipv6: bool, port: u16) -> SocketAddr {
+    let address = if ipv6 { IpAddr::V6(GUARD_ADDRESS_V6) } else { IpAddr::V4(GUARD_ADDRESS) };
+    SocketAddr::new(address, port)
 }
 
 fn index(namespace: &Namespace, interface: &str) -> Result<u32> {
@@ -387,7 +424,8 @@ table inet lab {{
     ))
 }
 
-fn mac(bytes: [u8; 6]) -> String {
+/// As `ip` writes and reads it.
+pub(crate) fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 

@@ -22,8 +22,14 @@ impl Process {
     /// Starts `command` (see [`super::Namespace::command`]) in a process group of its own, so that a Ctrl-C meant
     /// for us does not reach it first. Standard input is closed.
     pub fn spawn(command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null());
+        Self::spawn_listening(command)
+    }
+
+    /// Likewise, with its standard input as `command` has it.
+    pub fn spawn_listening(command: &mut Command) -> Result<Self> {
         let name = tool::line(command);
-        command.process_group(0).stdin(Stdio::null());
+        command.process_group(0);
         let child = command.spawn().with_context(|| format!("starting `{name}`"))?;
         Ok(Self { name, child, left: false })
     }

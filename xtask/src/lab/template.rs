@@ -1,9 +1,9 @@
 //! The frames a flood is made of: real clients' SYNs, random ACKs, data segments. Bytes only; the generator fills in
 //! what differs from frame to frame.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
-use tcpguard_common::lab::{TEMPLATE_LEN, TEMPLATE_WORDS, Template, offset};
+use tcpguard_common::lab::{TEMPLATE_LEN, TEMPLATE_WORDS, Template, V6_PREFIX, V6_SHIFT, V6_SUFFIX, offset};
 
 /// What a flood consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(crate) const LINUX_TSVAL: usize = 8;
 const MACOS_TSVAL: usize = 12;
 
 /// The templates of one kind of flood against `target`.
-pub(super) fn templates(kind: Kind, macs: Macs, target: SocketAddrV4) -> Vec<Template> {
+pub(super) fn templates(kind: Kind, macs: Macs, target: SocketAddr) -> Vec<Template> {
     let build = |segment: Segment<'_>| segment.template(macs, target);
     match kind {
         Kind::Syn => vec![
@@ -82,17 +82,32 @@ struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    fn template(&self, macs: Macs, target: SocketAddrV4) -> Template {
+    fn template(&self, macs: Macs, target: SocketAddr) -> Template {
         let tcp_len = (20 + self.options.len() + self.payload.len()) as u16;
         let mut frame = Vec::with_capacity(TEMPLATE_LEN);
         frame.extend(macs.destination);
         frame.extend(macs.source);
-        frame.extend([0x08, 0x00]);
-        frame.extend([0x45, 0]);
-        frame.extend((20 + tcp_len).to_be_bytes());
-        // Identification 0, don't fragment; then TTL, TCP, checksum, source.
-        frame.extend([0, 0, 0x40, 0, self.ttl, 6, 0, 0, 0, 0, 0, 0]);
-        frame.extend(target.ip().octets());
+        let shift = match target.ip() {
+            IpAddr::V4(address) => {
+                frame.extend([0x08, 0x00, 0x45, 0]);
+                frame.extend((20 + tcp_len).to_be_bytes());
+                // Identification 0, don't fragment; then TTL, TCP, checksum, source.
+                frame.extend([0, 0, 0x40, 0, self.ttl, 6, 0, 0, 0, 0, 0, 0]);
+                frame.extend(address.octets());
+                0
+            }
+            IpAddr::V6(address) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                frame.extend(tcp_len.to_be_bytes());
+                frame.extend([6, self.ttl]);
+                frame.extend(V6_PREFIX);
+                frame.extend([0; 4]);
+                frame.extend(V6_SUFFIX);
+                frame.extend(address.octets());
+                V6_SHIFT
+            }
+        };
+        let tcp = frame.len();
         // Source port, destination port, sequence and acknowledgement number.
         frame.extend([0, 0]);
         frame.extend(target.port().to_be_bytes());
@@ -104,15 +119,17 @@ impl Segment<'_> {
         frame.extend(self.payload);
 
         let pseudo = [0, 6, (tcp_len >> 8) as u8, tcp_len as u8];
-        let tcp_sum = sum(&target.ip().octets()) + sum(&pseudo) + sum(&frame[34..]);
+        // The addresses end where TCP begins.
+        let addresses = if shift == 0 { 26 } else { 22 };
+        let tcp_sum = sum(&frame[addresses..tcp]) + sum(&pseudo) + sum(&frame[tcp..]);
         let len = frame.len() as u16;
-        let ip_sum = sum(&frame[14..34]);
+        let ip_sum = if shift == 0 { sum(&frame[14..tcp]) } else { 0 };
         frame.resize(TEMPLATE_LEN, 0);
         let mut words = [0; TEMPLATE_WORDS];
         for (word, bytes) in words.iter_mut().zip(frame.as_chunks::<8>().0) {
             *word = u64::from_ne_bytes(*bytes);
         }
-        let tsval = if self.tsval == 0 { 0 } else { (offset::OPTIONS + self.tsval) as u16 };
+        let tsval = if self.tsval == 0 { 0 } else { (offset::OPTIONS + shift + self.tsval) as u16 };
         let random_ack = u16::from(self.flags & ACK != 0);
         Template { words, ip_sum, tcp_sum, len, tsval, random_ack, pad: 0 }
     }
@@ -129,7 +146,7 @@ mod tests {
 
     const MACS: Macs = Macs { source: [2; 6], destination: [4; 6] };
 
-    fn target() -> SocketAddrV4 {
+    fn target() -> SocketAddr {
         "10.0.0.1:80".parse().unwrap()
     }
 
@@ -137,6 +154,13 @@ mod tests {
     fn syn_templates_have_the_lengths_of_real_clients() {
         let lengths: Vec<_> = templates(Kind::Syn, MACS, target()).iter().map(|t| t.len).collect();
         assert_eq!(lengths, [54 + 20, 54 + 12, 54 + 24]);
+    }
+
+    #[test]
+    fn templates_over_ipv6_are_as_much_longer_as_their_header() {
+        let target = "[fd77::1]:80".parse().unwrap();
+        let lengths: Vec<_> = templates(Kind::Syn, MACS, target).iter().map(|t| t.len).collect();
+        assert_eq!(lengths, [74 + 20, 74 + 12, 74 + 24]);
     }
 
     #[test]

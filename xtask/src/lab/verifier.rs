@@ -1,12 +1,14 @@
 //! The far end of the guard's link: sees every frame the guard sends, judges the answers to spoofed addresses and
 //! keeps them from the kernel behind it. And the programs of links without a guard.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, PerCpuArray};
-use aya::programs::{Xdp, XdpMode};
+use aya::maps::{Array, PerCpuArray, ProgramArray, XskMap};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramFd, Xdp, XdpMode, loaded_programs};
 use tcpguard_common::lab::{FloodConfig, Received, name};
 
 use super::{GUARD_INTERFACE, Lab, Namespace, index};
@@ -70,9 +72,15 @@ impl Verifier {
         let Some(id) = self.link.take() else { return Ok(()) };
         let program: &mut Xdp =
             self.ebpf.program_mut(name::VERIFY).context("no program verify")?.try_into()?;
-        let link: aya::programs::links::FdLink = program.take_link(id)?.try_into()?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
         link.pin(path).with_context(|| format!("pinning {}", path.display()))?;
         Ok(())
+    }
+
+    /// Pins the map of those who take what would be passed.
+    pub(super) fn pin_takers(&self, path: &Path) -> Result<()> {
+        let map = XskMap::try_from(self.ebpf.map(name::TAKERS).context("no map TAKERS")?)?;
+        map.pin(path).with_context(|| format!("pinning {}", path.display()))
     }
 
     /// The counters, all CPUs together.
@@ -121,4 +129,52 @@ impl StandIn {
         lab.guard().enter(|| program.attach_to_if_index(ifindex, XdpMode::Driver))??;
         Ok(Self { _ebpf: ebpf })
     }
+}
+
+/// A program before the guard's, in its link: it sends back what comes from the spoofed network, and leaves the rest to the
+/// guard. What a guard could do at best that knew the attacker.
+#[derive(Debug)]
+pub struct Sieve {
+    _ebpf: Ebpf,
+}
+
+impl Sieve {
+    /// Puts it into the pinned link of the guard that runs on the lab's guarded host, for as long as that guard does.
+    pub fn insert(lab: &Lab, spec: &super::FloodSpec) -> Result<Self> {
+        let object = &lab.config.object;
+        let mut ebpf = Ebpf::load_file(object).with_context(|| format!("loading {}", object.display()))?;
+        let (far, interface) = super::far_end(&lab.client, lab.router.as_ref());
+        let aim = super::aim(object, far, interface, 0, super::target(false, 0));
+        Array::<_, FloodConfig>::try_from(ebpf.map_mut(name::CONFIG).context("no map CONFIG")?)?.set(
+            0,
+            aim.config(spec),
+            0,
+        )?;
+        let link: FdLink = PinnedLink::from_pin(guard_link(lab)?)?.into();
+        let guard = program_of(&link)?;
+        let program: &mut Xdp = ebpf.program_mut(name::SIFT).context("no program sift")?.try_into()?;
+        program.load().context("loading the program sift")?;
+        ProgramArray::try_from(ebpf.map_mut(name::NEXT).context("no map NEXT")?)?
+            .set(0, &guard, 0)
+            .context("putting the guard's program behind the sieve")?;
+        let program: &mut Xdp = ebpf.program_mut(name::SIFT).context("no program sift")?.try_into()?;
+        program
+            .attach_to_link(XdpLink::try_from(link)?)
+            .context("putting the sieve into the guard's link")?;
+        Ok(Self { _ebpf: ebpf })
+    }
+}
+
+/// The pin of the guard's link: the only one whose name starts as those of links do.
+fn guard_link(lab: &Lab) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(lab.pin_dir()).context("the guard's pins")?;
+    let mut links = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("xdp_"));
+    Ok(links.next().context("the guard pinned no link")?.path())
+}
+
+/// The program that a link runs.
+fn program_of(link: &FdLink) -> Result<ProgramFd> {
+    let id = link.info()?.program_id();
+    let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
+    Ok(program.context("the link's program is gone")?.fd()?)
 }

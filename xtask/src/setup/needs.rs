@@ -71,7 +71,12 @@ const BENCH_TOOLS: [(&str, &str, &str); 2] = [
     ("wrk", "wrk", "the HTTP client of the benchmarks"),
 ];
 
-const TEST_TOOLS: [(&str, &str, &str); 3] = [
+const TEST_TOOLS: [(&str, &str, &str); 4] = [
+    (
+        "chromium-headless-shell",
+        "chromium-headless-shell",
+        "a test renders the benchmarks' page in a browser",
+    ),
     ("iperf3", "iperf3", "a client and server of its own protocol for the integration tests"),
     ("openssl", "openssl", "tests make a certificate for the web server"),
     ("systemd-analyze", "systemd", "judges the unit"),

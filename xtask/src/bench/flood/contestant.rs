@@ -3,14 +3,20 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
+use super::super::defence;
 use crate::build::Artifacts;
-use crate::lab::{GUARD_ADDRESS, GUARD_INTERFACE, Instead, Lab, StandIn};
+use crate::lab::{GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_INTERFACE, Instead, Lab, StandIn};
 use crate::run::daemon::Daemon;
+use crate::tool;
 
 /// Connections that may wait for the kernel server.
 const BACKLOG: i32 = 4096;
@@ -30,7 +36,7 @@ pub enum Contestant {
     Syncookies2,
     /// A kernel server behind synproxy of nftables.
     Synproxy,
-    /// A kernel server behind the kernel's xdp_synproxy, whose program is pinned here.
+    /// The kernel's xdp_synproxy, out of this object file, or pinned here and with the port allowed.
     XdpSynproxy(PathBuf),
 }
 
@@ -63,7 +69,7 @@ impl fmt::Display for Contestant {
 /// A defence that is up.
 pub(super) struct Standing {
     _program: Option<StandIn>,
-    listener: Option<TcpListener>,
+    server: Option<Server>,
     daemon: Option<Daemon>,
 }
 
@@ -76,9 +82,10 @@ impl Standing {
             Contestant::XdpDrop => (program, kernel) = (stand_in(Instead::Drop)?, false),
             Contestant::XdpTx => (program, kernel) = (stand_in(Instead::Reflect)?, false),
             Contestant::Tcpguard => {
-                let protect = format!("{GUARD_ADDRESS}:{port}=respond:discard");
-                (daemon, kernel) =
-                    (Some(Daemon::start(&built.daemon, lab, &["--protect", &protect])?), false);
+                let v4 = format!("{GUARD_ADDRESS}:{port}=respond:discard");
+                let v6 = format!("[{GUARD_ADDRESS_V6}]:{port}=respond:discard");
+                let arguments = ["--protect", &v4, "--protect", &v6];
+                (daemon, kernel) = (Some(Daemon::start(&built.daemon, lab, &arguments)?), false);
             }
             Contestant::Syncookies1 => {
                 cookies("1")?;
@@ -89,13 +96,13 @@ impl Standing {
                 program = stand_in(Instead::Pass)?;
             }
             Contestant::Synproxy => {
-                synproxy(lab, port)?;
+                defence::synproxy(lab, port)?;
                 program = stand_in(Instead::Pass)?;
             }
-            Contestant::XdpSynproxy(pin) => attach_pinned(lab, pin)?,
+            Contestant::XdpSynproxy(path) => xdp_synproxy(lab, path, port)?,
         }
-        let listener = kernel.then(|| listen(lab, port)).transpose()?;
-        Ok(Self { _program: program, listener, daemon })
+        let server = kernel.then(|| Server::start(lab, port)).transpose()?;
+        Ok(Self { _program: program, server, daemon })
     }
 
     /// Fails when forged segments became connections. Clients that connected have left: theirs are not among those that are
@@ -111,63 +118,85 @@ impl Standing {
         Ok(())
     }
 
-    pub(super) fn down(self) -> Result<()> {
-        if let Some(listener) = self.listener {
-            drain(&listener)?;
+    /// Connections that clients got, since it is up.
+    pub(super) fn taken(&mut self) -> Result<u64> {
+        match (&mut self.daemon, &self.server) {
+            (Some(daemon), _) => Ok(daemon.numbers()?.acks_accepted),
+            (None, Some(server)) => Ok(server.taken.load(Ordering::Relaxed)),
+            (None, None) => Ok(0),
         }
+    }
+
+    pub(super) fn down(self) -> Result<()> {
+        self.server.map_or(Ok(()), Server::stop)?;
         self.daemon.map_or(Ok(()), Daemon::stop)
     }
 }
 
-/// A server whose connections nobody takes.
-fn listen(lab: &Lab, port: u16) -> Result<TcpListener> {
-    lab.guard().enter(|| -> Result<TcpListener> {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((GUARD_ADDRESS, port)).into())?;
-        socket.listen(BACKLOG)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    })?
+/// A server in the kernel's hands that takes each connection and resets it at once: descriptors are few.
+struct Server {
+    taken: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
 }
 
-/// Takes what waits, so that a server whose queue overflowed says so.
-fn drain(listener: &TcpListener) -> Result<()> {
-    loop {
-        match listener.accept() {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-            Err(error) => return Err(error).context("accepting"),
-        }
+impl Server {
+    fn start(lab: &Lab, port: u16) -> Result<Self> {
+        let listener = lab.guard().enter(|| listen(port))??;
+        let (taken, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (count, end) = (Arc::clone(&taken), Arc::clone(&stop));
+        let thread = thread::Builder::new().name("server".into()).spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok(_) => _ = count.fetch_add(1, Ordering::Relaxed),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                    Err(error) => return Err(error).context("accepting"),
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Self { taken, stop, thread })
+    }
+
+    fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the server's thread panicked"))?
     }
 }
 
-/// As its manual sets it up: SYNs are not tracked, what nobody tracks goes to synproxy.
-fn synproxy(lab: &Lab, port: u16) -> Result<()> {
-    lab.guard().nft(&format!(
-        "table ip bench {{
-  chain raw {{
-    type filter hook prerouting priority raw
-    iifname {GUARD_INTERFACE} tcp dport {port} tcp flags syn notrack
-  }}
-  chain input {{
-    type filter hook input priority filter
-    iifname {GUARD_INTERFACE} tcp dport {port} ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm
-    ct state invalid drop
-  }}
-}}
-"
-    ))?;
-    lab.guard().sysctl(&[
-        ("net/netfilter/nf_conntrack_tcp_loose", "0"),
-        ("net/ipv4/tcp_syncookies", "1"),
-        ("net/ipv4/tcp_timestamps", "1"),
-    ])
+/// On any address of both families.
+fn listen(port: u16) -> Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None)?;
+    socket.set_only_v6(false)?;
+    socket.set_reuse_address(true)?;
+    // Those that are accepted inherit it.
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
-/// Attaches a program that somebody else loaded and configured, for as long as the lab stands.
-fn attach_pinned(lab: &Lab, pin: &std::path::Path) -> Result<()> {
-    let Some(pin) = pin.to_str() else { bail!("{} is not UTF-8", pin.display()) };
-    lab.guard().ip(&format!("link set dev {GUARD_INTERFACE} xdpdrv pinned {pin}"))
+/// Attaches the kernel's xdp_synproxy for as long as the lab stands. Of an object file, bpftool loads it: it calls functions of
+/// the kernel's modules, which aya does not link.
+fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<()> {
+    let Some(text) = path.to_str() else { bail!("{} is not UTF-8", path.display()) };
+    if !path.is_file() || path.starts_with("/sys/fs/bpf") {
+        return lab.guard().ip(&format!("link set dev {GUARD_INTERFACE} xdpdrv pinned {text}"));
+    }
+    let dir = lab.pin_dir().join("xdp_synproxy");
+    std::fs::create_dir_all(&dir)?;
+    let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let (program, maps) = (at("program"), at("maps"));
+    tool::run("bpftool", ["prog", "load", text, &program, "type", "xdp", "pinmaps", &maps])
+        .with_context(|| format!("loading {text}"))?;
+    // One port of two bytes; its other options are fine as they are when nobody sets them.
+    let [low, high] = port.to_ne_bytes().map(|byte| byte.to_string());
+    let map = format!("{maps}/allowed_ports");
+    let entry = ["key", "0", "0", "0", "0", "value", &low, &high];
+    tool::run("bpftool", ["map", "update", "pinned", &map].into_iter().chain(entry))?;
+    lab.guard().ip(&format!("link set dev {GUARD_INTERFACE} xdpdrv pinned {program}"))
 }

@@ -3,6 +3,7 @@
 //! clients knock meanwhile. Not what a NIC can take: generator, link and guard share this machine's cores.
 
 mod contestant;
+pub mod honesty;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -52,7 +53,8 @@ pub struct Row {
     pub name: &'static str,
     /// The defence.
     pub contestant: String,
-    /// `answers/s` (right SYN-ACKs at the far end) or `frames/s` (taken by the guarded interface).
+    /// `answers/s` (right SYN-ACKs at the far end), `handshakes/s` (connections that a botnet got) or `frames/s` (taken by the
+    /// guarded interface).
     pub unit: &'static str,
     /// Median of all rounds.
     pub median: f64,
@@ -90,6 +92,10 @@ struct Spec {
 enum Sources {
     /// Random ones from the network that is set aside for benchmarks.
     Spoofed,
+    /// The same over IPv6.
+    SpoofedV6,
+    /// A botnet's own, which acknowledge what they are answered.
+    Botnet,
     /// One address and port out of it.
     One,
     /// A connection that the client has.
@@ -102,28 +108,44 @@ fn floods(rates: &[u64]) -> Vec<Spec> {
     let mut floods: Vec<_> =
         rates.iter().map(|&rate| spec("syn_v4", Kind::Syn, Sources::Spoofed, rate)).collect();
     floods.extend([
+        spec("syn_v6", Kind::Syn, Sources::SpoofedV6, 0),
         spec("one_tuple_v4", Kind::Syn, Sources::One, 0),
         spec("ack_v4", Kind::Ack, Sources::Spoofed, 0),
         spec("data_v4", Kind::Data, Sources::Spoofed, 0),
         spec("known_flow_v4", Kind::Ack, Sources::Known, 0),
+        // The last one, because it leaves connections behind.
+        spec("handshake_v4", Kind::Syn, Sources::Botnet, 0),
     ]);
     floods
 }
 
 impl Spec {
-    /// Whether the figure is answers; else it is frames taken.
-    fn wants_answers(&self) -> bool {
-        self.kind == Kind::Syn && self.sources == Sources::Spoofed
+    /// What the figure counts.
+    fn unit(&self) -> &'static str {
+        match (self.kind, self.sources) {
+            (Kind::Syn, Sources::Spoofed | Sources::SpoofedV6) => "answers/s",
+            (Kind::Syn, Sources::Botnet) => "handshakes/s",
+            _ => "frames/s",
+        }
     }
 
     fn flood(&self, lab: &Lab, round: usize) -> FloodSpec {
         let client = lab.client_addresses().first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
         let (sources, port) = match self.sources {
-            Sources::Spoofed => (FloodSpec::default().sources, None),
+            Sources::Spoofed | Sources::SpoofedV6 | Sources::Botnet => (FloodSpec::default().sources, None),
             Sources::One => ((Ipv4Addr::new(198, 18, 0, 1), 32), Some(KNOWN_PORT)),
             Sources::Known => ((client, 32), Some(KNOWN_PORT)),
         };
-        FloodSpec { kind: self.kind, rate: self.rate, total: None, sources, port, seed: round as u64 }
+        FloodSpec {
+            kind: self.kind,
+            rate: self.rate,
+            total: None,
+            sources,
+            port,
+            seed: round as u64,
+            ipv6: self.sources == Sources::SpoofedV6,
+            complete: self.sources == Sources::Botnet,
+        }
     }
 }
 
@@ -132,6 +154,7 @@ impl Spec {
 struct Outcome {
     delivered_pps: f64,
     answers_pps: f64,
+    handshakes_pps: f64,
     /// CPU time of the machine per frame, nanoseconds.
     cpu_ns: f64,
     wrong: u64,
@@ -140,13 +163,15 @@ struct Outcome {
 }
 
 /// Floods every contestant, all of them in turn, `effort.rounds` times. Fails when tcpguard sends a wrong answer, or serves
-/// nobody, or takes a forged ACK for a connection: it must not win by doing less.
+/// nobody, or takes a forged ACK for a connection, or otherwise [does not do its job](honesty): it must not win by doing less.
 pub fn measure(
     built: &Artifacts,
     contestants: &[Contestant],
     effort: Effort,
     mut progress: impl FnMut(&str),
 ) -> Result<Report<Row>> {
+    progress("whether tcpguard does its job");
+    honesty::check(built)?;
     let floods = floods(effort.rates);
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
@@ -183,10 +208,21 @@ fn flood_all(
     round: usize,
 ) -> Result<Vec<Outcome>> {
     let mut lab = Lab::up(LabConfig::new(&built.lab_object))?;
+    lab.ipv6()?;
     let mut standing = Standing::up(contestant, &lab, built, PORT)?;
     let mut outcomes = Vec::new();
     for spec in floods {
-        let outcome = flood(&mut lab, contestant, spec, time, round).context(spec.name)?;
+        let botnet = spec.sources == Sources::Botnet;
+        if botnet {
+            standing.check()?;
+        }
+        let before = standing.taken()?;
+        let mut outcome = flood(&mut lab, contestant, spec, time, round).context(spec.name)?;
+        if botnet && contestant.serves() {
+            let taken = standing.taken()?.saturating_sub(before + outcome.connected);
+            outcome.handshakes_pps = taken as f64 / time.as_secs_f64();
+            ensure!(taken > 0, "{}: no handshake was completed", spec.name);
+        }
         ensure!(outcome.delivered_pps > 0.0, "{}: no frame got through", spec.name);
         if *contestant == Contestant::Tcpguard {
             ensure!(outcome.wrong == 0, "{}: {} wrong SYN-ACKs", spec.name, outcome.wrong);
@@ -194,7 +230,6 @@ fn flood_all(
         }
         outcomes.push(outcome);
     }
-    standing.check()?;
     standing.down()?;
     Ok(outcomes)
 }
@@ -209,7 +244,8 @@ fn flood(
     let served = contestant.serves();
     // Keeps the flow alive that the flood's segments belong to.
     let _known = (spec.sources == Sources::Known && served).then(|| connect(lab, KNOWN_PORT)).transpose()?;
-    let clients = (spec.wants_answers() && served).then(|| Clients::start(lab)).transpose()?;
+    let judged = spec.unit() != "frames/s";
+    let clients = (judged && served).then(|| Clients::start(lab)).transpose()?;
     let (before, cpu) = (lab.verifier().arrivals()?, busy()?);
     let start = Instant::now();
     let counters = lab.flood(PORT, spec.flood(lab, round))?.run_for(time)?;
@@ -219,12 +255,14 @@ fn flood(
     std::thread::sleep(Duration::from_millis(20));
     let after = lab.verifier().arrivals()?;
     // A kernel that still repeats its SYN-ACKs of the flood before answers nothing of this one.
-    let wrong = if spec.wants_answers() { after.wrong() - before.wrong() } else { 0 };
+    let wrong = if judged { after.wrong() - before.wrong() } else { 0 };
     let right = answers(contestant, &after) - answers(contestant, &before);
     let seconds = elapsed.as_secs_f64();
     Ok(Outcome {
         delivered_pps: counters.delivered() as f64 / seconds,
         answers_pps: right as f64 / seconds,
+        // Of those who do not serve: what it would be if answers were all.
+        handshakes_pps: if served { 0.0 } else { right as f64 / seconds },
         cpu_ns: spent.as_nanos() as f64 / counters.delivered().max(1) as f64,
         wrong,
         tried,
@@ -236,7 +274,7 @@ fn flood(
 fn answers(contestant: &Contestant, arrivals: &Arrivals) -> u64 {
     match contestant {
         Contestant::XdpTx => arrivals.of(Received::SpoofedReflection),
-        _ => arrivals.of(Received::SpoofedSynAck),
+        _ => arrivals.of(Received::SpoofedSynAck) + arrivals.of(Received::SpoofedHandshake),
     }
 }
 
@@ -291,14 +329,18 @@ impl Clients {
 
 /// Each turn is the contestant's outcome, the dropping program's and the reflector's, all of one round.
 fn summary(spec: &Spec, contestant: &Contestant, turns: &[[Outcome; 3]]) -> Row {
-    let figure = |of: &Outcome| if spec.wants_answers() { of.answers_pps } else { of.delivered_pps };
+    let figure = |of: &Outcome| match spec.unit() {
+        "answers/s" => of.answers_pps,
+        "handshakes/s" => of.handshakes_pps,
+        _ => of.delivered_pps,
+    };
     let middle = |value: &dyn Fn(&[Outcome; 3]) -> f64| median(&sorted(turns.iter().map(value)));
     let sum = |value: &dyn Fn(&Outcome) -> u64| turns.iter().map(|[own, ..]| value(own)).sum();
     let figures = sorted(turns.iter().map(|[own, ..]| figure(own)));
     Row {
         name: spec.name,
         contestant: contestant.to_string(),
-        unit: if spec.wants_answers() { "answers/s" } else { "frames/s" },
+        unit: spec.unit(),
         median: median(&figures),
         min: edge(figures.first()),
         max: edge(figures.last()),
@@ -320,7 +362,7 @@ pub fn print(report: &Report<Row>) {
     );
     for row in &report.rows {
         let asked = if row.asked_pps == 0 { "full".to_owned() } else { row.asked_pps.to_string() };
-        let answers = if row.unit == "answers/s" { format!("{:.0}", row.median) } else { "-".to_owned() };
+        let answers = if row.unit == "frames/s" { "-".to_owned() } else { format!("{:.0}", row.median) };
         let clients =
             if row.tried == 0 { "-".to_owned() } else { format!("{}/{}", row.connected, row.tried) };
         println!(
@@ -339,6 +381,7 @@ mod tests {
         let outcome = |answers_pps, cpu_ns| Outcome {
             delivered_pps: 1000.0,
             answers_pps,
+            handshakes_pps: 0.0,
             cpu_ns,
             tried: 3,
             connected: 2,
@@ -358,6 +401,7 @@ mod tests {
     #[test]
     fn every_rate_is_a_row_of_its_own() {
         let names: Vec<_> = floods(&[0, 7]).iter().map(|spec| (spec.name, spec.rate)).collect();
-        assert_eq!(names[..3], [("syn_v4", 0), ("syn_v4", 7), ("one_tuple_v4", 0)]);
+        assert_eq!(names[..3], [("syn_v4", 0), ("syn_v4", 7), ("syn_v6", 0)]);
+        assert_eq!(names.last(), Some(&("handshake_v4", 0)));
     }
 }

@@ -21,7 +21,7 @@ use super::rows::{ALLOWED, Contestant, DENIED, DROP, FEW, KNOWN, Spec, Version};
 use super::{Effort, Objects, Peer, Run};
 
 /// `AF_XDP`.
-const AF_XDP: i32 = 44;
+pub(super) const AF_XDP: i32 = 44;
 /// Flows that a row may add to a table before they are removed again.
 const MOST_NEW: u32 = 16_384;
 
@@ -75,8 +75,7 @@ impl Contest {
             Kind::AckOfCookie => self.effort.packets.min(MOST_NEW),
             _ => self.effort.packets,
         };
-        Array::<_, Rewrite>::try_from(self.bench.map_mut(name::CONFIG).context(name::CONFIG)?)?
-            .set(0, rewrite, 0)?;
+        rewrite_as(&mut self.bench, rewrite)?;
         let first = self.position()?;
         let before = self.counters(row.contestant)?;
         let (verdict, time) = self.run(row.contestant, packets)?;
@@ -125,7 +124,7 @@ impl Contest {
     /// Runs a program on `packets` frames: the verdict on the last, and nanoseconds per packet.
     fn run(&mut self, contestant: Contestant, packets: u32) -> Result<(u32, f64)> {
         let next = match contestant {
-            Contestant::Null => program(&self.bench, name::NULL)?.fd()?.try_clone()?,
+            Contestant::Null => null(&self.bench)?,
             Contestant::Redirect => program(&self.bench, name::REDIRECT)?.fd()?.try_clone()?,
             Contestant::Hot => self.hot.program()?,
             Contestant::Cold => self.cold.program()?,
@@ -133,14 +132,29 @@ impl Contest {
             Contestant::Listing => self.listing.program()?,
             Contestant::Peer(index) => self.peers.get(index).context("no such peer")?.program()?,
         };
-        ProgramArray::try_from(self.bench.map_mut(name::NEXT).context(name::NEXT)?)?
-            .set(0, &next, 0)
-            .context("putting the program behind the one that makes frames")?;
-        let frame = [0; tcpguard_common::bench::TEMPLATE_LEN];
-        let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
-        let outcome = program(&self.bench, name::REWRITE)?.test_run(options).context("BPF_PROG_RUN")?;
-        Ok((outcome.return_value, outcome.duration.as_nanos() as f64))
+        run(&mut self.bench, &next, packets)
     }
+}
+
+/// Makes the next runs rewrite frames so.
+pub(super) fn rewrite_as(bench: &mut Ebpf, how: Rewrite) -> Result<()> {
+    Ok(Array::<_, Rewrite>::try_from(bench.map_mut(name::CONFIG).context(name::CONFIG)?)?.set(0, how, 0)?)
+}
+
+/// Runs a program on `packets` frames: the verdict on the last, and nanoseconds per packet.
+pub(super) fn run(bench: &mut Ebpf, next: &ProgramFd, packets: u32) -> Result<(u32, f64)> {
+    ProgramArray::try_from(bench.map_mut(name::NEXT).context(name::NEXT)?)?
+        .set(0, next, 0)
+        .context("putting the program behind the one that makes frames")?;
+    let frame = [0; tcpguard_common::bench::TEMPLATE_LEN];
+    let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
+    let outcome = program(bench, name::REWRITE)?.test_run(options).context("BPF_PROG_RUN")?;
+    Ok((outcome.return_value, outcome.duration.as_nanos() as f64))
+}
+
+/// The program that does nothing.
+pub(super) fn null(bench: &Ebpf) -> Result<ProgramFd> {
+    Ok(program(bench, name::NULL)?.fd()?.try_clone()?)
 }
 
 /// As many prefixes as a list can have: every /24 of a network that is denied, and allowed hosts all over another.
@@ -160,7 +174,8 @@ fn fill(guard: &mut Guard, slot: EpochSlot, count: u64) -> Result<()> {
     guard.know::<V6>(&rewrite::<V6>(Kind::Ack, sources, slot), count)
 }
 
-fn load(object: &Path, socket: &Socket) -> Result<Ebpf> {
+/// The programs that make frames, and those that do nothing with them.
+pub(super) fn load(object: &Path, socket: &Socket) -> Result<Ebpf> {
     let failed = || format!("loading {}", object.display());
     let mut ebpf = Ebpf::load_file(object).with_context(failed)?;
     for name in [name::REWRITE, name::NULL, name::REDIRECT] {

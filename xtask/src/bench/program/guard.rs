@@ -135,10 +135,7 @@ impl Guard {
         self.set_all(name::FILTER_SPANS_V4, 0, line.spans)?;
         let rules = filters.iter().map(|&(_, _, action)| FilterRule { expires: 0, action, next: 0 });
         self.set_all(name::FILTER_RULES, 1, rules)?;
-        let map = self.ebpf.map_mut(name::SETTINGS).context(name::SETTINGS)?;
-        let mut settings = Array::<_, Settings>::try_from(map)?;
-        let held = settings.get(&0, 0)?;
-        Ok(settings.set(0, Settings { filters: LISTED_V4, ..held }, 0)?)
+        self.settings(|held| Settings { filters: LISTED_V4, ..held })
     }
 
     fn set_all<V: Pod>(&mut self, map: &str, first: u32, values: impl IntoIterator<Item = V>) -> Result<()> {
@@ -167,6 +164,41 @@ impl Guard {
         let service = Service { id: 0, mode: MODE_COOKIE, ..Service::default() };
         HashMap::try_from(map)?.insert(key, service, 0)?;
         self.set(A::PLACES, key.place(), ServicePlace { key, service, state: PLACE_HELD })
+    }
+
+    /// Guards services with these numbers over IPv4, each of which is new; number 0 is the one that packets go to.
+    pub(super) fn serve_more(&mut self, ids: std::ops::Range<u32>) -> Result<()> {
+        for id in ids {
+            // Other ports of the same address.
+            let port = (1024 + id) as u16;
+            let key = ServiceKey::new(V4::GUARDED, port.to_be_bytes());
+            let service = Service { id, mode: MODE_COOKIE, ..Service::default() };
+            HashMap::try_from(self.ebpf.map_mut(V4::SERVICES).context(V4::SERVICES)?)?
+                .insert(key, service, 0)?;
+            let mut places =
+                Array::<_, ServicePlace<V4>>::try_from(self.ebpf.map_mut(V4::PLACES).context(V4::PLACES)?)?;
+            let mut place = places.get(&key.place(), 0)?;
+            place.add(key, service);
+            places.set(key.place(), place, 0)?;
+            let mut ports = Array::<_, u64>::try_from(self.ebpf.map_mut(name::PORTS).context(name::PORTS)?)?;
+            let word = u32::from(port / 64);
+            let held = ports.get(&word, 0)?;
+            ports.set(word, held | 1 << (port % 64), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Is one of a guard with so many receive queues: its share of the budgets is so much smaller.
+    pub(super) fn share(&mut self, queues: u32) -> Result<()> {
+        self.set(name::INTERFACES, 0, Interface { mac: MAC, armed: 1, queues, ifindex: 1 })?;
+        self.settings(|held| Settings { queues, ..held })
+    }
+
+    fn settings(&mut self, change: impl FnOnce(Settings) -> Settings) -> Result<()> {
+        let map = self.ebpf.map_mut(name::SETTINGS).context(name::SETTINGS)?;
+        let mut settings = Array::<_, Settings>::try_from(map)?;
+        let held = settings.get(&0, 0)?;
+        Ok(settings.set(0, change(held), 0)?)
     }
 
     fn flows<A: Tables>(&mut self) -> Result<HashMap<&mut MapData, FlowKey<A>, Flow>>

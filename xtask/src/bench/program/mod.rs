@@ -6,6 +6,7 @@ mod contest;
 mod frames;
 mod guard;
 mod rows;
+mod sweep;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use super::figures::{Report, edge, median, sorted};
 use contest::Contest;
+pub(super) use sweep::{Growth, sweep};
 
 /// Another program to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub struct Objects<'a> {
 pub struct Row {
     /// What kind of packet, see the README.
     pub name: String,
+    /// `tcpguard`, `null`, or the name of a peer.
+    pub contestant: String,
     /// `ns`: all the figures are nanoseconds per packet.
     pub unit: &'static str,
     /// Median of all runs.
@@ -85,18 +89,25 @@ pub struct Row {
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!("{:24} {:>8} {:>8} {:>8} {:>10}", "ns per packet", "median", "min", "max", "over null");
-    for Row { name, median, min, max, over_null, unit: _ } in &report.rows {
+    for Row { name, median, min, max, over_null, contestant: _, unit: _ } in &report.rows {
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1}");
     }
 }
 
 /// Measures every row. Fails when a run does not end as its row says: with that verdict, and counted under that
 /// reason.
-pub fn measure(objects: Objects<'_>, peers: &[Peer], effort: Effort) -> Result<Report<Row>> {
+pub fn measure(
+    objects: Objects<'_>,
+    peers: &[Peer],
+    effort: Effort,
+    mut progress: impl FnMut(&str),
+) -> Result<Report<Row>> {
+    progress("filling tables");
     let mut contest = Contest::new(objects, peers, effort)?;
     let rows = rows::all(peers);
     let mut runs = vec![Vec::new(); rows.len()];
-    for _ in 0..effort.rounds {
+    for round in 0..effort.rounds {
+        progress(&format!("round {} of {}", round + 1, effort.rounds));
         for (row, runs) in rows.iter().zip(&mut runs) {
             runs.push(contest.time(row).with_context(|| format!("row {}", row.name))?);
         }
@@ -115,7 +126,13 @@ struct Run {
 fn summary(name: String, runs: &[Run]) -> Row {
     let times = sorted(runs.iter().map(|run| run.row));
     let over = sorted(runs.iter().map(|run| run.row - run.null));
+    let contestant = match name.split_once('/') {
+        Some((peer, _)) => peer,
+        None if name.starts_with("null") => "null",
+        None => "tcpguard",
+    };
     Row {
+        contestant: contestant.to_owned(),
         name,
         unit: "ns",
         median: median(&times),

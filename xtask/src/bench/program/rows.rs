@@ -14,7 +14,7 @@ pub(super) const REDIRECT: u32 = 4;
 /// First byte of the sources whose flows are in a table.
 pub(super) const KNOWN: u8 = 11;
 /// First byte of all other sources.
-const STRANGERS: u8 = 12;
+pub(super) const STRANGERS: u8 = 12;
 /// First byte of the sources that are denied where anybody is.
 pub(super) const DENIED: u8 = 13;
 /// First byte of sources of which some are allowed, in a full list.
@@ -22,9 +22,9 @@ pub(super) const ALLOWED: u8 = 14;
 /// Flows that a hot row knows: their entries stay in the first-level cache.
 pub(super) const FEW: u64 = 64;
 /// Strangers of a row whose frames' numbers repeat.
-const HOT_STRANGERS: u64 = 256;
+pub(super) const HOT_STRANGERS: u64 = 256;
 /// Sources of a row in which hardly any comes twice.
-const MANY: u64 = 1 << 24;
+pub(super) const MANY: u64 = 1 << 24;
 
 /// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,10 @@
 //! What stands between client and web server: each set up on the guarded host of a lab.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::process::Stdio;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
+use super::super::defence;
 use crate::build::Artifacts;
 use crate::lab::{Backend, CLIENT_INTERFACE, GUARD_ADDRESS, GUARD_INTERFACE, Instead, Lab, Process, StandIn};
 use crate::run::daemon::Daemon;
@@ -76,7 +74,7 @@ impl Standing {
             Contestant::HaproxyOffload | Contestant::DirectOffload => offload(lab)?,
         }
         if matches!(contestant, Contestant::Haproxy | Contestant::HaproxyOffload) {
-            haproxy = Some(start_haproxy(lab, front, behind)?);
+            haproxy = Some(defence::haproxy(lab, front, behind)?);
         }
         Ok(Self { daemon, _haproxy: haproxy, _program: program, backend })
     }
@@ -99,31 +97,4 @@ impl Standing {
 fn offload(lab: &Lab) -> Result<()> {
     lab.client().output("ethtool", &["-K", CLIENT_INTERFACE, "tx", "on", "tso", "on", "gro", "on"])?;
     lab.guard().output("ethtool", &["-K", GUARD_INTERFACE, "tx", "on", "tso", "on", "gro", "on"]).map(drop)
-}
-
-fn start_haproxy(lab: &Lab, front: SocketAddr, behind: SocketAddr) -> Result<Process> {
-    let config = lab.dir().join("haproxy.cfg");
-    let text = format!(
-        "global
-  nbthread 1
-  maxconn 4096
-defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 60s
-  timeout server 60s
-frontend front
-  bind {front} backlog 16384
-  default_backend behind
-backend behind
-  server nginx {behind}
-"
-    );
-    fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
-    let mut command = lab.guard().command("haproxy");
-    command.args(["-db", "-q", "-f"]).arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut process = Process::spawn(&mut command)?;
-    let reachable = || lab.guard().enter(|| TcpStream::connect(front).is_ok()).unwrap_or(false);
-    process.wait_until(Duration::from_secs(10), reachable).context("HAProxy does not answer")?;
-    Ok(process)
 }

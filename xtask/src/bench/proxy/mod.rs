@@ -1,7 +1,6 @@
 //! `cargo xtask bench proxy`: real clients of a real web server, through tcpguard, through HAProxy in TCP mode, and
 //! without anything between, in turn. No flood: what the relay itself costs when it is calm.
 
-mod client;
 mod contestant;
 
 use std::time::Duration;
@@ -10,10 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use super::figures::{Report, edge, median, sorted};
+use super::http::Http;
 use super::machine::busy;
 use crate::build::Artifacts;
 use crate::lab::{Lab, LabConfig};
-use client::Http;
 pub use contestant::Contestant;
 use contestant::Standing;
 

@@ -1,4 +1,4 @@
-//! The client: wrk for requests by the thousand, curl for transfers and single connections, both in the lab's client.
+//! The client of suites with a web server: wrk for requests by the thousand, curl for transfers and single connections, both in the lab's client.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,9 +14,9 @@ use crate::lab::Lab;
 const SUMMARY: &str = r#"
 done = function(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format('{"requests":%d,"micros":%d,"failed":%d,"p50":%d,"p99":%d}\n',
+  io.write(string.format('{"requests":%d,"micros":%d,"failed":%d,"p50":%d,"p99":%d,"p999":%d}\n',
     summary.requests, summary.duration, e.connect + e.read + e.write + e.status + e.timeout,
-    latency:percentile(50), latency:percentile(99)))
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
 end
 "#;
 
@@ -34,6 +34,7 @@ pub(super) struct Done {
     pub(super) time: Duration,
     pub(super) p50: Duration,
     pub(super) p99: Duration,
+    pub(super) p999: Duration,
 }
 
 /// What the summary above prints.
@@ -44,6 +45,7 @@ struct Summary {
     failed: u64,
     p50: u64,
     p99: u64,
+    p999: u64,
 }
 
 impl<'a> Http<'a> {
@@ -119,10 +121,10 @@ impl<'a> Http<'a> {
 /// Reads the last line, which is the script's.
 fn summary(said: &str) -> Result<Done> {
     let line = said.lines().next_back().unwrap_or_default();
-    let Summary { requests, micros, failed, p50, p99 } =
+    let Summary { requests, micros, failed, p50, p99, p999 } =
         serde_json::from_str(line).with_context(|| format!("wrk said {said:?}"))?;
-    let [time, p50, p99] = [micros, p50, p99].map(Duration::from_micros);
-    Ok(Done { requests, failed, time, p50, p99 })
+    let [time, p50, p99, p999] = [micros, p50, p99, p999].map(Duration::from_micros);
+    Ok(Done { requests, failed, time, p50, p99, p999 })
 }
 
 #[cfg(test)]
@@ -132,10 +134,11 @@ mod tests {
     #[test]
     fn the_last_line_of_wrk_is_the_summary() {
         let said = "Running 1s test @ http://10.77.0.1/page\n\n\
-                    {\"requests\":7,\"micros\":1000000,\"failed\":1,\"p50\":20,\"p99\":30}\n";
+                    {\"requests\":7,\"micros\":1000000,\"failed\":1,\"p50\":20,\"p99\":30,\"p999\":40}\n";
         let done = summary(said).unwrap();
         assert_eq!((done.requests, done.failed, done.time), (7, 1, Duration::from_secs(1)));
         assert_eq!((done.p50, done.p99), (Duration::from_micros(20), Duration::from_micros(30)));
+        assert_eq!(done.p999, Duration::from_micros(40));
         assert!(summary("unable to connect\n").is_err());
     }
 }
