@@ -260,6 +260,22 @@ fn sigterm_drains_resets_the_rest_and_leaves_nothing() -> Result<()> {
 }
 
 #[test]
+fn connections_may_finish_for_as_long_as_drain_time_says_now() -> Result<()> {
+    let setup = Setup::new()?;
+    let mut daemon = setup.daemon(&["--set", "drain-time=0s"])?;
+    let mut stream = setup.keep_alive()?;
+    setup.text(&["tune", "drain-time", "1m"])?;
+    daemon.signal(Signal::TERM)?;
+    eventually("draining", || Ok(setup.json(&["status"])?["phase"] == "draining"))?;
+    stream.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    assert!(stream.read(&mut [0; 100])? > 0, "reset instead of being waited for");
+    drop(stream);
+    let status = daemon.wait(SOON).with_context(|| setup.said())?;
+    assert_eq!(status.code(), Some(0), "{}", setup.said());
+    Ok(())
+}
+
+#[test]
 fn after_sigkill_protection_stays_and_a_fresh_run_takes_over() -> Result<()> {
     let setup = Setup::new()?;
     let daemon = setup.daemon(&[])?;

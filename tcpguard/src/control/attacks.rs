@@ -405,6 +405,45 @@ mod tests {
     }
 
     #[test]
+    fn every_threshold_and_the_calm_time_are_tunables() {
+        let loud = |kind, count| {
+            let at = reading(2, 0);
+            match kind {
+                Kind::SynFlood => Reading { syns: count, ..at },
+                Kind::AckFlood => Reading { invalid_acks: count, ..at },
+                Kind::ConnectionFlood => Reading { syns: count, handshakes: count, ..at },
+                Kind::SlowRead => Reading { stalled: count, ..at },
+            }
+        };
+        for (name, kind) in [
+            ("attack-syns", Kind::SynFlood),
+            ("attack-acks", Kind::AckFlood),
+            ("attack-connections", Kind::ConnectionFlood),
+            ("attack-stalls", Kind::SlowRead),
+        ] {
+            let tells = |value: &str, count| {
+                let thresholds = thresholds(&Tunables::default().with(name, value).unwrap().0);
+                let (attacks, service) = (attacks(), known(0, 80));
+                attacks.observe(&[(service.clone(), reading(1, 0))], &thresholds);
+                attacks.observe(&[(service, loud(kind, count))], &thresholds);
+                attacks.ongoing().iter().any(|attack| attack.kind == kind.name())
+            };
+            assert!(tells("50", 51) && !tells("50", 50) && !tells("0", 1_000_000), "{name}");
+        }
+        let lasts = |calm_time: &str| {
+            let tunables = Tunables::default().with("attack-calm-time", calm_time).unwrap().0;
+            let (attacks, service) = (attacks(), known(0, 80));
+            let observe = |second, syns| {
+                attacks.observe(&[(service.clone(), reading(second, syns))], &thresholds(&tunables))
+            };
+            observe(1, 0);
+            assert_eq!(observe(2, 1_000_000).len(), 1);
+            (3..100).find(|&second| !observe(second, 1_000_000).is_empty())
+        };
+        assert_eq!((lasts("5s"), lasts("20s")), (Some(8), Some(23)));
+    }
+
+    #[test]
     fn an_attack_keeps_its_number_and_ends_with_its_service() {
         let attacks = attacks();
         let (one, two) = (known(0, 80), known(1, 81));

@@ -34,4 +34,6 @@ pub use reload::Origin;
 pub use services::would_guard;
 
 #[cfg(test)]
+mod proofs;
+#[cfg(test)]
 mod tests;

@@ -260,7 +260,7 @@ fn stack(config: &EngineConfig) -> Stack {
 }
 
 /// `base` with the tunables in their places.
-fn stack_config(base: Config, tunables: &Tunables) -> Config {
+pub(crate) fn stack_config(base: Config, tunables: &Tunables) -> Config {
     Config {
         time_wait: tunables.time_wait,
         max_time_wait: tunables.time_wait_limit,
