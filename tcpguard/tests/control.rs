@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::raw::{Outgoing, RawPort, linux_options};
 use support::setup::{SERVICE, Setup, eventually, one_line};
+use tcpguard::control::client::Client;
+use tcpguard::control::protocol::{Reply, Request};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 use xtask::lab::GUARD_INTERFACE;
@@ -473,11 +475,16 @@ fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
     let before = state()?;
 
     // Each verb, its client long gone when the time is over.
-    let changes: [&[&str]; 4] = [
+    let own = ["--service", &SERVICE.to_string()];
+    let changes: [&[&str]; 8] = [
         &["tune", "time-wait", "7s"],
         &["services", "add", &format!("{echo}=respond:echo")],
         &["mode", &SERVICE.to_string(), "stateful"],
         &["filters", "add", "deny", "198.51.100.0/24"],
+        &["filters", "flush"],
+        &["services", "set", &SERVICE.to_string(), "max_connections=7"],
+        &["tune", "retries", "3", own[0], own[1]],
+        &["tune", "--preset", "attack", "--yes"],
     ];
     for change in changes {
         let output = setup.ask(&[change, &["--confirm", "1"]].concat())?;
@@ -489,6 +496,16 @@ fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
     }
     assert_eq!(setup.json(&["filters"])?["total"], 1);
     assert!(setup.said().contains("not confirmed in time"), "{}", setup.said());
+
+    // A client that dies before it hears of its change.
+    let client = Client::new(&setup.control());
+    let Reply::Held(_) = client.ask(&Request::Hold { seconds: 1 })? else { anyhow::bail!("not held") };
+    let tune = Request::Tune { name: Some("retries".into()), value: Some("3".into()), save: false };
+    let mut socket = std::os::unix::net::UnixStream::connect(setup.control())?;
+    socket.write_all(&tune.to_line())?;
+    drop(socket);
+    eventually("it is made all the same", || Ok(!is_as(&before)?))?;
+    eventually("it is taken back all the same", || is_as(&before))?;
 
     // Two changes go back together, and the longer time counts.
     setup.text(&["tune", "time-wait", "7s", "--confirm", "600"])?;
@@ -518,6 +535,84 @@ fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
     assert!(setup.json(&["status"])?["unconfirmed_ms"].is_null());
     assert!(daemon.ended()?.is_none());
     Ok(())
+}
+
+#[test]
+fn a_reload_that_nobody_confirms_is_taken_back_whole() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon_from_file("[tunables]\nretries = 8\n")?;
+    let config = || setup.text(&["config"]);
+    let before = config()?;
+    let file = setup.lab.dir().join("tcpguard.toml");
+    let text = std::fs::read_to_string(&file)?;
+    let service = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let added =
+        format!("[[service]]\nlisten = \"{service}\"\nrespond = \"echo\"\ntunables = {{ retries = 2 }}\n");
+    let filters = "[filters]\ndeny = [\"192.0.2.0/24\"]\n";
+    std::fs::write(&file, text.replace("retries = 8", "retries = 9") + &added + filters)?;
+    let said = setup.ask(&["reload", "--confirm", "1"])?;
+    assert!(said.status.success(), "{said:?}");
+    let changed = config()?;
+    for line in ["retries = 9", "retries = 2", &service.to_string(), "deny 192.0.2.0/24"] {
+        ensure!(changed.contains(line) && !before.contains(line), "{line}: {changed}");
+    }
+    eventually("all of it is taken back", || Ok(config()? == before))?;
+    setup.text(&["reload", "--confirm", "60"])?;
+    setup.text(&["confirm"])?;
+    assert_eq!(config()?, changed);
+    setup.fetch()
+}
+
+#[test]
+fn a_service_has_tunables_of_its_own_that_are_saved_shown_kept_and_taken_away() -> Result<()> {
+    let setup = Setup::new()?;
+    let echo = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let more = format!("[[service]]\nlisten = \"{echo}\" # Echo.\nrespond = \"echo\"\n");
+    let _daemon = setup.daemon_from_file(&more)?;
+    let (service, file) = (echo.to_string(), setup.lab.dir().join("tcpguard.toml"));
+    let tune =
+        |arguments: &[&str]| setup.text(&[&["tune"][..], arguments, &["--service", &service]].concat());
+    let value = |of: &[&str]| -> Result<Option<u64>> {
+        Ok(setup.json(&[&["tune", "retries"][..], of].concat())?["tunables"][0]["value"].as_u64())
+    };
+    let own = ["--service", service.as_str()];
+    assert_eq!(tune(&["retries", "3"])?, format!("service {echo}: retries: 15 -> 3\n"));
+    assert_eq!((value(&[])?, value(&own)?), (Some(15), Some(3)));
+    assert_eq!(value(&["--service", &SERVICE.to_string()])?, Some(15), "another service's");
+    let list = tune(&[])?;
+    ensure!(list.contains(&format!("{echo} 3")) && !list.contains("time-wait "), "{list}");
+    ensure!(setup.text(&["tune"])?.contains(&format!("{echo} 3")), "{}", setup.text(&["tune"])?);
+
+    // What cannot be changes nothing.
+    for (arguments, why) in [
+        (&["time-wait", "3s"][..], "the same for all services"),
+        (&["retries", "0"], "out of range"),
+        (&["min-rto", "1m30s"], "out of range"),
+    ] {
+        let said = one_line(&setup.ask(&[&["tune"][..], arguments, &own].concat())?, 2)?;
+        ensure!(said.contains(why), "{said}");
+    }
+    tune(&["max-rto", "2s"])?;
+    let said = one_line(&setup.ask(&["tune", "min-rto", "3s"])?, 2)?;
+    ensure!(said.contains(&format!("service {echo}: min-rto 3s is above max-rto 2s")), "{said}");
+    let said = one_line(&setup.ask(&["tune", "retries", "3", "--service", "10.77.0.1:99"])?, 2)?;
+    ensure!(said.contains("no service"), "{said}");
+
+    // Saved or gone, as with all that a file says.
+    setup.text(&["reload"])?;
+    assert_eq!(value(&own)?, Some(15));
+    let saved = tune(&["retries", "4", "--save"])?;
+    ensure!(saved.ends_with(&format!("saved in {}\n", file.display())), "{saved}");
+    setup.text(&["reload"])?;
+    assert_eq!((value(&[])?, value(&own)?), (Some(15), Some(4)));
+    let text = std::fs::read_to_string(&file)?;
+    ensure!(text.contains("# Echo.") && text.contains("tunables = { retries = 4 }"), "{text}");
+    let config = setup.json(&["config"])?;
+    assert_eq!(config["config"]["service"][1]["tunables"]["retries"], 4);
+    tune(&["retries", "inherit", "--save"])?;
+    ensure!(!std::fs::read_to_string(&file)?.contains("retries"), "still in the file");
+    assert_eq!(value(&own)?, Some(15));
+    setup.fetch()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::{self, Preset, TunableError};
 use crate::control::client::Client;
-use crate::control::protocol::{Reply, Request, Tunable, Tuned};
+use crate::control::protocol::{Reply, Request, ServiceTuned, Tunable, Tuned};
 
 use super::confirm::Within;
 use super::output::{Align, Table, write_json};
@@ -19,6 +19,9 @@ Examples:
   tcpguard tune time-wait        show one
   tcpguard tune time-wait 30s    set it, at once, until the daemon ends
   tcpguard tune time-wait 30s --save    set it, and write it into the file
+  tcpguard tune retries 3 --service 192.0.2.1:443        for one service alone
+  tcpguard tune retries inherit --service 192.0.2.1:443  as for all others again
+  tcpguard tune --service 192.0.2.1:443                  list what it can have for itself
   tcpguard tune --preset attack         what a preset (calm, attack, high-churn) would change
   tcpguard tune --preset attack --yes   change it, all at once")]
 pub(super) struct Args {
@@ -27,6 +30,9 @@ pub(super) struct Args {
     /// Its new value, such as 500ms, 30s or 2m
     #[arg(allow_hyphen_values = true)]
     value: Option<String>,
+    /// For this service alone; its `inherit` takes the value away again. PER SERVICE in the list says which can be
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "preset")]
+    service: Option<String>,
     /// Write it into the daemon's configuration file, too; comments stay
     #[arg(long, requires = "value")]
     save: bool,
@@ -54,11 +60,7 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         return run_preset(args, preset, client);
     }
     // What can be judged without the daemon is; what values say together only the daemon knows.
-    if let Some(name) = &args.name {
-        let tunable = config::Tunable::find(name)?;
-        args.value.as_deref().map(|value| tunable.parse(value)).transpose()?;
-    }
-    let request = Request::Tune { name: args.name.clone(), value: args.value.clone(), save: args.save };
+    let request = request(args)?;
     args.within.check(args.save)?;
     let reply = match args.value {
         Some(_) => args.within.change(client, || ask(client, &request))?,
@@ -71,6 +73,11 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
             let saved = tuned.saved.as_ref().map(|file| format!(", saved in {file}")).unwrap_or_default();
             writeln!(out, "{}{saved}", change(&tuned))?;
         }
+        Reply::ServiceTuned(tuned) if args.json => write_json(&mut out, &tuned)?,
+        Reply::ServiceTuned(ServiceTuned { service, tuned }) => {
+            let saved = tuned.saved.as_ref().map(|file| format!(", saved in {file}")).unwrap_or_default();
+            writeln!(out, "service {service}: {}{saved}", change(&tuned))?;
+        }
         Reply::Tunables(rows) if args.json => write_json(&mut out, &rows)?,
         Reply::Tunables(rows) => {
             table(&rows.tunables).write(&mut out)?;
@@ -81,6 +88,23 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         _ => return Err(unexpected()),
     }
     Ok(out.flush()?)
+}
+
+fn request(args: &Args) -> Result<Request, Failure> {
+    let Args { name, value, save, .. } = args;
+    let (name, value, save) = (name.clone(), value.clone(), *save);
+    let Some(service) = &args.service else {
+        if let Some(name) = &name {
+            let tunable = config::Tunable::find(name)?;
+            value.as_deref().map(|value| tunable.parse(value)).transpose()?;
+        }
+        return Ok(Request::Tune { name, value, save });
+    };
+    let service = config::listen_address(service).map_err(Failure::BadInput)?;
+    if let Some(name) = &name {
+        config::Overrides::default().set(name, value.as_deref().unwrap_or(config::INHERIT))?;
+    }
+    Ok(Request::TuneService { service, name, value, save })
 }
 
 fn preset_named(name: &str) -> Result<&'static Preset, String> {
@@ -151,6 +175,7 @@ fn table(rows: &[Tunable]) -> Table {
         ("CURRENT", Align::Right),
         ("DEFAULT", Align::Right),
         ("RANGE", Align::Left),
+        ("PER SERVICE", Align::Left),
     ]);
     for row in rows {
         let shown = |number| shown(&row.name, number);
@@ -158,7 +183,16 @@ fn table(rows: &[Tunable]) -> Table {
             [] => format!("{} to {}", shown(row.min), shown(row.max)),
             choices => choices.join(", "),
         };
-        table.row(vec![row.name.clone(), shown(row.value), shown(row.default), range]);
+        let own = match &row.services {
+            None => "no".to_owned(),
+            Some(own) if own.is_empty() => "yes".to_owned(),
+            Some(own) => {
+                let own: Vec<_> =
+                    own.iter().map(|(service, value)| format!("{service} {}", shown(*value))).collect();
+                own.join(", ")
+            }
+        };
+        table.row(vec![row.name.clone(), shown(row.value), shown(row.default), range, own]);
     }
     table
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
+use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, value};
 
 use super::file::Written;
 use super::write::service_keys;
@@ -116,12 +116,21 @@ fn with_service(
 }
 
 /// Makes a table say `new` where it said `old`; what both say stays as it is written.
-fn set_keys(table: &mut Table, old: &toml::Table, new: &toml::Table) {
+fn set_keys(table: &mut dyn TableLike, old: &toml::Table, new: &toml::Table) {
     for key in old.keys().filter(|&key| !new.contains_key(key)) {
         table.remove(key);
     }
     for (key, wanted) in new.iter().filter(|&(key, wanted)| old.get(key) != Some(wanted)) {
         let mut item = match wanted {
+            toml::Value::Table(wanted) => {
+                let none = toml::Table::new();
+                let old = old.get(key).and_then(toml::Value::as_table).unwrap_or(&none);
+                let held = table.entry(key).or_insert(value(InlineTable::new()));
+                if let Some(held) = held.as_table_like_mut() {
+                    set_keys(held, old, wanted);
+                }
+                continue;
+            }
             toml::Value::Array(values) => {
                 value(values.iter().filter_map(toml::Value::as_str).collect::<toml_edit::Array>())
             }

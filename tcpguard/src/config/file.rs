@@ -11,8 +11,8 @@ use toml::Spanned;
 
 use super::{
     Action, AttachMode, Backends, Balance, Config, ConfigError, Control, Destination, Events, Filter,
-    FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Part, ProxyProtocol, Readers, Responder,
-    Service, ServiceMode, Source as BackendSource, access, events, near,
+    FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Overrides, Part, ProxyProtocol, Readers,
+    Responder, Service, ServiceMode, Source as BackendSource, access, events, near,
 };
 
 /// With room for as many filters as there may be: what is larger is some other file.
@@ -69,6 +69,8 @@ struct RawService {
     max_connections: Option<Spanned<i64>>,
     idle_time: Option<Spanned<String>>,
     total_time: Option<Spanned<String>>,
+    #[serde(default)]
+    tunables: BTreeMap<Spanned<String>, Spanned<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -118,6 +120,16 @@ struct RawEvents {
 enum RawValue {
     Text(String),
     Number(i64),
+}
+
+impl RawValue {
+    /// As on the command line.
+    fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+        }
+    }
 }
 
 /// What a file says, and where.
@@ -214,11 +226,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
         config.services.push(read_service(&source, service)?);
     }
     for (name, value) in &raw.tunables {
-        let text = match value.get_ref() {
-            RawValue::Text(text) => text.clone(),
-            RawValue::Number(number) => number.to_string(),
-        };
-        let set = config.tunables.set(name.get_ref(), &text);
+        let set = config.tunables.set(name.get_ref(), &value.get_ref().text());
         set.map_err(|error| source.error(name.span().start, error.to_string()))?;
         lines.tunables.insert(name.get_ref().clone(), source.line(name.span().start));
     }
@@ -348,7 +356,12 @@ fn read_service(source: &Source<'_>, raw: RawService) -> Result<Service, ConfigE
         idle_time: source.maybe(&raw.idle_time, time_limit)?,
         total_time: source.maybe(&raw.total_time, time_limit)?,
     };
-    Ok(Service { listen, mode, dry_run: raw.dry_run, destination, limits })
+    let mut tunables = Overrides::default();
+    for (name, value) in &raw.tunables {
+        let set = tunables.set(name.get_ref(), &value.get_ref().text());
+        set.map_err(|error| source.error(name.span().start, error.to_string()))?;
+    }
+    Ok(Service { listen, mode, dry_run: raw.dry_run, destination, limits, tunables })
 }
 
 fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Destination>, ConfigError> {

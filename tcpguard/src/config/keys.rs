@@ -140,6 +140,8 @@ fn interface() -> Section {
 }
 
 fn service() -> Section {
+    let own = TUNABLES.iter().filter(|tunable| tunable.per_service).map(|tunable| tunable.name);
+    let own: Vec<_> = own.collect();
     section(
         "[[service]]",
         "What to protect there; once for each address and port.",
@@ -205,6 +207,11 @@ fn service() -> Section {
             ),
             key("idle_time", "10m", "How long one may go without a byte either way; without it, for ever."),
             key("total_time", "24h", "How long one may last; without it, for ever."),
+            key(
+                "tunables",
+                Value::Table([("close-wait".to_owned(), Value::from("5m"))].into_iter().collect()),
+                format!("Tunables that it has for itself: any of {}.", own.join(", ")),
+            ),
         ],
     )
 }

@@ -11,6 +11,7 @@ pub mod file;
 pub mod filters;
 mod keys;
 pub(crate) mod near;
+mod overrides;
 mod presets;
 mod service;
 pub mod tunables;
@@ -32,6 +33,7 @@ pub use edit::{EditError, save_service, save_tunable};
 pub use events::Events;
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
+pub use overrides::{INHERIT, Overrides};
 pub use presets::{PRESETS, Preset};
 pub use tunables::{
     AcceptOverflow, CongestionControl, StrictPolicy, TUNABLES, Tunable, TunableError, Tunables, Unit, Value,
@@ -118,6 +120,8 @@ pub struct Service {
     pub destination: Option<Destination>,
     /// What they may take.
     pub limits: Limits,
+    /// Timers and limits of its own.
+    pub tunables: Overrides,
 }
 
 /// How a service treats SYNs.
@@ -259,6 +263,7 @@ impl FromStr for Service {
                 dry_run: false,
                 destination: None,
                 limits: Limits::default(),
+                tunables: Overrides::default(),
             });
         }
         let last = destination.rsplit_once(',').and_then(|(rest, last)| Some((rest, last.parse().ok()?)));
@@ -269,6 +274,7 @@ impl FromStr for Service {
             dry_run: false,
             destination: Some(destination.parse()?),
             limits: Limits::default(),
+            tunables: Overrides::default(),
         })
     }
 }
@@ -351,8 +357,27 @@ impl Config {
         services_contradiction(&self.services)?;
         let tunables =
             |error: TunableError| Contradiction { part: Part::Tunables, message: error.to_string() };
-        self.tunables.check().map_err(tunables)
+        self.tunables.check().map_err(tunables)?;
+        own_tunables_contradiction(&self.services, &self.tunables)
     }
+}
+
+/// Refuses values of services' own that contradict those that hold for all.
+///
+/// # Errors
+/// The first contradiction, in one line.
+pub fn check_own_tunables(services: &[Service], common: &Tunables) -> Result<(), String> {
+    own_tunables_contradiction(services, common).map_err(|contradiction| contradiction.message)
+}
+
+fn own_tunables_contradiction(services: &[Service], common: &Tunables) -> Result<(), Contradiction> {
+    for (index, service) in services.iter().enumerate() {
+        service.tunables.over(common).map_err(|error| Contradiction {
+            part: Part::Service(index),
+            message: format!("service {}: {error}", service.listen),
+        })?;
+    }
+    Ok(())
 }
 
 /// Refuses services that contradict each other, or that are too few or too many: what there is to check about them once

@@ -50,6 +50,8 @@ pub struct Tunable {
     pub min: u64,
     /// Greatest value allowed.
     pub max: u64,
+    /// Whether a service may have a value of its own.
+    pub per_service: bool,
     get: fn(&Tunables) -> u64,
     set: fn(&mut Tunables, u64),
 }
@@ -75,6 +77,9 @@ pub enum TunableError {
         /// Greatest value allowed.
         max: Value,
     },
+    /// A service cannot have it for itself.
+    #[error("{0} is the same for all services; of its own a service can have {own}", own = of_services())]
+    NotPerService(&'static str),
     /// Each value is in range, but not together.
     #[error("{0}")]
     Contradiction(String),
@@ -186,7 +191,7 @@ const MIN: u64 = 60 * S;
 const H: u64 = 60 * MIN;
 
 macro_rules! tunables {
-    ($( $(#[doc = $help:literal])+ $field:ident: $type:ty = $name:literal, $default:expr, $min:expr => $max:expr; )+) => {
+    ($( $(#[doc = $help:literal])+ $field:ident: $type:ty = $name:literal, $default:expr, $min:expr => $max:expr $(, per $service:ident)?; )+) => {
         /// Every tunable's value. Plain data: whoever holds a copy sees one consistent set.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Tunables { $( $(#[doc = $help])+ pub $field: $type, )+ }
@@ -199,6 +204,7 @@ macro_rules! tunables {
             default: $default,
             min: $min,
             max: $max,
+            per_service: !stringify!($($service)?).is_empty(),
             get: |tunables| tunables.$field.number(),
             set: |tunables, number| tunables.$field = <$type as Number>::from_number(number),
         }, )+ ];
@@ -219,35 +225,35 @@ tunables! {
     /// few makes room: old duplicates of it are dropped from then on, as those of any unknown connection.
     time_wait_limit: u32 = "time-wait-limit", 262_144, 8 => 4_194_304;
     /// How long a connection that was closed here waits for the peer's FIN before it is dropped.
-    fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H;
+    fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H, per service;
     /// Connections that each receive queue may have whose service is done with them and whose clients have not closed or not
     /// acknowledged everything yet. When they are more, those left for longest are reset.
     orphan_limit: u32 = "orphan-limit", 65_536, 16 => 1_048_576;
     /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
     /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
-    close_wait: Duration = "close-wait", H, 0 => 24 * H;
+    close_wait: Duration = "close-wait", H, 0 => 24 * H, per service;
     /// Retransmission timeout before the first round-trip measurement (RFC 6298 §2.1).
-    initial_rto: Duration = "initial-rto", S, 10 * MS => MIN;
+    initial_rto: Duration = "initial-rto", S, 10 * MS => MIN, per service;
     /// Least retransmission timeout (RFC 6298 §2.4 says 1s, kernels use 200ms).
-    min_rto: Duration = "min-rto", 200 * MS, 10 * MS => MIN;
+    min_rto: Duration = "min-rto", 200 * MS, 10 * MS => MIN, per service;
     /// Greatest retransmission timeout, also between zero-window probes (RFC 6298 §2.5).
-    max_rto: Duration = "max-rto", MIN, S => 10 * MIN;
+    max_rto: Duration = "max-rto", MIN, S => 10 * MIN, per service;
     /// Retransmissions of the same data, or unanswered zero-window probes, before a connection is given up
     /// (RFC 9293 §3.8.3, R2).
-    retries: u32 = "retries", 15, 1 => 50;
+    retries: u32 = "retries", 15, 1 => 50, per service;
     /// How long data may go unacknowledged before the connection is given up and reset (RFC 5482), instead of after a number of
     /// retries. 0s is no such limit.
-    user_timeout: Duration = "user-timeout", 0, 0 => 24 * H;
+    user_timeout: Duration = "user-timeout", 0, 0 => 24 * H, per service;
     /// How long a client may be silent before it is asked whether it is still there (RFC 1122 §4.2.3.6), to a second. Only
     /// connections with nothing on its way to the client are concerned. 0s is never.
-    keepalive_time: Duration = "keepalive-time", 0, 0 => 12 * H;
+    keepalive_time: Duration = "keepalive-time", 0, 0 => 12 * H, per service;
     /// Time between two keepalive probes that are not answered.
-    keepalive_interval: Duration = "keepalive-interval", 75 * S, S => H;
+    keepalive_interval: Duration = "keepalive-interval", 75 * S, S => H, per service;
     /// Keepalive probes without an answer before a connection is given up and reset.
-    keepalive_probes: u32 = "keepalive-probes", 9, 1 => 100;
+    keepalive_probes: u32 = "keepalive-probes", 9, 1 => 100, per service;
     /// How fast connections send: newreno (RFC 5681, RFC 6582) or cubic (RFC 9438), which is as fast on short paths and
     /// recovers sooner on long ones.
-    congestion_control: CongestionControl = "congestion-control", 1, 0 => 1;
+    congestion_control: CongestionControl = "congestion-control", 1, 0 => 1, per service;
     /// How long a client may keep its receive window closed while memory for sending is short; it is reset then, the
     /// longest-stalled first. With memory to spare it may do so for as long as it answers probes, unless the backend has
     /// closed: then nobody else would ever let it go.
@@ -262,10 +268,10 @@ tunables! {
     /// a few makes room: its SYN-ACK is not sent again, but can still be acknowledged.
     half_open_limit: u32 = "half-open-limit", 16_384, 8 => 131_072;
     /// Connections of one service that may wait to be taken by it, on each receive queue.
-    accept_backlog: u32 = "accept-backlog", 4096, 1 => 1_048_576;
+    accept_backlog: u32 = "accept-backlog", 4096, 1 => 1_048_576, per service;
     /// What becomes of a client whose connection finds the accept queue full: ignore its ACK, so that it comes in as soon as
     /// there is room, or reset it.
-    accept_overflow: AcceptOverflow = "accept-overflow", 0, 0 => 1;
+    accept_overflow: AcceptOverflow = "accept-overflow", 0, 0 => 1, per service;
     /// SYNs a second (and resets of what they left half-open) that stateful services leave to the stack; those beyond are
     /// answered with cookies. More than so many SYNs a second also make services in mode auto answer with cookies alone.
     /// 0 leaves none. Shared out among receive queues.
@@ -283,13 +289,13 @@ tunables! {
     /// window scale and SACK for these clients. auto: at services that are sent more invalid ACKs than strict-rate. A change
     /// counts from the next cookie-period on and breaks no handshake. Machines that share a secret file accept each other's
     /// cookies without timestamps only while both are strict or neither is: always or never there keeps them alike.
-    strict: StrictPolicy = "strict", 0, 0 => 2;
+    strict: StrictPolicy = "strict", 0, 0 => 2, per service;
     /// Invalid ACKs a second, over any time and beyond a minute's worth at once, that make a service strict. The default lets
     /// one guess a day be right at most: 2^25 of them a day are 388 a second.
-    strict_rate: u32 = "strict-rate", 388, 1 => 100_000_000;
+    strict_rate: u32 = "strict-rate", 388, 1 => 100_000_000, per service;
     /// How long there must have been less than half of strict-rate before a service is no longer strict. From 22.5 times the
     /// cookie-period on, a forger who pauses until then has no more right guesses than one who goes on.
-    strict_calm_time: Duration = "strict-calm-time", 30 * MIN, S => 7 * 24 * H;
+    strict_calm_time: Duration = "strict-calm-time", 30 * MIN, S => 7 * 24 * H, per service;
     /// How long after the daemon died its ports stay silent, so that clients retry, before on_daemon_exit applies.
     exit_grace: Duration = "exit-grace", 3 * S, 0 => MIN;
     /// SYN-ACKs a second that the addresses of one prefix are sent together, whoever asks for them: the most that a
@@ -335,16 +341,16 @@ tunables! {
     icmp_rate: u32 = "icmp-rate", 100, 0 => 1_000_000;
     /// SYNs a second to one service, beyond those that lead to a handshake, that are a SYN flood in `tcpguard events`. 0 is
     /// never. What is done about them does not depend on it.
-    attack_syns: u32 = "attack-syns", 10_000, 0 => 100_000_000;
+    attack_syns: u32 = "attack-syns", 10_000, 0 => 100_000_000, per service;
     /// ACKs a second without a valid cookie to one service that are an ACK flood there. 0 is never.
-    attack_acks: u32 = "attack-acks", 10_000, 0 => 100_000_000;
+    attack_acks: u32 = "attack-acks", 10_000, 0 => 100_000_000, per service;
     /// Completed handshakes a second of one service, refused ones included, that are a connection flood there. 0 is never.
-    attack_connections: u32 = "attack-connections", 20_000, 0 => 100_000_000;
+    attack_connections: u32 = "attack-connections", 20_000, 0 => 100_000_000, per service;
     /// Connections of one service whose clients take nothing of what its backends say that are a slow read there. 0 is
     /// never.
-    attack_stalls: u32 = "attack-stalls", 1000, 0 => 10_000_000;
+    attack_stalls: u32 = "attack-stalls", 1000, 0 => 10_000_000, per service;
     /// How long there must have been less than half of that before an attack is over.
-    attack_calm_time: Duration = "attack-calm-time", 10 * S, S => H;
+    attack_calm_time: Duration = "attack-calm-time", 10 * S, S => H, per service;
     /// How long open connections may finish after SIGTERM before they are reset.
     drain_time: Duration = "drain-time", 5 * S, 0 => H;
 }
@@ -388,6 +394,17 @@ impl Tunable {
             .iter()
             .find(|tunable| tunable.name == name)
             .ok_or_else(|| TunableError::Unknown(name.to_owned()))
+    }
+
+    /// The row called `name`, if a service may have it for itself.
+    ///
+    /// # Errors
+    /// That there is no such row, or that a service may not.
+    pub fn of_a_service(name: &str) -> Result<&'static Self, TunableError> {
+        match Self::find(name)? {
+            tunable if tunable.per_service => Ok(tunable),
+            tunable => Err(TunableError::NotPerService(tunable.name)),
+        }
     }
 
     /// `number` in this tunable's unit.
@@ -472,6 +489,13 @@ impl Tunables {
         check_burst(("stateful-rate", self.stateful_rate), ("stateful-burst", self.stateful_burst))?;
         Ok(())
     }
+}
+
+/// The names of those that a service may have for itself.
+fn of_services() -> String {
+    let names: Vec<_> =
+        TUNABLES.iter().filter(|tunable| tunable.per_service).map(|tunable| tunable.name).collect();
+    names.join(", ")
 }
 
 /// XDP's clock stands still for a timer tick, 10 ms with the slowest kernels: what a rate allows in that time comes at

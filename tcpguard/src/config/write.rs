@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Action, BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Config, Control, Destination, Events, Filter,
     FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Service, Source, TUNABLES, Tunables, Unit,
-    access, duration,
+    Value, access, duration,
 };
 
 /// What a file cannot say.
@@ -71,6 +71,9 @@ struct ServiceTable {
     max_connections: Option<u32>,
     idle_time: Option<String>,
     total_time: Option<String>,
+    // Last: a table comes after all values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tunables: BTreeMap<&'static str, Number>,
 }
 
 #[derive(Serialize)]
@@ -160,8 +163,8 @@ fn interface_table(interface: &Interface) -> InterfaceTable<'_> {
 }
 
 fn service_table(service: &Service) -> ServiceTable {
-    let Service { listen, mode, dry_run, destination, limits: Limits { connections, idle_time, total_time } } =
-        service;
+    let Service { listen, mode, dry_run, destination, limits, tunables } = service;
+    let Limits { connections, idle_time, total_time } = limits;
     let table = ServiceTable {
         listen: listen.to_string(),
         mode: mode.to_string(),
@@ -169,6 +172,7 @@ fn service_table(service: &Service) -> ServiceTable {
         max_connections: *connections,
         idle_time: idle_time.map(duration::format),
         total_time: total_time.map(duration::format),
+        tunables: tunables.iter().map(|(name, value)| (name, number(value))).collect(),
         ..ServiceTable::default()
     };
     match destination {
@@ -219,21 +223,21 @@ fn filters_table(filters: &FilterSet) -> FiltersTable {
 }
 
 fn tunables_table(tunables: &Tunables) -> BTreeMap<&'static str, Number> {
-    let row = |tunable: &super::Tunable| {
-        let value = tunable.get(tunables);
-        let number = match tunable.unit {
-            Unit::Duration | Unit::Choice(_) => Number::Text(value.to_string()),
-            Unit::Count => Number::Count(value.number),
-        };
-        (tunable.name, number)
-    };
-    TUNABLES.iter().map(row).collect()
+    TUNABLES.iter().map(|tunable| (tunable.name, number(tunable.get(tunables)))).collect()
+}
+
+/// A tunable's value as the file has it.
+fn number(value: Value) -> Number {
+    match value.unit {
+        Unit::Duration | Unit::Choice(_) => Number::Text(value.to_string()),
+        Unit::Count => Number::Count(value.number),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AttachMode, ProxyProtocol, Readers, ServiceMode, file};
+    use crate::config::{AttachMode, Overrides, ProxyProtocol, Readers, ServiceMode, file};
     use proptest::prelude::*;
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
@@ -271,6 +275,10 @@ mod tests {
         config.services.push(Service { destination, ..config.services[0].clone() });
         config.services[3].listen = "192.0.2.1:9".parse().unwrap();
         let destination = Some(Destination::Backends(relayed));
+        let mut own = Overrides::default();
+        for (name, value) in [("retries", "3"), ("fin-wait-2", "1s500ms"), ("strict", "never")] {
+            own.set(name, value).unwrap();
+        }
         let listen = "192.0.2.1:8".parse().unwrap();
         config.services.push(Service {
             listen,
@@ -278,6 +286,7 @@ mod tests {
             dry_run: true,
             destination,
             limits,
+            tunables: own,
         });
         config.secret_file = Some("/a b/\\\"\n\u{e9}".into());
         let readers = Readers { socket: "/r".into(), group: Some("users".into()), mode: 0o666 };

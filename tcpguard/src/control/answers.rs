@@ -9,9 +9,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::reason::{Class, Reason};
 use tokio::sync::mpsc;
 
-use crate::config::{
-    Config, Destination, Filter, FilterSet, Service, ServiceMode, TUNABLES, Tunable, Tunables,
-};
+use crate::config::{Config, Destination, Filter, FilterSet, Service, ServiceMode, Tunables};
 use crate::dataplane::{ServiceCounters, coarse_clock_ns, monotonic_ns};
 use crate::engine::EngineStats;
 use crate::service::{BackendStats, Far, Held, Purpose, ServiceSpec};
@@ -70,6 +68,18 @@ impl Handler for Guard {
             }
             Request::Tune { name: Some(name), value: Some(value), .. } => {
                 return self.tune(&name, &value).await;
+            }
+            Request::TuneService { value: None, save: true, .. } => {
+                return Reply::bad_input("nothing to save without a value");
+            }
+            Request::TuneService { service, name, value: None, .. } => {
+                return self.tunables_of(service, name.as_deref());
+            }
+            Request::TuneService { name: None, value: Some(_), .. } => {
+                return Reply::bad_input("a value without a name");
+            }
+            Request::TuneService { service, name: Some(name), value: Some(value), save } => {
+                return self.tune_service(service, &name, &value, save).await;
             }
             Request::TuneAll { values } => return self.tune_all(&values).await,
             Request::Hold { seconds } => return self.hold(seconds).await,
@@ -278,32 +288,15 @@ impl Guard {
         }
     }
 
-    fn tunables(&self, name: Option<&str>) -> Reply {
-        let rows = match name.map(Tunable::find).transpose() {
-            Ok(Some(one)) => std::slice::from_ref(one),
-            Ok(None) => TUNABLES,
-            Err(error) => return Reply::bad_input(error.to_string()),
-        };
-        let tunables = self.tunables.borrow();
-        let row = |tunable: &Tunable| wire::Tunable {
-            name: tunable.name.to_owned(),
-            unit: tunable.unit.name().to_owned(),
-            choices: tunable.unit.choices().iter().map(|&name| name.to_owned()).collect(),
-            value: tunable.get(&tunables).number,
-            default: tunable.default,
-            min: tunable.min,
-            max: tunable.max,
-            help: tunable.help.trim().to_owned(),
-        };
-        Reply::Tunables(wire::Tunables { tunables: rows.iter().map(row).collect() })
-    }
-
     pub(super) async fn tune(&self, name: &str, value: &str) -> Reply {
         let changed = self.tunables.borrow().with(name, value);
         let (tunables, old, new) = match changed {
             Ok(changed) => changed,
             Err(error) => return Reply::bad_input(error.to_string()),
         };
+        if let Err(error) = self.judge_tunables(&tunables) {
+            return Reply::bad_input(error);
+        }
         if let Err(error) = self.set_tunables(tunables).await {
             return Reply::failed(error.to_string());
         }

@@ -23,6 +23,7 @@ use super::guard::{Guard, engine_error};
 use super::hook::Hook;
 use super::protocol::{self as wire, Fault, Refusal, Reply};
 use super::services::Known;
+use super::tunables::ByService as _;
 
 /// How often the counters are read.
 pub(super) const ATTACK_TICK: Duration = Duration::from_secs(1);
@@ -87,7 +88,7 @@ impl Attacks {
     }
 
     /// Takes in a reading of every service that there is.
-    fn observe(&self, readings: &[(Known, Reading)], thresholds: &Thresholds) -> Vec<News> {
+    fn observe(&self, readings: &[(Known, Reading)], thresholds: impl Fn(u32) -> Thresholds) -> Vec<News> {
         let mut watches = self.watches.borrow_mut();
         let mut news = Vec::new();
         let stays = |id: &u32, watched: &Watched| {
@@ -106,7 +107,7 @@ impl Attacks {
             let listen = known.service.listen;
             let new = || Watched { listen, watch: Watch::default(), numbers: Default::default() };
             let watched = watches.entry(known.id).or_insert_with(new);
-            for change in watched.watch.observe(*reading, thresholds) {
+            for change in watched.watch.observe(*reading, &thresholds(known.id)) {
                 let kind = match &change {
                     Change::Began(kind) => {
                         self.begun.set(self.begun.get() + 1);
@@ -304,7 +305,8 @@ impl Guard {
             Ok((known, reading))
         });
         let readings = readings.collect::<Result<Vec<_>, DaemonError>>()?;
-        let news = self.attacks.observe(&readings, &thresholds(&self.tunables.borrow()));
+        let tunables = self.tunables_by_service();
+        let news = self.attacks.observe(&readings, |id| thresholds(tunables.of(id)));
         self.sample_segments().await?;
         self.sample_flows().await?;
         news.into_iter().for_each(|news| self.attacks.announce(news));
@@ -391,7 +393,7 @@ mod tests {
     /// Readings of one service, announced.
     fn observe(attacks: &Attacks, known: &Known, readings: &[(u64, u64)]) {
         for &(second, syns) in readings {
-            let news = attacks.observe(&[(known.clone(), reading(second, syns))], &THRESHOLDS);
+            let news = attacks.observe(&[(known.clone(), reading(second, syns))], |_| THRESHOLDS);
             news.into_iter().for_each(|news| attacks.announce(news));
         }
     }
@@ -424,8 +426,8 @@ mod tests {
             let tells = |value: &str, count| {
                 let thresholds = thresholds(&Tunables::default().with(name, value).unwrap().0);
                 let (attacks, service) = (attacks(), known(0, 80));
-                attacks.observe(&[(service.clone(), reading(1, 0))], &thresholds);
-                attacks.observe(&[(service, loud(kind, count))], &thresholds);
+                attacks.observe(&[(service.clone(), reading(1, 0))], |_| thresholds);
+                attacks.observe(&[(service, loud(kind, count))], |_| thresholds);
                 attacks.ongoing().iter().any(|attack| attack.kind == kind.name())
             };
             assert!(tells("50", 51) && !tells("50", 50) && !tells("0", 1_000_000), "{name}");
@@ -434,13 +436,22 @@ mod tests {
             let tunables = Tunables::default().with("attack-calm-time", calm_time).unwrap().0;
             let (attacks, service) = (attacks(), known(0, 80));
             let observe = |second, syns| {
-                attacks.observe(&[(service.clone(), reading(second, syns))], &thresholds(&tunables))
+                attacks.observe(&[(service.clone(), reading(second, syns))], |_| thresholds(&tunables))
             };
             observe(1, 0);
             assert_eq!(observe(2, 1_000_000).len(), 1);
             (3..100).find(|&second| !observe(second, 1_000_000).is_empty())
         };
         assert_eq!((lasts("5s"), lasts("20s")), (Some(8), Some(23)));
+        // Two services, of which one has thresholds for itself.
+        let (attacks, services) = (attacks(), [known(0, 80), known(1, 81)]);
+        for (second, syns) in [(1, 0), (2, 100)] {
+            let readings = services.clone().map(|known| (known, reading(second, syns)));
+            attacks
+                .observe(&readings, |id| Thresholds { syns: if id == 1 { 1000 } else { 10 }, ..THRESHOLDS });
+        }
+        let on: Vec<_> = attacks.ongoing().iter().map(|attack| attack.service.port()).collect();
+        assert_eq!(on, [80]);
     }
 
     #[test]

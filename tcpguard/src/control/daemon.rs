@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, ConfigError, Destination, Limits, Service, ServiceMode};
+use crate::config::{Config, ConfigError, Destination, Limits, Overrides, Service, ServiceMode};
 use crate::dataplane::{
     Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError,
 };
@@ -198,7 +198,14 @@ impl Daemon {
     {
         let (mode, limits) = (ServiceMode::default(), Limits::default());
         let destination = Some(Destination::Application);
-        self.config.services.push(Service { listen, mode, dry_run: false, destination, limits });
+        self.config.services.push(Service {
+            listen,
+            mode,
+            dry_run: false,
+            destination,
+            limits,
+            tunables: Overrides::default(),
+        });
         self.applications.insert(listen, Application::new(serve));
         self
     }

@@ -24,7 +24,7 @@ use crate::dataplane::{
 };
 use crate::engine::{
     DrainReport, EngineConfig, EngineError, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine,
-    Tap, XskPort, tap,
+    ServiceTunables, Tap, XskPort, tap,
 };
 use crate::service::{Application, Quota, ServiceSpec, Services};
 
@@ -41,8 +41,10 @@ use super::monitor::Monitors;
 use super::privileges::Privileges;
 use super::protocol as wire;
 use super::reload::Origin;
+use super::services;
 use super::socket::ListenError;
 use super::strict::Strict;
+use super::tunables::InForce;
 
 /// A heartbeat older than this is stale. Engines beat at least every tenth of it.
 const STALE_AFTER: Duration = Duration::from_secs(1);
@@ -212,7 +214,7 @@ impl Guard {
         for engine in &self.engines {
             heard(engine, engine.handle.set_tunables(Arc::clone(&tunables)).await)?;
         }
-        Ok(())
+        self.tune_services_in_engines(&self.modes.known()).await
     }
 
     /// Has keys made from another secret, from the next epoch on. Returns whether it is another one.
@@ -247,7 +249,7 @@ impl Guard {
         // One at a time, or an older state could be written last.
         let _turn = self.publishing.lock().await;
         let (slots, clock) = (self.keys.borrow().slots(), self.keys.borrow().clock());
-        let planned = self.strict.plan(clock.epoch, &self.tunables.borrow());
+        let planned = self.strict.plan(clock.epoch, &self.tunables_by_service());
         let strictness = self.strict.in_force();
         for engine in &self.engines {
             let told = engine.handle.set_epochs(slots, stack_clock(&clock), Arc::clone(&strictness)).await;
@@ -417,6 +419,7 @@ struct Prepared {
     keys: KeySchedule,
     settings: Settings,
     tunables: Arc<Tunables>,
+    service_tunables: ServiceTunables,
     strict: Strict,
     services: Vec<ServiceSpec>,
     descriptors: Quota,
@@ -466,10 +469,22 @@ impl Prepared {
             Ok(dataplane.strictness(service.listen.ip(), service.listen.port())?)
         };
         let held = config.services.iter().map(held).collect::<Result<Vec<_>, DaemonError>>()?;
-        let strict = Strict::new(held, keys.clock().epoch, &tunables);
+        let own = InForce::new(&tunables, &services::first(&config.services));
+        let strict = Strict::new(held, keys.clock().epoch, &own);
         let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services, &[]))?;
-        let descriptors = Quota::default();
-        Ok(Self { keys, settings, tunables, strict, services, descriptors, census, tap, privileges })
+        let service_tunables = own.of_services();
+        Ok(Self {
+            keys,
+            settings,
+            tunables,
+            service_tunables,
+            strict,
+            services,
+            descriptors: Quota::default(),
+            census,
+            tap,
+            privileges,
+        })
     }
 
     /// Tells XDP, once nothing else can fail: what a previous daemon left in the maps is gone then.
@@ -535,6 +550,7 @@ impl Prepared {
             mtu: packet_limit(attached, &attached.link),
             listen: services.listen(),
             tunables: Arc::clone(&self.tunables),
+            service_tunables: Arc::clone(&self.service_tunables),
             epochs: self.keys.slots(),
             clock: stack_clock(&self.keys.clock()),
             strictness: self.strict.in_force(),

@@ -29,6 +29,7 @@ pub mod server;
 mod services;
 mod socket;
 mod strict;
+mod tunables;
 
 pub use reload::Origin;
 pub use services::would_guard;

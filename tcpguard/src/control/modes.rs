@@ -341,6 +341,7 @@ mod tests {
             dry_run: false,
             destination: Some("127.0.0.1:8080".parse().unwrap()),
             limits: crate::config::Limits::default(),
+            tunables: crate::config::Overrides::default(),
         };
         let services = [ServiceMode::Auto, ServiceMode::Cookie, ServiceMode::Stateful, ServiceMode::Off];
         let services: Vec<Service> =

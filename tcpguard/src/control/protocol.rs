@@ -20,7 +20,8 @@ mod status;
 mod versioned;
 
 pub use changes::{
-    DryRunSet, Held, KeysRotated, ModeSet, Reloaded, ServicesChanged, Tunable, Tunables, Tuned, TunedAll,
+    DryRunSet, Held, KeysRotated, ModeSet, Reloaded, ServiceTuned, ServicesChanged, Tunable, Tunables, Tuned,
+    TunedAll,
 };
 pub use events::{Attack, AttackPrefix, Event, Events, HookRuns};
 pub use filters::{Filter, Filters, FiltersChanged};
@@ -113,6 +114,21 @@ pub enum Request {
     },
     /// Every tunable, or the one called `name`; with a value, sets it.
     Tune {
+        /// Which tunable.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Its new value, as users write it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+        /// Write it into the configuration file, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        save: bool,
+    },
+    /// What a service may have for itself of the tunables, or the one called `name`; with a value, gives it that, or with
+    /// `inherit` the common one again.
+    TuneService {
+        /// Where its clients connect.
+        service: SocketAddr,
         /// Which tunable.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
@@ -277,6 +293,8 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
+    /// To [`Request::TuneService`] with a value.
+    ServiceTuned(ServiceTuned),
     /// To [`Request::TuneAll`].
     TunedAll(TunedAll),
     /// To [`Request::Hold`].

@@ -124,10 +124,14 @@ impl Guard {
     /// Sets a tunable and, before that, writes it into the file: neither without the other.
     pub(super) async fn tune_and_save(&self, name: &str, text: &str) -> Reply {
         let changed = self.tunables.borrow().with(name, text);
-        let (tunable, value) = match changed.and_then(|(_, _, new)| Ok((Tunable::find(name)?, new))) {
-            Ok(found) => found,
-            Err(error) => return Reply::bad_input(error.to_string()),
-        };
+        let (tunables, tunable, value) =
+            match changed.and_then(|(all, _, new)| Ok((all, Tunable::find(name)?, new))) {
+                Ok(found) => found,
+                Err(error) => return Reply::bad_input(error.to_string()),
+            };
+        if let Err(error) = self.judge_tunables(&tunables) {
+            return Reply::bad_input(error);
+        }
         let Some(origin) = self.origin.clone() else {
             return Reply::bad_input("the daemon was started without a file: there is nowhere to save this");
         };
@@ -152,7 +156,8 @@ impl Guard {
         let old = self.tunables.borrow().clone();
         let mut new = Tunables::clone(&old);
         let judged = values.iter().try_for_each(|(name, value)| new.set(name, value).map(drop));
-        if let Err(error) = judged.and_then(|()| new.check()) {
+        let judged = judged.and_then(|()| new.check()).map_err(|error| error.to_string());
+        if let Err(error) = judged.and_then(|()| self.judge_tunables(&new)) {
             return Reply::bad_input(format!("{error}; nothing was changed"));
         }
         let tuned = differences(&old, &new);

@@ -8,16 +8,17 @@ use std::path::PathBuf;
 use tcpguard_common::map::SERVICE_IDS;
 use tracing::{error, info};
 
-use crate::config::{EditError, Service, check_services, save_service};
+use crate::config::{EditError, Service, check_own_tunables, check_services, save_service};
 use crate::engine::EngineError;
 use crate::service::ServiceSpec;
 
 use super::daemon::DaemonError;
 use super::filters::caller;
-use super::guard::{Guard, engine_error};
+use super::guard::{Guard, engine_error, heard};
 use super::modes::entries;
 use super::protocol::{self as wire, Reply, Session};
 use super::reload::blocking;
+use super::tunables::InForce;
 
 /// Whether these services would take the connection over through which a client reached the machine.
 pub fn would_guard(session: &Session, services: &[Service]) -> bool {
@@ -136,14 +137,15 @@ impl Guard {
 
     /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, writes that one into the
     /// file first: neither without the other.
-    async fn change_service(
+    pub(super) async fn change_service(
         &self,
         listen: SocketAddr,
         service: Option<Service>,
         services: Vec<Service>,
         (save, session): (bool, Option<Session>),
     ) -> Reply {
-        if let Err(error) = self.judge_services(&services, session) {
+        let own = check_own_tunables(&services, &self.tunables.borrow());
+        if let Err(error) = own.and_then(|()| self.judge_services(&services, session)) {
             return Reply::bad_input(error);
         }
         let saved = match save {
@@ -207,6 +209,7 @@ impl Guard {
             .filter_map(|held| plan.all.iter().find(|known| known.id == held.id))
             .cloned()
             .collect();
+        self.tune_services_in_engines(&plan.all).await?;
         for known in &plan.change {
             self.change_in_engines(known).await?;
         }
@@ -228,7 +231,8 @@ impl Guard {
             self.counted_before.borrow_mut().insert(known.id, counted);
         }
         if !added.is_empty() {
-            self.strict.begin(added.iter().map(|known| known.id), &self.tunables.borrow());
+            let tunables = InForce::new(&self.tunables.borrow(), &plan.all);
+            self.strict.begin(added.iter().map(|known| known.id), &tunables);
             // The stacks know how the first cookies are made before XDP makes them.
             self.publish().await?;
         }
@@ -257,6 +261,15 @@ impl Guard {
                 error!(%error, "XDP may guard other services than it should");
             }
         })?;
+        Ok(())
+    }
+
+    /// Tells the engines which tunables these services have for themselves.
+    pub(super) async fn tune_services_in_engines(&self, services: &[Known]) -> Result<(), DaemonError> {
+        let own = InForce::new(&self.tunables.borrow(), services).of_services();
+        for engine in self.engines() {
+            heard(engine, engine.handle.set_service_tunables(own.clone()).await)?;
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use crate::dataplane::{DataplaneError, monotonic_ns};
 use super::daemon::DaemonError;
 use super::guard::Guard;
 use super::services::Known;
+use super::tunables::ByService;
 
 /// How often invalid ACKs are counted.
 pub(super) const FORGERY_TICK: Duration = Duration::from_secs(1);
@@ -136,31 +137,30 @@ impl Strict {
     pub(super) fn new(
         before: impl IntoIterator<Item = Option<Strictness>>,
         epoch: u32,
-        tunables: &Tunables,
+        tunables: &impl ByService,
     ) -> Self {
-        let watched = |before: Option<Strictness>| {
+        let watched = |(id, before): (u32, Option<Strictness>)| {
             let mut watch = Watch::default();
             if before.is_some_and(|strictness| strictness.at(epoch.wrapping_add(1))) {
                 watch.danger = Danger::Forger { calm_since: None };
             }
-            Watched { strictness: before.unwrap_or_else(|| first(tunables)), watch }
+            Watched { strictness: before.unwrap_or_else(|| first(tunables.of(id))), watch }
         };
-        let services = RefCell::new(before.into_iter().map(watched).collect());
+        let services = RefCell::new((0..).zip(before).map(watched).collect());
         let strict = Self { services, planned: Cell::new(None) };
         strict.plan(epoch, tunables);
         strict
     }
 
     /// Services with these ids begin: whoever had an id before them has nothing in flight any more.
-    pub(super) fn begin(&self, ids: impl IntoIterator<Item = u32>, tunables: &Tunables) {
+    pub(super) fn begin(&self, ids: impl IntoIterator<Item = u32>, tunables: &impl ByService) {
         let mut services = self.services.borrow_mut();
-        let new = Watched { strictness: first(tunables), watch: Watch::default() };
         for id in ids {
-            let id = id as usize;
-            if services.len() <= id {
-                services.resize(id + 1, Watched::default());
+            let place = id as usize;
+            if services.len() <= place {
+                services.resize(place + 1, Watched::default());
             }
-            services[id] = new;
+            services[place] = Watched { strictness: first(tunables.of(id)), watch: Watch::default() };
         }
     }
 
@@ -172,13 +172,13 @@ impl Strict {
     /// Has the epoch after `epoch`, the current one, be as it should; whether it was otherwise. What is to become strict is so for
     /// an epoch at least: calm that comes before does not undo it, or somebody who forges in one half of each long epoch would
     /// never meet a strict one.
-    pub(super) fn plan(&self, epoch: u32, tunables: &Tunables) -> bool {
+    pub(super) fn plan(&self, epoch: u32, tunables: &impl ByService) -> bool {
         let mut changed = false;
         let next = epoch.wrapping_add(1);
         let again = self.planned.replace(Some(next)) == Some(next);
-        for watched in self.services.borrow_mut().iter_mut() {
+        for (id, watched) in (0..).zip(self.services.borrow_mut().iter_mut()) {
             let becomes = again && watched.strictness.at(next) && !watched.strictness.at(epoch);
-            let strict = match tunables.strict {
+            let strict = match tunables.of(id).strict {
                 StrictPolicy::Auto => watched.watch.is_forged() || becomes,
                 StrictPolicy::Always => true,
                 StrictPolicy::Never => false,
@@ -195,12 +195,12 @@ impl Strict {
         &self,
         at: u64,
         invalid: impl IntoIterator<Item = (u32, u64)>,
-        tunables: &Tunables,
+        tunables: &impl ByService,
     ) -> Vec<Change> {
         let mut services = self.services.borrow_mut();
         let take = |(id, invalid): (u32, u64)| {
             let watch = &mut services.get_mut(id as usize)?.watch;
-            let rate = watch.take(Reading { at, invalid }, tunables)?;
+            let rate = watch.take(Reading { at, invalid }, tunables.of(id))?;
             Some(Change { id, strict: watch.is_forged(), rate })
         };
         invalid.into_iter().filter_map(take).collect()
@@ -250,9 +250,10 @@ impl Guard {
             Ok((known.id, self.dataplane.service_counters(known.id, false)?.of(Class::AckInvalid)))
         };
         let invalid = services.iter().map(invalid).collect::<Result<Vec<_>, DataplaneError>>()?;
-        let tunables = self.tunables.borrow().clone();
-        let changes = self.strict.observe(monotonic_ns(), invalid, &tunables);
-        if changes.is_empty() || tunables.strict != StrictPolicy::Auto {
+        let tunables = self.tunables_by_service();
+        let mut changes = self.strict.observe(monotonic_ns(), invalid, &tunables);
+        changes.retain(|change| tunables.of(change.id).strict == StrictPolicy::Auto);
+        if changes.is_empty() {
             return Ok(());
         }
         for Change { id, strict, rate } in changes {
@@ -271,6 +272,7 @@ impl Guard {
 mod tests {
     use super::*;
     use crate::control::services::first;
+    use crate::control::tunables::InForce;
 
     const SECOND: u64 = 1_000_000_000;
     const EPOCH: u32 = u32::MAX - 1;
@@ -368,6 +370,25 @@ mod tests {
     }
 
     #[test]
+    fn a_service_goes_by_its_own_tunables() {
+        let own = |policy, strict_rate| {
+            let common = Tunables::default();
+            Arc::new(Tunables { strict: policy, strict_rate, ..common })
+        };
+        let tunables = InForce {
+            common: Arc::default(),
+            own: [(1, own(StrictPolicy::Always, 388)), (2, own(StrictPolicy::Auto, 1))].into(),
+        };
+        let strict = Strict::new([None; 3], EPOCH, &tunables);
+        strict.observe(0, (0..3).map(|id| (id, 0)), &tunables);
+        let changes = strict.observe(SECOND, (0..3).map(|id| (id, 1000)), &tunables);
+        assert_eq!(changes.iter().map(|change| change.id).collect::<Vec<_>>(), [2]);
+        strict.plan(EPOCH, &tunables);
+        let states = [0, 1, 2].map(|id| strict.state(id, EPOCH));
+        assert_eq!(states, ["no", "yes", "from-next-epoch"]);
+    }
+
+    #[test]
     fn calm_before_the_next_epoch_does_not_undo_it_and_no_old_epoch_comes_back() {
         let tunables = Tunables { strict_calm_time: Duration::from_secs(1), ..tunables() };
         let strict = Strict::new([None], EPOCH, &tunables);
@@ -416,6 +437,7 @@ mod tests {
                 mode: crate::config::ServiceMode::Cookie,
                 destination: None,
                 limits: crate::config::Limits::default(),
+                tunables: crate::config::Overrides::default(),
             }
         };
         let services = first(&["0.0.0.0:80", "10.0.0.1:80", "[::]:80"].map(service));

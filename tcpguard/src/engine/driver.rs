@@ -26,7 +26,7 @@ use super::port::FramePort;
 use super::probe::Probe;
 use super::stats::{EngineStats, FrameCounters, Gaps};
 use super::tap::{Tap, Tapped};
-use super::{EngineConfig, EngineError, stack_config};
+use super::{EngineConfig, EngineError, stack_config, tune_services};
 use crate::dataplane::monotonic_ns;
 use crate::stack::{Config, Event, Instant, Origin, Received, StackDrop, State as TcpState};
 use crate::telemetry::throttle::Throttle;
@@ -384,6 +384,10 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 state.stack.set_config(now, config);
                 state.tunables = tunables;
             }),
+            Command::ServiceTunables(own) => self.net.with(|state| {
+                tune_services(&mut state.stack, now, &own);
+                state.service_tunables = own;
+            }),
             Command::Epochs(slots, clock, strictness) => self.net.with(|state| {
                 state.stack.set_epochs(&slots, clock);
                 state.stack.set_strictness(&strictness);
@@ -393,6 +397,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 self.net.with(|state| {
                     let config = Config { mtu, ..state.stack.config().clone() };
                     state.stack.set_config(now, config);
+                    tune_services(&mut state.stack, now, &state.service_tunables);
                 });
             }
             Command::Run(work) => work(&self.net),

@@ -90,6 +90,9 @@ pub struct DrainReport {
     pub reset: u64,
 }
 
+/// The tunables of services that have some for themselves, whole, by the services' ids.
+pub type ServiceTunables = Arc<[(u32, Arc<Tunables>)]>;
+
 /// Flows by state, in the order of [`State::ALL`].
 pub(crate) type States = [u64; State::ALL.len()];
 
@@ -98,6 +101,7 @@ pub(crate) enum Command {
     States { start: u32, reply: oneshot::Sender<(States, Option<u32>)> },
     Flows { start: Cursor, reply: oneshot::Sender<(Vec<FlowInfo>, Option<Cursor>)> },
     Tunables(Arc<Tunables>),
+    ServiceTunables(ServiceTunables),
     Epochs([EpochSlot; EPOCH_SLOTS as usize], Clock, Arc<[Strictness]>),
     Link { local_mac: [u8; 6], mtu: u16 },
     Run(Box<dyn FnOnce(&Net) + Send>),
@@ -158,6 +162,11 @@ impl EngineHandle {
     /// Puts a new set of tunables in force, for connections that exist as well.
     pub async fn set_tunables(&self, tunables: Arc<Tunables>) -> Result<(), EngineError> {
         self.order(Command::Tunables(tunables)).await
+    }
+
+    /// Has the services with these ids go by tunables of their own, and all others by those of all.
+    pub async fn set_service_tunables(&self, own: ServiceTunables) -> Result<(), EngineError> {
+        self.order(Command::ServiceTunables(own)).await
     }
 
     /// The cookie keys in force, which epoch it is, and in which epochs the cookies of each service are strict.

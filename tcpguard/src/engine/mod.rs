@@ -33,7 +33,7 @@ use tokio::task::LocalSet;
 
 pub use exchange::Exchange;
 pub use flows::{FlowCounters, KernelTables, SharedTables};
-pub use handle::{DrainReport, End, EngineHandle, ReadyEngine};
+pub use handle::{DrainReport, End, EngineHandle, ReadyEngine, ServiceTunables};
 pub use listener::TcpListener;
 pub use net::{Net, NetCounters};
 pub use port::{FramePort, XskPort};
@@ -43,7 +43,7 @@ pub use tap::{Tap, TapReader, tap};
 
 use crate::config::{self, AcceptOverflow, Tunables};
 use crate::dataplane::monotonic_ns;
-use crate::stack::{Config, CongestionControl, Stack};
+use crate::stack::{Config, CongestionControl, Instant, Stack};
 use driver::{Driver, Parts};
 use handle::{COMMANDS, Command};
 
@@ -64,6 +64,8 @@ pub struct EngineConfig {
     pub listen: Vec<Listen>,
     /// Timers and limits.
     pub tunables: Arc<Tunables>,
+    /// Those of services that have some for themselves.
+    pub service_tunables: ServiceTunables,
     /// The cookie keys in force.
     pub epochs: [EpochSlot; EPOCH_SLOTS as usize],
     /// Which epoch it is.
@@ -241,7 +243,8 @@ fn assemble<P: FramePort, T: SharedTables>(
     commands: mpsc::Receiver<Command>,
     unparked: Arc<AtomicU64>,
 ) -> (Net, Driver<P, T>) {
-    let net = Net::new(stack(config), Arc::clone(&config.tunables));
+    let tunables = (Arc::clone(&config.tunables), Arc::clone(&config.service_tunables));
+    let net = Net::new(stack(config), tunables);
     let driver = Driver::new(port, tables, Parts::new(config, net.clone(), commands, unparked));
     (net, driver)
 }
@@ -253,10 +256,18 @@ fn stack(config: &EngineConfig) -> Stack {
     stack.share_closed_flows(config.exchange.closed_flows());
     stack.set_epochs(&config.epochs, config.clock);
     stack.set_strictness(&config.strictness);
+    tune_services(&mut stack, net::now(), &config.service_tunables);
     for listen in &config.listen {
         stack.listen(listen.addr, listen.port, listen.service);
     }
     stack
+}
+
+/// Has the stack go by the services' own tunables, and where they have none by those of all.
+fn tune_services(stack: &mut Stack, now: Instant, own: &ServiceTunables) {
+    let config = |tunables: &Tunables| stack_config(stack.config().clone(), tunables);
+    let configs = own.iter().map(|(service, tunables)| (*service, config(tunables))).collect();
+    stack.set_service_configs(now, configs);
 }
 
 /// `base` with the tunables in their places.

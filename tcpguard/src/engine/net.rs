@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use tcpguard_common::flow::AnyFlowKey;
 
 use super::Listen;
-use super::handle::SURVEY;
+use super::handle::{SURVEY, ServiceTunables};
 use super::listener::TcpListener;
 use super::stats::counters;
 use super::stream::TcpStream;
@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) stack: Stack,
     /// The tunables in force.
     pub(crate) tunables: Arc<Tunables>,
+    /// Those of services that have some for themselves.
+    pub(crate) service_tunables: ServiceTunables,
     /// By [`ConnId::index`].
     conns: Vec<Conn>,
     listeners: HashMap<u32, Backlog>,
@@ -78,10 +80,12 @@ struct Backlog {
 }
 
 impl Net {
-    pub(crate) fn new(stack: Stack, tunables: Arc<Tunables>) -> Self {
+    pub(crate) fn new(stack: Stack, tunables: (Arc<Tunables>, ServiceTunables)) -> Self {
+        let (tunables, service_tunables) = tunables;
         let state = State {
             stack,
             tunables,
+            service_tunables,
             conns: Vec::new(),
             listeners: HashMap::new(),
             driver: None,
@@ -195,6 +199,13 @@ impl Drop for Fuse<'_> {
 }
 
 impl State {
+    /// The tunables in force for a connection.
+    pub(crate) fn tunables_of(&self, conn: ConnId) -> &Tunables {
+        let service = self.stack.service_of(conn);
+        let own = self.service_tunables.iter().find(|(id, _)| Some(*id) == service);
+        own.map_or(&self.tunables, |(_, tunables)| tunables)
+    }
+
     /// What an event means for the application. The flow table's part is the driver's.
     pub(crate) fn dispatch(&mut self, event: &Event) {
         match *event {

@@ -130,12 +130,12 @@ impl TcpStream {
 
     /// The tunable in force.
     pub(crate) fn fin_wait_2(&self) -> Duration {
-        self.net.with(|state| state.stack.config().fin_wait_2)
+        self.net.with(|state| state.tunables_of(self.conn).fin_wait_2)
     }
 
     /// The tunable in force.
     pub(crate) fn close_wait(&self) -> Duration {
-        self.net.with(|state| state.tunables.close_wait)
+        self.net.with(|state| state.tunables_of(self.conn).close_wait)
     }
 
     /// The tunable in force.

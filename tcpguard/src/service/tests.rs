@@ -14,8 +14,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{BackendStats, Far, Hold, Purpose, Quota, ServiceSpec, ServiceStats, Services};
 use crate::config::{
-    BackendAddr, Backends, Balance, Destination, Limits, ProxyProtocol, Responder, Service, ServiceMode,
-    Tunables,
+    BackendAddr, Backends, Balance, Destination, Limits, Overrides, ProxyProtocol, Responder, Service,
+    ServiceMode, Tunables,
 };
 use crate::engine::tests::world::{Host, PORT, SERVICE, World, eventually};
 use crate::engine::tests::{exchange, on_one_thread, pair_with, pattern, read_all};
@@ -61,6 +61,7 @@ impl Lab {
             dry_run: false,
             destination: Some(destination.clone()),
             limits,
+            tunables: Overrides::default(),
         };
         let descriptors = Quota::default();
         let services = Services::new(ServiceSpec::new(SERVICE, &service, destination, None))

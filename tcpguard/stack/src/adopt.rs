@@ -256,7 +256,7 @@ impl Stack {
             return Err(StackDrop::NoListener);
         };
         let waiting = self.waiting.entry(service).or_default();
-        if *waiting >= self.shared.config.accept_backlog {
+        if *waiting >= self.shared.config_of(Some(service)).accept_backlog {
             self.shared.counters.backlog_full += 1;
             return Err(StackDrop::BacklogFull);
         }
@@ -290,7 +290,8 @@ impl Stack {
     /// XDP need not know a refused flow. Its source is proven, so it is told, except for a replay: that may come
     /// from somebody else. An ACK that a full accept queue ignores leaves all as it was: its flow is offered again.
     fn refuse(&mut self, adoption: &Adoption, key: AnyFlowKey, link: Link, why: StackDrop) {
-        if why == StackDrop::BacklogFull && !self.shared.config.reset_on_overflow {
+        let service = self.service(key.local_addr());
+        if why == StackDrop::BacklogFull && !self.shared.config_of(service).reset_on_overflow {
             return;
         }
         self.shared.events.push_back(Event::FlowReleased { key });

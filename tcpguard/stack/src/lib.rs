@@ -181,6 +181,15 @@ impl Stack {
         self.retune_some(now);
     }
 
+    /// Has connections of these services go by configurations of their own, and those of all others by the common one. Of their
+    /// own are retransmission timeouts and retries, the user timeout, keepalive, FIN_WAIT_2, congestion control and the accept
+    /// queue; everything else is the common one's. Applies as [`Self::set_config`] does.
+    pub fn set_service_configs(&mut self, now: Instant, configs: BTreeMap<u32, Config>) {
+        self.shared.services = configs;
+        self.retune_next = Some(0);
+        self.retune_some(now);
+    }
+
     /// Sets [`Config::adopt_at_once`] alone, which no connection is concerned with.
     pub fn set_adopt_at_once(&mut self, at_once: bool) {
         self.shared.config.adopt_at_once = at_once;
@@ -469,14 +478,19 @@ impl Stack {
         }
     }
 
+    /// The service of a connection, if a cookie opened it.
+    pub fn service_of(&self, id: ConnId) -> Option<u32> {
+        self.connections.get(id)?.service()
+    }
+
     /// One connection, as long as its application has it.
     pub fn info(&self, now: Instant, id: ConnId) -> Option<FlowInfo> {
-        self.connections.get(id).map(|tcb| tcb.info(now, &self.shared.config))
+        self.connections.get(id).map(|tcb| tcb.info(now, self.shared.config_of(tcb.service())))
     }
 
     /// The variables of one connection, as long as its application has it.
     pub fn view(&self, id: ConnId) -> Option<TcbView> {
-        self.connections.get(id).map(|tcb| tcb.view(&self.shared.config))
+        self.connections.get(id).map(|tcb| tcb.view(self.shared.config_of(tcb.service())))
     }
 
     /// Every flow there is, those in TIME_WAIT included.
@@ -486,7 +500,10 @@ impl Stack {
         let waiting = self.time_waits.iter(now, time_wait).map(|(key, age)| self.time_wait_info(key, age));
         let half_open = self.half_opens.iter(now, Schedule::new(&self.shared.config), self.clock.epoch);
         let half_open = half_open.map(|entry| self.half_open_info(entry));
-        connections.map(move |tcb| tcb.info(now, &self.shared.config)).chain(half_open).chain(waiting)
+        connections
+            .map(move |tcb| tcb.info(now, self.shared.config_of(tcb.service())))
+            .chain(half_open)
+            .chain(waiting)
     }
 
     fn time_wait_info(&self, key: AnyFlowKey, age: Duration) -> FlowInfo {

@@ -57,11 +57,11 @@ impl Stack {
             self.remove_if_unwanted(id);
             return;
         }
-        tcb.arm_retransmit_if_idle(now, &self.shared.config);
+        tcb.arm_retransmit_if_idle(now, self.shared.config_of(tcb.service()));
         tcb.rest();
         #[cfg(test)]
         tcb.check();
-        let deadline = tcb.deadline(now, &self.shared.config);
+        let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
         if deadline.is_set() {
             self.wheel.arm(id.index, deadline);
         }
@@ -94,7 +94,7 @@ impl Stack {
             return;
         };
         tcb.rest();
-        let deadline = tcb.deadline(now, &self.shared.config);
+        let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
         if deadline.is_set() {
             self.wheel.arm(id.index, deadline);
         }

@@ -34,7 +34,7 @@ impl Stack {
         let next = match stage {
             Stage::Connections(start) => {
                 let flows = self.slots(start, places).filter(|(_, tcb)| tcb.attached);
-                flows.map(|(_, tcb)| tcb.info(now, &self.shared.config)).for_each(visit);
+                flows.map(|(_, tcb)| tcb.info(now, self.shared.config_of(tcb.service()))).for_each(visit);
                 let next = start + places;
                 if next < self.connections.slots() {
                     Stage::Connections(next)
@@ -110,7 +110,8 @@ impl Stack {
                 let mut index = start;
                 while index < slots && index - start < places && self.replies.len() < MAX_REPLIES {
                     let found = self.slots(index, 1).find(|(_, tcb)| tcb.attached);
-                    let found = found.filter(|(_, tcb)| which(&tcb.info(now, &self.shared.config)));
+                    let found =
+                        found.filter(|(_, tcb)| which(&tcb.info(now, self.shared.config_of(tcb.service()))));
                     if let Some(id) = found.map(|(id, _)| id) {
                         self.abort(now, id);
                         killed += 1;

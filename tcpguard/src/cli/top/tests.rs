@@ -74,6 +74,7 @@ fn reading(time_ms: u64, syns: u64, attacks: Vec<Attack>) -> Reading {
         engines: Vec::new(),
     };
     let tunables = ["time-wait", "retries"].map(|name| Tunable {
+        services: None,
         name: name.into(),
         unit: "ms".into(),
         choices: Vec::new(),

@@ -1,5 +1,6 @@
 //! A client without options but MSS, segment by segment, in front of one stack whose tunables a test sets as operators do.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tcpguard_common::packet::build::Headers;
 use tcpguard_common::packet::{AnySegment, Buffer, Flags, Options, parse};
 use tcpguard_common::seq::Seq;
 
-use crate::config::Tunables;
+use crate::config::{Overrides, Tunables};
 use crate::engine::stack_config;
 use crate::stack::{Config, ConnId, Error, Event, Instant, Link, Received, Stack, State};
 
@@ -20,6 +21,17 @@ const SERVICE: u32 = 7;
 const WINDOW: u16 = 60_000;
 const LOCAL: V4 = V4([10, 0, 0, 1]);
 const PEER: V4 = V4([10, 0, 0, 2]);
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a proof whose clients set the service's own tunables, while those of all stay what they are.
+pub(super) fn for_the_service_alone(proof: fn()) {
+    ALONE.set(true);
+    proof();
+    ALONE.set(false);
+}
 
 /// A segment of the stack's, as far as tests look at it. Sequence numbers count from the initial ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +46,7 @@ pub(super) struct Client {
     pub(super) stack: Stack,
     pub(super) now: Instant,
     tunables: Tunables,
+    own: Overrides,
     slots: [EpochSlot; EPOCH_SLOTS as usize],
     pub(super) closed: Vec<(ConnId, Option<Error>)>,
 }
@@ -51,14 +64,21 @@ impl Client {
         let mut stack = Stack::new(now, stack_config(Config::default(), &tunables), 42);
         stack.set_epochs(&slots, Clock { epoch: EPOCH, second_half: false, extra: 1 });
         stack.listen(None, 80, SERVICE);
-        Self { stack, now, tunables, slots, closed: Vec::new() }
+        Self { stack, now, tunables, own: Overrides::default(), slots, closed: Vec::new() }
     }
 
-    /// Sets tunables as the daemon does.
+    /// Sets tunables as the daemon does: those of all services, or within [`for_the_service_alone`] its own.
     pub(super) fn tune(&mut self, values: &[(&str, &str)]) {
-        self.tunables = with(&self.tunables, values);
-        let config = stack_config(self.stack.config().clone(), &self.tunables);
-        self.stack.set_config(self.now, config);
+        let config = |tunables: &Tunables| stack_config(self.stack.config().clone(), tunables);
+        if ALONE.get() {
+            values.iter().for_each(|(name, value)| self.own.set(name, value).unwrap());
+            let own = config(&self.own.over(&self.tunables).unwrap());
+            self.stack.set_service_configs(self.now, [(SERVICE, own)].into());
+        } else {
+            self.tunables = with(&self.tunables, values);
+            let config = config(&self.tunables);
+            self.stack.set_config(self.now, config);
+        }
     }
 
     /// The connection from this port, adopted and accepted.

@@ -7,6 +7,7 @@ mod stack;
 mod xdp;
 
 use crate::config::TUNABLES;
+use client::for_the_service_alone;
 
 /// What shows that a tunable does what it says.
 enum Proof {
@@ -130,4 +131,15 @@ fn every_tunable_has_a_proof_that_it_takes_effect() {
             }
         }
     }
+}
+
+#[test]
+fn what_a_service_may_have_for_itself_takes_effect_where_the_common_values_do_not() {
+    let of_stack = |name: &str| PROOFS.iter().find(|(known, _)| *known == name).map(|(_, proof)| proof);
+    let proven = TUNABLES.iter().filter(|tunable| tunable.per_service).filter(|tunable| {
+        let Some(Here(proof)) = of_stack(tunable.name) else { return false };
+        for_the_service_alone(*proof);
+        true
+    });
+    assert_eq!(proven.count(), 12, "those of the stack");
 }

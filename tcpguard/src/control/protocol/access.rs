@@ -11,6 +11,7 @@ impl Request {
             | Self::Stats {}
             | Self::Flows { .. }
             | Self::Tune { value: None, save: false, .. }
+            | Self::TuneService { value: None, save: false, .. }
             | Self::Config {}
             | Self::Events {}
             | Self::EventsFollow {}
@@ -20,6 +21,7 @@ impl Request {
             | Self::ServicesSet { .. }
             | Self::ServicesDel { .. }
             | Self::Tune { .. }
+            | Self::TuneService { .. }
             | Self::TuneAll { .. }
             | Self::Hold { .. }
             | Self::Release { .. }

@@ -1,5 +1,6 @@
 //! Tunables, and what became of a change.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct Tunable {
     pub max: u64,
     /// What it does.
     pub help: String,
+    /// Of those that services may have for themselves: the values of those that do, by where their clients connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<BTreeMap<SocketAddr, u64>>,
 }
 
 /// A tunable was set.
@@ -49,6 +53,16 @@ pub struct Tuned {
     /// The file it was written into as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<String>,
+}
+
+/// A tunable was set for one service: the values are those that held for it, and hold now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTuned {
+    /// Which service.
+    pub service: SocketAddr,
+    /// What became of it.
+    #[serde(flatten)]
+    pub tuned: Tuned,
 }
 
 /// Several tunables were set.

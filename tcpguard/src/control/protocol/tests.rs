@@ -54,6 +54,13 @@ fn a_request_reads_as_documented_and_round_trips() {
         },
         Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into(), session: None },
         Request::DryRun { service: "[::]:80".parse().unwrap(), on: true },
+        Request::TuneService {
+            service: "[::]:80".parse().unwrap(),
+            name: Some("retries".into()),
+            value: Some("3".into()),
+            save: true,
+        },
+        Request::TuneService { service: "[::]:80".parse().unwrap(), name: None, value: None, save: false },
         Request::Monitor { reasons: vec![], services: vec![] },
         Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
         Request::Events {},

@@ -86,6 +86,7 @@ fn prepare(
         mtu: 1500,
         listen: Vec::new(),
         tunables: Arc::new(Tunables::default()),
+        service_tunables: Arc::default(),
         epochs: [EpochSlot::default(); EPOCH_SLOTS as usize],
         clock: Clock::default(),
         strictness: Arc::default(),

@@ -240,6 +240,7 @@ impl World {
             mtu: 1500,
             listen,
             tunables: Arc::new(tunables),
+            service_tunables: Arc::default(),
             epochs: self.epochs,
             clock: clock(),
             strictness: Arc::default(),

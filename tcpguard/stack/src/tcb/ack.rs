@@ -64,7 +64,7 @@ impl Tcb {
         if self.work.retransmit == Retransmit::Persist && !self.blocked_by_window(&shared.config) {
             (self.rtt.backoff, self.work.persist) = (0, false);
         }
-        self.arm_retransmit(now, &shared.config);
+        self.arm_retransmit(now, shared.config_of(self.service()));
         if self.snd_una == self.snd_nxt {
             self.release_idle(shared);
         }
@@ -113,11 +113,12 @@ impl Tcb {
             self.rtt.sample(rtt);
         }
         if self.work.recovery != Recovery::Fast && acked > 0 {
-            let rtt = self.rtt.smoothed().unwrap_or(shared.config.initial_rto);
+            let config = shared.config_of(self.service());
+            let rtt = self.rtt.smoothed().unwrap_or(config.initial_rto);
             let used = flight.max(self.work.used.0);
             // What was known to have arrived before has counted.
             let acked = Acked { bytes: delivered.min(acked), used, mss: self.mss.into(), now, rtt };
-            self.congestion.on_ack(&acked, self.work.cubic(&shared.config));
+            self.congestion.on_ack(&acked, self.work.cubic(config));
         }
         delivered
     }
@@ -215,7 +216,7 @@ impl Tcb {
         self.remember_window(false, shared);
         self.work.recovery = Recovery::Fast;
         self.work.recover = self.snd_nxt;
-        self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
+        self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(shared.config_of(self.service())));
         self.work.reduction = Reduction::of(flight);
         self.note_reduced();
         self.work.force = true;

@@ -80,7 +80,7 @@ impl Tcb {
             return;
         }
         shared.counters.ecn_reductions += 1;
-        self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(&shared.config));
+        self.congestion.on_loss(flight, self.mss.into(), self.work.cubic(shared.config_of(self.service())));
         self.work.ecn_until = Some(self.snd_nxt);
         self.forget_window();
         self.note_reduced();

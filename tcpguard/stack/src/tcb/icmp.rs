@@ -44,6 +44,6 @@ impl Tcb {
         }
         self.work.force = true;
         self.work.rto_base = now;
-        self.arm_retransmit(now, &shared.config);
+        self.arm_retransmit(now, shared.config_of(self.service()));
     }
 }

@@ -154,7 +154,7 @@ impl Tcb {
         if acks_syn {
             self.established(segment, now, shared);
             // Data on a SYN-ACK is not taken; the peer repeats it. The acknowledgement leaves at once.
-            self.arm_retransmit(now, &shared.config);
+            self.arm_retransmit(now, shared.config_of(self.service()));
             self.release_idle(shared);
             self.owe_ack_now();
         } else {

@@ -15,7 +15,7 @@ mod work;
 
 pub(crate) use input::Verdict;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tcpguard_common::cookie::{Accepted, rtt_sample};
@@ -42,7 +42,10 @@ use work::{MaybeWork, Recovery, Retransmit};
 /// What all connections of a stack share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// What holds for all, and for connections of a service unless it is in `services`.
     pub(crate) config: Config,
+    /// Services with tunables of their own.
+    pub(crate) services: BTreeMap<u32, Config>,
     pub(crate) send_pool: Pool,
     pub(crate) recv_pool: Pool,
     pub(crate) counters: StackCounters,
@@ -60,11 +63,23 @@ impl Shared {
             send_pool: Pool::new(config.send_pool),
             recv_pool: Pool::new(config.recv_pool),
             config,
+            services: BTreeMap::new(),
             counters: StackCounters::default(),
             events: VecDeque::new(),
             send_waiters: VecDeque::new(),
             spare: Vec::new(),
         }
+    }
+}
+
+impl Shared {
+    /// What holds for the connections of a service.
+    pub(crate) fn config_of(&self, service: Option<u32>) -> &Config {
+        // Most guards have none of these, and this is asked for every segment.
+        if self.services.is_empty() {
+            return &self.config;
+        }
+        service.and_then(|service| self.services.get(&service)).unwrap_or(&self.config)
     }
 }
 
@@ -314,6 +329,11 @@ impl Tcb {
     const NO_SERVICE: u16 = u16::MAX;
 
     /// Whether a cookie opened it.
+    /// The service it belongs to, if a cookie opened it.
+    pub(crate) fn service(&self) -> Option<u32> {
+        self.has_service().then_some(self.service.into())
+    }
+
     fn has_service(&self) -> bool {
         self.service != Self::NO_SERVICE
     }
@@ -495,7 +515,7 @@ impl Tcb {
         FlowInfo {
             key: self.key,
             state: self.state,
-            service: self.has_service().then_some(self.service.into()),
+            service: self.service(),
             age: AGE_TICK * age_ticks(now).wrapping_sub(self.created),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,

@@ -39,7 +39,7 @@ impl Tcb {
         shared: &mut Shared,
         frame: &mut [u8],
     ) -> Option<usize> {
-        self.restart_after_idle(now, &shared.config);
+        self.restart_after_idle(now, shared.config_of(self.service()));
         let plan = self.plan(&shared.config)?;
         let len = match plan {
             Plan::Syn => self.write_syn(now, shared, frame),
@@ -56,7 +56,7 @@ impl Tcb {
             }
             Plan::Ack => self.write(self.snd_nxt, Flags::ACK, 0, 0, now, shared, frame),
         }?;
-        self.after_sending(plan, now, &shared.config);
+        self.after_sending(plan, now, shared.config_of(self.service()));
         Some(len)
     }
 

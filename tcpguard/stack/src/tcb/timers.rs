@@ -32,19 +32,19 @@ impl Tcb {
                 self.ack_owed = AckOwed::Now(1);
             }
         }
-        if self.linger(&shared.config).is_some_and(|linger| linger <= self.rested(now)) {
+        if self.linger(shared.config_of(self.service())).is_some_and(|linger| linger <= self.rested(now)) {
             shared.counters.fin_wait_2_expired += 1;
             self.fail(Error::TimedOut, true, shared);
             return;
         }
-        if self.user_timeout_at(&shared.config) <= now {
+        if self.user_timeout_at(shared.config_of(self.service())) <= now {
             self.give_up(shared);
             return;
         }
         if self.work.retransmit_at <= now {
             self.handle_retransmit_timer(now, shared);
         }
-        if self.keepalive_at(now, &shared.config) <= now {
+        if self.keepalive_at(now, shared.config_of(self.service())) <= now {
             self.handle_keepalive(now, shared);
         }
     }
@@ -79,13 +79,14 @@ impl Tcb {
 
     /// RFC 1122 §4.2.3.6.
     fn handle_keepalive(&mut self, now: Instant, shared: &mut Shared) {
-        if self.work.keepalives >= shared.config.keepalive_probes {
+        if self.work.keepalives >= shared.config_of(self.service()).keepalive_probes {
             shared.counters.keepalive_expired += 1;
             self.end_by_timeout(shared);
             return;
         }
         self.work.keepalives += 1;
-        (self.work.keepalive, self.work.keepalive_at) = (true, now + shared.config.keepalive_interval);
+        (self.work.keepalive, self.work.keepalive_at) =
+            (true, now + shared.config_of(self.service()).keepalive_interval);
     }
 
     fn handle_retransmit_timer(&mut self, now: Instant, shared: &mut Shared) {
@@ -97,7 +98,7 @@ impl Tcb {
                 self.work.probe = true;
                 self.work.rto_base = now;
                 self.work.probed = Some(self.snd_nxt);
-                self.arm_retransmit(now, &shared.config);
+                self.arm_retransmit(now, shared.config_of(self.service()));
             }
             Retransmit::Reordering => self.handle_reordering_timer(now, shared),
             Retransmit::Persist => self.handle_persist(now, shared),
@@ -115,7 +116,7 @@ impl Tcb {
         self.remember_window(true, shared);
         let flight = self.flight();
         let first = self.work.recovery != Recovery::Timeout;
-        let cubic = self.work.cubic(&shared.config);
+        let cubic = self.work.cubic(shared.config_of(self.service()));
         self.congestion.on_timeout(flight, self.mss.into(), first, cubic);
         self.note_reduced();
         let patience = self.patience();
@@ -131,7 +132,7 @@ impl Tcb {
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
         (self.work.force, self.work.probed, self.work.reorder_at) = (true, None, Instant::NEVER);
         self.work.rto_base = now;
-        self.arm_retransmit(now, &shared.config);
+        self.arm_retransmit(now, shared.config_of(self.service()));
     }
 
     fn handle_reordering_timer(&mut self, now: Instant, shared: &mut Shared) {
@@ -145,7 +146,7 @@ impl Tcb {
                 self.congestion.on_repair(&mut self.work.reduction, (mss, false), pipe, mss);
             }
         }
-        self.arm_retransmit(now, &shared.config);
+        self.arm_retransmit(now, shared.config_of(self.service()));
     }
 
     fn handle_persist(&mut self, now: Instant, shared: &mut Shared) {
@@ -158,15 +159,16 @@ impl Tcb {
         self.work.persist = true;
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
         self.work.rto_base = now;
-        self.arm_retransmit(now, &shared.config);
+        self.arm_retransmit(now, shared.config_of(self.service()));
     }
 
     /// Whether one more attempt is allowed; ends the connection otherwise (RFC 9293 §3.8.3, R2).
     fn count_retry(&mut self, shared: &mut Shared) -> bool {
+        let config = shared.config_of(self.service());
         let limit = match self.state {
-            State::SynSent | State::SynReceived => Some(shared.config.syn_retries),
-            _ if self.orphan => Some(shared.config.orphan_retries),
-            _ => shared.config.user_timeout.is_zero().then_some(shared.config.retries),
+            State::SynSent | State::SynReceived => Some(config.syn_retries),
+            _ if self.orphan => Some(config.orphan_retries),
+            _ => config.user_timeout.is_zero().then_some(config.retries),
         };
         if limit.is_some_and(|limit| self.work.retries >= limit) {
             self.give_up(shared);

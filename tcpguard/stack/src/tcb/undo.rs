@@ -32,7 +32,7 @@ impl Tcb {
         if self.work.recovery != Recovery::None {
             return;
         }
-        let cubic = self.work.cubic(&shared.config).copied();
+        let cubic = self.work.cubic(shared.config_of(self.service())).copied();
         self.work.undo = Some(Undo {
             congestion: self.congestion,
             cubic,
@@ -100,7 +100,7 @@ impl Tcb {
         let Some(undo) = self.work.undo.take() else { return };
         shared.counters.reductions_undone += 1;
         self.congestion.restore(&undo.congestion);
-        if let Some((cubic, before)) = self.work.cubic(&shared.config).zip(undo.cubic) {
+        if let Some((cubic, before)) = self.work.cubic(shared.config_of(self.service())).zip(undo.cubic) {
             *cubic = before;
         }
         if !undo.by_timeout {
