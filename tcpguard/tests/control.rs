@@ -379,6 +379,11 @@ fn a_service_that_would_cut_off_its_own_operator_takes_force() -> Result<()> {
         assert!(said.contains("your own session"), "{said}");
         assert!(setup.json(&["services"])?["services"].as_array().context("no list")?.len() == 3);
     }
+    // In dry run the host would have the session: guarding it in earnest cuts it off, not the other way round.
+    assert!(ask(&["dry-run", "0.0.0.0:22", "on"])?.status.success());
+    let said = one_line(&ask(&["dry-run", "0.0.0.0:22", "off"])?, 2)?;
+    assert!(said.contains("your own session"), "{said}");
+    assert!(ask(&["dry-run", "0.0.0.0:22", "off", "--force"])?.status.success());
     let mut own = setup.connect_to(SocketAddrV4::new(*SERVICE.ip(), 22))?;
     echoed(&mut own, b"that is me")?;
     // Nor is it among those that are killed.
@@ -476,13 +481,14 @@ fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
 
     // Each verb, its client long gone when the time is over.
     let own = ["--service", &SERVICE.to_string()];
-    let changes: [&[&str]; 8] = [
+    let changes: [&[&str]; 9] = [
         &["tune", "time-wait", "7s"],
         &["services", "add", &format!("{echo}=respond:echo")],
         &["mode", &SERVICE.to_string(), "stateful"],
         &["filters", "add", "deny", "198.51.100.0/24"],
         &["filters", "flush"],
         &["services", "set", &SERVICE.to_string(), "max_connections=7"],
+        &["dry-run", &SERVICE.to_string(), "on"],
         &["tune", "retries", "3", own[0], own[1]],
         &["tune", "--preset", "attack", "--yes"],
     ];

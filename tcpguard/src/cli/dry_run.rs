@@ -9,6 +9,8 @@ use crate::config;
 use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request};
 
+use super::confirm::Within;
+use super::filters::session;
 use super::output::write_json;
 use super::{Failure, ask, unexpected};
 
@@ -23,6 +25,7 @@ Connections that began in earnest go on. Those that the host has do not when the
 Examples:
   tcpguard dry-run 192.0.2.1:80 on       count only, at once, until the daemon ends
   tcpguard dry-run 192.0.2.1:80 off      guard in earnest
+  tcpguard dry-run 192.0.2.1:80 off --confirm 60    unless `tcpguard confirm` follows, only for a minute
   tcpguard mode                          which services are in dry run")]
 pub(super) struct Args {
     /// Which service, by the address and port that clients connect to
@@ -31,6 +34,11 @@ pub(super) struct Args {
     /// Whether it is to be in dry run
     #[arg(value_enum, value_name = "on|off")]
     state: Switch,
+    /// Guard in earnest even if that cuts off the session that this comes from
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    within: Within,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -44,8 +52,8 @@ enum Switch {
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let service: SocketAddr = config::listen_address(&args.service).map_err(Failure::BadInput)?;
-    let Reply::DryRunSet(set) = ask(client, &Request::DryRun { service, on: args.state == Switch::On })?
-    else {
+    let request = Request::DryRun { service, on: args.state == Switch::On, session: session(args.force) };
+    let Reply::DryRunSet(set) = args.within.change(client, || ask(client, &request))? else {
         return Err(unexpected());
     };
     let mut out = BufWriter::new(io::stdout().lock());

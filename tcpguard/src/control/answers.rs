@@ -50,8 +50,8 @@ impl Handler for Guard {
                     Err(refusal) => refusal,
                 };
             }
-            Request::DryRun { service, on } => {
-                return match self.set_dry_run(service, on).await {
+            Request::DryRun { service, on, session } => {
+                return match self.set_dry_run(service, on, session).await {
                     Ok(old) => Reply::DryRunSet(wire::DryRunSet { old, new: on }),
                     Err(refusal) => refusal,
                 };

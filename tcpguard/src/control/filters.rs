@@ -240,6 +240,11 @@ impl Filters {
 
 /// A client's own address, if its session runs through a protected port.
 pub(super) fn caller(session: &wire::Session, services: &[Service]) -> Option<IpAddr> {
+    through(session, services).map(|_| session.peer.to_canonical())
+}
+
+/// The service that a client's session runs through, unless that is off.
+pub(super) fn through<'a>(session: &wire::Session, services: &'a [Service]) -> Option<&'a Service> {
     let local = SocketAddr::new(session.local.ip().to_canonical(), session.local.port());
     let is_local = |listen: SocketAddr| {
         let any = listen.ip().is_unspecified() && listen.is_ipv4() == local.is_ipv4();
@@ -247,7 +252,7 @@ pub(super) fn caller(session: &wire::Session, services: &[Service]) -> Option<Ip
     };
     let exact = services.iter().find(|service| service.listen == local);
     let service = exact.or_else(|| services.iter().find(|service| is_local(service.listen)));
-    service.filter(|service| service.mode != ServiceMode::Off).map(|_| session.peer.to_canonical())
+    service.filter(|service| service.mode != ServiceMode::Off)
 }
 
 fn entry(filter: &Filter, now: u64) -> FilterEntry {

@@ -213,11 +213,15 @@ impl Guard {
     /// Puts a service into dry run, or in earnest, at once; which it was. Connections that the engines have go on.
     ///
     /// # Errors
-    /// A refusal, when there is no such service.
-    pub(super) async fn set_dry_run(&self, listen: SocketAddr, dry_run: bool) -> Result<bool, Reply> {
-        let old =
-            self.change_mode(listen, None, |service| Ok(std::mem::replace(&mut service.dry_run, dry_run)));
-        let old = old.await?;
+    /// A refusal, when there is no such service, or the client's own session would be cut off.
+    pub(super) async fn set_dry_run(
+        &self,
+        listen: SocketAddr,
+        dry_run: bool,
+        session: Option<Session>,
+    ) -> Result<bool, Reply> {
+        let change = |service: &mut Service| Ok(std::mem::replace(&mut service.dry_run, dry_run));
+        let old = self.change_mode(listen, session, change).await?;
         info!("service {listen}: dry run {old} -> {dry_run}");
         Ok(old)
     }

@@ -206,6 +206,9 @@ pub enum Request {
         service: SocketAddr,
         /// Whether it is to be in dry run.
         on: bool,
+        /// Refuse to cut this session off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<Session>,
     },
     /// Single packets as they come and go, until the client hangs up.
     Monitor {

@@ -13,16 +13,17 @@ use crate::engine::EngineError;
 use crate::service::ServiceSpec;
 
 use super::daemon::DaemonError;
-use super::filters::caller;
+use super::filters::through;
 use super::guard::{Guard, engine_error, heard};
 use super::modes::entries;
 use super::protocol::{self as wire, Reply, Session};
 use super::reload::blocking;
 use super::tunables::InForce;
 
-/// Whether these services would take the connection over through which a client reached the machine.
+/// Whether these services would take the connection over through which a client reached the machine. Those in dry run leave it
+/// to the host.
 pub fn would_guard(session: &Session, services: &[Service]) -> bool {
-    caller(session, services).is_some()
+    through(session, services).is_some_and(|service| !service.dry_run)
 }
 
 /// A service, and the number by which XDP, the stacks and the engines know it.
@@ -185,12 +186,13 @@ impl Guard {
                  all the same",
                 session.local, session.peer
             )),
-            (true, false) => Err(format!(
+            // Connections that the engines have go on in dry run.
+            (true, false) if through(&session, new).is_none() => Err(format!(
                 "this would end the service at {}, through which your own session from {} runs; --force does it all \
                  the same",
                 session.local, session.peer
             )),
-            (true, true) | (false, false) => Ok(()),
+            (true, _) | (false, false) => Ok(()),
         }
     }
 

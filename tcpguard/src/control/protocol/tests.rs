@@ -53,7 +53,7 @@ fn a_request_reads_as_documented_and_round_trips() {
             stamp: Some(7),
         },
         Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into(), session: None },
-        Request::DryRun { service: "[::]:80".parse().unwrap(), on: true },
+        Request::DryRun { service: "[::]:80".parse().unwrap(), on: true, session: None },
         Request::TuneService {
             service: "[::]:80".parse().unwrap(),
             name: Some("retries".into()),
