@@ -83,6 +83,14 @@ fn metrics_are_what_stats_says_and_the_dashboard_uses_no_others() -> Result<()> 
     let labels = "interface=\"guard0\",queue=\"0\",group=\"stack\",event=\"segments-in\"";
     assert_eq!(sample(&text, &format!("tcpguard_engine_events_total{{{labels}}}"))?, accepted);
     sample(&text, &format!("tcpguard_attack{{service=\"{SERVICE}\",kind=\"syn-flood\"}}"))?;
+    // The one request, and its handshake, whichever queue it came to.
+    let counted = |metric: &str| -> Result<f64> {
+        let lines =
+            text.lines().filter(|line| line.starts_with(&format!("tcpguard_{metric}_seconds_count{{")));
+        let counts = lines.map(|line| Ok(line.rsplit(' ').next().context("no count")?.parse::<f64>()?));
+        counts.sum()
+    };
+    assert_eq!((counted("request")?, counted("handshake")?), (1.0, 1.0), "{text}");
     sample(&text, "tcpguard_engine_gap_seconds_bucket{le=\"+Inf\",interface=\"guard0\",queue=\"1\"}")?;
 
     let there: BTreeSet<_> = text

@@ -8,9 +8,9 @@ use tcpguard_common::reason::{Class, Reason};
 
 use crate::config::ServiceMode;
 use crate::dataplane::monotonic_ns;
-use crate::engine::{EngineStats, Gaps};
+use crate::engine::EngineStats;
 use crate::service::Hold;
-use crate::stack::State;
+use crate::stack::{Durations, State};
 use crate::telemetry::attack::Kind as AttackKind;
 use crate::telemetry::metrics::{
     Kind::{Counter, Gauge, Histogram},
@@ -233,6 +233,11 @@ fn engine_metrics(engines: &[(&Engine, EngineStats)]) -> Vec<Metric> {
         "engine_gap_seconds",
         "Time between two looks at a receive ring, sleep not counted: how long frames may have waited",
     );
+    let mut handshakes = Metric::new(
+        Histogram,
+        "handshake_seconds",
+        "From a SYN-ACK to its acknowledgment, where a cookie or the half-open queue says when it left",
+    );
     for (engine, counted) in engines {
         let queue = engine.queue.to_string();
         let labels = [("interface", engine.interface.as_str()), ("queue", queue.as_str())];
@@ -255,16 +260,32 @@ fn engine_metrics(engines: &[(&Engine, EngineStats)]) -> Vec<Metric> {
             services.add([labels[0], labels[1], ("event", name)], Value::Whole(count));
         }
         level.add(labels, Value::Real(counted.half_open_level));
-        gaps.add(labels, histogram(&counted.gaps));
+        gaps.add(labels, histogram(&counted.gaps.buckets, counted.gaps.sum));
+        handshakes.add(labels, histogram(&counted.handshakes.buckets, counted.handshakes.sum));
     }
-    vec![events, amounts, services, level, gaps]
+    vec![events, amounts, services, level, gaps, handshakes, answers(engines)]
 }
 
-fn histogram(gaps: &Gaps) -> Value {
-    let last = gaps.buckets.len() - 1;
+/// Of each service, added up over its engines.
+fn answers(engines: &[(&Engine, EngineStats)]) -> Metric {
+    let mut sums: BTreeMap<_, Durations> = BTreeMap::new();
+    for (listen, answers) in engines.iter().flat_map(|(engine, _)| engine.services.answers()) {
+        sums.entry(listen).or_default().merge(&answers);
+    }
+    let help = "From what a client of a relay or responder said to the first byte of the answer";
+    let mut metric = Metric::new(Histogram, "request_seconds", help);
+    for (listen, Durations { buckets, sum }) in sums {
+        metric.add([("service", &listen.to_string())], histogram(&buckets, sum));
+    }
+    metric
+}
+
+/// Counts by powers of two of microseconds, and the sum in nanoseconds.
+fn histogram(buckets: &[u64], sum: u64) -> Value {
+    let last = buckets.len() - 1;
     let bound = |bucket: usize| if bucket == last { f64::MAX } else { (1u64 << bucket) as f64 / 1e6 };
-    let buckets = gaps.buckets.iter().enumerate().map(|(bucket, &count)| (bound(bucket), count));
-    Value::Buckets(buckets.collect(), gaps.sum as f64 / 1e9)
+    let buckets = buckets.iter().enumerate().map(|(bucket, &count)| (bound(bucket), count));
+    Value::Buckets(buckets.collect(), sum as f64 / 1e9)
 }
 
 #[cfg(test)]
@@ -281,11 +302,11 @@ mod tests {
 
     #[test]
     fn gaps_are_a_histogram_in_seconds() {
-        let mut gaps = Gaps::default();
+        let mut gaps = crate::engine::Gaps::default();
         gaps.buckets[0] = 3;
         gaps.buckets[19] = 1;
         gaps.sum = 1_500_000_000;
-        let Value::Buckets(buckets, sum) = histogram(&gaps) else { panic!() };
+        let Value::Buckets(buckets, sum) = histogram(&gaps.buckets, gaps.sum) else { panic!() };
         assert_eq!((buckets[0], buckets[10].0, buckets[19]), ((1e-6, 3), 0.001024, (f64::MAX, 1)));
         assert_eq!((buckets.len(), sum), (20, 1.5));
     }

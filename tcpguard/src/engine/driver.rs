@@ -452,6 +452,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             stack: *state.stack.counters(),
             rings: self.port.rows(),
             gaps: self.gaps.clone(),
+            handshakes: *state.stack.handshakes(),
         })
     }
 }

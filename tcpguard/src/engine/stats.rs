@@ -2,7 +2,7 @@
 
 use super::flows::FlowCounters;
 use super::net::NetCounters;
-use crate::stack::StackCounters;
+use crate::stack::{Durations, StackCounters};
 
 /// Defines a set of counters: one table gives each its field, name and meaning.
 macro_rules! counters {
@@ -120,6 +120,8 @@ pub struct EngineStats {
     pub rings: Vec<(&'static str, u64)>,
     /// Time between two looks at the receive ring.
     pub gaps: Gaps,
+    /// From SYN-ACKs to their acknowledgements.
+    pub handshakes: Durations,
 }
 
 impl EngineStats {
@@ -137,6 +139,7 @@ impl EngineStats {
             stack,
             rings,
             gaps,
+            handshakes: _,
         } = self;
         let plain = |rows: &mut dyn Iterator<Item = (&'static str, u64, &'static str)>| {
             rows.map(|(name, count, _)| (name, count)).collect::<Vec<_>>()

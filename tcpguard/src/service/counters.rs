@@ -1,12 +1,19 @@
 //! What a service counts. One table gives every counter its field, name and meaning.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::stack::{BUCKETS, Durations};
 
 macro_rules! counters {
     ($( $(#[doc = $help:literal])+ $field:ident = $name:literal; )+) => {
         /// Running totals of one service on one engine, which writes them; any thread may read.
         #[derive(Debug, Default)]
-        pub struct ServiceCounters { $( $(#[doc = $help])+ pub $field: AtomicU64, )+ }
+        pub struct ServiceCounters {
+            $( $(#[doc = $help])+ pub $field: AtomicU64, )+
+            /// From what a client said to the first of the answer.
+            pub answers: Latency,
+        }
 
         /// [`ServiceCounters`] at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +78,28 @@ counters! {
     bad_requests = "bad-requests";
 }
 
+/// A histogram that one thread writes; any thread may read.
+#[derive(Debug, Default)]
+pub struct Latency {
+    buckets: [AtomicU64; BUCKETS],
+    sum: AtomicU64,
+}
+
+impl Latency {
+    /// Counts one.
+    pub(super) fn record(&self, duration: Duration) {
+        add(&self.buckets[Durations::bucket(duration)], 1);
+        add(&self.sum, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// What was counted so far.
+    pub fn read(&self) -> Durations {
+        let buckets = self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed));
+        Durations { buckets, sum: self.sum.load(Ordering::Relaxed) }
+    }
+}
+
 /// Adds to a counter that only this thread writes.
 pub(super) fn add(counter: &AtomicU64, amount: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+    counter.store(counter.load(Ordering::Relaxed).saturating_add(amount), Ordering::Relaxed);
 }

@@ -32,6 +32,7 @@ pub use quota::Quota;
 
 use crate::config::{self, Destination, Responder};
 use crate::engine::{Listen, Net};
+use crate::stack::Durations;
 use limits::Limits;
 use proxy::Proxy;
 use scratch::Scratch;
@@ -171,6 +172,12 @@ impl Services {
     /// What each has counted, by its id.
     pub fn stats(&self) -> Vec<(u32, ServiceStats)> {
         self.offers().iter().map(|offer| (offer.spec.borrow().id, offer.counters.read())).collect()
+    }
+
+    /// How long clients of each waited for answers, by where it listens.
+    pub fn answers(&self) -> Vec<(SocketAddr, Durations)> {
+        let of = |offer: &Offer| (offer.spec.borrow().listen, offer.counters.answers.read());
+        self.offers().iter().map(of).collect()
     }
 
     fn offers(&self) -> MutexGuard<'_, Vec<Offer>> {

@@ -38,6 +38,8 @@ pub(super) struct Relay {
     patience: Option<Patience>,
     /// Bytes, both ways.
     moved: u64,
+    /// When the client said what has not been answered yet.
+    asked: Option<Instant>,
     /// When it was polled last, the backend took nothing of what there was for it.
     backend_full: bool,
     /// When it was polled last, there was no room for what the backend might say.
@@ -102,6 +104,7 @@ impl Relay {
             backend_lost: false,
             patience: None,
             moved: 0,
+            asked: None,
             backend_full: false,
             client_full: false,
             counters,
@@ -219,7 +222,7 @@ impl Relay {
 
     /// Client to backend.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, up, patience, moved, backend_full, counters, .. } = self;
+        let Self { client, backend, up, patience, moved, asked, backend_full, counters, .. } = self;
         *backend_full = false;
         let mut now = 0;
         while *up == Direction::Open {
@@ -241,6 +244,7 @@ impl Relay {
                 Ok(taken) => {
                     now += taken;
                     *moved += taken as u64;
+                    asked.get_or_insert_with(Instant::now);
                     add(&counters.bytes_to_backend, taken as u64);
                 }
                 Err(LendError::Source(_)) => return Poll::Ready(Err(Fault::Client)),
@@ -257,7 +261,17 @@ impl Relay {
     /// Backend to client.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let Self {
-            client, backend, down, backend_lost, patience, moved, client_full, counters, scratch, ..
+            client,
+            backend,
+            down,
+            backend_lost,
+            patience,
+            moved,
+            asked,
+            client_full,
+            counters,
+            scratch,
+            ..
         } = self;
         *client_full = false;
         let mut now = 0;
@@ -282,6 +296,9 @@ impl Relay {
             }
             now += bytes.filled().len();
             *moved += bytes.filled().len() as u64;
+            if let Some(asked) = asked.take() {
+                counters.answers.record(asked.elapsed());
+            }
             add(&counters.bytes_to_client, bytes.filled().len() as u64);
             client.send_all(bytes.filled()).map_err(|_| Fault::Client)?;
         }

@@ -262,10 +262,14 @@ impl Stack {
         }
         let adoption = self.refined(&key, adoption, now);
         let tcb = Tcb::adopted(key, link, service, &adoption, now, &self.shared.config);
+        let handshake = tcb.handshake();
         let Some(conn) = self.insert(tcb) else {
             self.shared.counters.table_full += 1;
             return Err(StackDrop::TableFull);
         };
+        if let Some(handshake) = handshake {
+            self.shared.handshakes.record(handshake);
+        }
         *self.waiting.entry(service).or_default() += 1;
         self.shared.counters.adopted += 1;
         self.shared.events.push_back(Event::Incoming { conn, key, service });

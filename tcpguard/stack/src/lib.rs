@@ -11,6 +11,7 @@ mod closed_flows;
 mod config;
 mod congestion;
 mod counters;
+mod durations;
 mod event;
 mod half_open;
 mod icmp;
@@ -44,6 +45,7 @@ pub use closed_flows::ClosedFlows;
 pub use config::Config;
 pub use congestion::CongestionControl;
 pub use counters::StackCounters;
+pub use durations::{BUCKETS, Durations};
 pub use event::{ConnId, Error, Event, FlowInfo, Origin, Received, StackDrop, State, TcbView};
 pub use survey::Cursor;
 pub use tcpguard_common::packet::build::Link;
@@ -540,6 +542,12 @@ impl Stack {
     /// Running totals.
     pub fn counters(&self) -> &StackCounters {
         &self.shared.counters
+    }
+
+    /// How long handshakes took, from the SYN-ACK to its acknowledgement, where a cookie or the half-open queue says when it
+    /// left.
+    pub fn handshakes(&self) -> &Durations {
+        &self.shared.handshakes
     }
 
     /// Connections now, TIME_WAIT not counted.

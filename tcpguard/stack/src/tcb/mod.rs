@@ -26,6 +26,7 @@ use tcpguard_common::seq::Seq;
 use super::config::Config;
 use super::congestion::Congestion;
 use super::counters::StackCounters;
+use super::durations::Durations;
 use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
 use super::pressure::{Stall, recv_limit, send_limit};
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) send_pool: Pool,
     pub(crate) recv_pool: Pool,
     pub(crate) counters: StackCounters,
+    /// How long handshakes took.
+    pub(crate) handshakes: Durations,
     pub(crate) events: VecDeque<Event>,
     /// Connections that found the send pool empty.
     pub(crate) send_waiters: VecDeque<ConnId>,
@@ -65,6 +68,7 @@ impl Shared {
             config,
             services: BTreeMap::new(),
             counters: StackCounters::default(),
+            handshakes: Durations::default(),
             events: VecDeque::new(),
             send_waiters: VecDeque::new(),
             spare: Vec::new(),
@@ -329,6 +333,11 @@ impl Tcb {
     const NO_SERVICE: u16 = u16::MAX;
 
     /// Whether a cookie opened it.
+    /// Of a connection that was just adopted, how long its handshake took, if that is known.
+    pub(crate) fn handshake(&self) -> Option<Duration> {
+        self.rtt.smoothed()
+    }
+
     /// The service it belongs to, if a cookie opened it.
     pub(crate) fn service(&self) -> Option<u32> {
         self.has_service().then_some(self.service.into())
