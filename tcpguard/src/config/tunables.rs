@@ -229,6 +229,9 @@ tunables! {
     /// Connections that each receive queue may have whose service is done with them and whose clients have not closed or not
     /// acknowledged everything yet. When they are more, those left for longest are reset.
     orphan_limit: u32 = "orphan-limit", 65_536, 16 => 1_048_576;
+    /// How often what such a connection still has to say, its FIN at last, is sent again before it is given up: how long
+    /// FIN_WAIT_1, CLOSING and LAST_ACK may last.
+    orphan_retries: u32 = "orphan-retries", 8, 1 => 50;
     /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
     /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
     close_wait: Duration = "close-wait", H, 0 => 24 * H, per service;
@@ -251,6 +254,9 @@ tunables! {
     keepalive_interval: Duration = "keepalive-interval", 75 * S, S => H, per service;
     /// Keepalive probes without an answer before a connection is given up and reset.
     keepalive_probes: u32 = "keepalive-probes", 9, 1 => 100, per service;
+    /// How long an acknowledgment may wait for data or a second segment to ride with (RFC 9293 §3.8.6.3). Longer saves
+    /// segments, and lets senders wait.
+    delayed_ack: Duration = "delayed-ack", 40 * MS, 0 => 500 * MS;
     /// How fast connections send: newreno (RFC 5681, RFC 6582) or cubic (RFC 9438), which is as fast on short paths and
     /// recovers sooner on long ones.
     congestion_control: CongestionControl = "congestion-control", 1, 0 => 1, per service;

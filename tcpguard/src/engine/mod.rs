@@ -281,10 +281,12 @@ pub(crate) fn stack_config(base: Config, tunables: &Tunables) -> Config {
         max_rto: tunables.max_rto,
         retries: u8::try_from(tunables.retries).unwrap_or(u8::MAX),
         max_orphans: tunables.orphan_limit,
+        orphan_retries: u8::try_from(tunables.orphan_retries).unwrap_or(u8::MAX),
         user_timeout: tunables.user_timeout,
         keepalive_time: tunables.keepalive_time,
         keepalive_interval: tunables.keepalive_interval,
         keepalive_probes: u8::try_from(tunables.keepalive_probes).unwrap_or(u8::MAX),
+        delayed_ack: tunables.delayed_ack,
         congestion_control: match tunables.congestion_control {
             config::CongestionControl::NewReno => CongestionControl::NewReno,
             config::CongestionControl::Cubic => CongestionControl::Cubic,

@@ -8,7 +8,7 @@ use tcpguard_common::cookie::{Advertised, Clock, Strictness, SynOptions, encode}
 use tcpguard_common::flow::{AnyFlowKey, V4};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::Headers;
-use tcpguard_common::packet::{AnySegment, Buffer, Flags, Options, parse};
+use tcpguard_common::packet::{AnySegment, Buffer, Flags, Options, checksum, parse};
 use tcpguard_common::seq::Seq;
 
 use crate::config::{Overrides, Tunables};
@@ -107,6 +107,15 @@ impl Client {
 
     /// A segment without data from this port.
     pub(super) fn send(&mut self, port: u16, flags: Flags, seq: u32, ack: u32) -> Received {
+        self.send_with(port, (flags, seq, ack), &[])
+    }
+
+    /// A byte from this port, of a connection that the server has said nothing on.
+    pub(super) fn send_byte(&mut self, port: u16, seq: u32) -> Received {
+        self.send_with(port, (Flags::ACK, seq, 1), &[7])
+    }
+
+    fn send_with(&mut self, port: u16, (flags, seq, ack): (Flags, u32, u32), data: &[u8]) -> Received {
         let has_ack = flags.contains(Flags::ACK);
         let headers = Headers {
             link: Link { dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2], ..Link::default() },
@@ -126,8 +135,9 @@ impl Client {
             },
         };
         let mut frame = vec![0; headers.len()];
+        frame.extend(data);
         let len = frame.len();
-        headers.write(&mut Buffer::new(&mut frame, len), 0, 0).unwrap();
+        headers.write(&mut Buffer::new(&mut frame, len), data.len(), checksum::sum(data)).unwrap();
         self.stack.handle_frame(self.now, &frame)
     }
 

@@ -29,6 +29,7 @@ const PROOFS: &[(&str, Proof)] = &[
     ("time-wait-limit", Here(stack::time_waits_beyond_the_limit_make_room)),
     ("fin-wait-2", Here(stack::a_fin_wait_2_ends_when_the_tunable_says)),
     ("orphan-limit", Here(stack::orphans_beyond_the_limit_are_reset)),
+    ("orphan-retries", Here(stack::a_last_ack_that_nobody_answers_is_given_up_after_orphan_retries)),
     (
         "close-wait",
         there("src/service/tests.rs", "a_backend_that_never_closes_is_seen_and_let_go_after_close_wait"),
@@ -41,6 +42,7 @@ const PROOFS: &[(&str, Proof)] = &[
     ("keepalive-time", Here(stack::a_silent_client_is_asked_after_keepalive_time)),
     ("keepalive-interval", Here(stack::questions_are_an_interval_apart)),
     ("keepalive-probes", Here(stack::as_many_questions_are_asked_as_the_tunable_says)),
+    ("delayed-ack", Here(stack::an_acknowledgment_waits_for_as_long_as_delayed_ack)),
     ("congestion-control", Here(stack::a_loss_leaves_half_a_window_to_newreno_and_more_to_cubic)),
     (
         "stall-time",

@@ -83,6 +83,38 @@ pub(super) fn orphans_beyond_the_limit_are_reset() {
 }
 
 #[test]
+pub(super) fn a_last_ack_that_nobody_answers_is_given_up_after_orphan_retries() {
+    for (value, expected) in [("2", 2), ("6", 6)] {
+        let mut client = Client::new(&[]);
+        let conn = client.connect(PORT);
+        client.send(PORT, Flags::FIN | Flags::ACK, 1, 1);
+        client.stack.close(client.now, conn);
+        client.sent();
+        assert_eq!(client.state(PORT), Some(State::LastAck));
+        client.tune(&[("orphan-retries", value)]);
+        let sent = client.wait(LONG);
+        assert_eq!(sent.iter().filter(|(_, sent)| sent.flags.contains(Flags::FIN)).count(), expected);
+        assert_eq!(client.state(PORT), None);
+    }
+}
+
+#[test]
+pub(super) fn an_acknowledgment_waits_for_as_long_as_delayed_ack() {
+    for (value, expected) in [("20ms", 20), ("300ms", 300)] {
+        let mut client = Client::new(&[]);
+        client.connect(PORT);
+        client.tune(&[("delayed-ack", value)]);
+        // The first ones are acknowledged at once.
+        let late = (0..100).find(|&byte| {
+            client.send_byte(PORT, 1 + byte);
+            client.sent().is_empty()
+        });
+        assert!(late.is_some(), "none waits");
+        assert_eq!(times(&client.wait(SECOND)), [expected]);
+    }
+}
+
+#[test]
 pub(super) fn the_first_retransmission_comes_after_the_initial_rto() {
     for (value, expected) in [("300ms", 300), ("2s", 2000)] {
         let mut client = Client::new(&[]);
