@@ -175,7 +175,7 @@ fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do
 }
 
 #[test]
-fn every_verb_has_a_page_of_the_manual_and_is_completed() {
+fn every_verb_and_option_has_a_page_of_the_manual_and_is_completed() {
     let help = String::from_utf8(tcpguard(&["--help"]).stdout).unwrap();
     let verbs =
         help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
@@ -196,14 +196,44 @@ fn every_verb_has_a_page_of_the_manual_and_is_completed() {
     }
     let page = std::fs::read_to_string(directory.join("tcpguard.1")).unwrap();
     assert!(page.contains("Exit codes"), "{page}");
-    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), verbs.len() + 1);
-    std::fs::remove_dir_all(directory).unwrap();
-    for shell in ["bash", "zsh", "fish"] {
+    let scripts = ["bash", "zsh", "fish"].map(|shell| {
         let script = String::from_utf8(tcpguard(&["completions", shell]).stdout).unwrap();
         for verb in &verbs {
             assert!(script.contains(verb), "{shell}: {verb}");
         }
+        script
+    });
+    // What a verb's own help lists: its options, and the verbs under it, which have options of their own.
+    let (mut left, mut pages) = (verbs.iter().map(|verb| vec![(*verb).to_owned()]).collect::<Vec<_>>(), 1);
+    while let Some(path) = left.pop() {
+        pages += 1;
+        let words: Vec<&str> = path.iter().map(String::as_str).collect();
+        let help = String::from_utf8(tcpguard(&[&words[..], &["--help"]].concat()).stdout).unwrap();
+        let page = std::fs::read_to_string(directory.join(format!("tcpguard-{}.1", path.join("-")))).unwrap();
+        assert_eq!(page.as_bytes(), tcpguard(&[&["man"], &words[..]].concat()).stdout);
+        for option in help.lines().filter_map(option) {
+            assert!(page.contains(&option.replace('-', "\\-")), "{words:?}: {option}\n{page}");
+            for (script, dashes) in scripts.iter().zip(["--", "--", "-l "]) {
+                let completed = format!("{dashes}{}", option.trim_start_matches('-'));
+                assert!(script.contains(&completed), "{words:?}: {completed}");
+            }
+        }
+        let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        let commands =
+            commands.take_while(|line| !line.is_empty()).filter_map(|line| line.strip_prefix("  "));
+        let inner = commands.filter_map(|line| line.split(' ').next()).filter(|word| !word.is_empty());
+        left.extend(inner.map(|word| [&path[..], &[word.to_owned()]].concat()));
     }
+    assert!(pages > verbs.len() + 1, "no verb has verbs of its own");
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), pages);
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+/// The long option that a line of a verb's help is about.
+fn option(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let long = line.strip_prefix('-').and_then(|_| line.find("--")).map(|at| &line[at..])?;
+    long.split([' ', '[', '=']).next().filter(|option| option.len() > 2)
 }
 
 #[test]
@@ -262,19 +292,25 @@ fn help_and_version_go_to_standard_output() {
         assert!(output.stderr.is_empty() && !output.stdout.is_empty());
         assert!(!output.stdout.contains(&0x1b), "colour without a terminal");
     }
+    let help = String::from_utf8(tcpguard(&["--help"]).stdout).unwrap();
+    assert!(help.contains("Exit codes: 0 done, 1 failed, 2 bad input"), "{help}");
 }
 
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tcpguard"))
-        .args(["run", "--help"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    for args in
+        [&["run", "--help"][..], &["explain"], &["explain", "--json"], &["config", "--example"], &["man"]]
+    {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tcpguard"))
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{args:?}");
+    }
 }
 
 /// Where there is no systemd there is nobody to ask, and nobody who would read the unit.

@@ -251,7 +251,11 @@ fn an_engine_that_stands_still_holds_up_its_own_clients_alone_and_answers_no_syn
     assert!(!silent.is_empty(), "a SYN was answered that nobody would have served");
     assert!(silent.len() < usize::from(SYNS), "no SYN was answered for the other engine");
     // Nor does it hold up whoever asks how things are.
-    assert!(guarded.cli(&["status"]).status.success());
+    let status = guarded.cli(&["status"]);
+    assert!(status.status.success());
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert!(said.contains(&format!("engine {GUARD_INTERFACE} queue 0 STANDS STILL for ")), "{said}");
+    assert!(!said.contains(&format!("engine {GUARD_INTERFACE} queue 1 STANDS")), "{said}");
     let asked = guarded.cli(&["stats"]);
     let said = String::from_utf8_lossy(&asked.stderr).into_owned();
     assert_eq!(asked.status.code(), Some(1), "{said}");

@@ -152,7 +152,7 @@ fn from(attack: &Attack) -> Option<String> {
 }
 
 /// Date and time in UTC, to a second.
-fn time(unix_ms: u64) -> String {
+pub(super) fn time(unix_ms: u64) -> String {
     let time = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms.min(i64::MAX as u64 / 1_000_000));
     humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -26,11 +26,12 @@ pub(super) struct CompletionsArgs {
 Examples:
   tcpguard man | man -l -
   tcpguard man tune | man -l -
+  tcpguard man filters add | man -l -
   tcpguard man --directory /usr/local/share/man/man1")]
 pub(super) struct ManArgs {
-    /// Of which verb; without one, of tcpguard as a whole
+    /// Of which verb, and of which verb's verb; without one, of tcpguard as a whole
     #[arg(conflicts_with = "directory")]
-    verb: Option<String>,
+    verb: Vec<String>,
     /// Write every page into this directory instead
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
@@ -47,11 +48,12 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
     if let Some(directory) = &args.directory {
         return pages.iter().try_for_each(|(name, page)| write_page(directory, name, page));
     }
-    let name = args.verb.as_ref().map_or_else(|| "tcpguard".to_owned(), |verb| format!("tcpguard-{verb}"));
+    let name =
+        ["tcpguard"].into_iter().chain(args.verb.iter().map(String::as_str)).collect::<Vec<_>>().join("-");
     match pages.iter().find(|(page, _)| *page == name) {
         Some((_, page)) => Ok(io::stdout().lock().write_all(page)?),
         None => {
-            let verb = args.verb.as_deref().unwrap_or_default();
+            let verb = args.verb.join(" ");
             Err(Failure::BadInput(format!("no verb `{verb}`; `tcpguard --help` lists them")))
         }
     }
@@ -62,18 +64,20 @@ fn write_page(directory: &Path, name: &str, page: &[u8]) -> Result<(), Failure> 
     std::fs::write(&path, page).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
 }
 
-/// The page of the whole and one for each verb, by name.
+/// The page of the whole, and one for each verb and each verb's verbs, by name.
 fn pages() -> Vec<(String, Vec<u8>)> {
     let mut whole = Cli::command();
     // Gives verbs their whole names, and the arguments that all of them have.
     whole.build();
-    let verbs = whole.get_subcommands().map(|verb| {
-        let name = verb.get_display_name().unwrap_or_else(|| verb.get_name());
-        (name.to_owned(), page(verb.clone()))
-    });
-    let mut pages: Vec<_> = verbs.collect();
-    pages.push(("tcpguard".to_owned(), page(whole)));
+    let mut pages = Vec::new();
+    add_pages(&whole, &mut pages);
     pages
+}
+
+fn add_pages(command: &Command, pages: &mut Vec<(String, Vec<u8>)>) {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    pages.push((name.to_owned(), page(command.clone())));
+    command.get_subcommands().for_each(|verb| add_pages(verb, pages));
 }
 
 fn page(command: Command) -> Vec<u8> {

@@ -26,6 +26,7 @@ mod stats;
 mod status;
 mod top;
 mod tune;
+mod zero;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -142,7 +143,8 @@ pub fn main() -> ExitCode {
         Failure::NoReader => return ExitCode::SUCCESS,
     };
     // With standard error gone too there is nobody left to tell.
-    drop(writeln!(io::stderr(), "tcpguard: {}", output::one_line(&message)));
+    let prefix = crate::telemetry::log::failure_prefix();
+    drop(writeln!(io::stderr(), "{prefix}tcpguard: {}", output::one_line(&message)));
     ExitCode::from(code)
 }
 

@@ -1,14 +1,17 @@
-//! `tcpguard stats`: every counter, with rates between two readings.
+//! `tcpguard stats`: every counter, with rates between two readings; of all time, or since one's own zero point.
 
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::control::client::Client;
 use crate::control::protocol::{Groups, Reply, Request, ServiceCount, Stats};
 
 use super::output::{Align, Table, age, rate, write_json};
-use super::{Failure, ask, unexpected};
+use super::zero::Zero;
+use super::{Failure, ask, events, unexpected};
 
 /// Between the two readings that a single listing's rates come from.
 const SAMPLE: Duration = Duration::from_millis(250);
@@ -17,9 +20,15 @@ const HOME: &str = "\x1b[H\x1b[J";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
+Reasons count since the program was attached, everything else since the daemon started. --reset-view has you see all of it
+counted from now on, and --since-reset again later; the daemon goes on counting, and nobody else sees a difference. Amounts,
+such as flows by state, are always those of this moment.
+
 Examples:
   tcpguard stats
   tcpguard stats --watch 2 --per-cpu
+  tcpguard stats --reset-view --watch      what comes from now on
+  tcpguard stats --since-reset             what came since --reset-view
   tcpguard stats --json | jq '.reasons[] | select(.name == \"cookie-sent\").total'")]
 pub(super) struct Args {
     /// Read again every SECONDS (1 unless given) until interrupted
@@ -34,6 +43,12 @@ pub(super) struct Args {
     /// Also what was never counted
     #[arg(long)]
     all: bool,
+    /// Count from now on, in your view alone, and remember that for --since-reset
+    #[arg(long)]
+    reset_view: bool,
+    /// Show what was counted since you last said --reset-view
+    #[arg(long, conflicts_with = "reset_view")]
+    since_reset: bool,
     /// Print one line of JSON for each reading: totals only
     #[arg(long)]
     json: bool,
@@ -50,18 +65,20 @@ pub(super) fn interval(text: &str) -> Result<Duration, String> {
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     let mut before = read(client)?;
+    let zero = zero(args, client, &before)?;
     if args.json {
-        write_json(&mut out, &before)?;
+        write_json(&mut out, &View::new(zero.as_ref(), before))?;
         while let Some(interval) = args.watch {
             sleep(interval);
-            write_json(&mut out, &read(client)?)?;
+            write_json(&mut out, &View::new(zero.as_ref(), read(client)?))?;
         }
         return Ok(());
     }
     let clear = args.watch.is_some() && io::stdout().is_terminal();
+    before = View::new(zero.as_ref(), before).stats;
     loop {
         sleep(args.watch.unwrap_or(SAMPLE));
-        let now = read(client)?;
+        let now = View::new(zero.as_ref(), read(client)?);
         if clear {
             write!(out, "{HOME}")?;
         }
@@ -73,7 +90,36 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
         if !clear {
             writeln!(out)?;
         }
-        before = now;
+        before = now.stats;
+    }
+}
+
+/// What this view counts from; nothing if it shows the daemon's own counters.
+fn zero(args: &Args, client: &Client, now: &Stats) -> Result<Option<Zero>, Failure> {
+    if args.since_reset {
+        return Zero::load(client.path()).map(Some);
+    }
+    let zero = args.reset_view.then(|| Zero::new(now.clone()));
+    zero.as_ref().map_or(Ok(()), |zero| zero.save(client.path()))?;
+    Ok(zero)
+}
+
+/// A reading, as it is seen from a zero point.
+#[derive(Serialize)]
+struct View {
+    /// What it counts from, milliseconds since 1970; absent if the daemon's counters are shown as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since_ms: Option<u64>,
+    #[serde(flatten)]
+    stats: Stats,
+}
+
+impl View {
+    fn new(zero: Option<&Zero>, now: Stats) -> Self {
+        match zero {
+            Some(zero) => Self { since_ms: Some(zero.taken_ms), stats: zero.until(&now) },
+            None => Self { since_ms: None, stats: now },
+        }
     }
 }
 
@@ -84,11 +130,18 @@ fn read(client: &Client) -> Result<Stats, Failure> {
     }
 }
 
-fn write(out: &mut impl Write, args: &Args, before: &Stats, now: &Stats) -> io::Result<()> {
+fn write(
+    out: &mut impl Write,
+    args: &Args,
+    before: &Stats,
+    View { since_ms, stats: now }: &View,
+) -> io::Result<()> {
     let elapsed = now.time_ms.saturating_sub(before.time_ms);
-    writeln!(out, "up {}, rates over {elapsed} ms", age(now.uptime_ms))?;
+    let since = since_ms.map(|since| format!(", counted since {}", events::time(since))).unwrap_or_default();
+    writeln!(out, "up {}{since}, rates over {elapsed} ms", age(now.uptime_ms))?;
     section(out, &reasons(args, before, now, elapsed))?;
     section(out, &services("SERVICE", &now.services))?;
+    section(out, &services("EACH SECOND", &rates(&before.services, &now.services, elapsed)))?;
     section(out, &services("DRY RUN", &now.dry_run))?;
     section(out, &states(args, now))?;
     section(out, &groups(args, &before.totals, &now.totals, elapsed))?;
@@ -175,6 +228,30 @@ fn services(title: &str, counts: &[ServiceCount]) -> Table {
     table
 }
 
+/// How often a second each count went up, of those services with any.
+fn rates(before: &[ServiceCount], now: &[ServiceCount], elapsed: u64) -> Vec<ServiceCount> {
+    let of = |now: &ServiceCount| {
+        let before = before.iter().find(|before| before.listen == now.listen)?;
+        let rate = |count: fn(&ServiceCount) -> u64| rate(count(before), count(now), elapsed);
+        let rates = ServiceCount {
+            listen: now.listen,
+            mode: now.mode.clone(),
+            state: now.state.clone(),
+            syns: rate(|service| service.syns),
+            cookies_sent: rate(|service| service.cookies_sent),
+            stateful: rate(|service| service.stateful),
+            acks_valid: rate(|service| service.acks_valid),
+            acks_invalid: rate(|service| service.acks_invalid),
+            redirected: rate(|service| service.redirected),
+            reset: rate(|service| service.reset),
+            dropped: rate(|service| service.dropped),
+            passed: rate(|service| service.passed),
+        };
+        (before != now).then_some(rates)
+    };
+    now.iter().filter_map(of).collect()
+}
+
 fn states(args: &Args, now: &Stats) -> Table {
     let mut table = Table::new(&[("STATE", Align::Left), ("FLOWS", Align::Right)]);
     for (state, &count) in now.states.iter().filter(|&(_, &count)| args.all || count > 0) {
@@ -257,7 +334,8 @@ mod tests {
     fn shown(given: &[&str]) -> String {
         let args = arguments(given);
         let mut out = Vec::new();
-        write(&mut out, &args, &reading(1000, [100, 0], 1), &reading(1500, [100, 50], 7)).unwrap();
+        let now = View { since_ms: None, stats: reading(1500, [100, 50], 7) };
+        write(&mut out, &args, &reading(1000, [100, 0], 1), &now).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -306,6 +384,44 @@ stack  adopted      7      12
         assert!(text.contains("bad-flags    dropped       0       0     0     0\n"), "{text}");
         assert!(text.contains("\neth0 queue 1\n\nGROUP"), "{text}");
         assert!(text.contains("CLOSING          0\n"), "{text}");
+    }
+
+    #[test]
+    fn services_have_rates_as_long_as_something_comes() {
+        let before = reading(1000, [0, 0], 0).services;
+        assert!(rates(&before, &before, 500).is_empty());
+        let after = vec![ServiceCount { syns: 1009, dropped: 53, ..before[0].clone() }];
+        let [rates] = &rates(&before, &after, 500)[..] else { panic!() };
+        assert_eq!((rates.syns, rates.dropped, rates.cookies_sent), (2000, 100, 0));
+    }
+
+    #[test]
+    fn a_view_counts_from_its_zero_point_and_amounts_stay_as_they_are() {
+        let mut earlier = reading(1000, [100, 3], 4);
+        let group = earlier.totals.get_mut("stack").unwrap();
+        group.insert("half-open".into(), 9);
+        let mut later = reading(3000, [110, 4], 6);
+        later.uptime_ms = earlier.uptime_ms + 2000;
+        later.totals.get_mut("stack").unwrap().insert("half-open".into(), 2);
+        later.services[0].syns = 30;
+        let zero = Zero::new(earlier);
+        let view = View::new(Some(&zero), later.clone());
+        assert!(view.since_ms.is_some());
+        let Stats { reasons, services, states, totals, engines, .. } = &view.stats;
+        assert_eq!((reasons[0].total, &reasons[0].per_cpu[..]), (11, &[10, 1][..]));
+        assert_eq!((services[0].syns, services[0].cookies_sent), (21, 0));
+        assert_eq!((totals["stack"]["adopted"], totals["stack"]["half-open"]), (2, 2));
+        assert_eq!((engines[0].counters["stack"]["adopted"], states["ESTABLISHED"]), (2, 3));
+        // A daemon that was started since counts from its start; XDP's counters outlive it.
+        later.uptime_ms = 500;
+        let view = View::new(Some(&zero), later.clone()).stats;
+        assert_eq!(
+            (view.reasons[0].total, view.services[0].syns, view.totals["stack"]["adopted"]),
+            (11, 30, 6)
+        );
+        // And so does a machine.
+        later.time_ms = 900;
+        assert_eq!(View::new(Some(&zero), later.clone()).stats, later);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::strict;
 impl Handler for Guard {
     async fn handle(&self, request: Request) -> Reply {
         let answer = match request {
-            Request::Status {} => Ok(Reply::Status(self.status())),
+            Request::Status {} => Ok(Reply::Status(self.status().await)),
             Request::Stats {} => self.stats().await.map(Reply::Stats),
             Request::Flows { which, sort, limit } => return self.list_flows(&which, sort, limit).await,
             Request::FlowsKill { which, all, session } => return self.kill_flows(&which, all, session).await,
@@ -143,7 +143,8 @@ impl Handler for Guard {
 }
 
 impl Guard {
-    fn status(&self) -> wire::Status {
+    async fn status(&self) -> wire::Status {
+        let limits = self.limits().await;
         let links = self.links.borrow();
         let interfaces = self.attached.iter().zip(&self.config.interfaces).zip(links.iter());
         let settings = self.settings();
@@ -154,6 +155,7 @@ impl Guard {
             phase: if self.draining.get() { "draining" } else { "armed" }.to_owned(),
             generation: settings.generation,
             epoch: settings.epoch,
+            keys: self.keys_state(),
             interfaces: interfaces
                 .map(|((attached, interface), link)| wire::Interface {
                     name: attached.name.clone(),
@@ -168,6 +170,8 @@ impl Guard {
                 .collect(),
             services: self.services(),
             attacks: self.attacks.ongoing(),
+            engines: self.engine_states(),
+            limits,
             unconfirmed_ms: self.unconfirmed().map(millis),
         }
     }

@@ -50,6 +50,11 @@ impl Client {
         Self { path: path.to_owned() }
     }
 
+    /// Where the daemon listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Asks once and waits for the reply.
     pub fn ask(&self, request: &Request) -> Result<Reply, ClientError> {
         let mut socket = UnixStream::connect(&self.path).map_err(|error| self.unreachable(error))?;

@@ -47,7 +47,7 @@ use super::strict::Strict;
 use super::tunables::InForce;
 
 /// A heartbeat older than this is stale. Engines beat at least every tenth of it.
-const STALE_AFTER: Duration = Duration::from_secs(1);
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(1);
 /// The window that SYN-ACKs advertise (unscaled, RFC 7323 §2.2) and the shift that later windows have.
 const WINDOW: u16 = u16::MAX;
 const WINDOW_SCALE: u8 = 7;
@@ -75,6 +75,8 @@ pub(super) struct Guard {
     pub(super) counted_before: RefCell<HashMap<u32, [ServiceCounters; 2]>>,
     pub(super) strict: Strict,
     pub(super) keys: RefCell<KeySchedule>,
+    /// When the secret that they derive from was set, `CLOCK_MONOTONIC` nanoseconds.
+    pub(super) secret_since: Cell<u64>,
     /// Where the configuration came from, if that can be read again.
     pub(super) origin: Option<Origin>,
     settings: RefCell<Settings>,
@@ -155,6 +157,7 @@ impl Guard {
             monitors,
             counted_before: RefCell::new((0..).zip(counted_before).collect()),
             keys: RefCell::new(keys),
+            secret_since: Cell::new(monotonic_ns()),
             origin: None,
             settings: RefCell::new(settings),
             publishing: Mutex::new(()),
@@ -220,6 +223,9 @@ impl Guard {
     /// Has keys made from another secret, from the next epoch on. Returns whether it is another one.
     pub(super) async fn set_secret(&self, secret: MasterSecret) -> Result<bool, DaemonError> {
         let changed = self.keys.borrow_mut().set_secret(secret);
+        if changed {
+            self.secret_since.set(monotonic_ns());
+        }
         self.publish().await?;
         Ok(changed)
     }

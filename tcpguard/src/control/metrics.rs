@@ -19,14 +19,8 @@ use crate::telemetry::metrics::{
 
 use super::daemon::DaemonError;
 use super::guard::{Engine, Guard, engine_error};
-use super::protocol as wire;
+use super::protocol::{self as wire, AMOUNTS, GAPS};
 use super::services::Known;
-
-/// Of a group of counters, those that are no counts but amounts.
-const AMOUNTS: [&str; 9] =
-    ["connections", "time-wait", "half-open", "frames", "free", "fill", "rx", "tx", "completion"];
-/// What the histogram of gaps tells better.
-const GAPS: &str = "gap-";
 
 /// What services' segments are counted as.
 const CLASSES: [(Class, &str); 9] = [
@@ -244,6 +238,7 @@ fn engine_metrics(engines: &[(&Engine, EngineStats)]) -> Vec<Metric> {
         for (group, rows) in counted.groups() {
             for (name, count) in rows {
                 let metric = if AMOUNTS.contains(&name) { &mut amounts } else { &mut events };
+                // The histogram tells these better.
                 if !name.starts_with(GAPS) {
                     metric
                         .add([labels[0], labels[1], ("group", group), ("event", name)], Value::Whole(count));

@@ -4,6 +4,7 @@
 mod answers;
 mod attacks;
 pub mod client;
+mod condition;
 mod confirm;
 pub mod daemon;
 mod descriptors;

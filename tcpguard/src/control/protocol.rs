@@ -27,8 +27,8 @@ pub use events::{Attack, AttackPrefix, Event, Events, HookRuns};
 pub use filters::{Filter, Filters, FiltersChanged};
 pub use flows::{Flow, Flows, FlowsKilled, FlowsOfService, Sort, Which};
 pub use packets::{Cookie, Explained, Packet, PacketsLost, Step};
-pub use stats::{Engine, Groups, ReasonCount, ServiceCount, Stats};
-pub use status::{Backend, HeldUp, Interface, Service, Status};
+pub use stats::{AMOUNTS, Engine, GAPS, Groups, ReasonCount, ServiceCount, Stats, is_amount};
+pub use status::{Backend, EngineState, HeldUp, Interface, Keys, Limit, Service, Status};
 pub use versioned::{JSON_VERSION, Versioned};
 
 /// Changes when a field changes its meaning or disappears; new fields do not change it.

@@ -213,6 +213,12 @@ impl KeySchedule {
         (self.period - into).max(self.held(now))
     }
 
+    /// For how long the current key has been in use, here or on any machine of the fleet.
+    pub fn key_age(&self, now: Now) -> Duration {
+        let into = Duration::from_nanos((now.wall.as_nanos() % self.period.as_nanos()) as u64);
+        self.age(now).unwrap_or(into)
+    }
+
     /// How long `current` has to stay yet.
     fn held(&self, now: Now) -> Duration {
         self.age(now).map_or(Duration::ZERO, |age| self.hold.saturating_sub(age))

@@ -446,6 +446,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             time_wait: state.stack.time_wait_count() as u64,
             half_open: state.stack.half_open_count() as u64,
             half_open_level: state.stack.half_open_level(),
+            usage: state.stack.usage(),
             frames: self.desk.counters,
             net: state.counters,
             flows: self.desk.flows.counters,

@@ -2,7 +2,7 @@
 
 use super::flows::FlowCounters;
 use super::net::NetCounters;
-use crate::stack::{Durations, StackCounters};
+use crate::stack::{Durations, StackCounters, Usage};
 
 /// Defines a set of counters: one table gives each its field, name and meaning.
 macro_rules! counters {
@@ -108,6 +108,8 @@ pub struct EngineStats {
     pub half_open: u64,
     /// How full that queue is, 0 to 1.
     pub half_open_level: f64,
+    /// How full everything is that the stack bounds.
+    pub usage: Vec<Usage>,
     /// Frames.
     pub frames: FrameCounters,
     /// Accepting.
@@ -133,6 +135,7 @@ impl EngineStats {
             time_wait,
             half_open,
             half_open_level: _,
+            usage: _,
             frames,
             net,
             flows,

@@ -26,6 +26,11 @@ impl Limits {
         Self { connections, idle, total }
     }
 
+    /// How many connections there are, and how many there may be; `None` if there is no limit.
+    pub(super) fn connections(&self) -> Option<(usize, usize)> {
+        self.connections.usage()
+    }
+
     /// One more connection; `None` when there are enough.
     pub(super) fn admit(&self) -> Option<Share> {
         self.connections.take()

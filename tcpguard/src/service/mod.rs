@@ -85,6 +85,11 @@ impl ServiceSpec {
         Some(Self { id, listen: service.listen, purpose, limits: Limits::new(service.limits) })
     }
 
+    /// How many connections it has, and how many it may have; `None` if it has no limit of its own.
+    pub fn connections(&self) -> Option<(usize, usize)> {
+        self.limits.connections()
+    }
+
     /// What an engine has to admit for it.
     fn listen(&self) -> Listen {
         Listen { addr: Some(self.listen.ip()), port: self.listen.port(), service: self.id }
@@ -115,6 +120,11 @@ impl Services {
     /// The same services, which take no more descriptors than these.
     pub fn sharing(self, descriptors: Quota) -> Self {
         Self { descriptors, ..self }
+    }
+
+    /// The descriptors that they share with others.
+    pub fn descriptors(&self) -> &Quota {
+        &self.descriptors
     }
 
     /// What the engine has to admit for them.

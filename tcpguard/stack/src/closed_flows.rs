@@ -110,6 +110,11 @@ impl ClosedFlows {
         self.lock().has_room(epoch, limit)
     }
 
+    /// How many are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len
+    }
+
     /// Forgets every epoch that `alive` refuses.
     pub(crate) fn retain(&self, alive: impl Fn(u32) -> bool) {
         self.lock().retain(alive);

@@ -94,6 +94,11 @@ impl HalfOpens {
         }
     }
 
+    /// Entries of each family, IPv4 first.
+    pub(crate) fn lens(&self) -> [usize; 2] {
+        self.tables.lens()
+    }
+
     /// Memory held for each family, IPv4 first, the few link addresses not counted.
     pub(crate) fn bytes(&self) -> [usize; 2] {
         self.tables.bytes()

@@ -33,6 +33,7 @@ mod table;
 mod tcb;
 mod time;
 mod time_wait;
+mod usage;
 mod wheel;
 mod wire;
 
@@ -50,6 +51,7 @@ pub use event::{ConnId, Error, Event, FlowInfo, Origin, Received, StackDrop, Sta
 pub use survey::Cursor;
 pub use tcpguard_common::packet::build::Link;
 pub use time::Instant;
+pub use usage::{Bounded, Usage};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;

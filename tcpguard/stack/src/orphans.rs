@@ -28,7 +28,6 @@ impl Orphans {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub(super) fn count(&self) -> u32 {
         self.count
     }

@@ -63,6 +63,11 @@ impl Tables {
         self.v4.len + self.v6.len
     }
 
+    /// Entries of each family, IPv4 first.
+    pub(super) fn lens(&self) -> [usize; 2] {
+        [self.v4.len, self.v6.len]
+    }
+
     /// Entries of the family that has more of them.
     pub(super) fn fullest(&self) -> usize {
         self.v4.len.max(self.v6.len)

@@ -52,6 +52,11 @@ impl TimeWaits {
         self.tables.len()
     }
 
+    /// Entries of each family, IPv4 first.
+    pub(crate) fn lens(&self) -> [usize; 2] {
+        self.tables.lens()
+    }
+
     /// Memory held for each family, IPv4 first.
     pub(crate) fn bytes(&self) -> [usize; 2] {
         self.tables.bytes()

@@ -7,7 +7,9 @@ use ratatui::style::Color;
 
 use super::model::{Action, Model, Page, Reading};
 use super::view;
-use crate::control::protocol::{Attack, AttackPrefix, ReasonCount, ServiceCount, Stats, Status, Tunable};
+use crate::control::protocol::{
+    Attack, AttackPrefix, Keys, ReasonCount, ServiceCount, Stats, Status, Tunable,
+};
 
 fn attack() -> Attack {
     let from = AttackPrefix { prefix: "198.51.100.0/24".into(), samples: 9, permille: 991 };
@@ -58,9 +60,12 @@ fn reading(time_ms: u64, syns: u64, attacks: Vec<Attack>) -> Reading {
         phase: "armed".into(),
         generation: 1,
         epoch: 1,
+        keys: Keys::default(),
         interfaces: Vec::new(),
         services: Vec::new(),
         attacks,
+        engines: Vec::new(),
+        limits: Vec::new(),
         unconfirmed_ms: None,
     };
     let stats = Stats {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 /// Every counter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// When it was read, on the daemon's monotonic clock: rates come from differences of it.
     pub time_ms: u64,
@@ -32,6 +32,17 @@ pub struct Stats {
 
 /// Counters by group (`stack`, `engine`, `ring`, …) and name.
 pub type Groups = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// Of the counters of a group, those that are no counts but amounts: what there is at this moment.
+pub const AMOUNTS: [&str; 9] =
+    ["connections", "time-wait", "half-open", "frames", "free", "fill", "rx", "tx", "completion"];
+/// What names of times between two looks at a receive ring begin with: no counts either.
+pub const GAPS: &str = "gap-";
+
+/// Whether what a group has under this name goes down as well as up.
+pub fn is_amount(name: &str) -> bool {
+    AMOUNTS.contains(&name) || name.starts_with(GAPS)
+}
 
 /// What became of the segments to a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,6 +21,9 @@ pub struct Status {
     pub generation: u32,
     /// The current cookie epoch.
     pub epoch: u32,
+    /// The keys that cookies are made with.
+    #[serde(default)]
+    pub keys: Keys,
     /// The guarded interfaces.
     pub interfaces: Vec<Interface>,
     /// The protected services.
@@ -28,9 +31,66 @@ pub struct Status {
     /// The attacks that are on.
     #[serde(default)]
     pub attacks: Vec<Attack>,
+    /// The engines, by interface and queue.
+    #[serde(default)]
+    pub engines: Vec<EngineState>,
+    /// How full everything is that is bounded; of what every engine has, that of the fullest.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
     /// Until what was changed is taken back, unless it is confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed_ms: Option<u64>,
+}
+
+/// The keys that cookies are made with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keys {
+    /// For how long that of the current epoch has been in use.
+    pub age_ms: u64,
+    /// Until the next epoch, and with it the next key.
+    pub next_ms: u64,
+    /// How long each is used: `cookie-period`.
+    pub period_ms: u64,
+    /// How long ago the secret that they derive from was set: when the daemon started, or when another took its place.
+    pub secret_age_ms: u64,
+    /// The file it was read from; none for a random one.
+    #[serde(default)]
+    pub secret_file: Option<String>,
+}
+
+/// How an engine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineState {
+    /// Its interface.
+    pub interface: String,
+    /// Its receive queue.
+    pub queue: u32,
+    /// Whether it turns. XDP answers no SYN for one that does not, and its clients wait.
+    pub turns: bool,
+    /// How long ago it last turned.
+    pub turned_ms: u64,
+    /// Whether its receive ring is more than half full, or was within the last second: `flow-rate` counts then.
+    pub pressed: bool,
+}
+
+/// How full something is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// What.
+    pub name: String,
+    /// Whose: an interface and queue, or a service; none if it is the whole daemon's.
+    #[serde(default)]
+    pub of: Option<String>,
+    /// How much of it there is: a number, or bytes of memory.
+    pub used: u64,
+    /// How much there may be.
+    pub limit: u64,
+    /// That share, in thousandths.
+    pub permille: u64,
+    /// Whether that is nearly all of it: four fifths or more.
+    pub near: bool,
+    /// What would help.
+    pub remedy: String,
 }
 
 /// A guarded interface.

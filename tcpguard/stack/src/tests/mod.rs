@@ -18,6 +18,7 @@ mod router;
 mod script;
 mod states;
 mod undo;
+mod usage;
 
 use std::net::{IpAddr, SocketAddr};
 
