@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::{DEFAULT_FILE, TUNABLES, Tunables, file};
@@ -32,13 +33,17 @@ pub(super) struct Args {
 }
 
 /// What a good file is about.
-#[derive(Serialize)]
-struct Good {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Good {
+    /// Its name.
     file: String,
+    /// Interfaces in it.
     interfaces: usize,
+    /// Services in it.
     services: usize,
+    /// Filters in it.
     filters: usize,
-    /// How many of them differ from their defaults.
+    /// Tunables that differ from their defaults.
     tunables: usize,
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::example;
@@ -28,8 +29,11 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Effective {
+/// The configuration in force.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Effective {
+    /// The keys and values of the file that says it, as that file has them: durations are strings there.
+    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
     config: toml::Table,
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::client::Client;
@@ -77,11 +78,14 @@ impl Within {
     }
 }
 
+/// What was changed stays.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Confirmed {
+    /// Always true: whatever else there is to say is an error.
+    confirmed: bool,
+}
+
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
-    #[derive(Serialize)]
-    struct Confirmed {
-        confirmed: bool,
-    }
     let Reply::Confirmed {} = ask(client, &Request::Confirm {})? else { return Err(unexpected()) };
     let mut out = io::stdout().lock();
     if args.json {

@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::DEFAULT_PIN_DIR;
@@ -22,8 +23,9 @@ pub(super) struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Detached {
+/// What became of the pins.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Detached {
     /// Where it looked.
     pin_dir: PathBuf,
     /// Whether something was there.

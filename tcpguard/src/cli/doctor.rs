@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::{self, AttachMode, Config, Interface, file};
@@ -40,15 +41,38 @@ pub(super) struct FeaturesArgs {
     json: bool,
 }
 
+/// What was looked at.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Findings {
+    /// The configuration first.
+    findings: Vec<Finding>,
+}
+
+/// What the guard needs of the kernel.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Features {
+    /// Each feature.
+    features: Vec<Row>,
+}
+
+/// One feature.
+#[derive(Serialize, JsonSchema)]
+struct Row {
+    /// What it is.
+    name: &'static str,
+    /// Whether it is there; null if the kernel did not say.
+    present: Option<bool>,
+    /// What the guard needs it for.
+    purpose: &'static str,
+}
+
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    #[derive(Serialize)]
-    struct Findings<'a> {
-        findings: &'a [Finding],
-    }
     let findings = findings(args)?;
+    let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
+    let all = findings.len();
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        write_json(&mut out, &Findings { findings: &findings })?;
+        write_json(&mut out, &Findings { findings })?;
     } else {
         table(&findings).write(&mut out)?;
         for Finding { check, remedy, verdict, .. } in &findings {
@@ -58,9 +82,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         }
         out.flush()?;
     }
-    match findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count() {
+    match bad {
         0 => Ok(()),
-        bad => Err(Failure::Failed(format!("{bad} of {} checks are bad", findings.len()))),
+        bad => Err(Failure::Failed(format!("{bad} of {all} checks are bad"))),
     }
 }
 
@@ -107,16 +131,6 @@ fn table(findings: &[Finding]) -> Table {
 }
 
 pub(super) fn features_of_kernel(args: &FeaturesArgs) -> Result<(), Failure> {
-    #[derive(Serialize)]
-    struct Row {
-        name: &'static str,
-        present: Option<bool>,
-        purpose: &'static str,
-    }
-    #[derive(Serialize)]
-    struct Features {
-        features: Vec<Row>,
-    }
     let rows = features().into_iter().map(|feature| Row {
         name: feature.name,
         present: feature.present.ok(),

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tcpguard_common::reason::Reason;
 
@@ -55,17 +56,24 @@ pub(super) struct Args {
 }
 
 /// What there is to say about a reason.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Entry {
+    /// Its name.
     name: &'static str,
+    /// `passed`, `answered`, `redirected` or `dropped`.
     outcome: &'static str,
+    /// What it means.
     help: &'static str,
+    /// Where it is decided.
     decided: &'static str,
+    /// What to do about it.
     act: &'static str,
 }
 
-#[derive(Serialize)]
-struct Entries {
+/// Reasons, and what there is to say about them.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Entries {
+    /// All of them, or the one that was asked for.
     reasons: Vec<Entry>,
 }
 

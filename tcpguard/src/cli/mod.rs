@@ -21,6 +21,7 @@ mod output;
 mod pcap;
 mod reload;
 mod run;
+mod schema;
 mod services;
 mod stats;
 mod status;
@@ -107,6 +108,8 @@ enum Verb {
     Completions(generate::CompletionsArgs),
     /// Print a page of the manual
     Man(generate::ManArgs),
+    /// Print the JSON schema of what a verb prints with --json
+    Schema(schema::Args),
     /// Remove what a killed daemon left in the kernel
     Detach(detach::Args),
 }
@@ -181,6 +184,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Config(args) => config::run(&args, &client(control)),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
+        Verb::Schema(args) => schema::run(&args),
         Verb::Detach(args) => detach::run(&args),
     }
 }

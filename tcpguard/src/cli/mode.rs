@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write as _};
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::{self, ServiceMode};
@@ -40,9 +41,10 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What is printed as JSON.
-#[derive(Serialize)]
-struct Listed<'a> {
+/// The services.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Listed<'a> {
+    /// As `status` has them.
     services: &'a [Service],
 }
 

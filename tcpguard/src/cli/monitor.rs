@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tcpguard_common::packet::Options;
 use tcpguard_common::trace::SNAP;
@@ -131,24 +132,33 @@ impl Sink {
 }
 
 /// What a line of JSON is about.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "kebab-case")]
-enum Event<'a> {
+pub(super) enum Event<'a> {
+    /// A packet.
     Packet(Shown<'a>),
+    /// More packets were missed.
     Lost(&'a PacketsLost),
 }
 
 /// A packet as programs read it. What cannot be read of it is null.
-#[derive(Serialize)]
-struct Shown<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Shown<'a> {
     #[serde(flatten)]
     packet: &'a Packet,
+    /// Who sent it.
     src: Option<SocketAddr>,
+    /// Whom it is for.
     dst: Option<SocketAddr>,
+    /// Its flags, a letter each, as tcpdump writes them.
     flags: Option<String>,
+    /// Its sequence number.
     seq: Option<u32>,
+    /// Its acknowledgment number.
     ack: Option<u32>,
+    /// Its window field.
     window: Option<u16>,
+    /// Bytes of data in it.
     data_len: Option<usize>,
 }
 

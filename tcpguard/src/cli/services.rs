@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write as _};
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::config;
 use crate::control::client::Client;
 use crate::control::protocol::{self as wire, Reply, Request, ServicesChanged};
@@ -142,11 +145,14 @@ pub(super) fn lines(changed: &ServicesChanged) -> Vec<String> {
     lines
 }
 
+/// The services.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Services {
+    /// As `status` has them.
+    services: Vec<wire::Service>,
+}
+
 fn list(args: &Args, client: &Client) -> Result<(), Failure> {
-    #[derive(serde::Serialize)]
-    struct Services {
-        services: Vec<wire::Service>,
-    }
     let Reply::Status(wire::Status { services, .. }) = ask(client, &Request::Status {})? else {
         return Err(unexpected());
     };

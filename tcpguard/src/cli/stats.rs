@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::thread::sleep;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::client::Client;
@@ -105,8 +106,8 @@ fn zero(args: &Args, client: &Client, now: &Stats) -> Result<Option<Zero>, Failu
 }
 
 /// A reading, as it is seen from a zero point.
-#[derive(Serialize)]
-struct View {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct View {
     /// What it counts from, milliseconds since 1970; absent if the daemon's counters are shown as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     since_ms: Option<u64>,

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufWriter, Write as _};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::{self, Preset, TunableError};
@@ -112,10 +113,13 @@ fn preset_named(name: &str) -> Result<&'static Preset, String> {
 }
 
 /// What a preset changes, or would.
-#[derive(Serialize)]
-struct Changes {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Changes {
+    /// Which preset.
     preset: &'static str,
+    /// Whether it was set; else what follows is what it would change.
     applied: bool,
+    /// The tunables that have another value then.
     tuned: Vec<Tuned>,
 }
 

@@ -35,7 +35,11 @@ pub enum ClientError {
         source: io::Error,
     },
     /// What came back is not a reply.
-    #[error("{}: the daemon's answer is not understood: {why}", path.display())]
+    #[error(
+        "{}: the daemon's answer is not understood: {why}; is it of another version than this command? `tcpguard \
+         --version` and the daemon's log say",
+        path.display()
+    )]
     NotUnderstood {
         /// Which socket.
         path: PathBuf,

@@ -136,7 +136,9 @@ pub enum EngineError {
     #[error("the engine has ended")]
     Gone,
     /// The engine has not answered for five seconds, or has not taken what it was told before.
-    #[error("the engine does not answer: its thread stands still")]
+    #[error(
+        "the engine does not answer: its thread stands still; a new daemon takes over (systemctl restart tcpguard)"
+    )]
     Silent,
 }
 

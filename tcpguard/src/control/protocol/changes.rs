@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FiltersChanged;
 
 /// Rows of the table of tunables.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tunables {
     /// In the table's order.
     pub tunables: Vec<Tunable>,
 }
 
 /// One tunable: numbers in its unit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tunable {
     /// The name.
     pub name: String,
@@ -40,7 +41,7 @@ pub struct Tunable {
 }
 
 /// A tunable was set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tuned {
     /// Which.
     pub name: String,
@@ -66,7 +67,7 @@ pub struct ServiceTuned {
 }
 
 /// Several tunables were set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TunedAll {
     /// Those that have another value now.
     pub tuned: Vec<Tuned>,
@@ -80,7 +81,7 @@ pub struct Held {
 }
 
 /// The configuration file was read again, and is in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
     /// Which file.
     pub file: String,
@@ -95,7 +96,7 @@ pub struct Reloaded {
 }
 
 /// Another secret will count.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeysRotated {
     /// The first epoch whose key comes from it.
     pub epoch: u32,
@@ -106,7 +107,7 @@ pub struct KeysRotated {
 }
 
 /// A service was put into dry run, or in earnest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DryRunSet {
     /// Whether it was in dry run.
     pub old: bool,
@@ -115,7 +116,7 @@ pub struct DryRunSet {
 }
 
 /// Services were changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServicesChanged {
     /// Those that are new.
     pub added: Vec<SocketAddr>,
@@ -131,7 +132,7 @@ pub struct ServicesChanged {
 }
 
 /// A service was given another mode.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ModeSet {
     /// The mode it had.
     pub old: String,

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An attack on a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Attack {
     /// Which, counted from 1 since the daemon started.
     pub number: u64,
@@ -35,7 +36,7 @@ pub struct Attack {
 }
 
 /// Where an attack comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AttackPrefix {
     /// Address and length.
     pub prefix: String,
@@ -46,7 +47,7 @@ pub struct AttackPrefix {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Counted from 1 since the daemon started; a gap is events that were missed.
     pub number: u64,
@@ -59,7 +60,7 @@ pub struct Event {
 }
 
 /// What happened lately.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// The attacks that are on, as they are now.
     pub ongoing: Vec<Attack>,
@@ -70,7 +71,7 @@ pub struct Events {
 }
 
 /// What became of events that the hook was to hear of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HookRuns {
     /// It ended with exit code 0.
     pub done: u64,

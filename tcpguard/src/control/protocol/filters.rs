@@ -1,9 +1,10 @@
 //! The filter lists.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The filter lists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Filters {
     /// How many there are, listed or not.
     pub total: u64,
@@ -18,7 +19,7 @@ pub struct Filters {
 }
 
 /// One filter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Filter {
     /// `deny` or `allow`.
     pub action: String,
@@ -31,7 +32,7 @@ pub struct Filter {
 }
 
 /// The filter lists were changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FiltersChanged {
     /// Prefixes that are new.
     pub added: u64,

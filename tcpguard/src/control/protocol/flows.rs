@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which flows: those that meet every condition. Without one, all of them.
@@ -60,7 +61,7 @@ pub enum Sort {
 }
 
 /// The flows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flows {
     /// How many match, listed or not.
     pub total: u64,
@@ -74,7 +75,7 @@ pub struct Flows {
 }
 
 /// The matching flows of one service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsOfService {
     /// As configured; none for flows whose service is gone.
     pub service: Option<SocketAddr>,
@@ -91,14 +92,14 @@ pub struct FlowsOfService {
 }
 
 /// Flows were reset.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsKilled {
     /// How many.
     pub killed: u64,
 }
 
 /// One flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flow {
     /// RFC 9293's state.
     pub state: String,

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a cookie says. Nothing that would help to make one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cookie {
     /// `valid`, `late`, `out-of-time`, `other-layout`, `no-key` or `wrong`.
     pub validity: String,
@@ -31,7 +32,7 @@ pub struct Cookie {
 }
 
 /// What would become of a frame.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
     /// What it is, in a line.
     pub frame: String,
@@ -54,7 +55,7 @@ pub struct Explained {
 }
 
 /// One thing that the decision asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// What it looked at.
     pub step: String,
@@ -63,7 +64,7 @@ pub struct Step {
 }
 
 /// One packet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Packet {
     /// Nanoseconds since 1970.
     pub time_ns: u64,
@@ -89,7 +90,7 @@ pub struct Packet {
 }
 
 /// Packets that a client asked for and did not get, since it asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PacketsLost {
     /// Beyond what a CPU or an engine records in a second.
     pub beyond_rate: u64,

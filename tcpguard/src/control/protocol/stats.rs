@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Every counter.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// When it was read, on the daemon's monotonic clock: rates come from differences of it.
     pub time_ms: u64,
@@ -45,7 +46,7 @@ pub fn is_amount(name: &str) -> bool {
 }
 
 /// What became of the segments to a service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceCount {
     /// The service as configured.
     pub listen: SocketAddr,
@@ -77,7 +78,7 @@ pub struct ServiceCount {
 }
 
 /// How often a reason was counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReasonCount {
     /// The reason.
     pub name: String,
@@ -95,7 +96,7 @@ pub struct ReasonCount {
 }
 
 /// One engine's share.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Engine {
     /// Its interface.
     pub interface: String,

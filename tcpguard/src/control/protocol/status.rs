@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Attack;
 
 /// What runs where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The daemon's own version.
     pub daemon_version: String,
@@ -43,7 +44,7 @@ pub struct Status {
 }
 
 /// The keys that cookies are made with.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Keys {
     /// For how long that of the current epoch has been in use.
     pub age_ms: u64,
@@ -59,7 +60,7 @@ pub struct Keys {
 }
 
 /// How an engine is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EngineState {
     /// Its interface.
     pub interface: String,
@@ -74,7 +75,7 @@ pub struct EngineState {
 }
 
 /// How full something is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Limit {
     /// What.
     pub name: String,
@@ -94,7 +95,7 @@ pub struct Limit {
 }
 
 /// A guarded interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Interface {
     /// As the kernel calls it.
     pub name: String,
@@ -119,7 +120,7 @@ pub struct Interface {
 }
 
 /// A protected service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Service {
     /// Where clients connect.
     pub listen: SocketAddr,
@@ -145,7 +146,7 @@ pub struct Service {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Backend {
     /// `ADDR:PORT`, or `unix:` and a path.
     pub address: String,
@@ -164,7 +165,7 @@ pub struct Backend {
 }
 
 /// Connections of a backend that are held up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldUp {
     /// `close-wait` and `backend-stalled` by the backend, which does not close or takes nothing; `fin-wait-2` and
     /// `client-stalled` by the client.
