@@ -272,3 +272,27 @@ fn a_lab_that_stays_up_works_as_its_directions_say() {
     assert!(down.contains(lab), "{down}");
     assert_gone(lab);
 }
+
+#[test]
+fn the_pictures_of_the_readme_show_an_attack_as_it_is() {
+    let directory = std::env::temp_dir().join(format!("tcpguard-pictures-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let mut command = verb("screenshots");
+    command.args(["--seconds", "2", "--flood-pps", "20000", "--directory"]).arg(&directory);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let readme = include_str!("../../README.md");
+    for (name, shown) in [
+        ("top.svg", "syn-flood"),
+        ("top-states.svg", "FIN_WAIT_2"),
+        ("top-services.svg", "198.1"),
+        ("stats.svg", "cookie-sent"),
+    ] {
+        let picture = std::fs::read_to_string(directory.join(name)).unwrap();
+        assert!(picture.starts_with("<svg ") && picture.contains(shown), "{name}: {picture}");
+        let kept = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+        assert!(!readme.contains(&format!("(docs/{name})")) || kept.exists(), "{name} is not in docs");
+    }
+    assert!(readme.contains("(docs/top.svg)") && readme.contains("(docs/stats.svg)"));
+    std::fs::remove_dir_all(directory).unwrap();
+}

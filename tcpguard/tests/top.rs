@@ -2,58 +2,25 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#[path = "verbs/snapshot.rs"]
+mod snapshot;
 
 use anyhow::{Context as _, Result, ensure};
+use snapshot::lasting;
 use support::setup::{BINARY, SERVICE, Setup, eventually, one_line};
-use xtask::lab::FloodSpec;
+use xtask::lab::{FloodSpec, Terminal};
 
-/// A tmux server of the test's own with one terminal of 80 columns by 24 lines.
-struct Terminal {
-    socket: PathBuf,
-}
+/// What people have had since the VT100.
+const SIZE: (u16, u16) = (80, 24);
 
-impl Terminal {
-    fn run(dir: &Path, command: &str) -> Result<Self> {
-        let terminal = Self { socket: dir.join("tmux") };
-        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", command])?;
-        Ok(terminal)
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new("tmux");
-        command.arg("-f").arg("/dev/null").arg("-S").arg(&self.socket).args(arguments);
-        let output =
-            command.env_remove("TMUX").output().context("running tmux (cargo xtask setup installs it)")?;
-        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    /// What is on the screen; with `-e`, escape sequences and all.
-    fn screen(&self, escapes: bool) -> Result<String> {
-        self.tmux(if escapes { &["capture-pane", "-p", "-e"] } else { &["capture-pane", "-p"] })
-    }
-
-    fn shows(&self, what: &str) -> Result<()> {
-        let mut last = String::new();
-        let found = eventually(what, || {
-            last = self.screen(false)?;
-            Ok(last.contains(what))
-        });
-        found.with_context(|| last.clone())
-    }
-
-    fn press(&self, keys: &[&str]) -> Result<()> {
-        self.tmux(&[&["send-keys"], keys].concat()).map(drop)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // It is gone already when what ran in it has ended.
-        drop(self.tmux(&["kill-server"]));
-    }
+/// Waits until this is on the screen.
+fn shows(terminal: &Terminal, what: &str) -> Result<()> {
+    let mut last = String::new();
+    let found = eventually(what, || {
+        last = terminal.screen()?;
+        Ok(last.contains(what))
+    });
+    found.with_context(|| last.clone())
 }
 
 #[test]
@@ -66,27 +33,38 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
     let ended = setup.lab.dir().join("ended");
     let (control, ended_at) = (setup.control().display().to_string(), ended.display().to_string());
     let top = format!("{BINARY} --control {control} top --interval 0.2; echo $? > {ended_at}");
-    let terminal = Terminal::run(&setup.lab.dir(), &top)?;
-    terminal.shows("no attack")?;
-    terminal.shows("SYNs/s")?;
+    let terminal = Terminal::run(&setup.lab.dir(), SIZE, &top)?;
+    shows(&terminal, "no attack")?;
+    // Each page while nothing comes, as it stands on the screen: the headline's times apart, to the blank.
+    for (key, name, last) in
+        [("1", "top-rates", "DROPPED"), ("2", "top-states", "RST: 0/s"), ("3", "top-services", "10.77.0.2:")]
+    {
+        terminal.press(&[key])?;
+        shows(&terminal, last)?;
+        let screen = terminal.screen()?;
+        let (headline, rest) = screen.split_once('\n').context("an empty screen")?;
+        let rest = if key == "3" { lasting(rest) } else { rest.to_owned() };
+        snapshot::check(name, &(lasting(headline) + &rest))?;
+    }
+    terminal.press(&["1"])?;
     let flood = setup.lab.flood(SERVICE.port(), FloodSpec { rate: 5000, ..FloodSpec::default() })?;
-    terminal.shows(&format!("under attack: {SERVICE}: syn-flood "))?;
-    ensure!(terminal.screen(true)?.contains("\x1b["), "colours");
+    shows(&terminal, &format!("under attack: {SERVICE}: syn-flood "))?;
+    ensure!(terminal.painted()?.contains("\x1b["), "colours");
     terminal.press(&["2"])?;
-    terminal.shows("ESTABLISHED 1")?;
+    shows(&terminal, "ESTABLISHED 1")?;
     terminal.press(&["Tab"])?;
-    terminal.shows("SENDS MOST")?;
-    terminal.shows("10.77.0.2:")?;
+    shows(&terminal, "SENDS MOST")?;
+    shows(&terminal, "10.77.0.2:")?;
     terminal.press(&["4"])?;
-    terminal.shows("time-wait")?;
+    shows(&terminal, "time-wait")?;
     terminal.press(&["Enter", "7s", "Enter"])?;
-    terminal.shows("time-wait: 1m -> 7s")?;
+    shows(&terminal, "time-wait: 1m -> 7s")?;
     assert_eq!(setup.json(&["tune", "time-wait"])?["tunables"][0]["value"], 7000);
     terminal.press(&["Enter", "7h", "Enter"])?;
-    terminal.shows("out of range")?;
+    shows(&terminal, "out of range")?;
     flood.stop()?;
-    terminal.shows("no attack")?;
-    for line in terminal.screen(false)?.lines() {
+    shows(&terminal, "no attack")?;
+    for line in terminal.screen()?.lines() {
         ensure!(line.chars().count() <= 80, "{line}");
     }
     terminal.press(&["q"])?;
@@ -95,13 +73,26 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
 
     // Without colours, and after the daemon has gone.
     let top = format!("NO_COLOR=1 {BINARY} --control {control} top --interval 0.2");
-    let terminal = Terminal::run(&setup.lab.dir(), &top)?;
-    terminal.shows("no attack")?;
-    let drawn = terminal.screen(true)?;
+    let terminal = Terminal::run(&setup.lab.dir(), SIZE, &top)?;
+    shows(&terminal, "no attack")?;
+    let drawn = terminal.painted()?;
     // The terminal's own colours are none of ours.
     let chosen = drawn.replace("\x1b[39m", "").replace("\x1b[49m", "");
     ensure!(!chosen.contains("\x1b[3") && !chosen.contains("\x1b[4"), "{drawn:?}");
     drop(daemon);
-    terminal.shows("no daemon answers there")?;
+    shows(&terminal, "no daemon answers there")?;
     terminal.press(&["q"])
+}
+
+#[test]
+fn help_is_coloured_on_a_terminal_unless_no_color_is_set() -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("tcpguard-help-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    for (set, is_coloured) in [("NO_COLOR=", true), ("NO_COLOR=1", false)] {
+        let terminal = Terminal::run(&dir, SIZE, &format!("{set} {BINARY} confirm --help; sleep 60"))?;
+        shows(&terminal, "Examples:")?;
+        let painted = terminal.painted()?;
+        ensure!(painted.contains("\x1b[") == is_coloured, "{set}: {painted:?}");
+    }
+    Ok(std::fs::remove_dir_all(dir)?)
 }

@@ -1,6 +1,7 @@
 //! tcpguard's developer commands, as a library, so that integration tests share the lab.
 
 pub mod lab;
+mod svg;
 pub mod tool;
 
 #[expect(clippy::print_stderr, clippy::print_stdout, reason = "the developer's commands talk to a person")]

@@ -17,6 +17,7 @@ mod port;
 mod process;
 mod state;
 pub(crate) mod template;
+mod terminal;
 #[expect(clippy::print_stdout, reason = "a developer's command talks to a person")]
 pub mod verb;
 mod verifier;
@@ -34,6 +35,7 @@ pub use port::packet_socket;
 pub use process::Process;
 pub use tcpguard_common::lab::Received;
 pub use template::{Kind, Macs};
+pub use terminal::Terminal;
 pub use verifier::{Arrivals, Instead, Sieve, StandIn, Verifier};
 
 use bridge::Bridge;

@@ -6,6 +6,7 @@ mod load;
 mod record;
 mod report;
 mod schedule;
+pub mod screenshots;
 mod view;
 
 use std::ffi::OsString;

@@ -2,8 +2,7 @@
 //! how often a second the edges are gone that anything is counted of. It draws text and knows no terminal.
 
 /// `<name>` stands for a number, left-aligned over as many columns as it and its brackets take.
-const DIAGRAM: &str = "\
-                               LISTEN
+const DIAGRAM: &str = "                               LISTEN
         SYN: cookie            |    |            SYN: remembered
         <cookies........>  +---+    +---+        <remembered.....>
         ACK: valid         |            |
@@ -53,6 +52,8 @@ mod tests {
             Some(place) => format!("#{place}#"),
             None => format!("{name}/s"),
         });
+        // It used to stand at the left edge.
+        assert_eq!(lines[0].find("LISTEN"), lines[1].find("|    |"), "{lines:#?}");
         assert!(lines.len() <= 21 && lines.iter().all(|line| line.len() <= 78), "{lines:#?}");
         let text = lines.join("\n");
         // CLOSED is no flow's.
