@@ -220,8 +220,8 @@ fn lost_data_comes_again_in_virtual_time_and_backs_off() {
             pauses.push((t.sent_at() - sent).as_millis());
             sent = t.sent_at();
         }
-        // Each at twice the pause before, to the millisecond of a clock that nothing else moves.
-        assert!(pauses.windows(2).all(|pair| pair[1].abs_diff(2 * pair[0]) <= 1), "{pauses:?}");
+        // Each at twice the pause before, but for the ticks of a millisecond that timers are rounded up to.
+        assert!(pauses.windows(2).all(|pair| pair[1].abs_diff(2 * pair[0]) <= 3), "{pauses:?}");
         t.sends(". 1:1(0) ack 101");
         t.sleep(Duration::from_secs(60));
         t.silent();
