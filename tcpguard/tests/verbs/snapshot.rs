@@ -48,7 +48,7 @@ pub(crate) fn lasting(said: &str) -> String {
 
 fn lasting_word(word: &str) -> String {
     let is_edge = |c: char| "(),;:[]".contains(c);
-    let core = word.trim_matches(|c| is_edge(c));
+    let core = word.trim_matches(is_edge);
     let named = if let Ok(address) = core.parse::<SocketAddr>() {
         // Ports of clients are the kernel's choice.
         if address.port() < 10_000 { core.to_owned() } else { format!("{}:PORT", address.ip()) }
