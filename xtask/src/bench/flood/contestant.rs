@@ -185,7 +185,7 @@ fn listen(port: u16) -> Result<TcpListener> {
 fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<()> {
     let Some(text) = path.to_str() else { bail!("{} is not UTF-8", path.display()) };
     if !path.is_file() || path.starts_with("/sys/fs/bpf") {
-        return lab.guard().ip(&format!("link set dev {GUARD_INTERFACE} xdpdrv pinned {text}"));
+        return attach_pinned(lab, text);
     }
     let dir = lab.pin_dir().join("xdp_synproxy");
     std::fs::create_dir_all(&dir)?;
@@ -198,5 +198,11 @@ fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<()> {
     let map = format!("{maps}/allowed_ports");
     let entry = ["key", "0", "0", "0", "0", "value", &low, &high];
     tool::run("bpftool", ["map", "update", "pinned", &map].into_iter().chain(entry))?;
-    lab.guard().ip(&format!("link set dev {GUARD_INTERFACE} xdpdrv pinned {program}"))
+    attach_pinned(lab, &program)
+}
+
+/// Not by `ip -n`, which hides the pins.
+fn attach_pinned(lab: &Lab, pin: &str) -> Result<()> {
+    let arguments = ["link", "set", "dev", GUARD_INTERFACE, "xdpdrv", "pinned", pin];
+    lab.guard().output("ip", &arguments).map(drop)
 }

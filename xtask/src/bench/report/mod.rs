@@ -279,7 +279,7 @@ fn scale(rows: &[Value]) -> Vec<Plot> {
         .map(|(name, title, unit, says, series)| {
             let memory = unit == "bytes";
             let y = (unit, if memory || unit == "ms" { Scale::Log } else { Scale::Linear });
-            let lines = Lines { title: title.to_owned(), x: ("n", Scale::Log), y, series };
+            let lines = Lines { title: title.to_owned(), x: ("how many", Scale::Log), y, series };
             Plot { name: name.to_owned(), says, svg: lines.svg() }
         })
         .collect()

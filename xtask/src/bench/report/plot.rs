@@ -134,8 +134,8 @@ pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// One colour for each contestant, the same in every plot; oracles and limits are dashed.
-fn style(name: &str) -> (&'static str, &'static str) {
+/// One colour for each contestant, the same in every plot; oracles are dashed. Of others, by their place.
+fn style(name: &str, place: usize) -> (&'static str, &'static str) {
     match name {
         "tcpguard" => ("#0a58ca", ""),
         "syncookies" | "syncookies_1" => ("#d9480f", ""),
@@ -150,8 +150,7 @@ fn style(name: &str) -> (&'static str, &'static str) {
         "xdp_drop" | "null" => ("#adb5bd", ""),
         _ => {
             const OTHERS: [&str; 6] = ["#c2255c", "#1098ad", "#66a80f", "#9c36b5", "#e8590c", "#364fc7"];
-            let sum = name.bytes().fold(0, |sum: usize, byte| sum.wrapping_mul(31) + usize::from(byte));
-            (OTHERS[sum % OTHERS.len()], "")
+            (OTHERS[place % OTHERS.len()], "")
         }
     }
 }
@@ -179,7 +178,8 @@ impl Lines {
     pub(super) fn svg(&self) -> String {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Axis::new(self.x.1, points().map(|point| point.x), LEFT, WIDTH - RIGHT);
-        let y = Axis::new(self.y.1, points().map(|point| point.y), HEIGHT - BOTTOM, TOP);
+        let y =
+            Axis::new(self.y.1, points().flat_map(|point| [point.y, point.spread.1]), HEIGHT - BOTTOM, TOP);
         let mut out = open(&self.title, HEIGHT);
         for tick in y.ticks() {
             let at = y.place(tick);
@@ -203,11 +203,11 @@ impl Lines {
         text(&mut out, 16.0, TOP - 12.0, "start", "#212529", self.y.0);
         let mut legend = LEFT;
         // Drawn last, the first is on top.
-        for series in self.series.iter().rev() {
-            series.draw(&mut out, x, y);
+        for (place, series) in self.series.iter().enumerate().rev() {
+            series.draw(&mut out, x, y, style(&series.name, place));
         }
-        for series in &self.series {
-            let (colour, dash) = style(&series.name);
+        for (place, series) in self.series.iter().enumerate() {
+            let (colour, dash) = style(&series.name, place);
             let _ = writeln!(
                 out,
                 "<line x1=\"{legend:.1}\" x2=\"{:.1}\" y1=\"44\" y2=\"44\" stroke=\"{colour}\" stroke-width=\"2.5\" \
@@ -222,8 +222,7 @@ impl Lines {
 }
 
 impl Series {
-    fn draw(&self, out: &mut String, x: Axis, y: Axis) {
-        let (colour, dash) = style(&self.name);
+    fn draw(&self, out: &mut String, x: Axis, y: Axis, (colour, dash): (&str, &str)) {
         let mut path = String::new();
         for Point { x: at, y: value, spread } in self.points.iter().filter(|point| point.y.is_finite()) {
             let (at, value) = (x.place(*at), y.place(*value));
@@ -269,8 +268,8 @@ impl Bars {
                 );
                 y += HEAD - 4.0;
             }
-            for (name, length) in bars {
-                let (colour, _) = style(name.split_once('/').map_or(name, |(who, _)| who));
+            for (place, (name, length)) in bars.iter().enumerate() {
+                let (colour, _) = style(name.split_once('/').map_or(name, |(who, _)| who), place);
                 text(&mut out, NAMES - 8.0, y + 11.5, "end", "#343a40", name);
                 if length.is_finite() {
                     let end = axis.place(length.max(0.0));
