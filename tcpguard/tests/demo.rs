@@ -290,7 +290,7 @@ fn the_pictures_of_the_readme_show_an_attack_as_it_is() {
     ] {
         let picture = std::fs::read_to_string(directory.join(name)).unwrap();
         assert!(picture.starts_with("<svg ") && picture.contains(shown), "{name}: {picture}");
-        let kept = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+        let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
         assert!(!readme.contains(&format!("(docs/{name})")) || kept.exists(), "{name} is not in docs");
     }
     assert!(readme.contains("(docs/top.svg)") && readme.contains("(docs/stats.svg)"));

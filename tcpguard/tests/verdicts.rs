@@ -36,10 +36,10 @@ use table::frames::{LINUX, Spec};
 use table::generator::{self, FRAMES, LANES, Random, Wild as _};
 use table::world::{EPOCH, PORT, PORT_ANYWHERE, Place, SLOT, World, places};
 
-#[path = "support/clock.rs"]
-mod clock;
 #[path = "support/checked_in.rs"]
 mod checked_in;
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "../../tcpguard-common/src/decision/table/mod.rs"]
 mod table;
 #[path = "support/verifier.rs"]
@@ -620,7 +620,7 @@ fn what_is_in_a_bucket_counts_from_the_moment_its_bit_says_so() {
     let place = known::Place::of(world.settings.hash_key, &spec.flow());
     let mut late = spec.clone();
     late.ack ^= 1;
-    kernel.array(name::TIME_WAIT).set(place.bucket, [0, 0, place.tag, 0], 0).unwrap();
+    kernel.array::<[u32; 4]>(name::TIME_WAIT).set(place.bucket, [0, 0, place.tag, 0], 0).unwrap();
     assert!(!kernel.is_occupied(place.bucket));
     assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Drop);
     assert_eq!(kernel.run(&spec.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
@@ -628,7 +628,7 @@ fn what_is_in_a_bucket_counts_from_the_moment_its_bit_says_so() {
     assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
     kernel.strike::<V4>(name::FLOWS_V4, &spec.flow());
     assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
-    kernel.array(name::TIME_WAIT).set(place.bucket, [0; 4], 0).unwrap();
+    kernel.array::<[u32; 4]>(name::TIME_WAIT).set(place.bucket, [0; 4], 0).unwrap();
     assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Drop);
 }
 

@@ -228,8 +228,11 @@ impl Clients {
     fn turn(&mut self) -> bool {
         let Self { stack, socket, .. } = self;
         let at = now();
-        let came = socket.receive(BURST, |frame| {
-            stack.handle_frame(at, frame);
+        let came = socket.receive(BURST, |frames| {
+            stack.look_ahead(frames.iter().copied());
+            for frame in frames {
+                stack.handle_frame(at, frame);
+            }
         });
         if stack.poll_timeout().is_some_and(|due| due <= at) {
             stack.handle_timeout(at);

@@ -243,7 +243,10 @@ fn every_verb_prints_what_its_snapshot_has_and_json_that_its_schema_describes() 
     stage.part("status-attacked", &["status"], |said| without_sources(&lines(said, &["under attack"])))?;
     ensure!(!stage.json("status", &["status"])?["attacks"][0]["prefixes"][0].is_null());
     let follow = ["events", "--follow"];
-    let wait = || Ok(std::thread::sleep(std::time::Duration::from_millis(20)));
+    let wait = || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        Ok(())
+    };
     snapshot::check("events-follow", &without_sources(&stage.first_line(&follow, wait)?))?;
     stage.line("events-follow", &stage.first_line(&[&follow[..], &["--json"]].concat(), wait)?)?;
     flood.stop()?;

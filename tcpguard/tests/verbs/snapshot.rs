@@ -4,10 +4,13 @@
 //! TCPGUARD_SNAPSHOTS=update cargo test -p tcpguard --test verbs --test top -- --test-threads=1
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+
+/// The lab's client.
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
 
 /// Holds what was said against the snapshot, or makes it the snapshot.
 pub(crate) fn check(name: &str, said: &str) -> Result<()> {
@@ -51,7 +54,8 @@ fn lasting_word(word: &str) -> String {
     let core = word.trim_matches(is_edge);
     let named = if let Ok(address) = core.parse::<SocketAddr>() {
         // Ports of clients are the kernel's choice.
-        if address.port() < 10_000 { core.to_owned() } else { format!("{}:PORT", address.ip()) }
+        let is_clients = address.ip() == CLIENT || address.port() >= 10_000;
+        if is_clients { format!("{}:PORT", address.ip()) } else { core.to_owned() }
     } else if core.split(':').count() == 6 && core.len() == 17 {
         "MAC".to_owned()
     } else if core.starts_with("20") && core.ends_with('Z') || is_duration(core) || is_time_of_day(core) {
@@ -95,6 +99,7 @@ fn what_does_not_last_is_named_and_what_does_is_left_alone() {
     for (said, expected) in [
         ("up 1m30s, rates over 251 ms", "up TIME, rates over # ms\n"),
         ("10.77.0.1:80      12  10.77.0.2:43210 (60.1%)", "10.77.0.1:80  #  10.77.0.2:PORT (#.#%)\n"),
+        ("10.77.0.2:8370 > 127.0.0.1:50000", "10.77.0.2:PORT > 127.0.0.1:PORT\n"),
         ("  backend 127.0.0.1:8080: failed 0", "  backend 127.0.0.1:8080: failed #\n"),
         ("since 2026-11-22T22:00:00Z, CPU0 of guard0/1", "since TIME, CPU0 of guard0/#\n"),
         ("22:13:20.123456 02:00:00:00:00:01 up", "TIME MAC up\n"),

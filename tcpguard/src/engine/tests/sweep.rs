@@ -123,7 +123,7 @@ fn a_first_segment_lost_beside_a_million_flows_is_made_good_in_seconds_and_calm_
     // Wherever the walk is when frames are lost.
     for already in [0, 9, 19].map(Duration::from_secs) {
         sweep_for(&mut flows, start, already, 5000);
-        start = start + already;
+        start += already;
         let before = flows.counters.hurried_slices;
         let lost = Flow { created: start.0, generation: 1, ..Flow::default() };
         world.flows.borrow_mut().insert(key(5000), lost);
@@ -135,7 +135,7 @@ fn a_first_segment_lost_beside_a_million_flows_is_made_good_in_seconds_and_calm_
         // What was under way, one that began too soon, and one more.
         assert!(hurried <= 3 * slices_of_a_sweep, "after {already:?}: {hurried} slices");
         assert!(slices - hurried <= 6000, "after {already:?}: {slices} slices");
-        start = start + MINUTE;
+        start += MINUTE;
         world.flows.borrow_mut().clear();
     }
     let before = flows.counters.hurried_slices;
