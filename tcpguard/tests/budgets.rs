@@ -191,7 +191,11 @@ fn a_real_connection_that_floods_its_own_tuple_takes_nothing_from_others() {
         stop.store(true, Ordering::Relaxed);
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1, "the flooder itself is only held back");
+    // Others end what they have had, again if that was lost beside the flood; the flooder itself is only held back.
+    wait_for("the others to be gone", Duration::from_secs(10), || {
+        guarded.flows(Some("ESTABLISHED")).len() <= 1
+    });
+    assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), 1);
 }
 
 /// SYNs, and those of them that are answered at once.

@@ -120,7 +120,7 @@ fn check_says_of_a_file_where_and_why_it_is_not_good_and_what_a_good_one_is_abou
     for (text, said) in [
         (
             &*format!("{start}mod = \"off\"\n"),
-            "tcpguard: FILE:6: unknown field `mod`, expected one of `listen`, `backend`, `balance`, `connect_timeout`, `proxy_protocol`, `source`, `respond`, `mode`, `dry_run`, `max_connections`, `idle_time`, `total_time`, did you mean `mode`?\n",
+            "tcpguard: FILE:6: unknown field `mod`, expected one of `listen`, `backend`, `balance`, `connect_timeout`, `proxy_protocol`, `source`, `respond`, `mode`, `dry_run`, `max_connections`, `idle_time`, `total_time`, `tunables`, did you mean `mode`?\n",
         ),
         (
             &format!("{start}[tunables]\ntime-wait = 30\n"),

@@ -123,7 +123,7 @@ fn configurations_that_cannot_be_are_refused_by_line() -> Result<()> {
         if key.contains(' ') {
             continue;
         }
-        for ruined in [format!("{key}x = 1"), format!("{key} = {{}}"), format!("{key} =")] {
+        for ruined in [format!("{key}x = 1"), format!("{key} = [[[]]]"), format!("{key} =")] {
             let mut ruined_lines = lines.clone();
             ruined_lines[at] = &ruined;
             let said = one_line(&check(&ruined_lines.join("\n"))?, 2)?;
