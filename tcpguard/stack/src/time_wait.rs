@@ -149,8 +149,8 @@ impl TimeWaits {
 }
 
 fn tables(limit: u32, hash_key: [u64; 2]) -> Tables {
-    // At most seven eighths of the places are taken.
-    Tables::new(limit, limit as usize * 8 / 7 + 2, hash_key)
+    // At most eight ninths of the places are taken.
+    Tables::new(limit, limit as usize * 9 / 8 + 2, hash_key)
 }
 
 fn alive(
