@@ -31,6 +31,18 @@ fn guarded(more: &[&str]) -> Guarded {
     Guarded::up(LabConfig::new(lab_object()), &arguments)
 }
 
+/// Stops the daemon. Signals take a moment: none of its threads runs any more when this returns.
+fn stop(guarded: &mut Guarded) {
+    guarded.daemon().signal(Signal::STOP).expect("stopping the daemon");
+    let tasks = format!("/proc/{}/task", guarded.daemon().child().id());
+    wait_for("all threads to be stopped", SOON, || {
+        std::fs::read_dir(&tasks).expect("the daemon's threads").all(|task| {
+            let stat = std::fs::read_to_string(task.expect("a thread").path().join("stat"));
+            stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+        })
+    });
+}
+
 fn connect(guarded: &Guarded, port: u16) -> io::Result<TcpStream> {
     let connect = || TcpStream::connect_timeout(&(GUARD_ADDRESS, port).into(), SOON);
     let stream = guarded.lab.client().enter(connect).expect("the client's namespace")?;
@@ -419,7 +431,7 @@ fn full_half_open_and_accept_queues_cost_nobody_a_connection() {
     );
 
     // Every ACK in one turn of the engine, before the service can take a single connection.
-    guarded.daemon().signal(Signal::STOP).expect("stopping the daemon");
+    stop(&mut guarded);
     for handshake in &handshakes {
         raw.send(&raw.frame(handshake.port, ECHO, &handshake.ack(b"")));
     }
