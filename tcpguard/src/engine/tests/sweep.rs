@@ -1,6 +1,7 @@
 //! An engine's walks over the flow table: first segments that were lost are made good, also in a full table, and an
 //! earlier daemon's entries go in the end.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use tcpguard_common::map::Flow;
@@ -170,7 +171,7 @@ fn an_engine_that_cannot_read_the_flow_table_goes_on_asking_for_old_entries() {
     let world = World::new(1);
     let start = now();
     let [mut old, mut mine] = [1, 2].map(|generation| Ownership::new(world.tables(), 0, generation, start));
-    old.insert(start, key(5000), &Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) });
+    old.insert(start, key(5000), &origin());
     let mut sweep = |second| {
         mine.sweep(start + Duration::from_secs(second), |_| false, |_, _, _| Swept::Refused);
         (mine.old_generation_possible(), mine.counters.scan_errors)
@@ -182,17 +183,25 @@ fn an_engine_that_cannot_read_the_flow_table_goes_on_asking_for_old_entries() {
     assert_eq!(sweep(80), (false, 2), "there is none");
 }
 
+fn origin() -> Origin {
+    Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) }
+}
+
+/// Two engines of a daemon whose predecessor left the flow from port 5000 to the first of them.
+fn successors(world: &Rc<World>, start: Instant) -> [Ownership<MemoryTables>; 2] {
+    let owner = |engine, generation| Ownership::new(world.tables(), engine, generation, start);
+    owner(0, 1).insert(start, key(5000), &origin());
+    [owner(0, 2), owner(1, 2)]
+}
+
 /// XDP may make an entry just before its predecessor, removed by then, is struck out in front of the table.
 #[test]
 fn a_sweep_shows_xdp_the_entries_of_its_engine_and_no_others() {
     let world = World::new(2);
     let start = now();
-    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
-        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
-    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
-    old.insert(start, key(5000), &origin);
-    mine.insert(start, key(5001), &origin);
-    other.insert(start, key(5002), &origin);
+    let [mut mine, mut other] = successors(&world, start);
+    mine.insert(start, key(5001), &origin());
+    other.insert(start, key(5002), &origin());
     mine.sweep(start + Duration::from_secs(2), |_| false, |_, _, _| Swept::Known);
     assert_eq!(*world.shown.borrow(), [key(5001)].into());
 }
@@ -201,10 +210,7 @@ fn a_sweep_shows_xdp_the_entries_of_its_engine_and_no_others() {
 fn an_old_entry_goes_in_the_end_and_never_one_that_took_its_place() {
     let world = World::new(2);
     let start = now();
-    let [mut old, mut mine, mut other] = [(0, 1), (0, 2), (1, 2)]
-        .map(|(engine, generation)| Ownership::new(world.tables(), engine, generation, start));
-    let origin = Origin { link: Link::default(), seq: Seq(1), ack: Seq(2) };
-    old.insert(start, key(5000), &origin);
+    let [mut mine, mut other] = successors(&world, start);
     let mut sweep = |now| {
         mine.sweep(now, |_| false, |_, _, _| Swept::Refused);
         mine.delete_due(now);
@@ -212,7 +218,7 @@ fn an_old_entry_goes_in_the_end_and_never_one_that_took_its_place() {
     };
     assert_eq!((sweep(start + Duration::from_secs(59)), world.flows.borrow().len()), (0, 1));
     assert_eq!((sweep(start + Duration::from_secs(61)), world.flows.borrow().len()), (1, 0));
-    other.insert(start, key(5000), &origin);
+    other.insert(start, key(5000), &origin());
     sweep(start + Duration::from_secs(70));
     assert_eq!(entry(&world, 5000).owner, 1);
 }

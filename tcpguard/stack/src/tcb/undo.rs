@@ -1,7 +1,8 @@
 //! Reductions of the congestion window that turn out to have been needless: what was taken for lost was only late. Either the
 //! peer's timestamps tell, because they echo the first copy (the Eifel detection, RFC 3522), or its reports of duplicates
-//! (RFC 2883), once they cover all that was repeated (RFC 3708 §2), or what it acknowledges first (`frto`). The window is then what it was, as Linux has it after
-//! RFC 4015. A peer that lies about this gets data faster than it should, and could have that by not telling of losses.
+//! (RFC 2883), once they cover all that was repeated (RFC 3708 §2), or what it acknowledges first (`frto`). The window is
+//! then what it was, as Linux has it after RFC 4015. A peer that lies about this gets data faster than it should, and could
+//! have that by not telling of losses.
 
 use tcpguard_common::seq::Seq;
 
