@@ -14,7 +14,7 @@ use aya::maps::{Map, MapData, XskMap};
 use clap::Parser;
 use serde_json::{Value, json};
 use tcpguard::dataplane::{SocketConfig, XskSocket, monotonic_ns};
-use tcpguard::stack::{Config, ConnId, Error, Event, Instant, Link, Stack};
+use tcpguard::stack::{Config, ConnId, Error, Event, FlowInfo, Instant, Link, Stack, State};
 use tcpguard_common::packet::Vlan;
 
 /// Frames taken from the ring at a time.
@@ -138,7 +138,7 @@ impl Clients {
                     _ => {}
                 }
             }
-            patience.rest(busy, "opening connections")?;
+            patience.rest(busy, "opening connections").with_context(|| self.stuck())?;
         }
         Ok(json!({ "held": self.held.len(), "failed": failed, "seconds": start.elapsed().as_secs_f64() }))
     }
@@ -161,7 +161,7 @@ impl Clients {
             }
             let busy = self.turn();
             while self.stack.poll_event().is_some() {}
-            patience.rest(busy, "sending data")?;
+            patience.rest(busy, "sending data").with_context(|| self.stuck())?;
         }
         Ok(json!({ "segments": segments, "seconds": start.elapsed().as_secs_f64() }))
     }
@@ -201,7 +201,10 @@ impl Clients {
                     _ => {}
                 }
             }
-            patience.rest(busy, "sending requests")?;
+            patience
+                .rest(busy, "sending requests")
+                .with_context(|| self.stuck())
+                .with_context(|| format!("{answered} of {count} answered, {failed} failed"))?;
         }
         let seconds = start.elapsed().as_secs_f64();
         Ok(json!({ "answered": answered, "failed": failed, "begun": begun, "seconds": seconds }))
@@ -217,6 +220,14 @@ impl Clients {
         let local = SocketAddr::new(IpAddr::V4(address), port);
         self.stack.connect(now(), local, server, self.link).context("opening a connection")?;
         Ok(())
+    }
+
+    /// Which connections wait for something that does not come.
+    fn stuck(&self) -> String {
+        let waiting = |flow: &FlowInfo| flow.state != State::Established || flow.send_queued > 0;
+        let flows: Vec<_> = self.stack.flows(now()).collect();
+        let some: Vec<_> = flows.iter().filter(|flow| waiting(flow)).chain(&flows).take(3).collect();
+        format!("{} connections, such as {some:?}", flows.len())
     }
 
     fn any(&mut self) -> ConnId {
