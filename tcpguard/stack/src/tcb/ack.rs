@@ -250,6 +250,7 @@ impl Tcb {
     fn after_progress(&mut self, now: Instant, shared: &mut Shared) {
         (self.work.retries, self.work.rto_base, self.work.unacked_since) = (0, now, now);
         self.work.trouble = None;
+        self.renew_undo();
         self.wake_writer(shared);
         if self.fin != Fin::Acked {
             return;

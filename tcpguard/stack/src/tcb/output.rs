@@ -43,7 +43,9 @@ impl Tcb {
         let plan = self.plan(&shared.config)?;
         let len = match plan {
             Plan::Syn => self.write_syn(now, shared, frame),
-            Plan::Again(segment) if segment.syn => self.write_syn_again(segment, now, shared, frame),
+            Plan::Again(segment) if segment.has(Flags::SYN) => {
+                self.write_syn_again(segment, now, shared, frame)
+            }
             Plan::Again(segment) => self.write_again(segment, now, shared, frame),
             Plan::Fresh { len, fin } => self.write_fresh(len, fin, now, shared, frame),
             Plan::WindowProbe => {
@@ -233,11 +235,11 @@ impl Tcb {
         shared: &mut Shared,
         frame: &mut [u8],
     ) -> Option<usize> {
-        let data = segment.len - u32::from(segment.fin);
+        let data = segment.data();
         let len = data.min(self.data_limit(&shared.config, 0));
-        let fin = segment.fin && len == data;
+        let fin = segment.has(Flags::FIN) && len == data;
         let offset = segment.seq.distance(self.snd_una);
-        let push = if segment.push && len == data { Flags::PSH } else { Flags(0) };
+        let push = if segment.has(Flags::PSH) && len == data { Flags::PSH } else { Flags(0) };
         let flags = Flags::ACK | push | if fin { Flags::FIN } else { Flags(0) };
         let written = self.write(segment.seq, flags, offset, len, now, shared, frame)?;
         let scoreboard = &mut self.transfer(shared).scoreboard;

@@ -28,9 +28,15 @@ pub(super) struct Undo {
 
 impl Tcb {
     /// The window is about to be reduced for a loss, which acknowledgements told of or not. Of a row of reductions for the
-    /// same losses the first counts.
+    /// same losses the first counts. A few are taken back in a window of data: what was lost is then judged anew, segment by
+    /// segment, which a peer must not have us do with every acknowledgement.
     pub(super) fn remember_window(&mut self, by_timeout: bool, shared: &Shared) {
+        const MOST: u8 = 4;
         if self.work.recovery != Recovery::None {
+            return;
+        }
+        if self.work.undone.0 >= MOST {
+            self.forget_window();
             return;
         }
         let cubic = self.work.cubic(shared.config_of(self.service())).copied();
@@ -112,6 +118,16 @@ impl Tcb {
             if let Some(transfer) = &mut self.transfer {
                 transfer.scoreboard.forgive();
             }
+            let (times, until) = self.work.undone;
+            self.work.undone = (times + 1, if times == 0 { self.snd_nxt } else { until });
+        }
+    }
+
+    /// SND.UNA has moved on: to what left after reductions were taken back, perhaps.
+    pub(super) fn renew_undo(&mut self) {
+        let (times, until) = self.work.undone;
+        if times > 0 && self.snd_una.at_or_after(until) {
+            self.work.undone.0 = 0;
         }
     }
 }

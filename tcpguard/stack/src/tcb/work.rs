@@ -82,6 +82,8 @@ pub(super) struct Work {
     pub(super) reduction: Reduction,
     /// How to take the last reduction back, should it have been needless.
     pub(super) undo: Option<Undo>,
+    /// How often that was done while losses were repaired, since what left before this sequence number.
+    pub(super) undone: (u8, Seq),
     /// The most that was in flight since what left then was acknowledged, and up to where that is. How much of the congestion
     /// window is used shows when something leaves: acknowledgements come several at a time.
     pub(super) used: (u32, Seq),
@@ -119,6 +121,7 @@ impl Work {
         cubic: Cubic::NEW,
         reduction: Reduction::NONE,
         undo: None,
+        undone: (0, Seq(0)),
         used: (0, Seq(0)),
         row: 0,
         frto: Frto::Off,

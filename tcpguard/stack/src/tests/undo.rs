@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tcpguard_common::seq::Seq;
+
 use super::script::{Offer, Script, modern, plain};
 
 const MS: Duration = Duration::from_millis(1);
@@ -177,4 +179,37 @@ fn without_timestamps_a_timeout_is_not_looked_into_twice_and_not_without_new_dat
         t.sends(&format!(". 1:1(0) ack {}", 1 + 3 * MSS));
         assert_eq!(t.stack.counters().reductions_undone, 0);
     }
+}
+
+/// The end of what is in flight has arrived, and then small parts of the beginning do: the first copies of them, whatever
+/// left again meanwhile.
+fn arrives_in_small_parts(t: &mut Script) {
+    const FULL: u32 = 1448;
+    let isn = Seq(t.cookie.isn);
+    let view = t.stack.view(t.conn()).expect("a connection");
+    let (una, nxt) = (view.snd_una.distance(isn), view.snd_nxt.distance(isn));
+    let original = t.tsecr;
+    t.wait(20 * MS);
+    t.sends(&format!(". 1:1(0) ack {una} sack {}:{nxt}", nxt - FULL));
+    t.wait(30 * MS);
+    for part in 1..=10 {
+        t.drain();
+        t.tsecr = original;
+        t.sends(&format!(". 1:1(0) ack {}", una + 100 * part));
+    }
+}
+
+#[test]
+fn what_was_lost_is_judged_anew_only_a_few_times_in_a_window_of_data() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 100_000);
+    assert_eq!(t.drain().len(), 10);
+    arrives_in_small_parts(&mut t);
+    assert_eq!(t.stack.counters().reductions_undone, 4);
+    // The next window is another matter.
+    let sent = t.stack.view(t.conn()).expect("a connection").snd_nxt;
+    t.sends(&format!(". 1:1(0) ack {}", sent.distance(Seq(t.cookie.isn))));
+    t.drain();
+    arrives_in_small_parts(&mut t);
+    assert!(t.stack.counters().reductions_undone > 4);
 }
