@@ -134,15 +134,10 @@ impl Stack {
     fn detach(&mut self, id: ConnId, now: Instant) {
         let Some(tcb) = self.connections.get_mut(id) else { return };
         let (key, link) = (tcb.key, tcb.link);
-        let last = if tcb.send_reset {
-            Some(tcb.reset(now))
-        } else if tcb.state == State::TimeWait {
-            tcb.last_ack(now, &self.shared.config)
-        } else {
-            None
-        };
         let waits = tcb.state == State::TimeWait;
-        let reset = tcb.send_reset.then(|| Ending { snd_nxt: tcb.snd_nxt, flight: tcb.flight() });
+        let reset = tcb.reset(now);
+        let ending = reset.map(|_| Ending { snd_nxt: tcb.snd_nxt, flight: tcb.flight() });
+        let last = if waits { tcb.last_ack(now, &self.shared.config) } else { reset };
         let remains =
             Remains { snd_nxt: tcb.snd_nxt, rcv_nxt: tcb.rcv_nxt, timestamps: tcb.remaining_timestamps() };
         tcb.tell_end(&mut self.shared);
@@ -156,7 +151,7 @@ impl Stack {
             return;
         }
         // A flow that was reset stays ours until the reset is forgotten.
-        let released = match reset {
+        let released = match ending {
             Some(ending) => self.resets.insert(key, ending, now),
             None => Some(key),
         };

@@ -4,7 +4,9 @@
 use tcpguard_common::packet::{Family, Flags};
 use tcpguard_common::seq::Seq;
 
-use super::{AckOwed, Error, Event, Fin, Incoming, Instant, Shared, State, Tcb, seconds, segment_limit};
+use super::{
+    AckOwed, Error, Event, Fin, Incoming, Instant, OwedReset, Shared, State, Tcb, seconds, segment_limit,
+};
 use crate::recv::Placed;
 use crate::recv_growth::Received;
 
@@ -333,6 +335,7 @@ impl Tcb {
         if self.orphan && !segment.data.is_empty() {
             // Nobody will read it: RFC 1122 §4.2.2.13.
             self.fail(Error::Aborted, true, shared);
+            self.owed_reset = OwedReset::Answer;
             return;
         }
         let fin_at = segment.seq + segment.data.len() as u32;

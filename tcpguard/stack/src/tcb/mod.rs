@@ -115,6 +115,17 @@ enum AckOwed {
     Now(u8),
 }
 
+/// The reset that the end of a connection owes the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OwedReset {
+    No,
+    /// Behind everything we sent: the end came from this side (RFC 9293 §3.10.5).
+    Behind,
+    /// Where the peer said it was when it sent what nobody will read, as of a connection that is not there (RFC 9293
+    /// §3.10.7.1): it believes a reset nowhere else at once (RFC 5961 §3.2).
+    Answer,
+}
+
 /// The handshake's outcome that a connection is adopted with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adoption {
@@ -203,8 +214,7 @@ pub(crate) struct Tcb {
     created: u32,
     pub(crate) link: Link,
     pub(crate) error: Option<Error>,
-    /// Whether the end of the connection owes the peer a reset.
-    pub(crate) send_reset: bool,
+    owed_reset: OwedReset,
     ecn: Ecn,
     /// Stands in the queue for the send pool.
     waits_for_pool: bool,
@@ -321,7 +331,7 @@ impl Tcb {
             created: age_ticks(now),
             link,
             error: None,
-            send_reset: false,
+            owed_reset: OwedReset::No,
             ecn: Ecn::default(),
             waits_for_pool: false,
             challenges: (0, 0),
@@ -369,7 +379,7 @@ impl Tcb {
         }
         self.state = State::Closed;
         self.error = Some(error);
-        self.send_reset = reset;
+        self.owed_reset = if reset { OwedReset::Behind } else { OwedReset::No };
         self.void(shared);
     }
 
@@ -538,7 +548,7 @@ impl Tcb {
 
     /// Reads each of its cache lines; what they say means nothing.
     pub(crate) fn touch(&self) -> u32 {
-        self.snd_una.0 ^ u32::from(self.mss) ^ self.rests_since ^ self.id.index ^ u32::from(self.send_reset)
+        self.snd_una.0 ^ u32::from(self.mss) ^ self.rests_since ^ self.id.index ^ self.owed_reset as u32
     }
 
     /// Whether it holds nothing but itself.

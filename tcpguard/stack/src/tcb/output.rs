@@ -5,7 +5,7 @@ use tcpguard_common::packet::{Flags, Options, SackBlocks};
 use tcpguard_common::seq::Seq;
 
 use super::frto::Frto;
-use super::{AckOwed, Config, Ecn, Fin, Instant, Recovery, Shared, State, Tcb, segment_limit};
+use super::{AckOwed, Config, Ecn, Fin, Instant, OwedReset, Recovery, Shared, State, Tcb, segment_limit};
 use crate::scoreboard::InFlight;
 use crate::wire::Outgoing;
 
@@ -78,10 +78,14 @@ impl Tcb {
         })
     }
 
-    /// The reset that ends the connection. It has timestamps, too, where they are in use (RFC 7323 §3.2).
-    pub(crate) fn reset(&self, now: Instant) -> Outgoing {
-        let options = self.options(now, 0);
-        Outgoing { seq: self.snd_nxt, ack: self.rcv_nxt, flags: Flags::RST | Flags::ACK, window: 0, options }
+    /// The reset that ends the connection, if it owes one. It has timestamps, too, where they are in use (RFC 7323 §3.2).
+    pub(crate) fn reset(&self, now: Instant) -> Option<Outgoing> {
+        let (seq, ack, flags) = match self.owed_reset {
+            OwedReset::No => return None,
+            OwedReset::Behind => (self.snd_nxt, self.rcv_nxt, Flags::RST | Flags::ACK),
+            OwedReset::Answer => (self.snd_una, Seq(0), Flags::RST),
+        };
+        Some(Outgoing { seq, ack, flags, window: 0, options: self.options(now, 0) })
     }
 
     fn plan(&self, config: &Config) -> Option<Plan> {

@@ -520,15 +520,23 @@ fn tunables_reach_many_connections_a_slice_at_a_time() {
 }
 
 #[test]
-fn data_for_an_application_that_is_gone_resets() {
-    let mut t = Script::established(modern());
-    let id = t.conn();
-    t.stack.close(t.now, id);
-    t.expect("F. 1:1(0) ack 1");
-    t.sends("P. 1:101(100) ack 2");
-    assert_eq!(t.next_sent().unwrap().split(' ').next(), Some("R."));
-    t.gone();
-    assert_eq!(t.stack.connection_count(), 0);
+fn data_for_an_application_that_is_gone_is_reset_where_the_peer_is() {
+    // Nothing of ours is lost; what the peer knows of ours is on its way; and it says so behind a later segment.
+    for (acks, reset) in [(&[102][..], 102), (&[1], 1), (&[51], 51), (&[102, 1], 102)] {
+        let mut t = Script::established(modern());
+        let id = t.conn();
+        t.server_sends(1, 100);
+        t.stack.close(t.now, id);
+        t.expect("FP. 1:101(100) ack 1");
+        let (last, before) = acks.split_last().unwrap();
+        for ack in before {
+            t.sends(&format!(". 1:1(0) ack {ack}"));
+        }
+        t.sends(&format!("P. 1:101(100) ack {last}"));
+        t.expect(&format!("R {reset}:{reset}(0)"));
+        t.gone();
+        assert_eq!((t.stack.connection_count(), t.stack.buffered_bytes()), (0, 0));
+    }
 }
 
 #[test]
