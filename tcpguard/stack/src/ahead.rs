@@ -1,6 +1,6 @@
-//! What a burst of segments will touch, read before the first of them is handled. Beside a million connections each segment
-//! finds its slot of the index, then its connection, in memory that no cache holds. One segment after the other such waits add
-//! up; read in rows that do not depend on each other, the processor waits for many at once. Changes nothing.
+//! What a burst of segments or timers will touch, read before the first of them is handled. Beside a million connections each
+//! segment finds its slot of the index, then its connection, in memory that no cache holds. One segment after the other such
+//! waits add up; read in rows that do not depend on each other, the processor waits for many at once. Changes nothing.
 
 use core::hint::black_box;
 
@@ -11,8 +11,8 @@ use super::Stack;
 use super::tcb::Tcb;
 use super::wire::hash;
 
-/// Most frames that are looked at in one call.
-const AHEAD: usize = 64;
+/// Most frames that are looked at in one call, and timers that are handled in one go.
+pub(super) const AHEAD: usize = 64;
 /// So many connections the second-level cache holds: they need no help.
 const FEW: u32 = 4096;
 
@@ -33,11 +33,19 @@ impl Stack {
         for (index, &hash) in indices.iter_mut().zip(&hashes[..count]) {
             *index = self.index.likely(hash);
         }
-        let mut read = 0;
-        for index in indices.into_iter().flatten() {
-            read ^= self.connections.at(index).map_or(0, Tcb::touch) ^ self.wheel.touch(index);
+        self.touch(indices.into_iter().flatten());
+    }
+
+    /// The same for connections whose timers are about to be handled.
+    pub(super) fn look_ahead_at(&self, due: &[u32]) {
+        if self.connections.len() > FEW {
+            self.touch(due.iter().copied());
         }
-        black_box(read);
+    }
+
+    fn touch(&self, indices: impl Iterator<Item = u32>) {
+        let touched = |index| self.connections.at(index).map_or(0, Tcb::touch) ^ self.wheel.touch(index);
+        black_box(indices.map(touched).fold(0, |read, word| read ^ word));
     }
 }
 

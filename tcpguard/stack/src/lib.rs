@@ -336,13 +336,7 @@ impl Stack {
 
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(index) = self.wheel.pop_due(now) {
-            let Some(id) = self.connections.id_at(index) else { continue };
-            if let Some(tcb) = self.connections.get_mut(id) {
-                tcb.handle_timeout(now, &mut self.shared);
-            }
-            self.settle(id, now);
-        }
+        self.handle_timers(now);
         self.end_stalls(now);
         self.limit_orphans(now);
         self.retune_some(now);

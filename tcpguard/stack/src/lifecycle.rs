@@ -8,6 +8,7 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::{Flags, Options};
 use tcpguard_common::seq::Seq;
 
+use super::ahead::AHEAD;
 use super::closed_flows::Remembered;
 use super::resets::{Answer, Ending};
 use super::tcb::Tcb;
@@ -47,6 +48,32 @@ impl Stack {
         Some(id)
     }
 
+    /// Has connections do what is due by `now`.
+    pub(super) fn handle_timers(&mut self, now: Instant) {
+        let mut row = [0; AHEAD];
+        loop {
+            let mut count = 0;
+            while count < AHEAD
+                && let Some(index) = self.wheel.pop_due(now)
+            {
+                row[count] = index;
+                count += 1;
+            }
+            let due = &row[..count];
+            if due.is_empty() {
+                return;
+            }
+            self.look_ahead_at(due);
+            for &index in due {
+                let Some(id) = self.connections.id_at(index) else { continue };
+                if let Some(tcb) = self.connections.get_mut(id) {
+                    tcb.handle_timeout(now, &mut self.shared);
+                }
+                self.settle(id, now);
+            }
+        }
+    }
+
     /// Draws the consequences of whatever was just done to a connection.
     pub(super) fn settle(&mut self, id: ConnId, now: Instant) {
         let Some(tcb) = self.connections.get_mut(id) else { return };
@@ -62,9 +89,7 @@ impl Stack {
         #[cfg(test)]
         tcb.check();
         let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
-        if deadline.is_set() {
-            self.wheel.arm(id.index, deadline);
-        }
+        self.wheel.arm(id.index, deadline);
         if !tcb.queued && tcb.has_output(&self.shared.config) {
             tcb.queued = true;
             self.ready.push_back(id);
@@ -95,9 +120,7 @@ impl Stack {
         };
         tcb.rest();
         let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
-        if deadline.is_set() {
-            self.wheel.arm(id.index, deadline);
-        }
+        self.wheel.arm(id.index, deadline);
         self.turn -= 1;
         let more = sent && tcb.has_output(&self.shared.config);
         if more && self.turn > 0 {

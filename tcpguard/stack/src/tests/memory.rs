@@ -38,6 +38,24 @@ fn a_connection_at_rest_costs_256_bytes_at_most_all_told() {
 }
 
 #[test]
+fn a_timer_that_is_not_needed_any_more_calls_nobody() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 100);
+    t.expect("P. 1:101(100) ack 1");
+    t.sends(". 1:1(0) ack 101");
+    assert!(t.stack.poll_timeout().is_some(), "the retransmission timer stays where it is");
+    assert_eq!(t.stack.wheel.pop_due(t.now + Duration::from_secs(10)), None);
+    // It is as good as new: what leaves next is probed for and repeated in time.
+    t.wait(Duration::from_secs(10));
+    t.server_sends(101, 100);
+    t.expect("P. 101:201(100) ack 1");
+    t.sends(". 1:1(0) ack 201");
+    t.server_sends(201, 100);
+    t.expect("P. 201:301(100) ack 1");
+    assert!(t.wait_for_output("P. 201:301(100) ack 1") < Duration::from_secs(1));
+}
+
+#[test]
 fn what_a_segment_will_touch_is_found_by_its_headers_alone() {
     for family in [Family::V4, Family::V6] {
         let mut offer = modern();
