@@ -12,9 +12,10 @@ use crate::time::Instant;
 /// RFC 8985 §5.3.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rack {
-    /// Send time, end and round trip of the most recently sent segment known to have arrived.
+    /// Send time and end of the most recently sent segment known to have arrived.
     sent_at: Instant,
     end: Seq,
+    /// The round trip of the one that arrived last, whenever that was sent: as long a segment may take.
     pub(super) rtt: Duration,
     /// The least round trip of the last minutes, and when it was measured; zero before the first.
     pub(super) min_rtt: Duration,
@@ -46,8 +47,9 @@ impl Rack {
         if !known || segment.end().after(self.fack) {
             self.fack = segment.end();
         }
+        self.rtt = rtt;
         if !known || !self.overtook(segment) {
-            (self.sent_at, self.end, self.rtt) = (segment.sent_at, segment.end(), rtt);
+            (self.sent_at, self.end) = (segment.sent_at, segment.end());
         }
     }
 

@@ -116,6 +116,23 @@ fn news_of_however_many_segments_cost_a_few_looks_at_each() {
     }
 }
 
+#[test]
+fn a_first_copy_that_arrives_late_is_a_reason_to_wait_for_others_that_left_with_it() {
+    let (mut board, at) = full(10);
+    let sent = Instant(1);
+    let bounds = (at(0), at(10));
+    board.selectively_acknowledge(&[(at(1), at(3)), (at(8), at(9))], bounds, sent + 10 * MS);
+    assert!(board.detect_losses(sent + 10 * MS, &patience(true)).0);
+    board.retransmitted(at(0), LEN, sent + 10 * MS);
+    // The repetition has arrived, and so has the fourth segment, after the ninth. The tenth may yet come.
+    let now = sent + 22 * MS;
+    assert!(board.acknowledge(at(4), now).reordered);
+    let mut reordering = Reordering::default();
+    reordering.see();
+    let patience = Patience { reordering, ..patience(true) };
+    assert_eq!(board.detect_losses(now, &patience), (false, Some(now + 10 * MS / 4)));
+}
+
 /// What RFC 8985 §6.2, step 5, says of every segment: which are lost, and until when to wait for the next.
 fn asked_of_each(board: &Scoreboard, now: Instant, patience: &Patience) -> (Vec<Seq>, Option<Instant>) {
     let due = board.rack.rtt + board.reordering_window(patience);
