@@ -98,6 +98,8 @@ pub struct Stack {
     orphans: Orphans,
     /// Where the next search for receive memory starts.
     reclaim_hand: u32,
+    /// No search before, because the last one found nothing.
+    reclaim_at: Instant,
     /// The next connection to apply changed tunables to.
     retune_next: Option<u32>,
     /// Where the next search for connections to abort starts.
@@ -150,6 +152,7 @@ impl Stack {
             stalls: VecDeque::new(),
             orphans: Orphans::default(),
             reclaim_hand: 0,
+            reclaim_at: Instant::default(),
             retune_next: None,
             abort_hand: 0,
             turn: TURN,
@@ -595,7 +598,7 @@ impl Stack {
 
     fn handle_known(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) -> Received {
         if !segment.data.is_empty() {
-            self.reclaim(id);
+            self.reclaim(id, segment, now);
         }
         let Some(tcb) = self.connections.get_mut(id) else { return Received::Unknown(segment.key) };
         match tcb.handle(segment, now, &mut self.shared) {

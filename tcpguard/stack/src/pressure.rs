@@ -2,10 +2,13 @@
 //! is given up, the largest holders' first; data in order never is: it is acknowledged. Sending: everybody's share
 //! shrinks with what is left, and peers that take nothing for long are reset, the longest-stalled first.
 
+use std::time::Duration;
+
 use super::{ConnId, Instant, Stack};
 use crate::config::Config;
 use crate::event::Error;
 use crate::pool::{CHUNK, Pool};
+use crate::wire::Incoming;
 
 /// Most bytes a connection may be offered now whose window has grown to `grown`. The fuller the pool, the less: a peer whose
 /// application does not read must not take what all others need.
@@ -113,10 +116,13 @@ impl Stack {
 
     /// Called before data for `id` is taken in: when no receive buffer is left, the connection that holds most
     /// behind its holes, of a sample that goes round the table, gives it back. The peer still has that data:
-    /// SACK is advice (RFC 2018 §8).
-    pub(super) fn reclaim(&mut self, id: ConnId) {
+    /// SACK is advice (RFC 2018 §8). Not for what would be dropped anyway, which anybody can send, and not again at once
+    /// when nobody was found: where memory is full of what applications do not read, every segment would have us search.
+    pub(super) fn reclaim(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) {
         const SAMPLE: u32 = 64;
-        if self.shared.recv_pool.has_room() {
+        const PAUSE: Duration = Duration::from_micros(200);
+        let expected = || self.connections.get(id).is_some_and(|tcb| tcb.expects(segment, now));
+        if self.shared.recv_pool.has_room() || now < self.reclaim_at || !expected() {
             return;
         }
         let slots = self.connections.slots().max(1);
@@ -130,9 +136,12 @@ impl Stack {
             }
         }
         self.reclaim_hand = (self.reclaim_hand + SAMPLE) % slots;
-        if let Some(tcb) = largest.and_then(|(_, other)| self.connections.get_mut(other)) {
-            tcb.discard_islands(&mut self.shared);
-            self.shared.counters.reclaimed += 1;
+        match largest.and_then(|(_, other)| self.connections.get_mut(other)) {
+            Some(tcb) => {
+                tcb.discard_islands(&mut self.shared);
+                self.shared.counters.reclaimed += 1;
+            }
+            None => self.reclaim_at = now + PAUSE,
         }
     }
 }

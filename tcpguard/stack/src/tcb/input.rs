@@ -128,6 +128,17 @@ impl Tcb {
         Verdict::Done
     }
 
+    /// Whether the data of a segment will be taken in, if there is room for it.
+    pub(crate) fn expects(&self, segment: &Incoming<'_>, now: Instant) -> bool {
+        matches!(self.state, State::Established | State::FinWait1 | State::FinWait2)
+            && !self.orphan
+            && segment.has(Flags::ACK)
+            && !segment.flags.intersects(Flags::SYN | Flags::RST)
+            && self.timestamp_acceptable(segment, now)
+            && self.sequence_acceptable(segment)
+            && self.ack_acceptable(segment.ack)
+    }
+
     /// The peer is there.
     fn hear(&mut self, now: Instant) {
         self.heard_at = seconds(now) as u16;

@@ -246,9 +246,19 @@ fn data_behind_holes_gives_way_when_memory_is_short() {
     assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
     t.next_client(40_001, EPOCH);
     t.sends(". 1:1(0) ack 1");
+    // Nobody was found a moment ago, and nobody is looked for.
+    t.sends("P. 5000:5100(100) ack 1");
+    t.wait(Duration::from_millis(1));
+    // Anybody could have sent these.
+    for blind in
+        ["P. 900000:900100(100) ack 1", "P. 1:101(100) ack 90000", "P 1:101(100)", "S. 1:101(100) ack 1"]
+    {
+        t.sends(blind);
+    }
+    assert_eq!(t.stack.counters().reclaimed, 0);
     t.sends("P. 1:101(100) ack 1");
     t.server_reads(1, 100);
-    assert_eq!((t.stack.counters().reclaimed, t.stack.counters().no_buffer), (1, 1));
+    assert_eq!((t.stack.counters().reclaimed, t.stack.counters().no_buffer), (1, 2));
     assert!(t.stack.info(t.now, hoarder).is_some());
 }
 
