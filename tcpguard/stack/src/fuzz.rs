@@ -126,6 +126,12 @@ struct World {
     written: u32,
     /// Bytes acknowledged by each side, as told.
     totals: (u64, u64),
+    /// The timestamps on what the client has sent.
+    tsvals: Vec<u32>,
+    /// Segments without data or a place in a stream that the stack has sent, and how many it may have by now: one for each
+    /// frame, read and end, a few whenever a timer fires.
+    answers: u32,
+    questions: u32,
     /// There is, or may be, more than one incarnation: whose a number is cannot be told any more.
     several: bool,
 }
@@ -156,6 +162,9 @@ impl World {
             reads_at: None,
             written: 0,
             totals: (0, 0),
+            tsvals: vec![1000],
+            answers: 0,
+            questions: 0,
             several: false,
         };
         let mut slots = [EpochSlot::default(); EPOCH_SLOTS as usize];
@@ -273,11 +282,13 @@ impl World {
             AnyFlowKey::V6(key) => frame(&key, flags, (seq, ack), window, options, ecn, &data),
         };
         self.sent.push((seq, len + extra));
+        self.tsvals.push(self.tsval);
         self.receive(&frame);
         self.last_sent = frame;
     }
 
     fn receive(&mut self, frame: &[u8]) {
+        self.questions += 1;
         self.stack.handle_frame(self.now, frame);
     }
 
@@ -327,19 +338,24 @@ impl World {
             }
             6..=11 => self.read(conn, len as usize),
             12 | 13 => self.stack.shutdown(now, conn).expect("a connection"),
-            14 => {
-                self.stack.close(now, conn);
-                self.conn = None;
-            }
+            14 => self.close(conn),
             _ => {
+                self.questions += 1;
                 self.stack.abort(now, conn);
                 self.conn = None;
             }
         }
     }
 
+    fn close(&mut self, conn: ConnId) {
+        self.questions += 1;
+        self.stack.close(self.now, conn);
+        self.conn = self.conn.filter(|&current| current != conn);
+    }
+
     /// What the application reads is what the client has sent there.
     fn read(&mut self, conn: ConnId, len: usize) {
+        self.questions += 1;
         let mut data = vec![0; len];
         let read = self.stack.recv(self.now, conn, &mut data);
         if let (Ok(read), Some(at), false) = (read, self.reads_at, self.several) {
@@ -356,6 +372,7 @@ impl World {
         let mut fired = 0;
         while let Some(next) = self.stack.poll_timeout().filter(|&next| next <= end) {
             self.now = self.now.max(next);
+            self.questions += 4;
             self.stack.handle_timeout(self.now);
             self.settle();
             fired += 1;
@@ -369,7 +386,7 @@ impl World {
         while let Some(event) = self.stack.poll_event() {
             if let Event::Incoming { conn, .. } = event {
                 if let Some(earlier) = self.conn.replace(conn) {
-                    self.stack.close(self.now, earlier);
+                    self.close(earlier);
                 }
                 (self.written, self.totals) = (0, (0, 0));
             }
@@ -384,6 +401,7 @@ impl World {
             }
             self.last = frame[..len].to_vec();
         }
+        assert!(self.answers <= self.questions, "{} answers to {}", self.answers, self.questions);
         self.check_connection();
     }
 
@@ -391,13 +409,16 @@ impl World {
     fn observe<A: Family>(&mut self, segment: &Segment<A>, frame: &[u8]) {
         assert!(segment.checksum_ok(frame));
         let Segment { tcp, options, payload, .. } = segment;
-        if let Some((value, _)) = options.timestamps {
+        let data = &frame[payload.clone()];
+        self.answers += u32::from(data.is_empty() && !tcp.flags.intersects(Flags::SYN | Flags::FIN));
+        if let Some((value, echo)) = options.timestamps {
             self.tsecr = value;
+            let known = self.tsvals.contains(&echo) || !tcp.flags.contains(Flags::ACK);
+            assert!(known, "echoed {echo}, which never came");
         }
         if tcp.flags.contains(Flags::RST) {
             return;
         }
-        let data = &frame[payload.clone()];
         if tcp.flags.contains(Flags::SYN) {
             self.several |= self.iss.is_some_and(|iss| iss != tcp.seq);
             self.iss = Some(tcp.seq);
@@ -411,8 +432,28 @@ impl World {
             self.nxt = self.nxt.max(end);
         }
         if tcp.flags.contains(Flags::ACK) {
+            self.observe_sacks(tcp.ack, options.sack.as_slice());
             self.observe_ack(tcp.ack, tcp.window, tcp.flags.contains(Flags::SYN));
         }
+    }
+
+    /// Only what has come is told of, behind what is acknowledged, but for the first block, which may tell what came twice.
+    fn observe_sacks(&self, ack: Seq, blocks: &[(Seq, Seq)]) {
+        for (place, &(left, right)) in blocks.iter().enumerate().filter(|_| !self.several) {
+            assert!(left.before(right) && self.has_sent(left, right), "{left:?} to {right:?} never came");
+            assert!(place == 0 || left.after(ack), "{left:?} is acknowledged: {ack:?}");
+        }
+    }
+
+    /// Whether the client has sent all from `from` to `to`.
+    fn has_sent(&self, from: Seq, to: Seq) -> bool {
+        let mut covered = from;
+        while covered.before(to) {
+            let reaches = |&&(start, len): &&(Seq, u32)| covered.within(start, len);
+            let Some(&(start, len)) = self.sent.iter().find(reaches) else { return false };
+            covered = start + len;
+        }
+        true
     }
 
     fn observe_data(&self, seq: Seq, data: &[u8]) {
@@ -434,12 +475,7 @@ impl World {
         let before = *self.acked.get_or_insert(ack);
         self.reads_at.get_or_insert(ack);
         assert!(ack.at_or_after(before), "acknowledged {before:?} and then {ack:?}");
-        let mut covered = before;
-        while covered.before(ack) {
-            let reaches = |&&(start, len): &&(Seq, u32)| covered.within(start, len);
-            let (start, len) = *self.sent.iter().find(reaches).expect("acknowledged and never sent");
-            covered = start + len;
-        }
+        assert!(self.has_sent(before, ack), "acknowledged and never sent");
         self.acked = Some(ack);
         if syn {
             // Never scaled (RFC 7323 §2.2).
@@ -470,8 +506,7 @@ impl World {
     fn finish(mut self) {
         if let Some(conn) = self.conn {
             self.read(conn, 1 << 20);
-            self.stack.close(self.now, conn);
-            self.conn = None;
+            self.close(conn);
         }
         self.settle();
         self.pass(Duration::from_secs(24 * 3600));

@@ -207,6 +207,13 @@ impl Index {
         self.slots.capacity() * size_of::<u64>()
     }
 
+    /// How many places the search for an arena index passes.
+    #[cfg(test)]
+    pub(crate) fn distance(&self, hash: u64, index: u32) -> Option<usize> {
+        let at = self.position(hash, |found| found == index)?;
+        Some(at.wrapping_sub(hash as u32 as usize) & self.mask())
+    }
+
     fn position(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<usize> {
         let mut at = hash as u32 as usize & self.mask();
         loop {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::segment::Sums;
 use super::{Duration, Flags, InFlight, Instant, MAX_SEGMENTS, Patience, Reordering, Scoreboard, Seq};
-use crate::mix;
+use crate::tests::Rng;
 
 const LEN: u32 = 1000;
 const MS: Duration = Duration::from_millis(1);
@@ -143,52 +143,43 @@ fn asked_of_each(board: &Scoreboard, now: Instant, patience: &Patience) -> (Vec<
     (lost.into_iter().map(|(seq, _)| seq).collect(), waits.into_iter().map(|(_, deadline)| deadline).min())
 }
 
-/// Numbers that look random, and are the same every time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = mix(self.0);
-        (self.0 % limit.max(1) as u64) as usize
-    }
-}
-
 #[test]
 fn losses_are_those_that_are_found_by_asking_of_each_segment() {
     let mut lost_in_all = 0;
     for seed in 0..300 {
-        let mut dice = Dice(seed);
+        let mut dice = Rng(seed);
         let (mut board, mut now) = (Scoreboard::default(), Instant(1));
         let mut una = Seq(u32::MAX - 9 * LEN);
         let mut nxt = una;
         for _ in 0..300 {
-            now += [Duration::ZERO, Duration::ZERO, MS, 7 * MS, 30 * MS][dice.below(5)];
+            let mut below = |bound: usize| dice.below(bound as u64) as usize;
+            now += [Duration::ZERO, Duration::ZERO, MS, 7 * MS, 30 * MS][below(5)];
             let in_flight = board.segments.len();
             let edge = move |board: &Scoreboard, index: usize| {
                 board.segments.get(index).map_or(nxt, |segment| segment.seq)
             };
-            match dice.below(16) {
+            match below(16) {
                 0..=4 => {
-                    for _ in 0..dice.below(8) {
+                    for _ in 0..below(8) {
                         board.sent(nxt, LEN, Flags(0), now);
                         nxt += LEN;
                     }
                 }
                 5..=8 => {
-                    let left = dice.below(in_flight);
-                    let right = left + 1 + dice.below(4);
+                    let left = below(in_flight);
+                    let right = left + 1 + below(4);
                     let block = (edge(&board, left), edge(&board, right));
                     board.selectively_acknowledge(&[block], (una, nxt), now);
                 }
                 9 => {
-                    let inside = [0, 0, LEN / 3][dice.below(3)];
-                    una = (edge(&board, dice.below(in_flight.min(4) + 1)) + inside).min(nxt);
+                    let inside = [0, 0, LEN / 3][below(3)];
+                    una = (edge(&board, below(in_flight.min(4) + 1)) + inside).min(nxt);
                     board.acknowledge(una, now);
                 }
                 10..=12 => {
-                    for _ in 0..dice.below(4) {
+                    for _ in 0..below(4) {
                         let Some(lost) = board.next_lost() else { break };
-                        let len = if dice.below(4) == 0 { lost.len.div_ceil(2) } else { lost.len };
+                        let len = if below(4) == 0 { lost.len.div_ceil(2) } else { lost.len };
                         board.retransmitted(lost.seq, len, now);
                     }
                 }
@@ -197,7 +188,7 @@ fn losses_are_those_that_are_found_by_asking_of_each_segment() {
                         board.retransmitted(last.seq, last.len, now);
                     }
                 }
-                14 => match dice.below(8) {
+                14 => match below(8) {
                     0 => board.mark_timed_out(now, &patience(false)),
                     1 => board.mark_longer_lost(LEN / 2),
                     2 => board.forget_order(),
@@ -206,7 +197,7 @@ fn losses_are_those_that_are_found_by_asking_of_each_segment() {
                 _ => {}
             }
             board.check(una, nxt);
-            let patience = patience(dice.below(2) == 0);
+            let patience = patience(below(2) == 0);
             let (expected, wait) = asked_of_each(&board, now, &patience);
             let before = board.repairs.clone();
             assert_eq!(board.detect_losses(now, &patience), (!expected.is_empty(), wait), "seed {seed}");

@@ -4,6 +4,7 @@ mod adoption;
 mod attacks;
 mod bulk;
 mod closing;
+mod collisions;
 mod ecn;
 mod hostile;
 mod icmp;
@@ -86,15 +87,15 @@ fn stream(label: u8, from: u64, len: usize) -> Vec<u8> {
 
 /// Small, fast and the same everywhere (SplitMix64).
 #[derive(Clone, Debug)]
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         super::mix(self.0)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
 
