@@ -62,6 +62,7 @@ impl Flags {
                 "trace" => self.trace = true,
                 "tcb" => self.tcb = true,
                 "ecn" => self.config.ecn = true,
+                "no-timestamps" => self.config.timestamps = false,
                 _ => return None,
             },
             Some(("mtu", value)) => self.config.mtu = value.parse().ok().filter(|&mtu| mtu >= 576)?,

@@ -61,6 +61,8 @@ pub struct Config {
     pub congestion_control: CongestionControl,
     /// Whether our SYNs offer ECN (RFC 3168). Adopted connections have it when their cookie carries it.
     pub ecn: bool,
+    /// Whether our SYNs offer timestamps (RFC 7323 §3.2). Adopted connections have them when their cookie carries them.
+    pub timestamps: bool,
     /// Nagle's algorithm (RFC 9293 §3.7.4).
     pub nagle: bool,
     /// Most bytes a connection may hold unsent or unacknowledged, if its congestion window is half as large.
@@ -115,6 +117,7 @@ impl Default for Config {
             delayed_ack: Duration::from_millis(40),
             congestion_control: CongestionControl::NewReno,
             ecn: false,
+            timestamps: true,
             nagle: false,
             send_buffer: 4 << 20,
             recv_buffer: 4 << 20,

@@ -200,8 +200,9 @@ impl Tcb {
         }
         self.agree_on_ecn(segment, shared);
         self.sack_permitted = segment.options.sack_permitted;
-        self.timestamps = segment.options.timestamps.is_some();
-        if let Some((value, _)) = segment.options.timestamps {
+        // Both ends offer them, or there are none (RFC 7323 §3.2).
+        self.timestamps &= segment.options.timestamps.is_some();
+        if let Some((value, _)) = segment.options.timestamps.filter(|_| self.timestamps) {
             self.note_timestamp(value, now);
         }
         // Not scaled in a SYN (RFC 7323 §2.2).

@@ -281,7 +281,7 @@ impl Tcb {
         let mut tcb = Self::new(key, link, now, (iss, Seq(0)), segment_limit(&key, config));
         tcb.rcv_shift = config.window_scale.min(14);
         tcb.ts_offset = ts_offset;
-        (tcb.timestamps, tcb.sack_permitted) = (true, true);
+        (tcb.timestamps, tcb.sack_permitted) = (config.timestamps, true);
         tcb
     }
 

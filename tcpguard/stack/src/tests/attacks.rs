@@ -195,6 +195,27 @@ fn an_mss_of_nothing_or_one_byte_does_not_make_us_send_crumbs() {
 }
 
 #[test]
+fn an_answer_with_timestamps_that_we_did_not_offer_brings_none_about() {
+    let mut t = Script::syn_with(plain(), Config { timestamps: false, ..Config::default() });
+    let (client, server) = (t.key().peer_addr(), t.key().local_addr());
+    t.stack.connect(t.now, server, client, link(SERVER_MAC, CLIENT_MAC)).unwrap();
+    t.next_sent().unwrap();
+    let (isn, _, _, offered) = t.last.unwrap();
+    assert_eq!((offered.timestamps, offered.sack_permitted), (None, true));
+    t.cookie.isn = isn.0;
+    let options = Options { timestamps: Some((1000, 0)), ..Options::default() };
+    let flags = Flags::SYN | Flags::ACK;
+    let answer = Outgoing { seq: Seq(t.offer.isn), ack: isn + 1, flags, window: 60_000, options };
+    let frame = t.write(answer, &[]);
+    t.stack.handle_frame(t.now, &frame);
+    t.expect(". 1:1(0) ack 1");
+    assert_eq!(t.last.unwrap().3.timestamps, None);
+    // Nor are any missed later on.
+    t.sends("P. 1:11(10) ack 1");
+    t.expect(". 1:1(0) ack 11");
+}
+
+#[test]
 fn a_window_that_shrinks_below_what_is_in_flight_stops_new_data_and_no_repair() {
     let mut t = Script::established(plain());
     t.server_sends(1, 40_000);
