@@ -122,6 +122,11 @@ impl Scoreboard {
         self.segments.front().is_some_and(|first| first.ever_resent)
     }
 
+    /// Whether the first segment has left again, and that copy is not known to be lost.
+    pub(crate) fn first_is_repaired(&self) -> bool {
+        self.segments.front().is_some_and(|first| first.resent)
+    }
+
     /// The segment at `seq` leaves again, cut to `len` sequence numbers when it is longer.
     pub(crate) fn retransmitted(&mut self, seq: Seq, len: u32, now: Instant) {
         let Some(index) = self.index_of(seq) else { return };

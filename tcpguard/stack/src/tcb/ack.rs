@@ -188,8 +188,9 @@ impl Tcb {
             }
             return lost;
         }
-        if advanced && self.work.recovery == Recovery::Fast {
-            // RFC 6582 §3.2: a partial acknowledgement shows the next hole.
+        if advanced && self.work.recovery == Recovery::Fast && !board.first_is_repaired() {
+            // RFC 6582 §3.2: a partial acknowledgement shows the next hole. One of a part of what was repeated shows none:
+            // a byte at a time, it would have that repeated for each byte.
             board.mark_first_lost();
             self.work.force = true;
         }

@@ -45,6 +45,24 @@ fn acknowledging_in_small_parts_does_not_open_the_window_faster() {
 }
 
 #[test]
+fn acknowledging_a_repair_in_small_parts_has_it_repeated_once() {
+    let mut t = Script::established(plain());
+    t.server_sends(1, 200_000);
+    assert_eq!(t.drain().len(), 10);
+    for _ in 0..3 {
+        t.sends(". 1:1(0) ack 1");
+        t.drain();
+    }
+    for (acked, repeated) in [(0, 1), (MSS, 2), (3 * MSS, 3)] {
+        for part in 1..100 {
+            t.sends(&format!(". 1:1(0) ack {}", 1 + acked + part));
+            t.drain();
+        }
+        assert_eq!(t.stack.counters().retransmitted, repeated);
+    }
+}
+
+#[test]
 fn acknowledging_what_is_still_to_be_sent_gains_nothing() {
     let mut t = Script::established(plain());
     t.server_sends(1, 200_000);
