@@ -1,16 +1,21 @@
 //! Verbs that read, as an operator needs them in a bad hour: what is about to run out, what came since a moment of one's own
-//! choice, and lines that the journal understands. Needs root.
+//! choice, what would become of a packet, what is in force, what would keep a guard from starting, and lines that the journal
+//! understands. Needs root.
 
 mod support;
 
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use support::raw::{Outgoing, RawPort, linux_options};
 use support::setup::{BINARY, SERVICE, Setup, eventually, one_line};
-use xtask::lab::FloodSpec;
+use tcpguard_common::packet::Flags;
+use tcpguard_common::seq::Seq;
+use xtask::lab::{FloodSpec, GUARD_INTERFACE};
 
 /// A row of what `status` says is bounded.
 fn limit(status: &Value, name: &str) -> Result<Value> {
@@ -183,5 +188,216 @@ fn what_the_daemon_says_to_the_journal_has_priorities_and_leaves_time_to_it() ->
     };
     ensure!(refused("HERE")?.starts_with("<3>tcpguard: "), "{}", refused("HERE")?);
     ensure!(refused(&journal)?.starts_with("tcpguard: "), "{}", refused(&journal)?);
+    Ok(())
+}
+
+fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a test compares: the verdict, and what was asked on the way to it.
+fn explained(setup: &Setup, frame: &[u8]) -> Result<(Value, Vec<String>)> {
+    let mut said = setup.json(&["explain", "--packet", &hex(frame)])?;
+    let steps = said["steps"].as_array().context("no steps")?.iter();
+    let steps = steps.map(|step| step["step"].as_str().unwrap_or_default().to_owned()).collect();
+    Ok((said["reason"].take(), steps))
+}
+
+#[test]
+fn a_packet_is_explained_as_it_would_be_judged_and_nothing_changes() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    setup.text(&["mode", &SERVICE.to_string(), "cookie"])?;
+    let raw = RawPort::open(&setup.lab, Ipv4Addr::new(10, 77, 0, 99));
+    let to = SERVICE.port();
+    let syn = raw.frame(
+        40000,
+        to,
+        &Outgoing { seq: Seq(7), flags: Flags::SYN, options: linux_options(), ..Outgoing::default() },
+    );
+    let counted = || -> Result<Value> { Ok(setup.json(&["stats"])?["reasons"].take()) };
+    let before = counted()?;
+
+    let (reason, steps) = explained(&setup, &syn)?;
+    assert_eq!(reason, "cookie-sent");
+    let expected =
+        ["interface", "ports", "service place", "engine", "engine's socket", "cookie key", "reply budget"];
+    assert_eq!(steps, expected);
+    let text = setup.text(&["explain", "--packet", &hex(&syn)])?;
+    let first = "10.77.0.99:40000 > 10.77.0.1:80 SYN seq 7 ack 0 win 64240 len 0 mss 1460 wscale 7 sackOK TS val 16711680 ecr 0, 74 bytes\non guard0 queue 0\n\nASKED";
+    assert!(text.starts_with(first), "{text}");
+    assert!(
+        text.contains("\nanswered (cookie-sent): SYN answered with")
+            && text.contains("\nanswer: 10.77.0.1:80 > 10.77.0.99:40000 SYN+ACK"),
+        "{text}"
+    );
+    // Half of the budget is this queue's, and the explained one is off it.
+    assert!(text.contains("24999 SYN-ACKs left"), "{text}");
+    assert_eq!(counted()?, before, "an explanation was counted");
+
+    // A real handshake; its ACK is explained before it is sent, and after.
+    let handshake = raw.syn(40000, to, 7, linux_options()).context("no SYN-ACK")?;
+    let ack = handshake.ack(b"");
+    let forged = Outgoing { ack: ack.ack + 1, options: ack.options, ..handshake.ack(b"") };
+    let (ack, forged) = (raw.frame(40000, to, &ack), raw.frame(40000, to, &forged));
+    let (reason, steps) = explained(&setup, &ack)?;
+    assert_eq!(reason, "ack-valid");
+    assert!(
+        steps.contains(&"TIME_WAIT".to_owned()) && steps.contains(&"verified sources".to_owned()),
+        "{steps:?}"
+    );
+    assert_eq!(explained(&setup, &forged)?.0, "ack-invalid");
+    assert_eq!(setup.reason("ack-valid")? + setup.reason("ack-invalid")?, 0);
+    assert_eq!(setup.json(&["flows"])?["total"], 0);
+    raw.send(&ack);
+    eventually("the flow is there", || Ok(setup.state("ESTABLISHED")? == 1))?;
+    assert_eq!(explained(&setup, &ack)?.0, "flow-known");
+
+    setup.text(&["filters", "add", "deny", "10.77.0.64/26"])?;
+    let (reason, steps) = explained(&setup, &syn)?;
+    assert_eq!(reason, "filter-deny");
+    assert_eq!(steps.last().map(String::as_str), Some("filter"));
+    assert_eq!(setup.hits("10.77.0.64/26")?, 0, "an explanation was counted as a hit");
+
+    let elsewhere = raw.frame(40000, 81, &Outgoing { flags: Flags::SYN, ..Outgoing::default() });
+    let (reason, steps) = explained(&setup, &elsewhere)?;
+    assert_eq!((reason, steps.last().map(String::as_str)), (Value::Null, Some("not ours")));
+    for (arguments, why) in [
+        (&["explain", "--packet", "0g"][..], "hexadecimal"),
+        (&["explain", "--packet", ""], "hexadecimal"),
+        (&["explain", "--packet", "00", "-i", "eth9"], "eth9 is not guarded"),
+    ] {
+        let said = one_line(&setup.ask(arguments)?, 2)?;
+        assert!(said.contains(why), "{said}");
+    }
+
+    let capture = setup.lab.dir().join("capture.pcap");
+    let mut bytes = vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0];
+    for frame in [&syn, &forged, &elsewhere] {
+        let len = u32::try_from(frame.len())?.to_le_bytes();
+        bytes.extend([&[0; 8][..], &len, &len, frame].concat());
+    }
+    std::fs::write(&capture, bytes)?;
+    let text = setup.text(&["explain", "--pcap", &capture.display().to_string()])?;
+    let verdicts: Vec<_> =
+        text.lines().map(|line| line.split_whitespace().take(3).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        verdicts,
+        ["1 dropped (filter-deny)", "2 dropped (filter-deny)", "3 passed 10.77.0.99:40000"],
+        "{text}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_configuration_in_force_is_a_file_that_check_finds_good() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon_from_file("queues = 2\n[tunables]\nretries = 8\n")?;
+    setup.text(&["tune", "time-wait", "30s"])?;
+    setup.text(&["filters", "add", "deny", "192.0.2.0/24"])?;
+    setup.text(&["filters", "add", "allow", "2001:db8::7", "--expires", "1h"])?;
+
+    let text = setup.text(&["config"])?;
+    let json = setup.json(&["config"])?;
+    let config = &json["config"];
+    assert_eq!(config["interface"][0]["name"], GUARD_INTERFACE);
+    assert_eq!(config["interface"][0]["queues"], 2);
+    assert_eq!(config["service"][0]["listen"], SERVICE.to_string());
+    assert_eq!(config["control"]["socket"], setup.control().display().to_string());
+    assert_eq!(
+        (&config["tunables"]["time-wait"], &config["tunables"]["retries"]),
+        (&"30s".into(), &8.into())
+    );
+    assert_eq!(config["tunables"]["min-rto"], "200ms");
+    assert_eq!(config["filters"]["deny"][0], "deny 192.0.2.0/24");
+    let allowed = config["filters"]["allow"][0].as_str().context("no filter")?;
+    assert!(allowed.starts_with("allow 2001:db8::7/128 expires 59m"), "{allowed}");
+    assert!(text.contains("\n[tunables]\n") && text.contains("\ntime-wait = \"30s\"\n"), "{text}");
+
+    let output = setup.feed(&["check", "-"], text.as_bytes(), &[])?;
+    let said = String::from_utf8(output.stdout)?;
+    let good = "standard input: good (interfaces 1, services 1, filters 2, tunables changed 2)\n";
+    assert_eq!((output.status.code(), said.as_str()), (Some(0), good));
+    Ok(())
+}
+
+#[test]
+fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
+    let setup = Setup::new()?;
+    let examine = |arguments: &[&str]| -> Result<Output> {
+        let mut command = setup.lab.guard().command(BINARY);
+        Ok(command.arg("doctor").args(arguments).output()?)
+    };
+    let found = |output: &Output, check: &str| -> Result<Value> {
+        let said: Value = serde_json::from_slice(&output.stdout)?;
+        let findings = said["findings"].as_array().context("no findings")?;
+        let finding = findings.iter().find(|finding| finding["check"] == check);
+        finding.cloned().with_context(|| format!("no {check} in {said}"))
+    };
+    let output = examine(&["-i", GUARD_INTERFACE, "--json"])?;
+    assert!(output.status.success(), "{output:?}");
+    for (check, verdict) in [
+        ("kernel", "good"),
+        ("rights", "good"),
+        ("feature program xdp", "good"),
+        ("feature map xskmap", "good"),
+        ("feature af_xdp", "good"),
+        (&format!("{GUARD_INTERFACE} driver"), "good"),
+        (&format!("{GUARD_INTERFACE} XDP"), "good"),
+        (&format!("{GUARD_INTERFACE} peer"), "note"),
+    ] {
+        assert_eq!(found(&output, check)?["verdict"], verdict, "{check}: {output:?}");
+    }
+    let text = String::from_utf8(examine(&["-i", GUARD_INTERFACE])?.stdout)?;
+    assert!(text.starts_with("CHECK ") && text.contains(&format!("\n{GUARD_INTERFACE} driver")), "{text}");
+
+    // Each of these keeps a daemon from starting.
+    let file = setup.lab.dir().join("queues.toml");
+    std::fs::write(
+        &file,
+        format!(
+            "[[interface]]\nname = \"{GUARD_INTERFACE}\"\nqueues = 3\n\
+             [[service]]\nlisten = \"{SERVICE}\"\nrespond = \"echo\"\n"
+        ),
+    )?;
+    let output = examine(&["--config", &file.display().to_string(), "--json"])?;
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(found(&output, "configuration")?["verdict"], "good");
+    let queues = found(&output, &format!("{GUARD_INTERFACE} queues"))?;
+    assert_eq!(queues["verdict"], "bad");
+    assert!(queues["found"].as_str().is_some_and(|found| found.starts_with("2 receive queues")), "{queues}");
+    let output = examine(&["-i", "guard9", "--json"])?;
+    assert_eq!(found(&output, "guard9 interface")?["verdict"], "bad");
+    assert!(String::from_utf8(output.stderr)?.contains("checks are bad"));
+    let bad = setup.lab.dir().join("bad.toml");
+    std::fs::write(&bad, "[[interface]]\nname = \"guard0\"\n[[service]]\nlisten = 7\n")?;
+    let output = examine(&["--config", &bad.display().to_string(), "--json"])?;
+    let finding = found(&output, "configuration")?;
+    assert_eq!(finding["verdict"], "bad");
+    assert!(finding["found"].as_str().is_some_and(|found| found.contains("bad.toml:4")), "{finding}");
+
+    // Beside a daemon, which is not disturbed.
+    let _daemon = setup.daemon(&[])?;
+    let output = examine(&["-i", GUARD_INTERFACE, "--json"])?;
+    let program = found(&output, &format!("{GUARD_INTERFACE} XDP"))?;
+    assert_eq!(program["verdict"], "good", "{program}");
+    assert!(program["found"].as_str().is_some_and(|found| found.contains("tcpguard")), "{program}");
+    let features = setup.json(&["features"])?;
+    assert_eq!(features["features"][0]["present"], true);
+    assert!(setup.text(&["features"])?.contains("\nmap xskmap"));
+    setup.fetch()
+}
+
+#[test]
+fn a_protected_port_that_the_host_may_choose_as_a_source_is_warned_of() -> Result<()> {
+    let setup = Setup::new()?;
+    let service = format!("{}:40000=127.0.0.1:8080", SERVICE.ip());
+    let daemon = setup.daemon(&["--protect", &service])?;
+    assert!(setup.said().contains("add 40000 to net.ipv4.ip_local_reserved_ports"), "{}", setup.said());
+    daemon.kill()?;
+    std::fs::remove_file(setup.log())?;
+    setup.lab.guard().output("sysctl", &["-w", "net.ipv4.ip_local_reserved_ports=40000"])?;
+    let _daemon = setup.daemon(&["--protect", &service])?;
+    assert!(!setup.said().contains("ip_local_reserved_ports"), "{}", setup.said());
     Ok(())
 }

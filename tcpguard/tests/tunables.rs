@@ -1,7 +1,9 @@
 //! Every tunable in a running daemon: set live, refused out of range, kept by a reload once it is saved, and back at its
-//! default once the file says nothing of it. That each does what it says is proven beside `control/proofs`. Needs root.
+//! default once the file says nothing of it; of services' own, and in presets. That each does what it says is proven beside
+//! `control/proofs`. Needs root.
 
 use std::fs;
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,7 +11,7 @@ use tcpguard::config::{TUNABLES, Tunable, Unit};
 use tcpguard::control::client::Client;
 use tcpguard::control::protocol::{Fault, Refusal, Reply, Request};
 
-use support::setup::Setup;
+use support::setup::{SERVICE, Setup, eventually, one_line};
 
 mod support;
 
@@ -120,4 +122,139 @@ fn assignment(tunable: &Tunable) -> String {
         Unit::Count => format!("{} = {value}", tunable.name),
         Unit::Duration | Unit::Choice(_) => format!("{} = \"{value}\"", tunable.name),
     }
+}
+
+#[test]
+fn a_tunable_is_saved_with_the_files_comments_and_the_file_read_again_keeps_every_flow() -> Result<()> {
+    let setup = Setup::new()?;
+    let daemon = setup.daemon_from_file("[tunables] # Timers.\nretries = 8 # Enough.\n")?;
+    let file = setup.lab.dir().join("tcpguard.toml");
+    let name = file.display();
+    let mut open = setup.keep_alive()?;
+
+    let said = setup.text(&["tune", "retries", "9", "--save"])?;
+    assert_eq!(said, format!("retries: 8 -> 9, saved in {name}\n"));
+    assert_eq!(setup.json(&["tune", "time-wait", "30s", "--save"])?["saved"], name.to_string());
+    let text = fs::read_to_string(&file)?;
+    assert!(text.ends_with("[tunables] # Timers.\nretries = 9 # Enough.\ntime-wait = \"30s\"\n"), "{text}");
+    // What contradicts the file is neither set nor saved.
+    let edited = text.clone() + "max-rto = \"5s\"\n";
+    fs::write(&file, &edited)?;
+    let said = one_line(&setup.ask(&["tune", "min-rto", "6s", "--save"])?, 2)?;
+    assert!(said.contains("min-rto 6s is above max-rto 5s; nothing was changed"), "{said}");
+    assert_eq!(setup.json(&["tune", "min-rto"])?["tunables"][0]["value"], 200);
+    assert_eq!(fs::read_to_string(&file)?, edited);
+
+    setup.text(&["tune", "time-wait", "10s"])?;
+    setup.text(&["filters", "add", "deny", "192.0.2.0/24"])?;
+    fs::write(&file, format!("{text}[filters]\ndeny = [\"198.51.100.0/24\"]\n"))?;
+    let said = setup.text(&["reload"])?;
+    let expected =
+        format!("{name}: in force\ntime-wait: 10s -> 30s\nfilters: 1 added, 1 removed, 1 in force\n");
+    assert_eq!(said, expected);
+    assert_eq!(setup.json(&["filters"])?["filters"][0]["prefix"], "198.51.100.0/24");
+    assert_eq!(setup.json(&["reload"])?["tunables"], serde_json::json!([]));
+
+    // A file that is no good, or that takes a restart, changes nothing; SIGHUP says so in the log.
+    let before = setup.text(&["config"])?;
+    for (more, why) in [
+        ("time-wait = 1\n", "a duration looks like"),
+        ("[[interface]]\nname = \"guard9\"\n", "interface changed, which takes a restart"),
+        ("[filters]\ndeny = [\"10.0.0.1/8\"]\n", "bits beyond its length"),
+    ] {
+        fs::write(&file, format!("{}{more}", text.replace("time-wait = \"30s\"\n", "")))?;
+        let said = one_line(&setup.ask(&["reload"])?, 2)?;
+        assert!(said.contains(why) && said.contains(&name.to_string()), "{said}");
+        assert_eq!(setup.text(&["config"])?, before);
+    }
+    daemon.signal(rustix::process::Signal::HUP)?;
+    eventually("the log says so", || Ok(setup.said().contains("SIGHUP: nothing was changed")))?;
+    fs::write(&file, text.replace("retries = 9", "retries = 10"))?;
+    daemon.signal(rustix::process::Signal::HUP)?;
+    eventually("the file is in force", || {
+        Ok(setup.json(&["tune", "retries"])?["tunables"][0]["value"] == 10)
+    })?;
+    std::io::Write::write_all(&mut open, b"GET /small HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut open, &mut answer)?;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "the flow was lost");
+    setup.fetch()
+}
+
+#[test]
+fn a_service_has_tunables_of_its_own_that_are_saved_shown_kept_and_taken_away() -> Result<()> {
+    let setup = Setup::new()?;
+    let echo = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let more = format!("[[service]]\nlisten = \"{echo}\" # Echo.\nrespond = \"echo\"\n");
+    let _daemon = setup.daemon_from_file(&more)?;
+    let (service, file) = (echo.to_string(), setup.lab.dir().join("tcpguard.toml"));
+    let tune =
+        |arguments: &[&str]| setup.text(&[&["tune"][..], arguments, &["--service", &service]].concat());
+    let value = |of: &[&str]| -> Result<Option<u64>> {
+        Ok(setup.json(&[&["tune", "retries"][..], of].concat())?["tunables"][0]["value"].as_u64())
+    };
+    let own = ["--service", service.as_str()];
+    assert_eq!(tune(&["retries", "3"])?, format!("service {echo}: retries: 15 -> 3\n"));
+    assert_eq!((value(&[])?, value(&own)?), (Some(15), Some(3)));
+    assert_eq!(value(&["--service", &SERVICE.to_string()])?, Some(15), "another service's");
+    let list = tune(&[])?;
+    ensure!(list.contains(&format!("{echo} 3")) && !list.contains("time-wait "), "{list}");
+    ensure!(setup.text(&["tune"])?.contains(&format!("{echo} 3")), "{}", setup.text(&["tune"])?);
+
+    // What cannot be changes nothing.
+    for (arguments, why) in [
+        (&["time-wait", "3s"][..], "the same for all services"),
+        (&["retries", "0"], "out of range"),
+        (&["min-rto", "1m30s"], "out of range"),
+    ] {
+        let said = one_line(&setup.ask(&[&["tune"][..], arguments, &own].concat())?, 2)?;
+        ensure!(said.contains(why), "{said}");
+    }
+    tune(&["max-rto", "2s"])?;
+    let said = one_line(&setup.ask(&["tune", "min-rto", "3s"])?, 2)?;
+    ensure!(said.contains(&format!("service {echo}: min-rto 3s is above max-rto 2s")), "{said}");
+    let said = one_line(&setup.ask(&["tune", "retries", "3", "--service", "10.77.0.1:99"])?, 2)?;
+    ensure!(said.contains("no service"), "{said}");
+
+    // Saved or gone, as with all that a file says.
+    setup.text(&["reload"])?;
+    assert_eq!(value(&own)?, Some(15));
+    let saved = tune(&["retries", "4", "--save"])?;
+    ensure!(saved.ends_with(&format!("saved in {}\n", file.display())), "{saved}");
+    setup.text(&["reload"])?;
+    assert_eq!((value(&[])?, value(&own)?), (Some(15), Some(4)));
+    let text = fs::read_to_string(&file)?;
+    ensure!(text.contains("# Echo.") && text.contains("tunables = { retries = 4 }"), "{text}");
+    let config = setup.json(&["config"])?;
+    assert_eq!(config["config"]["service"][1]["tunables"]["retries"], 4);
+    tune(&["retries", "inherit", "--save"])?;
+    ensure!(!fs::read_to_string(&file)?.contains("retries"), "still in the file");
+    assert_eq!(value(&own)?, Some(15));
+    setup.fetch()
+}
+
+#[test]
+fn a_preset_is_shown_first_and_then_set_whole() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    let value = |name: &str| -> Result<Option<u64>> {
+        Ok(setup.json(&["tune", name])?["tunables"][0]["value"].as_u64())
+    };
+    let shown = setup.text(&["tune", "--preset", "attack"])?;
+    ensure!(
+        shown.contains("stateful-rate: 5000 -> 0\n") && shown.contains("not changed yet: --yes"),
+        "{shown}"
+    );
+    assert_eq!(value("stateful-rate")?, Some(5000));
+    let done = setup.text(&["tune", "--preset", "attack", "--yes"])?;
+    ensure!(done.contains("stateful-rate: 5000 -> 0\n") && !done.contains("not changed"), "{done}");
+    assert_eq!((value("stateful-rate")?, value("fin-wait-2")?), (Some(0), Some(15_000)));
+    let again = setup.json(&["tune", "--preset", "attack"])?;
+    assert_eq!((&again["preset"], &again["applied"]), (&"attack".into(), &false.into()));
+    assert_eq!(again["tuned"].as_array().context("no list")?.len(), 0);
+    // Its values are judged together: one at a time the rate would be too much for the burst.
+    setup.text(&["tune", "stateful-burst", "1"])?;
+    setup.text(&["tune", "--preset", "calm", "--yes"])?;
+    assert_eq!((value("stateful-rate")?, value("stateful-burst")?), (Some(5000), Some(5000)));
+    setup.fetch()
 }

@@ -1,6 +1,6 @@
 //! A daemon that is started, asked and ended by its command line alone, and what it then says and leaves.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -252,6 +252,24 @@ impl Setup {
 
     pub fn pins(&self) -> usize {
         std::fs::read_dir(self.lab.pin_dir()).map_or(0, Iterator::count)
+    }
+}
+
+/// What an echoing service does with a question.
+pub fn echoed(stream: &mut TcpStream, question: &[u8]) -> Result<()> {
+    stream.write_all(question)?;
+    let mut answer = vec![0; question.len()];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer == question, "{answer:?}");
+    Ok(())
+}
+
+/// Whether the other side resets the connection before it says anything more.
+pub fn is_reset(stream: &mut TcpStream) -> Result<bool> {
+    match stream.read(&mut [0; 1]) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(false),
     }
 }
 
