@@ -821,3 +821,53 @@ fn who_holds_a_connection_up_is_told_apart() {
         assert_eq!(held(&lab), []);
     });
 }
+
+/// Gives the service with this id tunables of its own.
+async fn tune_service(lab: &Lab, service: u32, own: Tunables) {
+    lab.guard.handle.set_service_tunables([(service, Arc::new(own))].into()).await.unwrap();
+}
+
+#[test]
+fn a_service_waits_for_silent_clients_as_long_as_its_own_fin_wait_2_says() {
+    on_one_thread(async {
+        let own = Tunables { fin_wait_2: Duration::from_millis(100), ..Tunables::default() };
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        tune_service(&lab, SERVICE + 1, own.clone()).await;
+        server.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await.unwrap(), b"");
+        let early = timeout(Duration::from_secs(1), server.read_u8()).await;
+        assert!(early.is_err(), "let go by another service's tunable");
+        // It holds at once, for a client that is silent already.
+        tune_service(&lab, SERVICE, own).await;
+        let end =
+            timeout(Duration::from_secs(5), server.read_u8()).await.expect("its own tunable is ignored");
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!((lab.stats().client_silent, lab.stats().finished), (1, 0));
+    });
+}
+
+#[test]
+fn a_service_waits_for_silent_backends_as_long_as_its_own_close_wait_says() {
+    on_one_thread(async {
+        let own = Tunables { close_wait: Duration::from_secs(1), ..Tunables::default() };
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (server, _) = listener.accept().await.unwrap();
+        tune_service(&lab, SERVICE + 1, own.clone()).await;
+        client.shutdown().await.unwrap();
+        // Held up for longer than what another service has for itself.
+        eventually("seen", || held(&lab) == [(Hold::CloseWait, 1)]).await;
+        let early = timeout(Duration::from_millis(1500), client.read_u8()).await;
+        assert!(early.is_err(), "let go by another service's tunable");
+        tune_service(&lab, SERVICE, own).await;
+        let end =
+            timeout(Duration::from_secs(5), client.read_u8()).await.expect("its own tunable is ignored");
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!((lab.stats().backend_silent, held(&lab).len()), (1, 0));
+        drop(server);
+    });
+}
