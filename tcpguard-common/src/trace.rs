@@ -10,6 +10,12 @@ pub const SNAP: usize = 256;
 pub const RING_BYTES: u32 = 1 << 20;
 /// Records that one CPU, or one engine, may write within a [`window`]. What is beyond is counted instead.
 pub const PER_WINDOW: u32 = 128;
+/// Verdicts that one CPU may log within a [`window`], on each interface. What is beyond is counted in the next message.
+pub const LOGGED_PER_WINDOW: u32 = 16;
+/// Beside the index of a reason that is logged: its service is in dry run.
+pub const LOGGED_DRY_RUN: u32 = 1 << 8;
+/// The bit of [`Wanted::reasons`] that has XDP log its verdicts, beside what it records. It is no reason's.
+pub const LOG: u64 = 1 << 63;
 
 /// [`Record::reason`] of what an engine sent: XDP had no part in it.
 pub const ENGINE: u32 = u32::MAX;
@@ -105,11 +111,11 @@ impl Record {
     }
 }
 
-/// What XDP is to record. Zeroed: nothing.
+/// What XDP is to record, and whether it is to log. Zeroed: nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Wanted {
-    /// One bit for each [`Reason`], by its index.
+    /// One bit for each [`Reason`], by its index; and [`LOG`].
     pub reasons: u64,
     /// One more than the index of the only service to record; 0 for all.
     pub service: u64,
@@ -122,11 +128,22 @@ impl Wanted {
         self.reasons >> (reason & 63) & 1 != 0
             && (self.service == 0 || self.service == u64::from(service) + 1)
     }
+
+    /// The same, with verdicts logged or not.
+    pub fn logged(self, on: bool) -> Self {
+        Self { reasons: self.reasons & !LOG | if on { LOG } else { 0 }, ..self }
+    }
+
+    /// Whether verdicts are to be logged.
+    #[inline(always)]
+    pub fn is_logged(&self) -> bool {
+        self.reasons & LOG != 0
+    }
 }
 
-const _: () = assert!(Reason::COUNT <= 64, "a bit of `Wanted::reasons` for each");
+const _: () = assert!(Reason::COUNT < 64, "a bit of `Wanted::reasons` for each, and one for the log");
 
-/// Whether anything is to be recorded, read anew each time: it may change at any moment.
+/// Whether anything is to be recorded or logged, read anew each time: it may change at any moment.
 #[inline(always)]
 pub fn is_on(settings: &Settings) -> bool {
     // SAFETY: an aligned word behind a reference.
@@ -165,9 +182,21 @@ mod tests {
 
     #[test]
     fn only_what_is_wanted_is_taken() {
-        let wanted = Wanted { reasons: 1 << 5 | 1 << 63, service: 0 };
-        assert!(wanted.takes(5, 0) && wanted.takes(63, 9) && !wanted.takes(4, 0));
+        let wanted = Wanted { reasons: 1 << 5 | 1 << 62, service: 0 };
+        assert!(wanted.takes(5, 0) && wanted.takes(62, 9) && !wanted.takes(4, 0));
         let of_one = Wanted { service: 10, ..wanted };
         assert!(of_one.takes(5, 9) && !of_one.takes(5, 8) && !of_one.takes(4, 9));
+    }
+
+    #[test]
+    fn logging_is_switched_on_and_off_beside_what_is_recorded() {
+        let wanted = Wanted { reasons: 1 << 5, service: 10 };
+        let logged = wanted.logged(true);
+        assert!(logged.is_logged() && !wanted.is_logged());
+        assert!(logged.takes(5, 9) && !logged.takes(5, 8) && !logged.takes(4, 9));
+        assert_eq!((logged.logged(true), logged.logged(false)), (logged, wanted));
+        let alone = Wanted::default().logged(true);
+        assert!((0..Reason::COUNT as u32).all(|reason| !alone.takes(reason, 0)), "it records nothing");
+        assert!(is_on(&Settings { trace: alone, ..Settings::default() }), "and is looked at all the same");
     }
 }

@@ -6,6 +6,7 @@
 
 mod budgets;
 mod filters;
+mod log;
 mod object;
 mod packet;
 mod trace;

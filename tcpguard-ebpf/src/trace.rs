@@ -1,5 +1,6 @@
 //! Records of single packets for `tcpguard monitor`. Functions of their own, which the verifier follows once, and which
-//! are not called while nobody watches. A frame is copied as it arrives and recorded once its verdict is known.
+//! are not called while nobody watches. A frame is copied as it arrives and recorded once its verdict is known. What is logged
+//! besides is `log`'s.
 
 use core::arch::asm;
 
@@ -11,7 +12,7 @@ use tcpguard_common::trace::{
     IN, IN_DRY_RUN, LOST, LOST_BEYOND_RATE, LOST_RING_FULL, OUT, PER_WINDOW, RING_BYTES, Record, SNAP, window,
 };
 
-use crate::SETTINGS;
+use crate::{SETTINGS, log};
 
 #[map]
 static TRACE: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
@@ -54,11 +55,14 @@ pub(crate) extern "C" fn trace_arrival(ctx: *mut xdp_md, engine: u32, service: u
     0
 }
 
-/// Records the frame with its verdict, and the answer that it was turned into.
+/// Records the frame with its verdict, and the answer that it was turned into; and has it logged.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn trace_verdict(ctx: *mut xdp_md, reason: u32, answered: u32, dry_run: u32) -> u64 {
     let (Some(draft), Some(settings)) = (draft(), SETTINGS.get(0)) else { return 0 };
+    if settings.trace.is_logged() {
+        log::log_verdict(ctx, reason, dry_run);
+    }
     // Between the two calls somebody may have begun to watch.
     if draft.fresh == 0 || !settings.trace.takes(reason, draft.record.service) {
         return 0;

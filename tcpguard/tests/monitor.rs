@@ -1,5 +1,5 @@
 //! `tcpguard monitor` before a live daemon: what it shows of whom, what it writes, and that nobody has to wait for one
-//! that does not read. Needs root.
+//! that does not read. And what XDP logs itself. Needs root.
 
 mod support;
 
@@ -14,9 +14,11 @@ use aya::maps::{Array, Map, MapData, RingBuf};
 use pcap_parser::pcapng::OptionCode;
 use pcap_parser::{Block, PcapNGCapture};
 use rustix::process::Signal;
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use serde_json::Value;
-use support::raw::{Outgoing, RawPort};
+use support::raw::{Outgoing, RawPort, linux_options};
 use support::setup::*;
+use tcpguard_common::flow::V6;
 use tcpguard_common::map::{Settings, name};
 use tcpguard_common::packet::{AnySegment, Flags, parse};
 use tcpguard_common::seq::Seq;
@@ -259,4 +261,82 @@ fn a_capture_is_readable_at_any_time_and_carries_the_reasons() -> Result<()> {
         "{packets:?}"
     );
     Ok(())
+}
+
+/// What XDP has logged, a line each.
+fn logged(setup: &Setup) -> Vec<String> {
+    let said = setup.said();
+    said.lines().filter(|line| line.contains("XDP judged a segment")).map(str::to_owned).collect()
+}
+
+/// How many verdicts these lines say were not logged.
+fn missed(lines: &[String]) -> u64 {
+    let missed = lines.iter().filter_map(|line| line.rsplit_once("missed=")?.1.parse::<u64>().ok());
+    missed.sum()
+}
+
+#[test]
+fn xdp_logs_its_verdicts_while_xdp_log_is_on_and_no_more_of_them_than_it_may() -> Result<()> {
+    const FORGED: u16 = 2000;
+    let host = |last| V6([0xfd, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&["--protect", "[fd77::1]:80=respond:echo,cookie"])?;
+    setup.answer_with_cookies(SERVICE)?;
+    // Each CPU counts for itself what it does not log.
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu());
+    sched_setaffinity(None, &here)?;
+    let raw = RawPort::open(&setup.lab, PEER);
+    let syn = Outgoing { seq: Seq(7), flags: Flags::SYN, options: linux_options(), ..Outgoing::default() };
+    let forged = Outgoing { seq: Seq(1), ack: Seq(2), flags: Flags::ACK, ..Outgoing::default() };
+    let answered = |port: u16| -> Result<()> {
+        let before = setup.reason("cookie-sent")?;
+        raw.send(&raw.frame(port, SERVICE.port(), &syn));
+        eventually("it is answered", || Ok(setup.reason("cookie-sent")? > before))
+    };
+    answered(4000)?;
+    ensure!(logged(&setup).is_empty(), "{:?}", logged(&setup));
+
+    let said = setup.text(&["tune", "xdp-log", "on"])?;
+    assert_eq!(said, "xdp-log: off -> on\n");
+    answered(4001)?;
+    raw.send(&raw.between(host(0x99), host(1), 4002, 80, &forged));
+    raw.send(&raw.between(host(0x99), host(1), 4003, 80, &syn));
+    let expected = [
+        ("answered", "cookie-sent", format!("from={PEER}:4001 to={SERVICE}")),
+        ("dropped", "ack-invalid", "from=[fd77::99]:4002 to=[fd77::1]:80".to_owned()),
+        ("answered", "cookie-sent", "from=[fd77::99]:4003 to=[fd77::1]:80".to_owned()),
+    ];
+    eventually("XDP has its say", || Ok(logged(&setup).len() >= expected.len()))?;
+    let lines = logged(&setup);
+    for (line, (verdict, reason, ends)) in lines.iter().zip(&expected) {
+        let fields = format!(
+            "interface=\"{GUARD_INTERFACE}\" verdict=\"{verdict}\" reason=\"{reason}\" dry_run=false {ends} missed=0"
+        );
+        ensure!(line.contains(" DEBUG ") && line.ends_with(&fields), "{line}: not {fields}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{lines:?}");
+    assert_eq!(recorded(&setup)?, 0, "nobody watches");
+
+    // Of what comes faster than may be logged the next message tells.
+    for port in 10_000..10_000 + FORGED {
+        raw.send(&raw.frame(port, SERVICE.port(), &forged));
+    }
+    eventually("all are judged", || Ok(setup.reason("ack-invalid")? == 1 + u64::from(FORGED)))?;
+    let mut port = 5000;
+    eventually("the log says that it has not all", || {
+        port += 1;
+        answered(port)?;
+        Ok(missed(&logged(&setup)) > 0)
+    })?;
+    let lines = logged(&setup);
+    let judged = (port - 5000 + FORGED) as usize + expected.len();
+    ensure!(lines.len() < judged / 2, "{} of {judged}", lines.len());
+    ensure!(lines.len() as u64 + missed(&lines) <= judged as u64, "{lines:?}");
+
+    setup.text(&["tune", "xdp-log", "off"])?;
+    let before = logged(&setup).len();
+    answered(6000)?;
+    assert_eq!(logged(&setup).len(), before);
+    setup.fetch()
 }

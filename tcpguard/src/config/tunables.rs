@@ -115,6 +115,18 @@ impl Number for u32 {
     }
 }
 
+impl Number for bool {
+    const UNIT: Unit = Unit::Choice(&["off", "on"]);
+
+    fn number(self) -> u64 {
+        self.into()
+    }
+
+    fn from_number(number: u64) -> Self {
+        number != 0
+    }
+}
+
 /// What a full accept queue does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptOverflow {
@@ -359,6 +371,9 @@ tunables! {
     attack_calm_time: Duration = "attack-calm-time", 10 * S, S => H, per service;
     /// How long open connections may finish after SIGTERM before they are reset.
     drain_time: Duration = "drain-time", 5 * S, 0 => H;
+    /// Whether XDP logs its verdicts, at level debug: who was judged and why, 16 of them for each CPU and interface in an eighth
+    /// of a second, and how many more there were. For debugging; `tcpguard monitor` shows more and costs as much.
+    xdp_log: bool = "xdp-log", 0, 0 => 1;
 }
 
 impl fmt::Display for Value {

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, ConfigError, Destination, Limits, Overrides, Service, ServiceMode};
 use crate::dataplane::{
-    Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError,
+    Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError, XdpLog,
 };
 use crate::engine::{End, EngineError, TcpListener};
 use crate::service::Application;
@@ -315,6 +315,9 @@ async fn serve(
     let mut ends = watch_engines(guard);
     tokio::task::spawn_local(monitor::run(Rc::clone(guard)));
     tokio::task::spawn_local(hook::run(Rc::clone(guard)));
+    for log in guard.xdp_logs.take() {
+        tokio::task::spawn_local(tell_log(log));
+    }
     let told = async {
         tokio::select! {
             name = signals.next() => Ok(name),
@@ -356,6 +359,12 @@ async fn serve(
         () = doors.serve(guard) => {}
     }
     end
+}
+
+/// Has what XDP logs on one interface told, as long as the daemon lives.
+async fn tell_log(log: XdpLog) {
+    let Err(error) = log.tell().await;
+    warn!(%error, "what XDP logs is not told any more");
 }
 
 async fn drain(guard: &Guard, time: Duration) {

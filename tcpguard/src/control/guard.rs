@@ -19,8 +19,8 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
     AttachMode, Attached, Census, Dataplane, DataplaneError, Heartbeat, InterfaceSpec, KeySchedule,
-    LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XskSocket, ZeroCopy,
-    monotonic_ns,
+    LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XdpLog, XskSocket,
+    ZeroCopy, monotonic_ns,
 };
 use crate::engine::{
     DrainReport, EngineConfig, EngineError, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine,
@@ -70,6 +70,8 @@ pub(super) struct Guard {
     pub(super) filters: SharedFilters,
     pub(super) modes: Modes,
     pub(super) monitors: Monitors,
+    /// What XDP logs itself, until somebody reads it.
+    pub(super) xdp_logs: RefCell<Vec<XdpLog>>,
     pub(super) attacks: Attacks,
     /// What was counted under each service's id before it was this service's, and of what was in dry run.
     pub(super) counted_before: RefCell<HashMap<u32, [ServiceCounters; 2]>>,
@@ -145,6 +147,7 @@ impl Guard {
         }
         let guard = Self {
             modes: Modes::new(&config.services),
+            xdp_logs: RefCell::new(dataplane.take_logs()),
             strict,
             attacks: Attacks::new(Hook::new(&config.events)),
             config,
@@ -280,7 +283,8 @@ impl Guard {
 
     /// Says which packets XDP and the engines are to record.
     pub(super) fn record(&self, wanted: Wanted, engines: bool) -> Result<(), DaemonError> {
-        let settings = Settings { trace: wanted, ..self.settings() };
+        let trace = wanted.logged(self.tunables.borrow().xdp_log);
+        let settings = Settings { trace, ..self.settings() };
         self.dataplane.write_settings(&settings)?;
         *self.settings.borrow_mut() = settings;
         self.monitors.open_tap(engines);
@@ -589,6 +593,7 @@ fn with(settings: Settings, tunables: &Tunables, clock: &Clock) -> Settings {
         epoch_second_half: u32::from(clock.second_half),
         exit_grace: tunables.exit_grace.as_nanos() as u64,
         limits: limits(tunables, settings.queues),
+        trace: settings.trace.logged(tunables.xdp_log),
         ..settings
     }
 }

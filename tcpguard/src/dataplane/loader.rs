@@ -30,6 +30,7 @@ use super::shared::{Fingerprints, Heartbeat};
 use super::socket::{SocketConfig, WHOLE_MTU};
 use super::trace::TraceRing;
 use super::view::Views;
+use super::xdp_log::XdpLog;
 
 /// The XDP program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpguard-xdp"));
@@ -119,6 +120,8 @@ pub(super) struct Guarded {
     pub(super) linked: Linked,
     /// What the interface's slot held before we guarded it.
     before: Interface,
+    /// What its program logs, until somebody reads it.
+    log: Option<XdpLog>,
     _lock: FileLock,
 }
 
@@ -208,6 +211,7 @@ impl Dataplane {
         let lock = self.lock(&facts)?;
         let (slot, before) = self.choose_slot(facts.ifindex)?;
         let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
+        let log = Some(XdpLog::open(&mut ebpf, &facts.name)?);
         let program = load_program(&mut ebpf, program_for(&facts), &facts.name)?;
         let held = self.previous.is_none() && links::is_linked(&self.pins, facts.ifindex);
         let armed = if held { 1 } else { before.armed };
@@ -233,7 +237,7 @@ impl Dataplane {
         }
         let InterfaceFacts { name, ifindex, link, .. } = facts;
         let attached = Attached { name, slot, ifindex, queues, link, taken_over };
-        self.guarded.push(Guarded { attached: attached.clone(), linked, before, _lock: lock });
+        self.guarded.push(Guarded { attached: attached.clone(), linked, before, log, _lock: lock });
         Ok(attached)
     }
 
@@ -270,7 +274,7 @@ impl Dataplane {
     }
 
     fn put_back(&self, guarded: &Guarded) -> Result<(), DataplaneError> {
-        let Guarded { attached, linked, before, _lock } = guarded;
+        let Guarded { attached, linked, before, log: _, _lock } = guarded;
         links::put_back(&self.pins, &attached.name, attached.ifindex, linked)?;
         self.maps.write_interface(attached.slot, before)
     }
@@ -416,6 +420,11 @@ impl Dataplane {
     /// A map that cannot be opened.
     pub fn trace_ring(&self) -> Result<TraceRing, DataplaneError> {
         TraceRing::open(&self.pins)
+    }
+
+    /// What the programs log themselves, of each interface: for one reader.
+    pub fn take_logs(&mut self) -> Vec<XdpLog> {
+        self.guarded.iter_mut().filter_map(|guarded| guarded.log.take()).collect()
     }
 
     /// The flow table.

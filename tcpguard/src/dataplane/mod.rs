@@ -22,6 +22,7 @@ mod shared;
 mod socket;
 mod trace;
 mod view;
+mod xdp_log;
 
 pub use census::Census;
 pub use clock::{coarse_clock_ns, monotonic_ns};
@@ -40,6 +41,7 @@ pub use shared::{Fingerprints, Heartbeat};
 pub use socket::{FrameAudit, MAX_FRAME, SocketConfig, SocketStatistics, WHOLE_MTU, XskSocket, ZeroCopy};
 pub use trace::{TraceLost, TraceRing};
 pub use view::{Arrival, Step, View, Views};
+pub use xdp_log::XdpLog;
 
 #[cfg(test)]
 pub(crate) mod tests;

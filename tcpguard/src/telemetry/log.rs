@@ -15,6 +15,9 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+/// Where what XDP logs itself comes from, as filters have it.
+pub const XDP: &str = "tcpguard::xdp";
+
 /// Starts logging with `filter`, else with `RUST_LOG`, else from `info` up. The error is one line.
 pub fn start(filter: Option<&str>) -> Result<(), String> {
     let from_environment = std::env::var("RUST_LOG").ok();
@@ -78,10 +81,14 @@ fn priority(level: Level) -> &'static str {
     }
 }
 
-/// A bare level is meant for tcpguard: the eBPF loader's own messages would drown everything else.
+/// A bare level is meant for tcpguard: the eBPF loader's own messages would drown everything else. What XDP logs is of level
+/// debug and has a switch of its own, `xdp-log`: whoever throws that wants to see it, unless he wants next to nothing.
 fn directives(filter: &str) -> String {
     match filter.parse::<LevelFilter>() {
-        Ok(level) => format!("{},tcpguard={level}", level.min(LevelFilter::WARN)),
+        Ok(level) => {
+            let of_xdp = if level >= LevelFilter::INFO { level.max(LevelFilter::DEBUG) } else { level };
+            format!("{},tcpguard={level},{XDP}={of_xdp}", level.min(LevelFilter::WARN))
+        }
         Err(_) => filter.to_owned(),
     }
 }
@@ -128,9 +135,10 @@ mod tests {
 
     #[test]
     fn a_level_is_for_tcpguard_and_a_filter_is_taken_as_it_is() {
-        assert_eq!(directives("debug"), "warn,tcpguard=debug");
-        assert_eq!(directives("error"), "error,tcpguard=error");
-        assert_eq!(directives("off"), "off,tcpguard=off");
+        assert_eq!(directives("info"), "warn,tcpguard=info,tcpguard::xdp=debug");
+        assert_eq!(directives("trace"), "warn,tcpguard=trace,tcpguard::xdp=trace");
+        assert_eq!(directives("error"), "error,tcpguard=error,tcpguard::xdp=error");
+        assert_eq!(directives("off"), "off,tcpguard=off,tcpguard::xdp=off");
         assert_eq!(directives("aya=trace,info"), "aya=trace,info");
     }
 }

@@ -107,6 +107,13 @@ const PROOFS: &[(&str, Proof)] = &[
     ("attack-stalls", there("src/control/attacks.rs", "every_threshold_and_the_calm_time_are_tunables")),
     ("attack-calm-time", there("src/control/attacks.rs", "every_threshold_and_the_calm_time_are_tunables")),
     ("drain-time", there("tests/daemon.rs", "connections_may_finish_for_as_long_as_drain_time_says_now")),
+    (
+        "xdp-log",
+        there(
+            "tests/monitor.rs",
+            "xdp_logs_its_verdicts_while_xdp_log_is_on_and_no_more_of_them_than_it_may",
+        ),
+    ),
 ];
 
 #[test]
