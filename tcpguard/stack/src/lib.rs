@@ -28,6 +28,7 @@ mod reordering;
 mod resets;
 mod rto;
 mod scoreboard;
+mod spares;
 mod survey;
 mod table;
 mod tcb;

@@ -85,7 +85,7 @@ impl Stack {
             return;
         }
         tcb.arm_retransmit_if_idle(now, self.shared.config_of(tcb.service()));
-        tcb.rest();
+        tcb.rest(&mut self.shared);
         #[cfg(test)]
         tcb.check();
         let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
@@ -118,7 +118,7 @@ impl Stack {
             self.turn = TURN;
             return;
         };
-        tcb.rest();
+        tcb.rest(&mut self.shared);
         let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
         self.wheel.arm(id.index, deadline);
         self.turn -= 1;

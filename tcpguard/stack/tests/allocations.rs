@@ -1,12 +1,12 @@
-//! A segment of a connection at work costs no allocation, in whatever direction it goes: everything has its size by then. Only one
-//! that rests gives back what it works with, and takes it again.
+//! A segment costs no allocation, in whatever direction it goes: everything has its size by then. What a connection works with
+//! and gives back when it comes to rest is there for the next one that wakes.
 
 #[expect(dead_code, reason = "the benchmark's clients, of which this needs a part")]
 #[path = "../examples/stack-bench/peer.rs"]
 mod peer;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 use std::time::Duration;
 
 use peer::{BURST, DATA, FRAME, ISN, START, Segment, cookie, flow, stack, write};
@@ -18,12 +18,16 @@ struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-static CALLS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Of this thread alone: each test has one.
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
 
 // SAFETY: everything is the system allocator's; here it is only counted.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Ordering::Relaxed);
+        CALLS.set(CALLS.get() + 1);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -52,7 +56,8 @@ struct Hall {
 }
 
 impl Hall {
-    fn open() -> Self {
+    /// Clients that are kept at work, or that have nothing on its way in either direction yet.
+    fn open(at_work: bool) -> Self {
         let mut hall = Self {
             stack: stack(Config::default()),
             now: START,
@@ -72,8 +77,10 @@ impl Hall {
             hall.stack.handle_frame(hall.now, &hall.frame);
             let id = hall.incoming();
             assert_eq!(hall.stack.recv(hall.now, id, &mut [0]), Err(Error::WouldBlock));
-            // One segment is always on its way, so that no connection ever rests.
-            assert_eq!(hall.stack.send(hall.now, id, &[0x5a; DATA]), Ok(DATA));
+            if at_work {
+                // One segment is always on its way, so that no connection ever rests.
+                assert_eq!(hall.stack.send(hall.now, id, &[0x5a; DATA]), Ok(DATA));
+            }
             hall.clients.push(Client { number, id, next });
         }
         hall.leave();
@@ -114,6 +121,30 @@ impl Hall {
         assert!(self.stack.buffered_bytes() <= 2 * self.held, "something was not acknowledged, or not read");
     }
 
+    /// Each client asks, is answered, and acknowledges the answer: then its connection rests.
+    fn ask(&mut self) {
+        const QUESTION: usize = 100;
+        let mut read = [0; 2 * QUESTION];
+        self.now += Duration::from_micros(100);
+        for client in &mut self.clients {
+            let question = Segment { flags: Flags::ACK | Flags::PSH, ..client.next };
+            write(&flow(10, client.number), question, &[0x5a; QUESTION], &mut self.frame);
+            self.stack.handle_frame(self.now, &self.frame);
+            assert_eq!(self.stack.recv(self.now, client.id, &mut read), Ok(QUESTION));
+            assert_eq!(self.stack.recv(self.now, client.id, &mut read), Err(Error::WouldBlock));
+            assert_eq!(self.stack.send(self.now, client.id, &[0x5a; DATA]), Ok(DATA));
+            client.next.seq += QUESTION as u32;
+            client.next.ack += DATA as u32;
+        }
+        self.leave();
+        for client in &self.clients {
+            write(&flow(10, client.number), client.next, &[], &mut self.frame);
+            self.stack.handle_frame(self.now, &self.frame);
+        }
+        self.leave();
+        assert_eq!(self.stack.buffered_bytes(), 0, "somebody does not rest");
+    }
+
     fn leave(&mut self) {
         while self.stack.poll_event().is_some() {}
         if self.stack.poll_timeout().is_some_and(|due| due <= self.now) {
@@ -124,13 +155,23 @@ impl Hall {
     }
 }
 
+/// Allocations of so many rounds, once pools and queues have their size, also those of timers far ahead. In each round every
+/// client sends two segments.
+fn allocations(mut hall: Hall, rounds: usize, round: impl Fn(&mut Hall)) -> u64 {
+    (0..5000).for_each(|_| round(&mut hall));
+    let (before, handled) = (CALLS.get(), hall.stack.counters().segments_in);
+    (0..rounds).for_each(|_| round(&mut hall));
+    assert_eq!(hall.stack.counters().segments_in - handled, (2 * rounds * BURST) as u64);
+    CALLS.get() - before
+}
+
 #[test]
 fn segments_of_connections_at_work_allocate_nothing() {
-    let mut hall = Hall::open();
-    // Pools and queues get their size, also those of timers far ahead.
-    (0..5000).for_each(|_| hall.turn());
-    let (before, handled) = (CALLS.load(Ordering::Relaxed), hall.stack.counters().segments_in);
-    (0..5000).for_each(|_| hall.turn());
-    assert_eq!(hall.stack.counters().segments_in - handled, 2 * 5000 * BURST as u64);
-    assert_eq!(CALLS.load(Ordering::Relaxed) - before, 0, "allocations in steady state");
+    assert_eq!(allocations(Hall::open(true), 5000, Hall::turn), 0);
+}
+
+/// Each used to take what it works with from the allocator for every question.
+#[test]
+fn questions_to_connections_that_rest_and_their_answers_allocate_nothing() {
+    assert_eq!(allocations(Hall::open(false), 2000, Hall::ask), 0);
 }

@@ -49,7 +49,8 @@ impl Tcb {
     pub(crate) fn send(&mut self, data: &[u8], shared: &mut Shared) -> Result<usize, Error> {
         self.writable()?;
         let limit = self.send_limit(shared);
-        let transfer = self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default());
+        let spare = || shared.spare_transfers.take().unwrap_or_default();
+        let transfer = self.transfer.get_or_insert_with(spare);
         let sent = transfer.send.push(data, limit, &mut shared.send_pool);
         if sent < data.len() {
             let pool_is_short = transfer.send.len() < limit;

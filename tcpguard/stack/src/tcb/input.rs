@@ -228,7 +228,7 @@ impl Tcb {
         }
         self.state = if self.fin == Fin::Queued { State::FinWait1 } else { State::Established };
         self.rtt.backoff = 0;
-        self.work.clear();
+        self.work.reset();
         self.work.rto_base = now;
         if syn_was_resent {
             // RFC 6928 §2: a lost SYN says the path is loaded.
@@ -350,6 +350,7 @@ impl Tcb {
             self.owed_reset = OwedReset::Answer;
             return;
         }
+        self.work.prepare(&mut shared.spare_work);
         let fin_at = segment.seq + segment.data.len() as u32;
         let mut data = segment.data;
         match self.work.peer_fin {
@@ -374,7 +375,8 @@ impl Tcb {
     fn place(&mut self, seq: Seq, data: &[u8], now: Instant, shared: &mut Shared) {
         self.rcv_mss = self.rcv_mss.max(data.len().min(self.mss.into()) as u16);
         let rcv_nxt = self.rcv_nxt;
-        let mut transfer = self.transfer.take().unwrap_or_else(|| shared.spare.pop().unwrap_or_default());
+        let spare = || shared.spare_transfers.take().unwrap_or_default();
+        let mut transfer = self.transfer.take().unwrap_or_else(spare);
         let mut placed = transfer.recv.place(rcv_nxt, seq, data, &mut shared.recv_pool);
         if placed == Placed::NoRoom && seq == rcv_nxt && transfer.recv.has_islands() {
             // What waits behind a hole makes room for what fills it.

@@ -34,11 +34,12 @@ use super::recv::RecvBuffer;
 use super::recv_growth::RecvGrowth;
 use super::rto::Rtt;
 use super::scoreboard::{Patience, Scoreboard};
+use super::spares::Spares;
 use super::table::Placed;
 use super::time::Instant;
 use super::wire::{Incoming, ip_header_len};
 use ecn::Ecn;
-use work::{MaybeWork, Recovery, Retransmit};
+use work::{MaybeWork, Recovery, Retransmit, Work};
 
 /// What all connections of a stack share.
 #[derive(Debug)]
@@ -56,8 +57,9 @@ pub(crate) struct Shared {
     /// Connections that found the send pool empty.
     pub(crate) send_waiters: VecDeque<ConnId>,
     /// Transfer parts between owners, their memory kept.
-    #[expect(clippy::vec_box, reason = "they change owners as boxes")]
-    spare: Vec<Box<Transfer>>,
+    spare_transfers: Spares<Transfer>,
+    /// Work between owners, none of it to be done.
+    spare_work: Spares<Work>,
 }
 
 impl Shared {
@@ -71,7 +73,8 @@ impl Shared {
             handshakes: Durations::default(),
             events: VecDeque::new(),
             send_waiters: VecDeque::new(),
-            spare: Vec::new(),
+            spare_transfers: Spares::new(),
+            spare_work: Spares::new(),
         }
     }
 }
@@ -393,22 +396,19 @@ impl Tcb {
             }
         }
         self.ack_owed = AckOwed::No;
-        self.work.clear();
+        self.work.clear(&mut shared.spare_work);
         self.release_idle(shared);
     }
 
     /// Gives the transfer part back when it holds nothing.
     fn release_idle(&mut self, shared: &mut Shared) {
-        const KEEP: usize = 1024;
         let idle = |transfer: &Transfer| {
             transfer.send.len() == 0 && transfer.recv.is_empty() && transfer.scoreboard.is_empty()
         };
         if let Some(mut transfer) = self.transfer.take_if(|transfer| idle(transfer)) {
             transfer.scoreboard.clear();
             transfer.stall = Stall::default();
-            if shared.spare.len() < KEEP {
-                shared.spare.push(transfer);
-            }
+            shared.spare_transfers.give(transfer);
         }
     }
 
@@ -423,7 +423,7 @@ impl Tcb {
     }
 
     fn transfer(&mut self, shared: &mut Shared) -> &mut Transfer {
-        self.transfer.get_or_insert_with(|| shared.spare.pop().unwrap_or_default())
+        self.transfer.get_or_insert_with(|| shared.spare_transfers.take().unwrap_or_default())
     }
 
     fn tell_readable(&mut self, shared: &mut Shared) {

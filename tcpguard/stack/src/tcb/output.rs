@@ -264,6 +264,7 @@ impl Tcb {
         shared: &mut Shared,
         frame: &mut [u8],
     ) -> Option<usize> {
+        self.work.prepare(&mut shared.spare_work);
         let push = if len > 0 && len == self.unsent() { Flags::PSH } else { Flags(0) };
         let marks = push | if fin { Flags::FIN } else { Flags(0) };
         let row_ends = if self.ends_row(len, &shared.config) { Flags::PSH } else { Flags(0) };

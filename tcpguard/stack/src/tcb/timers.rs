@@ -249,7 +249,7 @@ impl Tcb {
     }
 
     /// Lets go of what only a connection with work needs.
-    pub(crate) fn rest(&mut self) {
-        self.work.rest();
+    pub(crate) fn rest(&mut self, shared: &mut Shared) {
+        self.work.rest(&mut shared.spare_work);
     }
 }

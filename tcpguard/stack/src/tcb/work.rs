@@ -9,6 +9,7 @@ use super::frto::Frto;
 use super::undo::Undo;
 use super::{Config, Error, Instant};
 use crate::congestion::{CongestionControl, Cubic, Reduction};
+use crate::spares::Spares;
 
 /// Whether losses are being repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,9 +150,19 @@ impl MaybeWork {
         (config.congestion_control == CongestionControl::Cubic).then(|| &mut self.deref_mut().cubic)
     }
 
-    /// Forgets the work if it is done.
-    pub(super) fn rest(&mut self) {
-        self.0.take_if(|work| work.is_done());
+    /// Takes memory from where others left it, if there is some. To be called where a connection at rest is about to get work:
+    /// its first is then no allocation.
+    pub(super) fn prepare(&mut self, spare: &mut Spares<Work>) {
+        if self.0.is_none() {
+            self.0 = spare.take();
+        }
+    }
+
+    /// Forgets the work if it is done, and leaves its memory to others.
+    pub(super) fn rest(&mut self, spare: &mut Spares<Work>) {
+        if let Some(work) = self.0.take_if(|work| work.is_done()) {
+            leave(work, spare);
+        }
     }
 
     #[cfg(test)]
@@ -159,10 +170,25 @@ impl MaybeWork {
         self.0.is_none()
     }
 
-    /// Forgets the work.
-    pub(super) fn clear(&mut self) {
-        self.0 = None;
+    /// Forgets the work, whatever there is left of it.
+    pub(super) fn clear(&mut self, spare: &mut Spares<Work>) {
+        if let Some(work) = self.0.take() {
+            leave(work, spare);
+        }
     }
+
+    /// Begins anew.
+    pub(super) fn reset(&mut self) {
+        if let Some(work) = &mut self.0 {
+            **work = Work::NONE;
+        }
+    }
+}
+
+/// Leaves a connection's memory to others, with nothing of it to be done.
+fn leave(mut work: Box<Work>, spare: &mut Spares<Work>) {
+    *work = Work::NONE;
+    spare.give(work);
 }
 
 impl Deref for MaybeWork {
