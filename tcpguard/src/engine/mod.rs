@@ -2,6 +2,7 @@
 //! connections as tokio streams. It knows nothing of backends or of the control protocol.
 #![forbid(unsafe_code)]
 
+mod desk;
 mod driver;
 mod exchange;
 mod flows;
