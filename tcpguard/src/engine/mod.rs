@@ -16,11 +16,12 @@ mod stream;
 mod tap;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turns;
 
 use std::any::Any;
 use std::io;
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
@@ -47,6 +48,7 @@ use crate::dataplane::monotonic_ns;
 use crate::stack::{Config, CongestionControl, Instant, Stack};
 use driver::{Driver, Parts};
 use handle::{COMMANDS, Command};
+use turns::take_turns;
 
 /// What one engine is to do.
 #[derive(Clone, Debug)]
@@ -212,18 +214,19 @@ fn run<P: FramePort + 'static, T: SharedTables + 'static>(
         .on_thread_unpark(move || woken.store(monotonic_ns(), Ordering::Relaxed))
         .build()
         .map_err(EngineError::Thread)?;
-    LocalSet::new().block_on(&runtime, async move {
+    let tasks = LocalSet::new();
+    let prepare = tasks.run_until(async move {
         let port = open().map_err(EngineError::Port)?;
         let (net, driver) = assemble(&config, port, tables, commands, unparked);
         application(&net).map_err(EngineError::Application)?;
         // Who prepares it waits for nothing else, so there is room.
         let _ = prepared.try_send(Ok(()));
-        if started.await.is_err() {
-            return Ok(());
-        }
-        match tokio::task::spawn_local(driver.run()).await {
-            Ok(end) => end,
-            Err(error) => resume_unwind(error.into_panic()),
+        Ok::<_, EngineError>(started.await.is_ok().then_some(driver))
+    });
+    runtime.block_on(async {
+        match prepare.await? {
+            Some(driver) => take_turns(&tasks, driver.run()).await,
+            None => Ok(()),
         }
     })
 }

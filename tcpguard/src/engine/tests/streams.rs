@@ -1,6 +1,8 @@
 //! What a stream promises: bytes, half-closes, resets, back-pressure, and errors as a kernel socket's.
 
+use std::cell::Cell;
 use std::io::ErrorKind;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -172,10 +174,10 @@ fn a_thousand_connections_at_once_each_get_their_own_bytes() {
                 spawn_local(async move { echo(stream).await.unwrap() });
             }
         });
-        let client = std::rc::Rc::new(client);
+        let client = Rc::new(client);
         let tasks: Vec<_> = (0..1000_usize)
             .map(|index| {
-                let client = std::rc::Rc::clone(&client);
+                let client = Rc::clone(&client);
                 spawn_local(async move {
                     let sent = pattern(1000 + index);
                     assert!(exchange(client.connect().await, &sent).await == sent);
@@ -185,5 +187,36 @@ fn a_thousand_connections_at_once_each_get_their_own_bytes() {
         for task in tasks {
             task.await.unwrap();
         }
+    });
+}
+
+/// Its sends and receives count against what the runtime lets a task do in one go, as those of a kernel socket.
+#[test]
+fn a_task_whose_stream_is_always_ready_leaves_the_ring_unpolled_for_128_operations_at_most() {
+    const BYTES: usize = 50_000;
+    on_one_thread(async {
+        let (world, guard, client) = pair();
+        let (done, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (since, largest) = (Rc::clone(&done), Rc::clone(&most));
+        world.at_poll.replace(Some(Box::new(move || largest.set(since.take().max(largest.get())))));
+        let listener = guard.listen();
+        let server = spawn_local(async move {
+            let (mut stream, _) = listener.accept().await;
+            // All of it is there before the first byte is read.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for _ in 0..BYTES {
+                stream.read_u8().await.unwrap();
+                done.set(done.get() + 1);
+            }
+            for _ in 0..BYTES {
+                stream.write_u8(b'x').await.unwrap();
+                done.set(done.get() + 1);
+            }
+        });
+        let mut stream = client.connect().await;
+        stream.write_all(&pattern(BYTES)).await.unwrap();
+        assert_eq!(stream.read_exact(&mut vec![0; BYTES]).await.unwrap(), BYTES);
+        server.await.unwrap();
+        assert!((1..=128).contains(&most.get()), "{}", most.get());
     });
 }

@@ -1,9 +1,13 @@
 //! An engine on its thread: how it starts, ends, and how its end is noticed.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tcpguard_common::cookie::Clock;
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
@@ -23,12 +27,17 @@ struct Silent {
     fatal: bool,
     /// The error number of its disappearance.
     gone: Arc<AtomicI32>,
+    /// Its ring is full of frames whenever it is looked at; they are worth nothing.
+    is_flooded: bool,
+    /// How often it was looked at.
+    polled: Arc<AtomicU64>,
 }
 
 impl FramePort for Silent {
-    fn receive(&mut self, _: usize, _: impl FnMut(&[&[u8]])) -> usize {
+    fn receive(&mut self, budget: usize, _: impl FnMut(&[&[u8]])) -> usize {
         assert!(!self.fatal, "the port broke");
-        0
+        self.polled.fetch_add(1, Ordering::Relaxed);
+        if self.is_flooded { budget } else { 0 }
     }
 
     fn is_under_pressure(&self) -> bool {
@@ -131,7 +140,7 @@ fn an_engine_whose_interface_is_gone_ends_and_one_whose_interface_is_down_does_n
             let port = Silent { gone: Arc::clone(&gone), ..Silent::default() };
             let handle = start(|| Ok(port), |_| Ok(())).unwrap();
             gone.store(code, Ordering::Relaxed);
-            let ended = tokio::time::timeout(std::time::Duration::from_millis(500), handle.ended());
+            let ended = tokio::time::timeout(Duration::from_millis(500), handle.ended());
             // Unless it is over, it still answers.
             match ended.await {
                 Ok(how) => assert!(end && how == End::InterfaceGone, "{code}: {how:?}"),
@@ -168,6 +177,43 @@ fn a_task_that_panics_inside_the_stack_takes_the_engine_with_it_and_another_does
         };
         let handle = start(|| Ok(Silent::default()), harmful).unwrap();
         assert_eq!(handle.ended().await, End::Failed(EngineError::Poisoned.to_string()));
+    });
+}
+
+/// The engine used to have its turn when all tasks had had theirs: with so many that have work, after a thousand.
+#[test]
+fn however_many_tasks_have_endless_work_only_so_many_run_between_two_looks_at_the_ring() {
+    const TASKS: usize = 1000;
+    on_one_thread(async {
+        let (polled, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let port = Silent { is_flooded: true, polled: Arc::clone(&polled), ..Silent::default() };
+        let (looks, longest) = (Arc::clone(&polled), Arc::clone(&most));
+        let busy = move |_: &Net| {
+            // The last look that a task has seen, and how many ran since.
+            let since = Rc::new(Cell::new((0, 0)));
+            for _ in 0..TASKS {
+                let (since, looks, longest) = (Rc::clone(&since), Arc::clone(&looks), Arc::clone(&longest));
+                spawn_local(poll_fn(move |cx| {
+                    let (last, look) = (since.get(), looks.load(Ordering::Relaxed));
+                    let ran = if last.0 == look { last.1 + 1 } else { 1 };
+                    since.set((look, ran));
+                    // Before the engine is started nobody looks.
+                    if look > 0 {
+                        longest.fetch_max(ran, Ordering::Relaxed);
+                    }
+                    cx.waker().wake_by_ref();
+                    Poll::<()>::Pending
+                }));
+            }
+            Ok(())
+        };
+        let handle = start(|| Ok(port), busy).unwrap();
+        while polled.load(Ordering::Relaxed) < 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(handle.stop().await, End::Stopped);
+        let most = most.load(Ordering::Relaxed);
+        assert!((1..=128).contains(&most), "{most} of {TASKS}");
     });
 }
 

@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) crowd: Cell<u32>,
     /// Flows that XDP was made to see at first glance.
     pub(crate) shown: RefCell<HashSet<AnyFlowKey>>,
+    /// What is done whenever an engine looks at its ring.
+    pub(crate) at_poll: RefCell<Option<Box<dyn FnMut()>>>,
 }
 
 const HASH_KEY: [u64; 2] = [11, 12];
@@ -148,6 +150,7 @@ impl World {
             unreadable: Cell::new(false),
             crowd: Cell::new(0),
             shown: RefCell::default(),
+            at_poll: RefCell::default(),
         })
     }
 
@@ -306,6 +309,9 @@ impl MemoryPort {
 
 impl FramePort for MemoryPort {
     fn receive(&mut self, budget: usize, mut take: impl FnMut(&[&[u8]])) -> usize {
+        if let (Place::Guard(_), Some(look)) = (&self.place, &mut *self.world.at_poll.borrow_mut()) {
+            look();
+        }
         let mut received = 0;
         while received < budget {
             let Some(frame) = self.queue().frames.borrow_mut().pop_front() else { break };
