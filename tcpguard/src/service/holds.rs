@@ -1,5 +1,5 @@
-//! Connections that one side holds up: which kinds there are, how many of each a backend has and for how long. It sees
-//! no stream: the relay says what holds it up, and this looks now and then whether that goes on.
+//! Connections that one side holds up: which kinds there are, how many of each a backend has and for how long, and when
+//! somebody is to be told. It sees no stream: the relay says what holds it up, and this looks now and then whether that goes on.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -9,8 +9,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{Sleep, sleep};
 
+use crate::telemetry::throttle::Throttle;
+
 /// What is held up for a shorter time is on its way.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a connection may be held up before somebody is told.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// How often somebody is told of a backend and a kind.
+const TELL: Duration = Duration::from_secs(60);
 
 /// Who holds a connection up, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,14 @@ impl Hold {
         }
     }
 
+    /// Whether clients are to blame, not the backend.
+    pub(super) fn is_of_clients(self) -> bool {
+        match self {
+            Self::FinWait2 | Self::ClientStalled => true,
+            Self::CloseWait | Self::BackendStalled => false,
+        }
+    }
+
     /// Whom to ask why.
     pub(super) fn culprit(self) -> &'static str {
         match self {
@@ -51,8 +65,19 @@ impl Hold {
 }
 
 /// The connections of one backend that are held up. All engines share it.
-#[derive(Debug, Default)]
-pub(super) struct Holds([Mutex<BTreeMap<Instant, usize>>; Hold::ALL.len()]);
+#[derive(Debug)]
+pub(super) struct Holds {
+    kinds: [Mutex<Kind>; Hold::ALL.len()],
+    patience: Duration,
+}
+
+/// Those of one kind.
+#[derive(Debug)]
+struct Kind {
+    /// How many last moved when.
+    since: BTreeMap<Instant, usize>,
+    warnings: Throttle,
+}
 
 /// How many connections of a kind there are, and for how long the oldest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,24 +91,43 @@ pub struct Held {
 }
 
 impl Holds {
+    /// None yet; somebody is to be told of those that are held up for longer than `patience`.
+    pub(super) fn new(patience: Duration) -> Self {
+        let kind = |_| Mutex::new(Kind { since: BTreeMap::new(), warnings: Throttle::new(TELL) });
+        Self { kinds: Hold::ALL.map(kind), patience }
+    }
+
     /// The kinds there are now.
     pub(super) fn stats(&self, now: Instant) -> Vec<Held> {
-        let held = |hold| {
-            let since = self.since(hold);
-            let (&oldest, _) = since.first_key_value()?;
-            Some(Held { hold, count: since.values().sum(), oldest: now.saturating_duration_since(oldest) })
-        };
-        Hold::ALL.into_iter().filter_map(held).collect()
+        Hold::ALL.into_iter().filter_map(|hold| self.kind(hold).held(hold, now)).collect()
+    }
+
+    /// A connection has been held up for `age`. What there is to say of all that are, if somebody is to be told now: not for
+    /// each of them, whatever engine it is on, and not at every look.
+    pub(super) fn complaint(&self, hold: Hold, age: Duration, now: Instant) -> Option<Held> {
+        if age < self.patience {
+            return None;
+        }
+        let mut kind = self.kind(hold);
+        kind.warnings.event(now)?;
+        kind.held(hold, now)
     }
 
     fn enter(self: &Arc<Self>, hold: Hold, since: Instant) -> Entry {
-        *self.since(hold).entry(since).or_default() += 1;
+        *self.kind(hold).since.entry(since).or_default() += 1;
         Entry { holds: Arc::clone(self), hold, since }
     }
 
-    fn since(&self, hold: Hold) -> MutexGuard<'_, BTreeMap<Instant, usize>> {
+    fn kind(&self, hold: Hold) -> MutexGuard<'_, Kind> {
         // A count is whole at any time.
-        self.0[hold as usize].lock().unwrap_or_else(PoisonError::into_inner)
+        self.kinds[hold as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kind {
+    fn held(&self, hold: Hold, now: Instant) -> Option<Held> {
+        let (&oldest, _) = self.since.first_key_value()?;
+        Some(Held { hold, count: self.since.values().sum(), oldest: now.saturating_duration_since(oldest) })
     }
 }
 
@@ -96,11 +140,11 @@ struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut since = self.holds.since(self.hold);
-        if let Some(count) = since.get_mut(&self.since) {
+        let mut kind = self.holds.kind(self.hold);
+        if let Some(count) = kind.since.get_mut(&self.since) {
             *count -= 1;
             if *count == 0 {
-                since.remove(&self.since);
+                kind.since.remove(&self.since);
             }
         }
     }
@@ -155,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_is_held_up_is_counted_by_kind_with_the_age_of_the_oldest() {
-        let (holds, start) = (Arc::new(Holds::default()), Instant::now());
+        let (holds, start) = (Arc::new(Holds::new(PATIENCE)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let oldest = holds.enter(Hold::CloseWait, at(1));
         let twin = holds.enter(Hold::CloseWait, at(1));
@@ -170,5 +214,29 @@ mod tests {
         assert_eq!(holds.stats(at(10)), [held(Hold::CloseWait, 1, 5)]);
         drop(younger);
         assert_eq!(holds.stats(at(10)), []);
+    }
+
+    #[test]
+    fn somebody_is_told_once_of_many_that_are_held_up_for_long_and_again_when_it_goes_on() {
+        let (holds, start) = (Arc::new(Holds::new(PATIENCE)), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let looks = |second| {
+            let told = [Hold::CloseWait, Hold::FinWait2].map(|hold| {
+                let look = |since| holds.complaint(hold, at(second) - at(since), at(second));
+                [0, 1, 1].into_iter().filter_map(look).collect::<Vec<_>>()
+            });
+            told.concat()
+        };
+        let entries = [0, 1, 1].map(|since| holds.enter(Hold::CloseWait, at(since)));
+        let told = |oldest| [Held { hold: Hold::CloseWait, count: 3, oldest: Duration::from_secs(oldest) }];
+        let (patience, tell) = (PATIENCE.as_secs(), TELL.as_secs());
+        assert_eq!(looks(patience - 1), []);
+        assert_eq!(looks(patience), told(patience));
+        for later in 1..tell {
+            assert_eq!(looks(patience + later), []);
+        }
+        assert_eq!(looks(patience + tell), told(patience + tell));
+        drop(entries);
+        assert_eq!(looks(patience + 2 * tell), [], "nobody is held up any more");
     }
 }

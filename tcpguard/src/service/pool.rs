@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::holds::{Held, Holds};
+use super::holds::{Held, Hold, Holds, PATIENCE};
 use crate::config::{BackendAddr, Backends, Balance};
 
 /// How long a backend that failed once is left alone, and how long at most.
@@ -20,7 +20,7 @@ pub struct Pool {
     turn: AtomicUsize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Member {
     /// Connections it has, those that are being opened included.
     open: AtomicUsize,
@@ -61,7 +61,12 @@ pub struct BackendStats {
 impl Pool {
     /// Backends that have not failed yet.
     pub fn new(config: Backends) -> Self {
-        let members = config.addrs.iter().map(|_| Member::default()).collect();
+        Self::patient(config, PATIENCE)
+    }
+
+    /// The same, of whose connections somebody is told when one side has held them up for longer than `patience`.
+    pub(super) fn patient(config: Backends, patience: Duration) -> Self {
+        let members = config.addrs.iter().map(|_| Member::new(patience)).collect();
         Self { members, config, turn: AtomicUsize::new(0) }
     }
 
@@ -108,6 +113,18 @@ impl Pool {
     }
 }
 
+impl Member {
+    fn new(patience: Duration) -> Self {
+        Self {
+            open: AtomicUsize::default(),
+            connected: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            health: Mutex::default(),
+            holds: Arc::new(Holds::new(patience)),
+        }
+    }
+}
+
 impl Health {
     fn is_resting(&self, now: Instant) -> bool {
         self.rests_until.is_some_and(|until| now < until)
@@ -151,9 +168,10 @@ impl Lease {
         Arc::clone(&self.pool.members[self.index].holds)
     }
 
-    /// The backend's connections that are held up.
-    pub(super) fn held(&self, now: Instant) -> Vec<Held> {
-        self.pool.members[self.index].holds.stats(now)
+    /// What there is to say of the backend's connections that are held up as one has been for `age`, if somebody is to be
+    /// told now.
+    pub(super) fn complaint(&self, hold: Hold, age: Duration, now: Instant) -> Option<Held> {
+        self.pool.members[self.index].holds.complaint(hold, age, now)
     }
 
     /// It accepted. Returns whether it had failed before.

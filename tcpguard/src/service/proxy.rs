@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
+use tracing::field::display;
 use tracing::{info, warn};
 
 use super::backend::{Backend, greeting};
@@ -32,16 +34,12 @@ use crate::telemetry::throttle::Throttle;
 
 /// How often a backend that cannot be had is complained about.
 const COMPLAIN: Duration = Duration::from_secs(10);
-/// How long a connection may be held up before somebody is told, and how often.
-const HELD_UP: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(60));
 
 /// One service on one engine.
 pub(super) struct Proxy {
     spec: ServiceSpec,
     far: Far,
     complaints: RefCell<Throttle>,
-    /// One for each kind of hold.
-    hold_complaints: [RefCell<Throttle>; Hold::ALL.len()],
     counters: Arc<ServiceCounters>,
     descriptors: Quota,
     scratch: Scratch,
@@ -56,8 +54,7 @@ impl Proxy {
         scratch: Scratch,
     ) -> Self {
         let complaints = RefCell::new(Throttle::new(COMPLAIN));
-        let hold_complaints = Hold::ALL.map(|_| RefCell::new(Throttle::new(HELD_UP.1)));
-        Self { spec, far, complaints, hold_complaints, counters, descriptors, scratch }
+        Self { spec, far, complaints, counters, descriptors, scratch }
     }
 
     /// Serves connections until the task is dropped. Accepting costs no descriptor, so running out of them fails single
@@ -99,19 +96,14 @@ impl Proxy {
         }
     }
 
-    /// Says who holds connections up: not for each of them, and not at every look.
-    fn complain_of_hold(&self, lease: &Lease, hold: Hold, age: Duration) {
-        if age < HELD_UP.0 {
-            return;
-        }
-        let now = Instant::now();
-        if self.hold_complaints[hold as usize].borrow_mut().event(now).is_some() {
-            let all = lease.held(now).into_iter().find(|held| held.hold == hold);
-            let (service, backend, state, why) =
-                (self.spec.listen, lease.addr(), hold.name(), hold.culprit());
-            let (connections, oldest) = all.map_or((1, age), |held| (held.count, held.oldest));
-            warn!(%service, %backend, state, connections, ?oldest, "connections are held up: {why}");
-        }
+    /// Says who holds connections up, one of which is this client's.
+    fn complain_of_hold(&self, lease: &Lease, client: SocketAddr, hold: Hold, age: Duration) {
+        let Some(held) = lease.complaint(hold, age, Instant::now()) else { return };
+        let (service, backend, state, why) = (self.spec.listen, lease.addr(), hold.name(), hold.culprit());
+        let (connections, oldest) = (held.count, held.oldest);
+        // Where it is the backend's doing, whose connection was looked at does not matter.
+        let client = hold.is_of_clients().then(|| display(client));
+        warn!(%service, %backend, client, state, connections, ?oldest, "connections are held up: {why}");
     }
 
     /// The far end of a client's connection, and what it takes as long as it lasts.
@@ -236,7 +228,7 @@ async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch:
         }
         let Some((lease, lookout)) = &mut lookout else { return Poll::Pending };
         while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.moved()) {
-            proxy.complain_of_hold(lease, hold, age);
+            proxy.complain_of_hold(lease, relay.client_addr(), hold, age);
             let limit = relay.close_wait();
             if hold == Hold::CloseWait && !limit.is_zero() && age >= limit {
                 return Poll::Ready(End::BackendSilent);

@@ -3,6 +3,7 @@
 //! nothing is read from the backend that the stack's send buffer has no room for.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -164,6 +165,11 @@ impl Relay {
     /// How long a backend may be silent after its client's end; zero is no limit.
     pub(super) fn close_wait(&self) -> Duration {
         self.client.close_wait()
+    }
+
+    /// Whose connection it is.
+    pub(super) fn client_addr(&self) -> SocketAddr {
+        self.client.peer_addr()
     }
 
     /// Bytes it has moved, both ways.

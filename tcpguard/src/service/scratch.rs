@@ -4,7 +4,7 @@ use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
 /// Most bytes read at once.
-const SCRATCH: usize = 64 << 10;
+pub(super) const SCRATCH: usize = 64 << 10;
 /// Bytes one connection may move before the others, and the packets, get their turn.
 pub(super) const SLICE: usize = 256 << 10;
 

@@ -96,22 +96,7 @@ fn directives(filter: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Journal, directives};
-    use std::io::Write;
-    use std::sync::{Arc, Mutex};
-
-    /// A place that everybody writes into.
-    #[derive(Clone, Default)]
-    struct Said(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Said {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::telemetry::said::Said;
 
     #[test]
     fn a_line_for_the_journal_has_a_priority_and_its_fields_and_is_one_line() {
@@ -126,9 +111,8 @@ mod tests {
             tracing::debug!("small");
             tracing::trace!("smaller");
         });
-        let said = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
         assert_eq!(
-            said,
+            said.text(),
             "<3>it stands still interface=\"eth0\" queue=3\n<4>two; lines\n<6>so many rate=7\n<7>small\n<7>smaller\n"
         );
     }

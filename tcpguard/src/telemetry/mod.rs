@@ -7,4 +7,6 @@ pub mod log;
 pub mod metrics;
 pub mod packet;
 pub mod pcapng;
+#[cfg(test)]
+pub(crate) mod said;
 pub mod throttle;

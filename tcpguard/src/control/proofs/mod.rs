@@ -32,7 +32,10 @@ const PROOFS: &[(&str, Proof)] = &[
     ("orphan-retries", Here(stack::a_last_ack_that_nobody_answers_is_given_up_after_orphan_retries)),
     (
         "close-wait",
-        there("src/service/tests.rs", "a_backend_that_never_closes_is_seen_and_let_go_after_close_wait"),
+        there(
+            "src/service/tests/stuck.rs",
+            "a_backend_that_never_closes_is_seen_and_let_go_after_close_wait",
+        ),
     ),
     ("initial-rto", Here(stack::the_first_retransmission_comes_after_the_initial_rto)),
     ("min-rto", Here(stack::no_retransmission_comes_sooner_than_the_minimum)),
@@ -46,7 +49,7 @@ const PROOFS: &[(&str, Proof)] = &[
     ("congestion-control", Here(stack::a_loss_leaves_half_a_window_to_newreno_and_more_to_cubic)),
     (
         "stall-time",
-        there("src/service/tests.rs", "a_client_that_shuts_its_window_after_the_backends_end_is_let_go"),
+        there("src/service/tests/ends.rs", "a_client_that_shuts_its_window_after_the_backends_end_is_let_go"),
     ),
     ("syn-timeout", Here(stack::a_syn_ack_is_sent_again_after_syn_timeout)),
     ("syn-ack-retries", Here(stack::a_syn_ack_is_sent_again_as_often_as_the_tunable_says)),
