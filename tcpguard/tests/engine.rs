@@ -1,6 +1,8 @@
 //! Connections through the engine and the proxy as they really are: kernel TCP at both ends, XDP and AF_XDP on a veth link
 //! in between. Needs root.
 
+#[path = "support/allocations.rs"]
+mod allocations;
 mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};

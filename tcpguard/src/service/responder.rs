@@ -13,6 +13,8 @@ use crate::config;
 
 /// Bytes taken before what they are answered with must be gone.
 const TAKEN_AT_ONCE: usize = 16 << 10;
+/// Room for an answer that a connection may keep, so that the next short one costs no allocation.
+const KEPT: usize = 512;
 
 /// One connection's far end.
 pub(super) struct Responder {
@@ -91,7 +93,11 @@ impl Responder {
         buffer.put_slice(&rest[..len]);
         self.told += len;
         if self.told == self.answer.len() {
-            (self.answer, self.told) = (Vec::new(), 0);
+            self.told = 0;
+            if self.answer.capacity() > KEPT {
+                self.answer = Vec::new();
+            }
+            self.answer.clear();
             if let Some(waiting) = self.waiting.take() {
                 waiting.wake();
             }

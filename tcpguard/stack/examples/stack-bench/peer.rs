@@ -36,11 +36,17 @@ pub(crate) const ISN: Seq = Seq(0x1000_0000);
 /// A stack that listens, and knows the key of the cookies.
 pub(crate) fn stack(config: Config) -> Stack {
     let mut stack = Stack::new(START, config, 42);
-    let mut slots = [EpochSlot::default(); EPOCH_SLOTS as usize];
-    slots[(EPOCH % EPOCH_SLOTS) as usize] = slot();
-    stack.set_epochs(&slots, Clock { epoch: EPOCH, second_half: false, extra: 1 });
+    let (slots, clock) = keys();
+    stack.set_epochs(&slots, clock);
     stack.listen(None, PORT, 0);
     stack
+}
+
+/// The keys of the cookies, and which epoch it is.
+pub(crate) fn keys() -> ([EpochSlot; EPOCH_SLOTS as usize], Clock) {
+    let mut slots = [EpochSlot::default(); EPOCH_SLOTS as usize];
+    slots[(EPOCH % EPOCH_SLOTS) as usize] = slot();
+    (slots, Clock { epoch: EPOCH, second_half: false, extra: 1 })
 }
 
 fn slot() -> EpochSlot {
