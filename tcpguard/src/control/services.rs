@@ -288,7 +288,12 @@ impl Guard {
     }
 
     async fn change_in_engines(&self, known: &Known) -> Result<(), DaemonError> {
-        let Some(spec) = self.spec(known) else { return Ok(()) };
+        let Some(mut spec) = self.spec(known) else { return Ok(()) };
+        // All engines share what there is of it.
+        let mut specs = self.engines().iter().flat_map(|engine| engine.services.specs());
+        if let Some(before) = specs.find(|held| held.id == known.id) {
+            spec = spec.following(&before);
+        }
         for engine in self.engines() {
             engine.services.change(&spec);
         }

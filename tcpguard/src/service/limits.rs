@@ -26,6 +26,11 @@ impl Limits {
         Self { connections, idle, total }
     }
 
+    /// These limits, from now on, for a service that has had `before`: its connections go on counting.
+    pub(super) fn following(self, before: &Self) -> Self {
+        Self { connections: self.connections.following(&before.connections), ..self }
+    }
+
     /// How many connections there are, and how many there may be; `None` if there is no limit.
     pub(super) fn connections(&self) -> Option<(usize, usize)> {
         self.connections.usage()

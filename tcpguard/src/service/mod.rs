@@ -85,6 +85,18 @@ impl ServiceSpec {
         Some(Self { id, listen: service.listen, purpose, limits: Limits::new(service.limits) })
     }
 
+    /// This, for a service that has been `before`: its connections go on counting against its limit, and backends that stay
+    /// keep theirs and what is known of them.
+    pub fn following(self, before: &Self) -> Self {
+        let purpose = match (self.purpose, &before.purpose) {
+            (Purpose::Relay(Far::Backends(new)), Purpose::Relay(Far::Backends(old))) => {
+                Purpose::Relay(Far::Backends(Arc::new(new.following(old))))
+            }
+            (purpose, _) => purpose,
+        };
+        Self { purpose, limits: self.limits.following(&before.limits), ..self }
+    }
+
     /// How many connections it has, and how many it may have; `None` if it has no limit of its own.
     pub fn connections(&self) -> Option<(usize, usize)> {
         self.limits.connections()

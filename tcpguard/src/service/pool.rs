@@ -14,7 +14,7 @@ const REST: (Duration, Duration) = (Duration::from_millis(500), Duration::from_s
 /// The backends of a service.
 #[derive(Debug)]
 pub struct Pool {
-    members: Box<[Member]>,
+    members: Box<[Arc<Member>]>,
     pub(super) config: Backends,
     /// Where the next round begins.
     turn: AtomicUsize,
@@ -66,8 +66,19 @@ impl Pool {
 
     /// The same, of whose connections somebody is told when one side has held them up for longer than `patience`.
     pub(super) fn patient(config: Backends, patience: Duration) -> Self {
-        let members = config.addrs.iter().map(|_| Member::new(patience)).collect();
+        let members = config.addrs.iter().map(|_| Arc::new(Member::new(patience))).collect();
         Self { members, config, turn: AtomicUsize::new(0) }
+    }
+
+    /// These backends for a service that has had `before`: those that stay keep their connections, their counts, and what is
+    /// known of their health.
+    pub(super) fn following(&self, before: &Self) -> Self {
+        let stays = |addr| before.config.addrs.iter().position(|held| held == addr);
+        let members = self.config.addrs.iter().zip(&self.members);
+        let members =
+            members.map(|(addr, new)| Arc::clone(stays(addr).map_or(new, |index| &before.members[index])));
+        let turn = before.turn.load(Ordering::Relaxed);
+        Self { members: members.collect(), config: self.config.clone(), turn: AtomicUsize::new(turn) }
     }
 
     /// The backend that a connection should try next, none of `tried`: one that rests only when no other is left.
@@ -286,5 +297,20 @@ mod tests {
         assert_eq!(picks(&pool, 2, now), [1, 1]);
         let later = now + pool.config.connect_timeout;
         assert!(picks(&pool, 2, later).contains(&0));
+    }
+    #[test]
+    fn backends_that_stay_when_a_service_changes_keep_what_is_known_of_them() {
+        let (before, now) = (pool(2, Balance::RoundRobin), Instant::now());
+        let (first, second) = (before.pick(&[1], now).unwrap(), before.pick(&[0], now).unwrap());
+        assert!(!first.connected());
+        second.failed(now);
+        // The second comes first, the first goes, and two are new.
+        let addrs = [2, 3, 4].map(|port| BackendAddr::Tcp(([10, 0, 0, 1], port).into())).to_vec();
+        let after = Arc::new(Pool::new(Backends::new(addrs).unwrap()).following(&before));
+        let known = || after.stats(now).map(|backend| (backend.open, backend.failed)).collect::<Vec<_>>();
+        assert_eq!(known(), [(1, 1), (0, 0), (0, 0)]);
+        assert_eq!(picks(&after, 4, now).iter().filter(|&&index| index == 0).count(), 0, "it rests");
+        drop((first, second));
+        assert_eq!(known()[0], (0, 1));
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::sleep;
 
-use super::{Lab, backend, echo, serve};
-use crate::config::{Limits, Responder};
+use super::{Lab, backend, echo, serve, spec, to};
+use crate::config::{BackendAddr, Limits, Responder, Tunables};
 use crate::engine::tests::world::eventually;
 use crate::engine::tests::{exchange, on_one_thread, read_all};
 use crate::starved;
@@ -118,5 +118,44 @@ fn a_connection_that_lasts_too_long_is_reset_whatever_it_does() {
         };
         assert_eq!(end.kind(), ErrorKind::ConnectionReset);
         assert_eq!((lab.stats().overtime, lab.stats().idle), (1, 0));
+    });
+}
+
+/// Each change used to begin a count of its own: as many connections again as a service may have, and backends without any.
+#[test]
+fn a_service_that_changes_goes_on_counting_the_connections_that_it_has() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        serve(listener, echo);
+        let destination = to([BackendAddr::Tcp(addr)]);
+        let limits = |most| Limits { connections: Some(most), ..Limits::default() };
+        let lab = Lab::with(&destination, limits(2), Tunables::default());
+        let change = |most| {
+            let before = lab.services.specs().remove(0);
+            lab.services.change(&spec(&destination, limits(most)).following(&before));
+        };
+        let mut open = Vec::new();
+        for most in [2, 3] {
+            change(most);
+            while open.len() < most as usize {
+                let mut client = lab.client.connect().await;
+                client.write_all(b"x").await.unwrap();
+                assert_eq!(client.read_u8().await.unwrap(), b'x');
+                open.push(client);
+            }
+            let mut client = lab.client.connect().await;
+            assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        assert_eq!((lab.stats().connected, lab.stats().over_limit), (3, 2));
+        assert_eq!((lab.backends()[0].open, lab.backends()[0].connected), (3, 3));
+        // Fewer than there are: nobody has to go for that.
+        change(1);
+        open.truncate(1);
+        eventually("two are closed", || lab.backends()[0].open == 1).await;
+        let mut client = lab.client.connect().await;
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        drop(open);
+        eventually("all are closed", || lab.backends()[0].open == 0).await;
+        assert_eq!(exchange(lab.client.connect().await, b"x").await, b"x");
     });
 }
