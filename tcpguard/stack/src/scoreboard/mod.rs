@@ -83,10 +83,15 @@ impl Scoreboard {
 
     /// Forgets everything. Of many transfers that once had a large window none keeps the memory of one.
     pub(crate) fn clear(&mut self) {
-        let mut segments = core::mem::take(&mut self.segments);
-        segments.clear();
-        segments.shrink_to(KEPT);
-        *self = Self { segments, ..Self::default() };
+        self.segments.clear();
+        self.segments.shrink_to(KEPT);
+        // Mostly there is nothing to drop, and finding that out would take as long as all else here.
+        if !self.repairs.is_empty() || !self.repeats.is_empty() {
+            self.repairs.clear();
+            self.repeats.clear();
+        }
+        (self.sums, self.settled, self.duplicates) = (Sums::default(), 0, 0);
+        self.rack = Rack::default();
     }
 
     /// Bytes believed to be in the network out of `flight` unacknowledged ones (RFC 6675 §4, SetPipe).
@@ -243,7 +248,11 @@ impl Scoreboard {
         let due = self.rack.rtt + self.reordering_window(patience);
         let (first_lost, first_due) = self.judge_first_copies(due, now);
         let (again_lost, again_due) = self.judge_repeats(due, now);
-        (first_lost || again_lost, [first_due, again_due].into_iter().flatten().min())
+        let wait = match (first_due, again_due) {
+            (Some(first), Some(again)) => Some(first.min(again)),
+            (first, again) => first.or(again),
+        };
+        (first_lost || again_lost, wait)
     }
 
     /// Judges what left once, the next one to be overtaken first; as [`Self::detect_losses`].
