@@ -1,16 +1,20 @@
-//! Flows listed and reset: which of a million a client means, asked of the engines slice by slice.
+//! Flows listed and reset: which of a million a client means, asked of the engines slice by slice, and put into words where
+//! nobody waits for it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::config::Prefix;
-use crate::stack::{FlowInfo, State};
+use crate::engine::Met;
+use crate::stack::{Cursor, FlowInfo, State};
 
 use super::answers::{millis, no_flows};
-use super::daemon::DaemonError;
-use super::guard::{Engine, Guard, engine_error};
+use super::background;
+use super::guard::{Guard, engine_error};
 use super::protocol::{self as wire, Reply, Session, Sort, Which};
 
 /// Which flows, in this side's words.
@@ -130,10 +134,7 @@ impl Guard {
             Ok(filter) => filter,
             Err(error) => return Reply::bad_input(error),
         };
-        match self.flows(&filter, sort, limit.min(wire::MAX_FLOWS_LISTED) as usize).await {
-            Ok(flows) => Reply::Flows(flows),
-            Err(error) => Reply::failed(error.to_string()),
-        }
+        self.flows(filter, Listed::new(sort, limit.min(wire::MAX_FLOWS_LISTED) as usize)).await
     }
 
     /// Resets the flows that a client says.
@@ -184,53 +185,90 @@ impl Guard {
         })
     }
 
-    async fn flows(
-        &self,
-        filter: &Filter,
-        sort: Option<Sort>,
-        limit: usize,
-    ) -> Result<wire::Flows, DaemonError> {
-        let (mut total, mut states, mut services) = (0, no_flows(), ByService::default());
-        let mut listed = Listed::new(sort, limit);
-        for engine in self.engines() {
-            let look = |flow: &FlowInfo| {
+    /// Asks the engines slice by slice, and leaves it to a clerk on another thread to make a list of what they say.
+    async fn flows(&self, filter: Filter, listed: Listed) -> Reply {
+        let places = self.engines().iter().map(|engine| (engine.interface.clone(), engine.queue)).collect();
+        let services = self.modes.known().into_iter().map(|known| (known.id, known.service.listen)).collect();
+        let clerk = Clerk { filter, listed, places, services };
+        // An engine is asked for more when what it said before is nearly dealt with.
+        let (slices, said) = mpsc::channel(1);
+        let list = background::begin(move || clerk.list(said));
+        for (place, engine) in self.engines().iter().enumerate() {
+            let mut next = Some(Cursor::START);
+            while let Some(start) = next {
+                let (flows, after) = match engine.handle.slice(start).await {
+                    Ok(slice) => slice,
+                    Err(source) => return Reply::failed(engine_error(engine, source).to_string()),
+                };
+                // A clerk that is gone has an answer all the same, below.
+                let _ = slices.send((place, flows)).await;
+                next = after;
+            }
+        }
+        drop(slices);
+        list.await.map_or_else(|_| Reply::failed("there is nobody to make the list"), Reply::Flows)
+    }
+}
+
+/// Which engine's flows, by its place, and the flows.
+type Slice = (usize, Vec<FlowInfo>);
+
+/// Who makes a list of flows.
+struct Clerk {
+    filter: Filter,
+    listed: Listed,
+    /// Interface and queue of each engine.
+    places: Vec<(String, u32)>,
+    /// Where clients connect, by the services' ids.
+    services: BTreeMap<u32, SocketAddr>,
+}
+
+impl Clerk {
+    /// Makes the list of all flows that are said until nothing more is.
+    fn list(self, mut said: mpsc::Receiver<Slice>) -> wire::Flows {
+        let Self { filter, mut listed, places, services } = self;
+        let (mut total, mut states, mut sums) = (0, no_flows(), ByService::default());
+        let mut met: Vec<Met> = places.iter().map(|_| Met::default()).collect();
+        while let Some((place, flows)) = said.blocking_recv() {
+            for flow in flows.iter().filter(|flow| met[place].is_new(flow)) {
                 if let Some(count) = states.get_mut(flow.state.name()) {
                     *count += 1;
                 }
                 if filter.matches(flow) {
                     total += 1;
-                    services.count(flow);
-                    listed.offer(flow, || self.flow(engine, flow));
+                    sums.count(flow);
+                    listed.offer(flow, || described(flow, &places[place], &services));
                 }
-                false
-            };
-            let walked = engine.handle.flows(look, usize::MAX).await;
-            walked.map_err(|source| engine_error(engine, source))?;
+            }
         }
-        let services = services.0.into_iter().map(|(id, sum)| wire::FlowsOfService {
-            service: id.and_then(|id| self.modes.listen_of(id)),
+        let sums = sums.0.into_iter().map(|(id, sum)| wire::FlowsOfService {
+            service: id.and_then(|id| services.get(&id).copied()),
             ..sum
         });
-        Ok(wire::Flows { total, states, services: services.collect(), flows: listed.into_flows() })
+        wire::Flows { total, states, services: sums.collect(), flows: listed.into_flows() }
     }
+}
 
-    fn flow(&self, engine: &Engine, flow: &FlowInfo) -> wire::Flow {
-        wire::Flow {
-            state: flow.state.name().to_owned(),
-            local: flow.key.local_addr(),
-            peer: flow.key.peer_addr(),
-            service: flow.service.and_then(|id| self.modes.listen_of(id)),
-            age_ms: millis(flow.age),
-            bytes_in: flow.bytes_in,
-            bytes_out: flow.bytes_out,
-            recv_queued: flow.recv_queued.into(),
-            send_queued: flow.send_queued.into(),
-            rtt_us: flow.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-            timer_ms: flow.timer.map(millis),
-            syn_ack_retransmits: flow.syn_ack_retransmits.map(u64::from),
-            interface: engine.interface.clone(),
-            queue: engine.queue,
-        }
+fn described(
+    flow: &FlowInfo,
+    (interface, queue): &(String, u32),
+    services: &BTreeMap<u32, SocketAddr>,
+) -> wire::Flow {
+    wire::Flow {
+        state: flow.state.name().to_owned(),
+        local: flow.key.local_addr(),
+        peer: flow.key.peer_addr(),
+        service: flow.service.and_then(|id| services.get(&id).copied()),
+        age_ms: millis(flow.age),
+        bytes_in: flow.bytes_in,
+        bytes_out: flow.bytes_out,
+        recv_queued: flow.recv_queued.into(),
+        send_queued: flow.send_queued.into(),
+        rtt_us: flow.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        timer_ms: flow.timer.map(millis),
+        syn_ack_retransmits: flow.syn_ack_retransmits.map(u64::from),
+        interface: interface.clone(),
+        queue: *queue,
     }
 }
 
@@ -281,6 +319,29 @@ mod tests {
         assert_eq!(ports(Some(Sort::In), 9), [5, 4, 3, 2, 1]);
         assert_eq!(ports(Some(Sort::Peer), 2), [1, 2]);
         assert_eq!(ports(Some(Sort::Age), 0), [0u16; 0]);
+    }
+
+    #[test]
+    fn a_list_has_each_flow_once_with_its_engine_and_service_and_counts_them_all() {
+        let (slices, said) = mpsc::channel(3);
+        let moved = FlowInfo { state: State::TimeWait, ..flow(1, 40) };
+        for slice in [(0, vec![flow(1, 10), flow(2, 20)]), (0, vec![moved]), (1, vec![flow(2, 30)])] {
+            slices.blocking_send(slice).unwrap();
+        }
+        drop(slices);
+        let clerk = Clerk {
+            filter: Filter { min_age: Some(Duration::from_secs(15)), ..Filter::default() },
+            listed: Listed::new(Some(Sort::Age), 9),
+            places: vec![("eth0".to_owned(), 0), ("eth1".to_owned(), 3)],
+            services: BTreeMap::from([(3, ([10, 0, 0, 1], 80).into())]),
+        };
+        let list = clerk.list(said);
+        let listed: Vec<_> =
+            list.flows.iter().map(|flow| (flow.peer.port(), flow.interface.as_str(), flow.queue)).collect();
+        assert_eq!(listed, [(2, "eth1", 3), (2, "eth0", 0)]);
+        assert_eq!((list.total, list.states["ESTABLISHED"], list.states["TIME_WAIT"]), (2, 3, 0));
+        let [sum] = list.services.as_slice() else { panic!("one service") };
+        assert_eq!((sum.service, sum.flows), (Some(([10, 0, 0, 1], 80).into()), 2));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod answers;
 mod attacks;
+mod background;
 pub mod client;
 mod condition;
 mod confirm;

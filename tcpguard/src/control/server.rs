@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::background;
 use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
 use super::socket::{ListenError, Socket, SocketSpec};
 
@@ -213,7 +214,7 @@ async fn serve_client(mut client: UnixStream, handler: &impl Handler, rights: Ri
         };
         let line = match reply.is_long() {
             // Not where everybody waits for it. A defect in it ends this client's service alone.
-            true => match tokio::task::spawn_blocking(move || reply.to_line()).await {
+            true => match background::begin(move || reply.to_line()).await {
                 Ok(line) => line,
                 Err(error) => return debug!(%error, "a reply was lost"),
             },

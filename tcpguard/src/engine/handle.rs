@@ -96,6 +96,21 @@ pub type ServiceTunables = Arc<[(u32, Arc<Tunables>)]>;
 /// Flows by state, in the order of [`State::ALL`].
 pub(crate) type States = [u64; State::ALL.len()];
 
+/// The flows that were met in the slices of one engine.
+#[derive(Default)]
+pub(crate) struct Met {
+    hasher: RandomState,
+    /// Hashes of a million flows are far less than their keys.
+    hashes: HashSet<u64>,
+}
+
+impl Met {
+    /// Whether this one was not met before; from now on it was.
+    pub(crate) fn is_new(&mut self, flow: &FlowInfo) -> bool {
+        self.hashes.insert(self.hasher.hash_one(flow.key))
+    }
+}
+
 pub(crate) enum Command {
     Stats(oneshot::Sender<EngineStats>),
     States { start: u32, reply: oneshot::Sender<(States, Option<u32>)> },
@@ -132,19 +147,22 @@ impl EngineHandle {
         mut filter: impl FnMut(&FlowInfo) -> bool,
         limit: usize,
     ) -> Result<Vec<FlowInfo>, EngineError> {
-        let mut flows = Vec::new();
-        // Hashes of a million flows are far less than their keys.
-        let (hasher, mut met) = (RandomState::new(), HashSet::new());
+        let (mut flows, mut met) = (Vec::new(), Met::default());
         let mut next = Some(Cursor::START);
         while let Some(start) = next {
-            let (slice, after) = self.ask(|reply| Command::Flows { start, reply }).await?;
+            let (slice, after) = self.slice(start).await?;
             let room = limit - flows.len();
-            let slice =
-                slice.into_iter().filter(|flow| met.insert(hasher.hash_one(flow.key)) && filter(flow));
+            let slice = slice.into_iter().filter(|flow| met.is_new(flow) && filter(flow));
             flows.extend(slice.take(room));
             next = after.filter(|_| flows.len() < limit);
         }
         Ok(flows)
+    }
+
+    /// The flows in one slice of the engine's tables, and where the next one begins. One that moves may be met again there,
+    /// see [`Met`].
+    pub(crate) async fn slice(&self, start: Cursor) -> Result<(Vec<FlowInfo>, Option<Cursor>), EngineError> {
+        self.ask(|reply| Command::Flows { start, reply }).await
     }
 
     /// How many flows are in each state; every state is there. Counted in slices, as [`Self::flows`].

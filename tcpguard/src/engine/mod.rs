@@ -35,6 +35,7 @@ use tokio::task::LocalSet;
 
 pub use exchange::Exchange;
 pub use flows::{FlowCounters, KernelTables, SharedTables};
+pub(crate) use handle::Met;
 pub use handle::{DrainReport, End, EngineHandle, ReadyEngine, ServiceTunables};
 pub use listener::TcpListener;
 pub use net::{Net, NetCounters};
