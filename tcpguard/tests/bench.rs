@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use xtask::bench::flood::{self, Contestant, honesty};
 use xtask::bench::goodput::{self, Topology};
 use xtask::bench::program::{Effort, Objects, Peer, measure};
-use xtask::bench::{proxy, report, scale, stack};
+use xtask::bench::{control, proxy, report, scale, stack};
 use xtask::build::Artifacts;
 
 fn built() -> Artifacts {
@@ -272,6 +272,29 @@ fn scale_holds_as_many_connections_as_its_rows_say() {
         assert_eq!((row("filters_deny", n).unit, row("filters_near", n).unit), ("ns", "ns"));
     }
     assert_eq!(row("filters_none", 0).unit, "ns");
+}
+
+#[test]
+fn control_forwards_with_and_without_flows_being_listed() {
+    let clients = example::build("tcpguard", "scale-client").join("scale-client");
+    let effort = control::Effort { connections: 500, rounds: 2, segments: 100_000 };
+    let report = control::measure(&built(), &clients, effort, |_| {}).expect("lists are finished meanwhile");
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!((&json["suite"], &json["version"]), (&"control".into(), &1.into()));
+    let rows: Vec<_> =
+        report.rows.iter().map(|row| (row.name, row.contestant, row.unit, row.ratio.is_some())).collect();
+    assert_eq!(
+        rows,
+        [
+            ("forward", "quiet", "segments/s", false),
+            ("forward", "listing", "segments/s", true),
+            ("list", "quiet", "ms", false),
+            ("list", "listing", "ms", false),
+        ]
+    );
+    for row in &report.rows {
+        assert!(row.n == 500 && row.min > 0.0 && row.min <= row.median && row.median <= row.max, "{row:?}");
+    }
 }
 
 /// A directory that goes with the test.

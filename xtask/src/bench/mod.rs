@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what things cost, measured on this machine. One module per suite; each makes rows and prints them
 //! as a table, and this writes the same as JSON, and as a page with plots, when asked.
 
+pub mod control;
 mod defence;
 mod figures;
 pub mod flood;
@@ -69,6 +70,8 @@ enum Suite {
     Goodput,
     /// What many connections, services and filters take
     Scale,
+    /// What it costs the data path that a million flows are listed
+    Control,
 }
 
 /// The verb. A suite that fails keeps none of the others from being measured and written.
@@ -172,6 +175,14 @@ impl BenchArgs {
                 let effort = if self.quick { scale::Effort::QUICK } else { scale::Effort::FULL };
                 let report = scale::measure(&built, &client, effort, progress)?;
                 scale::print(&report);
+                serde_json::to_value(report)?
+            }
+            Suite::Control => {
+                let client = build::release_example("tcpguard", "scale-client", Purpose::Lab)?;
+                let built = build::release(Purpose::Lab)?;
+                let effort = if self.quick { control::Effort::QUICK } else { control::Effort::FULL };
+                let report = control::measure(&built, &client, effort, progress)?;
+                control::print(&report);
                 serde_json::to_value(report)?
             }
         })

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::lab::{FAR_MAC, GUARD_MAC, Lab, Process, mac};
 
 /// The program, running.
-pub(super) struct Clients {
+pub(in crate::bench) struct Clients {
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
     _process: Process,
@@ -36,7 +36,7 @@ impl Clients {
     }
 
     /// Has it do something, and waits until it is done; what it says of it.
-    pub(super) fn ask(&mut self, command: &str) -> Result<Value> {
+    pub(in crate::bench) fn ask(&mut self, command: &str) -> Result<Value> {
         writeln!(self.commands, "{command}").context("telling the clients")?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;

@@ -118,18 +118,18 @@ pub fn measure(
 }
 
 /// A daemon with clients that speak to it.
-struct Setup<'a> {
+pub(super) struct Setup<'a> {
     built: &'a Artifacts,
     // In this order, so that nothing outlives what it uses.
-    clients: Clients,
+    pub(super) clients: Clients,
     daemon: Daemon,
-    lab: Lab,
+    pub(super) lab: Lab,
     /// Bytes of its own memory before there was a connection.
     at_rest: u64,
 }
 
 impl<'a> Setup<'a> {
-    fn up(built: &'a Artifacts, clients: &Path, settings: &[&str]) -> Result<Self> {
+    pub(super) fn up(built: &'a Artifacts, clients: &Path, settings: &[&str]) -> Result<Self> {
         let lab = Lab::up(LabConfig::new(&built.lab_object))?;
         let [hold, web] = [HOLD, WEB].map(|port| SocketAddr::from((GUARD_ADDRESS, port)));
         let protect = [format!("{hold}=respond:discard,cookie"), format!("{web}=respond:http,cookie")];
@@ -139,6 +139,13 @@ impl<'a> Setup<'a> {
         let clients = Clients::start(&lab, clients, hold, web)?;
         let (_, at_rest) = process::memory(daemon.id())?;
         Ok(Self { built, clients, daemon, lab, at_rest })
+    }
+
+    /// Holds so many connections in all.
+    pub(super) fn hold(&mut self, n: u32) -> Result<()> {
+        let opened = self.clients.ask(&format!("open {n}")).with_context(|| format!("opening {n}"))?;
+        ensure!(opened["held"] == n, "{opened}");
+        self.settle("ESTABLISHED", n)
     }
 
     /// Waits until the daemon has so many flows in a state, give or take nothing.
@@ -164,7 +171,7 @@ impl<'a> Setup<'a> {
         Ok(start.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// How long it takes to list every flow there is.
+    /// How long it takes to list every flow there is, milliseconds.
     fn list(&self) -> Result<f64> {
         self.command(&["flows", "--json", "--limit", "1048576"])
     }
@@ -176,7 +183,7 @@ impl<'a> Setup<'a> {
         Ok(count("segments-in")? + count("segments-out")?)
     }
 
-    fn down(self) -> Result<()> {
+    pub(super) fn down(self) -> Result<()> {
         drop(self.clients);
         self.daemon.stop()
     }
@@ -194,9 +201,7 @@ fn held(
     let mut rows = Vec::new();
     for &n in effort.connections {
         progress(&format!("{n} connections"));
-        let opened = setup.clients.ask(&format!("open {n}")).with_context(|| format!("opening {n}"))?;
-        ensure!(opened["held"] == n, "{opened}");
-        setup.settle("ESTABLISHED", n)?;
+        setup.hold(n)?;
         let (all, own) = process::memory(pid)?;
         rows.push(row("bytes_process", "bytes", n, [all as f64]));
         rows.push(row("bytes_stack", "bytes", n, [own.saturating_sub(setup.at_rest) as f64]));
