@@ -65,7 +65,8 @@ fn what_nobody_confirms_is_taken_back_even_if_its_client_died() -> Result<()> {
     // A client that dies before it hears of its change.
     let client = Client::new(&setup.control());
     let Reply::Held(_) = client.ask(&Request::Hold { seconds: 1 })? else { anyhow::bail!("not held") };
-    let tune = Request::Tune { name: Some("retries".into()), value: Some("3".into()), save: false };
+    let tune =
+        Request::Tune { service: None, name: Some("retries".into()), value: Some("3".into()), save: false };
     let mut socket = std::os::unix::net::UnixStream::connect(setup.control())?;
     socket.write_all(&tune.to_line())?;
     drop(socket);

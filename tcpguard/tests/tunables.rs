@@ -23,7 +23,7 @@ struct Tuner {
 
 impl Tuner {
     fn ask(&self, name: &str, value: Option<String>, save: bool) -> Result<Reply> {
-        let request = Request::Tune { name: Some(name.to_owned()), value, save };
+        let request = Request::Tune { service: None, name: Some(name.to_owned()), value, save };
         Ok(self.client.ask(&request)?)
     }
 

@@ -99,13 +99,13 @@ fn request(args: &Args) -> Result<Request, Failure> {
             let tunable = config::Tunable::find(name)?;
             value.as_deref().map(|value| tunable.parse(value)).transpose()?;
         }
-        return Ok(Request::Tune { name, value, save });
+        return Ok(Request::Tune { service: None, name, value, save });
     };
     let service = config::listen_address(service).map_err(Failure::BadInput)?;
     if let Some(name) = &name {
         config::Overrides::default().set(name, value.as_deref().unwrap_or(config::INHERIT))?;
     }
-    Ok(Request::TuneService { service, name, value, save })
+    Ok(Request::Tune { service: Some(service), name, value, save })
 }
 
 fn preset_named(name: &str) -> Result<&'static Preset, String> {
@@ -124,7 +124,7 @@ pub(super) struct Changes {
 }
 
 fn run_preset(args: &Args, preset: &'static Preset, client: &Client) -> Result<(), Failure> {
-    let list = Request::Tune { name: None, value: None, save: false };
+    let list = Request::Tune { service: None, name: None, value: None, save: false };
     let Reply::Tunables(rows) = ask(client, &list)? else { return Err(unexpected()) };
     let tuned = if args.yes {
         let values = preset.values.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();

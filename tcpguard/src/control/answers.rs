@@ -56,30 +56,8 @@ impl Handler for Guard {
                     Err(refusal) => refusal,
                 };
             }
-            Request::Tune { name: None, value: Some(_), .. } => {
-                return Reply::bad_input("a value without a name");
-            }
-            Request::Tune { value: None, save: true, .. } => {
-                return Reply::bad_input("nothing to save without a value");
-            }
-            Request::Tune { name, value: None, .. } => return self.tunables(name.as_deref()),
-            Request::Tune { name: Some(name), value: Some(value), save: true } => {
-                return self.tune_and_save(&name, &value).await;
-            }
-            Request::Tune { name: Some(name), value: Some(value), .. } => {
-                return self.tune(&name, &value).await;
-            }
-            Request::TuneService { value: None, save: true, .. } => {
-                return Reply::bad_input("nothing to save without a value");
-            }
-            Request::TuneService { service, name, value: None, .. } => {
-                return self.tunables_of(service, name.as_deref());
-            }
-            Request::TuneService { name: None, value: Some(_), .. } => {
-                return Reply::bad_input("a value without a name");
-            }
-            Request::TuneService { service, name: Some(name), value: Some(value), save } => {
-                return self.tune_service(service, &name, &value, save).await;
+            Request::Tune { service, name, value, save } => {
+                return self.list_or_tune(service, name.as_deref(), value.as_deref(), save).await;
             }
             Request::TuneAll { values } => return self.tune_all(&values).await,
             Request::Hold { seconds } => return self.hold(seconds).await,

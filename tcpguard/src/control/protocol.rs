@@ -112,23 +112,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         session: Option<Session>,
     },
-    /// Every tunable, or the one called `name`; with a value, sets it.
+    /// Every tunable, or the one called `name`; with a value, sets it. Of a service: what it may have for itself, and `inherit`
+    /// gives it the common value again.
     Tune {
-        /// Which tunable.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        name: Option<String>,
-        /// Its new value, as users write it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        value: Option<String>,
-        /// Write it into the configuration file, too.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        save: bool,
-    },
-    /// What a service may have for itself of the tunables, or the one called `name`; with a value, gives it that, or with
-    /// `inherit` the common one again.
-    TuneService {
         /// Where its clients connect.
-        service: SocketAddr,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<SocketAddr>,
         /// Which tunable.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
@@ -296,7 +285,7 @@ pub enum Reply {
     Tunables(Tunables),
     /// To [`Request::Tune`] with a value.
     Tuned(Tuned),
-    /// To [`Request::TuneService`] with a value.
+    /// The same of a service.
     ServiceTuned(ServiceTuned),
     /// To [`Request::TuneAll`].
     TunedAll(TunedAll),

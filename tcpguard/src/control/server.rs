@@ -356,7 +356,7 @@ mod tests {
     }
 
     fn tune() -> Request {
-        Request::Tune { name: None, value: None, save: false }
+        Request::Tune { service: None, name: None, value: None, save: false }
     }
 
     /// Sends `bytes` and returns all that comes back.
@@ -507,7 +507,8 @@ mod tests {
     fn a_reader_may_read_and_nothing_else() {
         against(Rights::Read, "reader", |path| {
             assert!(matches!(Client::new(path).ask(&tune()), Ok(Reply::Tuned(_))));
-            let change = Request::Tune { name: Some("n".into()), value: Some("1".into()), save: false };
+            let change =
+                Request::Tune { service: None, name: Some("n".into()), value: Some("1".into()), save: false };
             for request in
                 [change, Request::Confirm {}, Request::Monitor { reasons: vec![], services: vec![] }]
             {

@@ -63,8 +63,27 @@ impl Guard {
         InForce::new(&self.tunables.borrow(), &self.modes.known())
     }
 
+    /// Lists tunables, all of them or the one called `name`, of a service if one is given; or sets that one.
+    pub(super) async fn list_or_tune(
+        &self,
+        service: Option<SocketAddr>,
+        name: Option<&str>,
+        value: Option<&str>,
+        save: bool,
+    ) -> Reply {
+        match (service, name, value) {
+            (_, _, None) if save => Reply::bad_input("nothing to save without a value"),
+            (_, None, Some(_)) => Reply::bad_input("a value without a name"),
+            (None, name, None) => self.tunables(name),
+            (Some(service), name, None) => self.tunables_of(service, name),
+            (None, Some(name), Some(value)) if save => self.tune_and_save(name, value).await,
+            (None, Some(name), Some(value)) => self.tune(name, value).await,
+            (Some(service), Some(name), Some(value)) => self.tune_service(service, name, value, save).await,
+        }
+    }
+
     /// Every tunable, or the one called `name`.
-    pub(super) fn tunables(&self, name: Option<&str>) -> Reply {
+    fn tunables(&self, name: Option<&str>) -> Reply {
         let rows = match name.map(Tunable::find).transpose() {
             Ok(Some(one)) => std::slice::from_ref(one),
             Ok(None) => TUNABLES,
@@ -79,7 +98,7 @@ impl Guard {
     }
 
     /// Those that the service at `listen` may have for itself, as they hold for it.
-    pub(super) fn tunables_of(&self, listen: SocketAddr, name: Option<&str>) -> Reply {
+    fn tunables_of(&self, listen: SocketAddr, name: Option<&str>) -> Reply {
         let services = self.modes.services();
         let Some(service) = services.into_iter().find(|service| service.listen == listen) else {
             return no_service(listen);
@@ -102,13 +121,7 @@ impl Guard {
     }
 
     /// Gives the service at `listen` a value of its own, or takes it away; with `save`, in the file, too.
-    pub(super) async fn tune_service(
-        &self,
-        listen: SocketAddr,
-        name: &str,
-        value: &str,
-        save: bool,
-    ) -> Reply {
+    async fn tune_service(&self, listen: SocketAddr, name: &str, value: &str, save: bool) -> Reply {
         let mut services = self.modes.services();
         let Some(held) = services.iter_mut().find(|service| service.listen == listen) else {
             return no_service(listen);

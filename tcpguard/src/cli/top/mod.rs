@@ -104,7 +104,7 @@ fn live(
 fn read(client: &Client) -> Result<Reading, Failure> {
     let Reply::Status(status) = ask(client, &Request::Status {})? else { return Err(unexpected()) };
     let Reply::Stats(stats) = ask(client, &Request::Stats {})? else { return Err(unexpected()) };
-    let tune = Request::Tune { name: None, value: None, save: false };
+    let tune = Request::Tune { service: None, name: None, value: None, save: false };
     let Reply::Tunables(rows) = ask(client, &tune)? else { return Err(unexpected()) };
     Ok(Reading { status, stats, tunables: rows.tunables })
 }
@@ -118,7 +118,7 @@ fn flows(client: &Client) -> Result<Flows, Failure> {
 }
 
 fn tune(client: &Client, model: &mut Model, name: String, value: String) {
-    let request = Request::Tune { name: Some(name), value: Some(value), save: false };
+    let request = Request::Tune { service: None, name: Some(name), value: Some(value), save: false };
     match ask(client, &request) {
         Ok(Reply::Tuned(tuned)) => model.say(super::tune::change(&tuned)),
         Ok(_) => model.say(unexpected().message()),

@@ -11,7 +11,6 @@ impl Request {
             | Self::Stats {}
             | Self::Flows { .. }
             | Self::Tune { value: None, save: false, .. }
-            | Self::TuneService { value: None, save: false, .. }
             | Self::Config {}
             | Self::Events {}
             | Self::EventsFollow {}
@@ -21,7 +20,6 @@ impl Request {
             | Self::ServicesSet { .. }
             | Self::ServicesDel { .. }
             | Self::Tune { .. }
-            | Self::TuneService { .. }
             | Self::TuneAll { .. }
             | Self::Hold { .. }
             | Self::Release { .. }

@@ -5,7 +5,12 @@ use proptest::prelude::*;
 
 #[test]
 fn a_request_reads_as_documented_and_round_trips() {
-    let tune = Request::Tune { name: Some("time-wait".into()), value: Some("30s".into()), save: false };
+    let tune = Request::Tune {
+        service: None,
+        name: Some("time-wait".into()),
+        value: Some("30s".into()),
+        save: false,
+    };
     assert_eq!(
         String::from_utf8(tune.to_line()).unwrap(),
         "{\"v\":1,\"op\":\"tune\",\"name\":\"time-wait\",\"value\":\"30s\"}\n"
@@ -36,7 +41,7 @@ fn a_request_reads_as_documented_and_round_trips() {
         },
         Request::ServicesSet { service: session.local, keys, save: false, session: None },
         Request::ServicesDel { service: session.local, save: true, session: Some(session) },
-        Request::Tune { name: None, value: None, save: true },
+        Request::Tune { service: None, name: None, value: None, save: true },
         Request::Reload { session: Some(session) },
         Request::TuneAll { values: BTreeMap::from([("retries".to_owned(), "7".to_owned())]) },
         Request::KeysRotate {},
@@ -54,13 +59,13 @@ fn a_request_reads_as_documented_and_round_trips() {
         },
         Request::Mode { service: "[::]:80".parse().unwrap(), mode: "auto".into(), session: None },
         Request::DryRun { service: "[::]:80".parse().unwrap(), on: true, session: None },
-        Request::TuneService {
-            service: "[::]:80".parse().unwrap(),
+        Request::Tune {
+            service: Some("[::]:80".parse().unwrap()),
             name: Some("retries".into()),
             value: Some("3".into()),
             save: true,
         },
-        Request::TuneService { service: "[::]:80".parse().unwrap(), name: None, value: None, save: false },
+        Request::Tune { service: Some(session.local), name: None, value: None, save: false },
         Request::Monitor { reasons: vec![], services: vec![] },
         Request::Monitor { reasons: vec!["engine".into()], services: vec![session.local] },
         Request::Events {},
