@@ -340,6 +340,7 @@ fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
         ("kernel", "good"),
         ("rights", "good"),
         ("feature program xdp", "good"),
+        ("feature map ringbuf", "good"),
         ("feature map xskmap", "good"),
         ("feature af_xdp", "good"),
         (&format!("{GUARD_INTERFACE} driver"), "good"),

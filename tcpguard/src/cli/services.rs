@@ -27,7 +27,8 @@ Examples:
   tcpguard services add 192.0.2.1:443=127.0.0.1:8443,auto max_connections=10000
   tcpguard services set 192.0.2.1:443 backend=127.0.0.1:8443,127.0.0.1:9443 balance=least-connections
   tcpguard services set 192.0.2.1:443 max_connections=   no limit any more
-  tcpguard services del 192.0.2.1:443 --save             out of the file, too")]
+  tcpguard services del 192.0.2.1:443 --save             out of the file, too
+  tcpguard services add 192.0.2.1:25=127.0.0.1:2525 --confirm 60    for a minute, unless confirmed")]
 pub(super) struct Args {
     #[command(subcommand)]
     what: Option<What>,

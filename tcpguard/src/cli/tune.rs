@@ -20,6 +20,7 @@ Examples:
   tcpguard tune time-wait        show one
   tcpguard tune time-wait 30s    set it, at once, until the daemon ends
   tcpguard tune time-wait 30s --save    set it, and write it into the file
+  tcpguard tune syn-timeout 3s --confirm 60    for a minute, unless `tcpguard confirm` follows
   tcpguard tune retries 3 --service 192.0.2.1:443        for one service alone
   tcpguard tune retries inherit --service 192.0.2.1:443  as for all others again
   tcpguard tune --service 192.0.2.1:443                  list what it can have for itself

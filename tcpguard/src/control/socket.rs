@@ -28,10 +28,10 @@ pub enum ListenError {
     #[error("{}: another daemon listens there; give this one a control socket of its own", .0.display())]
     InUse(PathBuf),
     /// Something that is no socket is there, and is not ours to remove.
-    #[error("{}: exists and is not a socket", .0.display())]
+    #[error("{}: exists and is not a socket; move it away, or choose another path", .0.display())]
     NotASocket(PathBuf),
     /// No such group on this machine.
-    #[error("unknown group `{0}`")]
+    #[error("unknown group `{0}`; `getent group` lists those there are")]
     UnknownGroup(String),
     /// The system refused.
     #[error("{}: {source}", path.display())]
@@ -182,7 +182,7 @@ mod tests {
         let other = directory.join("t");
         let error = Socket::bind(&SocketSpec { path: &other, group: Some("no-such-group"), mode: 0o660 })
             .unwrap_err();
-        assert_eq!(error.to_string(), "unknown group `no-such-group`");
+        assert!(error.to_string().starts_with("unknown group `no-such-group`; "), "{error}");
         assert!(!other.exists());
         std::fs::remove_dir_all(directory).unwrap();
     }

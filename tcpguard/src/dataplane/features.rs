@@ -22,6 +22,7 @@ pub fn features() -> Vec<Feature> {
         ("map hash", "services and flows", MapType::Hash),
         ("map array", "keys, settings and budgets", MapType::Array),
         ("map percpu-array", "counters", MapType::PerCpuArray),
+        ("map ringbuf", "packets for monitors, and what XDP logs", MapType::RingBuf),
         ("map xskmap", "handing flows to the engines", MapType::XskMap),
     ];
     let program = Feature {
