@@ -184,7 +184,7 @@ reasons! {
     IcmpError = "icmp-error", Redirected;
     /// ICMP error about a known flow of which more is said than icmp-rate allows.
     IcmpRate = "icmp-rate", Dropped;
-    /// Arrived on a receive queue that came up after the daemon and has no engine: a restart gives it one.
+    /// Arrived on a receive queue without an engine: it came up after the daemon, or is not among those configured.
     NoEngine = "no-engine", Dropped;
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::{Guarded, lab_object, wait_for};
-use xtask::lab::{GUARD_ADDRESS, LabConfig};
+use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, LabConfig};
 
 /// Protected beside the web server, with a backend of this test's own.
 const SERVICE: SocketAddr = SocketAddr::V4(SocketAddrV4::new(GUARD_ADDRESS, 81));
@@ -33,10 +33,16 @@ struct Setup {
 
 impl Setup {
     fn new(queues: u32, loss: Option<f64>) -> Self {
+        Self::with(queues, loss, &[])
+    }
+
+    /// With `arguments` for the daemon.
+    fn with(queues: u32, loss: Option<f64>, arguments: &[&str]) -> Self {
         let mut config = LabConfig::new(lab_object());
         (config.queues, config.loss) = (queues, loss);
         let protect = [SERVICE, SERVICE_V6].map(|service| format!("{service}={BACKEND}"));
-        let guarded = Guarded::up(config, &["--protect", &protect[0], "--protect", &protect[1]]);
+        let protect = ["--protect", protect[0].as_str(), "--protect", protect[1].as_str()];
+        let guarded = Guarded::up(config, &[&protect[..], arguments].concat());
         Self { backend: guarded.listen(BACKEND), guarded }
     }
 
@@ -182,6 +188,31 @@ fn every_transfer_finishes_though_losses_make_clients_change_their_queues() {
     }
     wait_for("every forwarded frame to arrive", SOON, || {
         setup.count("engine", "forwarded-in") >= setup.count("engine", "forwarded-out")
+    });
+    setup.check_frames();
+}
+
+/// To which queues flows go is decided at the other end of a veth, as by the hashing of a NIC.
+#[test]
+fn engines_for_some_of_the_queues_serve_what_arrives_there_and_the_rest_is_dropped() {
+    let setup = Setup::with(2, None, &["--queues", "1"]);
+    let client = setup.guarded.lab.client();
+    let spread_over = |queues: &str| {
+        client.output("ethtool", &["-L", CLIENT_INTERFACE, "tx", queues]).expect("other queues");
+    };
+    spread_over("1");
+    echo_many(&setup, SERVICE, 8, 256 << 10);
+    assert_eq!(setup.guarded.reason("no-engine"), 0);
+    assert_eq!(setup.guarded.json(&["status"])["interfaces"][0]["queues"], 1);
+    assert_eq!(setup.stats()["engines"].as_array().map(Vec::len), Some(1));
+    spread_over("2");
+    wait_for("a SYN at the other queue", SOON, || {
+        let attempt = || TcpStream::connect_timeout(&SERVICE, Duration::from_millis(300));
+        // The host would answer with a reset: it knows of no such port.
+        if let Err(error) = client.enter(attempt).expect("entering the client's namespace") {
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        }
+        setup.guarded.reason("no-engine") > 0
     });
     setup.check_frames();
 }

@@ -36,7 +36,8 @@ pub(super) struct Args {
     /// How XDP attaches to the interfaces given with -i: native, generic [default: native]
     #[arg(long)]
     mode: Option<AttachMode>,
-    /// Receive queues that the interfaces given with -i must have [default: as many as they have]
+    /// Receive queues of the interfaces given with -i that get an engine, the first ones [default: all]. The NIC must keep
+    /// flows to those: ethtool -X IF equal N
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
     /// An address and port to protect, and where to relay its connections: ADDR:PORT, unix:/PATH, or several with commas

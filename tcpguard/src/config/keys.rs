@@ -126,7 +126,12 @@ fn interface() -> Section {
                 AttachMode::default().to_string(),
                 format!("How XDP attaches. Generic works everywhere, slowly. {}", one_of(AttachMode::WORDS)),
             ),
-            key("queues", 4, "Refuse to start with another number of receive queues than this."),
+            key(
+                "queues",
+                4,
+                "Give engines to so many receive queues, the first ones. The NIC must keep flows to those (ethtool -X \
+                 eth0 equal 4): what arrives at others is dropped. All queues have one unless this is set.",
+            ),
             key("cpus", vec![0, 1], "Keep the engines of its queues on these CPUs, in turn."),
             key("busy_poll", false, "Let its engines look for frames without ever sleeping, for a CPU each."),
             key(

@@ -87,7 +87,7 @@ pub struct Interface {
     pub name: String,
     /// How XDP attaches; never changed silently.
     pub mode: AttachMode,
-    /// Receive queues the interface must have; `None` for as many as it has. Each gets an engine.
+    /// Receive queues that get an engine, from 0 on; `None` for all it has.
     pub queues: Option<u32>,
     /// CPUs for the engines of its queues, which take turns when there are more queues; any CPU when empty.
     pub cpus: Vec<u32>,

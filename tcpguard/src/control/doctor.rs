@@ -246,11 +246,39 @@ fn of_interface(interface: &Interface) -> Vec<Finding> {
     findings
 }
 
+/// Whether whatever queue a packet arrives at has an engine.
+fn judge_queues(interface: &Interface, facts: &InterfaceFacts) -> Finding {
+    let (name, present) = (&interface.name, facts.rx_queues);
+    let wanted = interface.queues.unwrap_or(present);
+    let verdict = match facts.hashed_to {
+        _ if wanted > present || wanted > MAX_QUEUES => Verdict::Bad,
+        Some(last) if wanted < present && last >= wanted => Verdict::Bad,
+        None if wanted < present => Verdict::Warning,
+        _ => Verdict::Good,
+    };
+    let served = match facts.hashed_to {
+        _ if wanted == present => "an engine for each".to_owned(),
+        Some(last) => {
+            format!("engines for the first {wanted}; flows are hashed to queues up to number {last}")
+        }
+        None => format!("engines for the first {wanted}; what arrives at the others is dropped"),
+    };
+    finding(
+        format!("{name} queues"),
+        verdict,
+        format!("{present} receive queues, {served}"),
+        format!(
+            "at most {MAX_QUEUES} can have one: ethtool -L {name} combined N sets their number, ethtool -X {name} equal N keeps \
+             flows to the first N, and `queues` says how many have an engine"
+        ),
+    )
+}
+
 /// What there is to say of an interface that is like that.
 fn judge(interface: &Interface, facts: &InterfaceFacts) -> Vec<Finding> {
     let name = &interface.name;
     let about = |what: &str| format!("{name} {what}");
-    let (driver, mtu, queues) = (facts.driver.as_str(), facts.link.mtu, facts.rx_queues);
+    let (driver, mtu) = (facts.driver.as_str(), facts.link.mtu);
     let native = interface.mode == AttachMode::Native;
     let mut findings = Vec::new();
     let state = match facts.link.state {
@@ -292,13 +320,7 @@ fn judge(interface: &Interface, facts: &InterfaceFacts) -> Vec<Finding> {
         format!("{mtu}"),
         format!("native XDP on one page takes {NATIVE_MTU} at most: ip link set dev {name} mtu 1500"),
     ));
-    let wanted = interface.queues.unwrap_or(queues);
-    findings.push(finding(
-        about("queues"),
-        if queues <= MAX_QUEUES && wanted == queues { Verdict::Good } else { Verdict::Bad },
-        format!("{queues} receive queues, an engine for each"),
-        format!("at most {MAX_QUEUES}, and as many as the configuration says: ethtool -L {name} combined N"),
-    ));
+    findings.push(judge_queues(interface, facts));
     if facts.strips_vlan {
         findings.push(finding(
             about("VLAN tags"),
@@ -401,6 +423,7 @@ mod tests {
             link: LinkFacts { mac: [2; 6], mtu: 1500, state: LinkState::Up },
             rx_queues: 4,
             tx_queues: 4,
+            hashed_to: Some(3),
             driver: driver.into(),
             strips_vlan: false,
             joins_segments: false,
@@ -428,6 +451,9 @@ mod tests {
             (&native, change(&|f| f.link.mtu = 9000), (Verdict::Bad, "eth0 MTU")),
             (&native, change(&|f| f.rx_queues = MAX_QUEUES + 1), (Verdict::Bad, "eth0 queues")),
             (&three, facts("ice"), (Verdict::Bad, "eth0 queues")),
+            (&three, change(&|f| f.hashed_to = Some(2)), (Verdict::Note, "eth0 zero-copy")),
+            (&three, change(&|f| f.hashed_to = None), (Verdict::Warning, "eth0 queues")),
+            (&three, change(&|f| f.rx_queues = 2), (Verdict::Bad, "eth0 queues")),
             (&native, change(&|f| f.strips_vlan = true), (Verdict::Warning, "eth0 VLAN tags")),
             (&native, change(&|f| f.joins_segments = true), (Verdict::Warning, "eth0 LRO")),
         ] {

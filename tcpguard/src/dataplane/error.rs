@@ -110,10 +110,11 @@ pub enum DataplaneError {
         /// Transmit queues.
         tx: u32,
     },
-    /// Every receive queue needs an engine, and maps have room for so many.
+    /// There are not as many receive queues, or maps have no room for as many engines.
     #[error(
-        "{queues} queues on {name}, which has {present}: each needs an engine, and {most} can have one; \
-         `ethtool -L {name} combined N` sets their number", most = tcpguard_common::map::MAX_QUEUES
+        "{queues} queues of {name} are to have an engine, but it has {present}, and {most} can have one; \
+         `ethtool -L {name} combined N` sets their number, and `queues` how many of them have an engine",
+         most = tcpguard_common::map::MAX_QUEUES
     )]
     QueueCount {
         /// The interface.
@@ -122,6 +123,19 @@ pub enum DataplaneError {
         queues: u32,
         /// How many the interface has.
         present: u32,
+    },
+    /// The device spreads flows over more receive queues than are to have an engine.
+    #[error(
+        "{name} spreads flows over its receive queues up to number {last}, and only the first {queues} are to have an engine: \
+         what arrived at the others would be dropped. `ethtool -X {name} equal {queues}` keeps flows to those"
+    )]
+    UnservedQueues {
+        /// The interface.
+        name: String,
+        /// How many are to have an engine.
+        queues: u32,
+        /// The last one that flows are hashed to.
+        last: u32,
     },
     /// What a previous daemon had on the interface could not be put back.
     #[error("could not put the previous daemon's XDP program back on {name}: it is not protected any more")]

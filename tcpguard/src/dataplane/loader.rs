@@ -70,7 +70,7 @@ pub struct InterfaceSpec {
     pub name: String,
     /// Native or generic.
     pub mode: AttachMode,
-    /// Receive queues that get an engine, from 0 on; all of them if `None`.
+    /// Receive queues that get an engine, from 0 on; all of them if `None`. What arrives at others is dropped.
     pub queues: Option<u32>,
 }
 
@@ -208,6 +208,14 @@ impl Dataplane {
             return Err(DataplaneError::AttachedTwice { name: facts.name });
         }
         let queues = usable_queues(&facts, spec.queues)?;
+        if queues < facts.rx_queues && facts.hashed_to.is_none() {
+            tracing::warn!(
+                interface = facts.name,
+                queues,
+                of = facts.rx_queues,
+                "the driver does not say where packets arrive: those at a queue without an engine are dropped (no-engine)"
+            );
+        }
         let lock = self.lock(&facts)?;
         let (slot, before) = self.choose_slot(facts.ifindex)?;
         let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
@@ -666,12 +674,17 @@ fn clear(pins: PinDir) -> Result<bool, DataplaneError> {
     result.map(|()| found)
 }
 
-fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, DataplaneError> {
+/// How many of an interface's receive queues get an engine, if `wanted` are to.
+pub(super) fn usable_queues(facts: &InterfaceFacts, wanted: Option<u32>) -> Result<u32, DataplaneError> {
     let name = || facts.name.clone();
     let queues = wanted.unwrap_or(facts.rx_queues);
-    // A queue without an engine has nobody to take its connections, and its SYNs would go unanswered.
-    if queues != facts.rx_queues || !(1..=MAX_QUEUES).contains(&queues) {
+    if queues > facts.rx_queues || !(1..=MAX_QUEUES).contains(&queues) {
         return Err(DataplaneError::QueueCount { name: name(), queues, present: facts.rx_queues });
+    }
+    // A queue without an engine has nobody to take its connections, and its SYNs would go unanswered.
+    let is_among_others = |&last: &u32| queues < facts.rx_queues && last >= queues;
+    if let Some(last) = facts.hashed_to.filter(is_among_others) {
+        return Err(DataplaneError::UnservedQueues { name: name(), queues, last });
     }
     // AF_XDP in copy mode sends nothing, and says nothing, on a queue that the device has no transmit side for.
     if queues > facts.tx_queues {

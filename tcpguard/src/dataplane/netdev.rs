@@ -12,6 +12,7 @@ const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_GRXFHINDIR: u32 = 0x38;
 /// `ETH_FLAG_RXVLAN` and `ETH_FLAG_LRO`.
 const RX_VLAN: u32 = 1 << 8;
 const LRO: u32 = 1 << 15;
@@ -29,6 +30,8 @@ pub struct InterfaceFacts {
     pub rx_queues: u32,
     /// Transmit queues.
     pub tx_queues: u32,
+    /// The last receive queue that flows are hashed to (`ethtool -x`); `None` if the driver does not say.
+    pub hashed_to: Option<u32>,
     /// The driver, or `unknown`.
     pub driver: String,
     /// It takes VLAN tags off frames before anybody sees them.
@@ -110,12 +113,14 @@ impl InterfaceFacts {
             .map_err(failed("MAC address, MTU or flags"))?
             .ok_or_else(|| DataplaneError::NotEthernet { name: name.to_owned() })?;
         let (rx_queues, tx_queues) = control.queues().map_err(failed("queue count"))?;
+        // Some drivers only say so while the interface is up.
+        let hashed_to = control.hashed_to().ok().flatten();
         let driver = control.driver().unwrap_or_else(|_| "unknown".to_owned());
         // A device that has no such flags does neither.
         let flags = control.flags().unwrap_or(0);
         let (strips_vlan, joins_segments) = (flags & RX_VLAN != 0, flags & LRO != 0);
         let name = name.to_owned();
-        Ok(Self { name, ifindex, link, rx_queues, tx_queues, driver, strips_vlan, joins_segments })
+        Ok(Self { name, ifindex, link, rx_queues, tx_queues, hashed_to, driver, strips_vlan, joins_segments })
     }
 }
 
@@ -242,6 +247,23 @@ impl Control {
             Ok(_) => Ok((channels.rx + channels.combined, channels.tx + channels.combined)),
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok((1, 1)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The last receive queue in the table by which flows are spread (RSS).
+    fn hashed_to(&self) -> io::Result<Option<u32>> {
+        // `struct ethtool_rxfh_indir`: the command, how many entries there is room for, and the entries.
+        let mut table = vec![ETHTOOL_GRXFHINDIR, 0];
+        loop {
+            let data = libc::__c_anonymous_ifr_ifru { ifru_data: table.as_mut_ptr().cast() };
+            // SAFETY: ETHTOOL_GRXFHINDIR writes the size of the device's table, and as many entries if there is room.
+            unsafe { self.ioctl(SIOCETHTOOL, data) }?;
+            let size = table[1] as usize;
+            if table.len() == 2 + size {
+                return Ok(table[2..].iter().copied().max());
+            }
+            table = vec![0; 2 + size];
+            (table[0], table[1]) = (ETHTOOL_GRXFHINDIR, size as u32);
         }
     }
 

@@ -171,7 +171,8 @@ impl Advice {
             Reason::ExitDrop => (LIFE, "No daemon lives, and the ports are shut: start it (tcpguard run)."),
             Reason::NoEngine => (
                 LIFE,
-                "Queues were added while the daemon ran: restart it, or take them away again (ethtool -L IF combined N).",
+                "Queues were added while the daemon ran: restart it, or take them away again (ethtool -L IF combined N). Or \
+                 `queues` gives fewer of them an engine than flows are hashed to (ethtool -X IF equal N).",
             ),
         };
         Self { decided, act }

@@ -10,11 +10,12 @@ use tcpguard_common::reason::Reason;
 use tcpguard_common::seq::Seq;
 
 use super::{Sandbox, attach_foreign, bpf, chain, contents, ifindex, ip, pass_program, with_veth};
+use crate::dataplane::loader::usable_queues;
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pins::PinDir;
 use crate::dataplane::{
-    AttachMode, Attached, Dataplane, DataplaneError, InterfaceSpec, LoadOptions, ServiceEntry, SocketConfig,
-    SocketError, XskSocket,
+    AttachMode, Attached, Dataplane, DataplaneError, InterfaceFacts, InterfaceSpec, LoadOptions,
+    ServiceEntry, SocketConfig, SocketError, XskSocket,
 };
 
 fn native(name: &str) -> InterfaceSpec {
@@ -430,17 +431,40 @@ fn queues_that_are_not_there_have_no_engine_or_could_not_send_are_refused() {
         let sandbox = Sandbox::new();
         let mut dataplane = Dataplane::load(&sandbox.options).unwrap();
         let with = |queues| InterfaceSpec { queues: Some(queues), ..native("tgd-a") };
-        for queues in [0, 2, 5, 65] {
+        for queues in [0, 5, 65] {
             let error = refused(&mut dataplane, &with(queues));
             assert!(matches!(error, DataplaneError::QueueCount { present: 4, .. }), "{error}");
         }
-        assert_eq!(dataplane.attach(&with(4)).unwrap().queues, 4);
+        // A veth does not say where packets arrive: that is the operator's to know.
+        assert_eq!(dataplane.attach(&with(2)).unwrap().queues, 2);
         ip("link add tgd-c numrxqueues 4 numtxqueues 2 type veth peer name tgd-d");
         let error = refused(&mut dataplane, &native("tgd-c"));
         assert!(matches!(error, DataplaneError::UnequalQueues { rx: 4, tx: 2, .. }), "{error}");
         let error = refused(&mut dataplane, &native("tgd-none"));
         assert!(matches!(error, DataplaneError::UnknownInterface { .. }), "{error}");
         dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn an_interface_that_spreads_flows_over_more_queues_than_have_an_engine_is_refused() {
+    with_veth(4, 1500, || {
+        let facts = InterfaceFacts::query("tgd-a").unwrap();
+        assert_eq!((facts.rx_queues, facts.hashed_to), (4, None));
+        let hashed = |last| InterfaceFacts { hashed_to: Some(last), ..facts.clone() };
+        for (last, wanted, expected) in [
+            (3, None, Ok(4)),
+            (1, None, Ok(4)),
+            (1, Some(2), Ok(2)),
+            (2, Some(2), Err(2)),
+            (3, Some(1), Err(3)),
+        ] {
+            let usable = usable_queues(&hashed(last), wanted).map_err(|error| match error {
+                DataplaneError::UnservedQueues { queues, last, .. } if Some(queues) == wanted => last,
+                error => panic!("{error}"),
+            });
+            assert_eq!(usable, expected, "{last} {wanted:?}");
+        }
     });
 }
 
