@@ -306,13 +306,24 @@ fn judge(interface: &Interface, facts: &InterfaceFacts) -> Vec<Finding> {
             "mode = \"native\" where the driver can",
         ),
     });
-    let copy = match native && ZERO_COPY.contains(&driver) {
-        true => {
-            format!("{driver} can do without copies; tcpguard copies each frame once each way at present")
+    let copied = "each frame is copied once each way";
+    findings.push(match (native && ZERO_COPY.contains(&driver), interface.zero_copy) {
+        (true, true) => finding(
+            about("zero-copy"),
+            Verdict::Good,
+            format!("{driver} can read and write frames where they are"),
+            "",
+        ),
+        (true, false) => finding(
+            about("zero-copy"),
+            Verdict::Note,
+            format!("{driver} could do without copies, but is not to: {copied}"),
+            "zero_copy = true",
+        ),
+        (false, _) => {
+            finding(about("zero-copy"), Verdict::Note, copied, "none: it costs little at common rates")
         }
-        false => "each frame is copied once each way".to_owned(),
-    };
-    findings.push(finding(about("zero-copy"), Verdict::Note, copy, "none: it costs little at common rates"));
+    });
     let most = if native { NATIVE_MTU } else { SocketConfig::for_mtu(mtu).mtu() };
     findings.push(finding(
         about("MTU"),
@@ -439,19 +450,22 @@ mod tests {
     fn an_interface_is_judged_by_its_worst_part() {
         let native = Interface::new("eth0", AttachMode::Native, None).unwrap();
         let three = Interface { queues: Some(3), ..native.clone() };
+        let copying = Interface { zero_copy: false, ..native.clone() };
         let change = |change: &dyn Fn(&mut InterfaceFacts)| {
             let mut facts = facts("ice");
             change(&mut facts);
             facts
         };
         for (interface, facts, expected) in [
-            (&native, facts("ice"), (Verdict::Note, "eth0 zero-copy")),
+            (&native, facts("ice"), (Verdict::Good, "eth0 link")),
+            (&copying, facts("ice"), (Verdict::Note, "eth0 zero-copy")),
+            (&native, facts("veth"), (Verdict::Note, "eth0 zero-copy")),
             (&native, facts("e1000"), (Verdict::Warning, "eth0 driver")),
             (&native, change(&|f| f.link.state = LinkState::Down), (Verdict::Warning, "eth0 link")),
             (&native, change(&|f| f.link.mtu = 9000), (Verdict::Bad, "eth0 MTU")),
             (&native, change(&|f| f.rx_queues = MAX_QUEUES + 1), (Verdict::Bad, "eth0 queues")),
             (&three, facts("ice"), (Verdict::Bad, "eth0 queues")),
-            (&three, change(&|f| f.hashed_to = Some(2)), (Verdict::Note, "eth0 zero-copy")),
+            (&three, change(&|f| f.hashed_to = Some(2)), (Verdict::Good, "eth0 link")),
             (&three, change(&|f| f.hashed_to = None), (Verdict::Warning, "eth0 queues")),
             (&three, change(&|f| f.rx_queues = 2), (Verdict::Bad, "eth0 queues")),
             (&native, change(&|f| f.strips_vlan = true), (Verdict::Warning, "eth0 VLAN tags")),
