@@ -223,13 +223,13 @@ fn a_reset_passes_through_in_both_directions() {
     let setup = Setup::new(1, None);
     let (client, mut server) = setup.pair();
     server.write_all(b"never read").expect("writing");
-    thread::sleep(Duration::from_millis(200));
+    client.peek(&mut [0]).expect("what will not be read");
     drop(client);
     assert_eq!(server.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
 
     let (mut client, server) = setup.pair();
     client.write_all(b"never read").expect("writing");
-    thread::sleep(Duration::from_millis(200));
+    server.peek(&mut [0]).expect("what will not be read");
     drop(server);
     assert_eq!(client.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
     wait_for("no connection left", SOON, || setup.count("engine", "connections") == 0);

@@ -14,7 +14,9 @@ use tcpguard_common::map::{self, Flow};
 use xtask::lab::{GUARD_ADDRESS, LabConfig};
 
 const BACKEND: &str = "127.0.0.1:8181";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
+/// Longer than anything takes that happens by itself.
+const A_WHILE: Duration = Duration::from_secs(1);
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\n\r\n";
 const LAST_REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: guard\r\nConnection: close\r\n\r\n";
 
@@ -75,7 +77,7 @@ fn a_server_side_close_leaves_time_wait_for_2msl_and_a_tuned_value_applies_at_on
     }
     wait_for("three TIME_WAITs", SOON, || guarded.flows(Some("TIME_WAIT")).len() == 3);
     wait_for("XDP to know them by their fingerprints", SOON, || remembered(&guarded) == (0, 3));
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(A_WHILE);
     assert_eq!(guarded.flows(Some("TIME_WAIT")).len(), 3, "ended before 2MSL");
     guarded.tune("time-wait", "1s");
     wait_for("the tuned 2MSL to end them", SOON, || guarded.flows(None).is_empty());
@@ -113,7 +115,7 @@ fn remembered(guarded: &Guarded) -> (usize, usize) {
 fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
     let guarded = guarded_with_port_81();
     let listener = guarded.listen(BACKEND);
-    // The client ends its direction first; the server answers two seconds later.
+    // The client ends its direction first; the server answers a while later.
     let mut client = connect(&guarded, 81);
     client.write_all(b"question").expect("sending");
     client.shutdown(Shutdown::Write).expect("half-closing");
@@ -121,7 +123,7 @@ fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
     let mut question = String::new();
     server.read_to_string(&mut question).expect("the question and the client's FIN");
     assert_eq!(question, "question");
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(A_WHILE);
     server.write_all(b"answer").expect("answering");
     drop(server);
     let mut answer = String::new();
@@ -133,7 +135,7 @@ fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
     let (mut server, _) = listener.accept().expect("the relayed connection");
     server.shutdown(Shutdown::Write).expect("half-closing");
     assert_eq!(client.read(&mut [0; 8]).expect("a read"), 0, "the server's FIN");
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(A_WHILE);
     client.write_all(b"bc").expect("sending after the server's FIN");
     drop(client);
     let mut rest = String::new();

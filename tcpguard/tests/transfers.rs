@@ -85,7 +85,7 @@ fn downloads_are_byte_for_byte_equal_while_300_000_spoofed_syns_a_second_arrive(
     let flood = flood(&mut guarded, 300_000);
     assert_downloads(&guarded, &names);
     assert!(guarded.stack("adopted") >= names.len() as u64, "downloads shared connections");
-    outlasted(&guarded, flood, 3_000_000);
+    outlasted(&guarded, flood, 1_500_000);
 }
 
 #[test]
