@@ -228,7 +228,7 @@ fn a_demo_runs_right_after_a_killed_one_which_leaves_nothing_behind() {
 
 #[test]
 fn a_demo_whose_web_server_dies_fails_and_says_so() {
-    let mut demo = Demo::plain("4");
+    let mut demo = Demo::plain("8");
     demo.wait_for("calm");
     for pid in processes(&demo.lab(), "nginx") {
         // A worker may have followed its master already.
