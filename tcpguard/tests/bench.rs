@@ -1,5 +1,6 @@
 //! The benchmarks measure what their rows say: they fail by themselves when a packet meets another verdict or reason than
-//! its row's, or the stack does something else. Nothing here says how fast anything is. Most of it needs root.
+//! its row's, or the stack does something else. Nothing here says how fast anything is, so every effort is as small as what is
+//! proven allows. Most of it needs root.
 
 #[path = "support/example.rs"]
 mod example;
@@ -24,6 +25,9 @@ fn built() -> Artifacts {
     }
 }
 
+/// Long enough for requests to be answered on a busy machine.
+const A_MOMENT: Duration = Duration::from_millis(300);
+
 fn objects() -> Objects<'static> {
     Objects {
         guard: Path::new(concat!(env!("OUT_DIR"), "/tcpguard-xdp")),
@@ -31,10 +35,13 @@ fn objects() -> Objects<'static> {
     }
 }
 
+/// A few packets of every row.
+const FEW_PACKETS: Effort = Effort { rounds: 1, packets: 2000, flows: 10_000 };
+
 #[test]
 fn every_row_of_the_program_benchmark_runs_the_path_it_names() {
     let report =
-        measure(objects(), &[], Effort::QUICK, |_| {}).expect("every packet meets the reason of its row");
+        measure(objects(), &[], FEW_PACKETS, |_| {}).expect("every packet meets the reason of its row");
     let json = serde_json::to_value(&report).expect("a report is JSON");
     assert_eq!((&json["suite"], &json["version"]), (&"program".into(), &1.into()));
     let rows = json["rows"].as_array().expect("rows");
@@ -83,14 +90,21 @@ fn every_row_of_the_program_benchmark_runs_the_path_it_names() {
 fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
     // The lab's first program passes everything or sends it back: no guard in either case.
     let peer = Peer { name: "lab".to_owned(), object: concat!(env!("OUT_DIR"), "/tcpguard-lab").into() };
-    let error = measure(objects(), &[peer], Effort::QUICK, |_| {}).expect_err("not a guard");
+    let error = measure(objects(), &[peer], FEW_PACKETS, |_| {}).expect_err("not a guard");
     assert!(format!("{error:#}").contains("row lab/"), "{error:#}");
 }
 
 #[test]
 fn every_row_of_the_stack_benchmark_is_measured() {
     let program = example::build("tcpguard-stack", "stack-bench").join("stack-bench");
-    let effort = stack::Effort { rounds: 2, connections: &[1000, 2000], ..stack::Effort::QUICK };
+    let effort = stack::Effort {
+        rounds: 2,
+        segments: 2000,
+        connections: &[1000, 2000],
+        half_open: 10_000,
+        time_wait: 10_000,
+        ..stack::Effort::QUICK
+    };
     let report = stack::measure(&program, effort).expect("the stack does what the rows say");
     let json = serde_json::to_value(&report).expect("a report is JSON");
     assert_eq!((&json["suite"], &json["version"]), (&"stack".into(), &1.into()));
@@ -132,12 +146,15 @@ fn every_row_of_the_stack_benchmark_is_measured() {
         for figure in ["median", "min", "max"] {
             assert!(row[figure].as_f64().is_some_and(|figure| figure > 0.0), "{row}");
         }
+        let beside = ["segment_", "open_close_"].iter().any(|kind| name.starts_with(kind));
+        assert_eq!(row["of_fewest"].is_number(), beside, "{row}");
     }
 }
 
 #[test]
 fn every_work_of_the_proxy_benchmark_is_done_through_every_contestant() {
-    let effort = proxy::Effort { rounds: 1, time: Duration::from_secs(1), bulk: 4 << 20, first_bytes: 5 };
+    let effort =
+        proxy::Effort { rounds: 1, warm_up: A_MOMENT, time: A_MOMENT, bulk: 4 << 20, first_bytes: 5 };
     let report = proxy::measure(&built(), effort, |_| {}).expect("every request is answered");
     let rows: Vec<_> = report.rows.iter().map(|row| (row.name, row.contestant, row.unit)).collect();
     let works = [
@@ -168,8 +185,12 @@ fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_client
             // So short a flood may leave a kernel no time at all; XDP comes before it.
             let is_in_time = ["tcpguard", "xdp_tx"].contains(&&*row.contestant);
             assert!(if is_in_time { row.median > 0.0 } else { answers || row.median == 0.0 }, "{row:?}");
-            let serves = answers && row.contestant != "xdp_tx";
+            // The kernel's synproxy checks checksums over IPv6 as if they were IPv4's, where no driver did.
+            let serves =
+                answers && row.contestant != "xdp_tx" && (name, &*row.contestant) != ("syn_v6", "synproxy");
             assert_eq!(row.connected > 0, serves, "{row:?}");
+            let (syns, handshakes) = (unit == "answers/s", unit == "handshakes/s");
+            assert_eq!((row.answered.is_some(), row.of_xdp_tx.is_some()), (syns, !handshakes), "{row:?}");
         }
     }
     let floods = ["syn_v4", "syn_v6", "one_tuple_v4", "ack_v4", "data_v4", "known_flow_v4", "handshake_v4"];
@@ -182,7 +203,8 @@ fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_client
 #[test]
 fn every_row_of_goodput_is_measured_against_the_kernel() {
     let built = built();
-    let rows = stack::transfers(&built, stack::Effort::QUICK).expect("bytes arrive");
+    let effort = stack::Effort { transfers: 1, transfer: A_MOMENT, ..stack::Effort::QUICK };
+    let rows = stack::transfers(&built, effort).expect("bytes arrive");
     let names: Vec<&str> = rows.iter().map(|row| &*row.name).collect();
     assert_eq!(
         names,
@@ -214,8 +236,7 @@ fn a_reflector_does_not_pass_for_a_guard() {
 
 #[test]
 fn goodput_has_a_row_for_every_contestant_in_both_topologies() {
-    let effort =
-        goodput::Effort { rounds: 1, warm_up: Duration::ZERO, time: Duration::from_secs(1), steps: &[10] };
+    let effort = goodput::Effort { rounds: 1, most: 2, warm_up: Duration::ZERO, time: A_MOMENT, steps: &[5] };
     let report = goodput::measure(&built(), effort, |_| {}).expect("every contestant stands");
     let json = serde_json::to_value(&report).expect("a report is JSON");
     assert_eq!((&json["suite"], &json["version"]), (&"goodput".into(), &1.into()));
@@ -227,12 +248,22 @@ fn goodput_has_a_row_for_every_contestant_in_both_topologies() {
         .collect();
     assert_eq!(rows, expected);
     for row in &report.rows {
-        assert!(row.asked_pps > 0 && row.delivered_pps > 0.0, "{row:?}");
-        assert_eq!(row.rounds, 1);
+        assert!(row.asked_pps > 0, "{row:?}");
         // Without a defence there may be nobody who is served; with one there is.
         assert!(row.contestant == "none" || row.requests > 0, "{row:?}");
-        let compared = row.discarded == 0;
-        assert_eq!((row.of_deny.is_some(), row.of_reflect.is_some()), (compared, compared), "{row:?}");
+        // What is compared has another round where its floods were not alike. On a busy machine none may have been.
+        let guard = row.contestant == "tcpguard" || row.contestant.starts_with("oracle");
+        assert!(row.rounds == 1 || guard && row.rounds == 2, "{row:?}");
+        let counts = row.discarded < row.rounds;
+        assert!(counts || guard, "{row:?}");
+        assert_eq!(
+            (row.median > 0.0, row.delivered_pps > 0.0),
+            (counts && row.requests > 0, counts),
+            "{row:?}"
+        );
+        if guard {
+            assert_eq!((row.of_deny.is_some(), row.of_reflect.is_some()), (counts, counts), "{row:?}");
+        }
     }
 }
 

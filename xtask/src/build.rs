@@ -62,6 +62,14 @@ pub fn release_example(package: &str, name: &str, purpose: Purpose) -> Result<Pa
     executable(lines.iter().map(String::as_str), name)
 }
 
+/// Likewise the daemon with an example of its package, and where that is. What only examples need changes how others are built:
+/// after the daemon alone, most of it would be built again.
+pub fn release_with_example(name: &str, purpose: Purpose) -> Result<(Artifacts, PathBuf)> {
+    let lines = build(purpose, "tcpguard", &["--release", "--bins", "--example", name])?;
+    let messages = || lines.iter().map(String::as_str);
+    Ok((artifacts(messages())?, executable(messages(), name)?))
+}
+
 /// Builds `package`; cargo's messages.
 fn build(purpose: Purpose, package: &str, args: &[&str]) -> Result<Vec<String>> {
     setup::ensure(purpose)?;

@@ -251,11 +251,6 @@ pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool
 impl Guarded {
     /// Frames that XDP_TX gave to the guard's driver and the driver dropped.
     pub fn transmit_drops(&self) -> u64 {
-        let said = self.lab.guard().output("ethtool", &["-S", GUARD_INTERFACE]).expect("ethtool -S");
-        said.lines()
-            .filter_map(|line| line.trim().split_once(": "))
-            .filter(|(name, _)| name.ends_with("_xdp_tx_errors"))
-            .filter_map(|(_, count)| count.parse::<u64>().ok())
-            .sum()
+        self.lab.transmit_drops().expect("the driver's counters")
     }
 }

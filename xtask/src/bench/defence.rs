@@ -1,4 +1,4 @@
-//! What suites put before a server on the guarded host of a lab: the kernel's synproxy, and HAProxy.
+//! What suites put before a server on the guarded host of a lab: tcpguard, the kernel's synproxy, and HAProxy.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -7,7 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::build::Artifacts;
 use crate::lab::{GUARD_INTERFACE, Lab, Process};
+use crate::run::daemon::Daemon;
+
+/// tcpguard with its defaults and these arguments. Told to stop, it waits for no connection: nobody measures that.
+pub(super) fn tcpguard(lab: &Lab, built: &Artifacts, arguments: &[&str]) -> Result<Daemon> {
+    Daemon::start(&built.daemon, lab, &[arguments, &["--set", "drain-time=0s"]].concat())
+}
 
 /// As its manual sets it up: SYNs are not tracked, what nobody tracks goes to synproxy.
 pub(super) fn synproxy(lab: &Lab, port: u16) -> Result<()> {

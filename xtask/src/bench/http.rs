@@ -1,14 +1,23 @@
 //! The client of suites with a web server: wrk for requests by the thousand, curl for transfers and single connections, both in the lab's client.
 
 use std::fs;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use serde::Deserialize;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Process};
+
+/// How long wrk may take to reach the server at all, which it tries once before it begins, and to end when it was told to.
+const REACHED: Duration = Duration::from_secs(180);
+const ENDED: Duration = Duration::from_secs(30);
+/// What it says, and no more, when it could not.
+const UNREACHED: &str = "unable to connect";
 
 /// What wrk runs at its end: its table has less in it.
 const SUMMARY: &str = r#"
@@ -37,6 +46,18 @@ pub(super) struct Done {
     pub(super) p999: Duration,
 }
 
+impl Done {
+    /// Nobody was reached, which is a failure too.
+    const NOTHING: Self = Self {
+        requests: 0,
+        failed: 1,
+        time: Duration::from_secs(1),
+        p50: Duration::ZERO,
+        p99: Duration::ZERO,
+        p999: Duration::ZERO,
+    };
+}
+
 /// What the summary above prints.
 #[derive(Deserialize)]
 struct Summary {
@@ -58,14 +79,28 @@ impl<'a> Http<'a> {
         let script = self.lab.dir().join("summary.lua");
         fs::write(&script, SUMMARY).with_context(|| format!("writing {}", script.display()))?;
         let script = script.to_str().context("the lab's directory is not UTF-8")?;
-        let (connections, seconds) = (connections.to_string(), format!("{}s", time.as_secs().max(1)));
+        // Longer than it will last: wrk counts in whole seconds, and an interruption is as good an end as its own.
+        let (connections, longest) = (connections.to_string(), format!("{}s", time.as_secs() + 2));
         let url = self.url("page");
-        let mut args = vec!["-t", "1", "-c", &connections, "-d", &seconds, "-s", script];
+        let mut args = vec!["-t", "1", "-c", &connections, "-d", &longest, "-s", script];
         if close {
             args.extend(["-H", "Connection: close"]);
         }
         args.push(&url);
-        let said = self.lab.client().output("wrk", &args)?;
+        let mut command = self.lab.client().command("wrk");
+        command.args(&args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut wrk = Process::spawn(&mut command)?;
+        let id = wrk.id();
+        match wrk.wait_until(REACHED, || listens_to_interruptions(id)) {
+            Err(error) if format!("{error:#}").contains(UNREACHED) => return Ok(Done::NOTHING),
+            begun => begun?,
+        }
+        std::thread::sleep(time);
+        wrk.signal(Signal::INT)?;
+        let mut said = String::new();
+        wrk.child().stdout.take().context("its standard output is not a pipe")?.read_to_string(&mut said)?;
+        let status = wrk.wait(ENDED)?;
+        ensure!(status.success(), "wrk ended with {status}: {said}");
         summary(&said)
     }
 
@@ -118,6 +153,19 @@ impl<'a> Http<'a> {
     }
 }
 
+/// Whether a process has a handler for SIGINT, as wrk has from the moment on at which it sends requests.
+fn listens_to_interruptions(id: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    has_handler(&status, Signal::INT)
+}
+
+/// Whether the signal is in the mask of those that proc(5) says are caught.
+fn has_handler(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << (signal.as_raw() - 1) != 0
+}
+
 /// Reads the last line, which is the script's.
 fn summary(said: &str) -> Result<Done> {
     let line = said.lines().next_back().unwrap_or_default();
@@ -140,5 +188,13 @@ mod tests {
         assert_eq!((done.p50, done.p99), (Duration::from_micros(20), Duration::from_micros(30)));
         assert_eq!(done.p999, Duration::from_micros(40));
         assert!(summary("unable to connect\n").is_err());
+    }
+
+    #[test]
+    fn caught_signals_are_read_from_their_mask() {
+        let status = "SigIgn:\t0000000000000002\nSigCgt:\t0000000000001002\n";
+        assert!(has_handler(status, Signal::INT));
+        assert!(!has_handler(status, Signal::TERM));
+        assert!(!has_handler("", Signal::INT));
     }
 }

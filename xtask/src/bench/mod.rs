@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::build;
+use crate::build::{self, Artifacts};
 use crate::setup::Purpose;
 use program::Peer;
 
@@ -84,18 +84,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if !suites.is_empty() && !crate::tool::is_root() {
         bail!("loading XDP programs and making network namespaces needs root; try sudo");
     }
-    let mut failed = Vec::new();
-    for suite in suites {
-        let name = suite.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-        eprintln!("bench: {name}");
-        match args.measure(*suite) {
-            Ok(report) => reports.push(report),
-            Err(error) => {
-                eprintln!("bench: {name} failed: {error:#}");
-                failed.push(format!("{name}: {error:#}"));
-            }
-        }
-    }
+    let failed = args.measure_all(suites, &mut reports)?;
     if let Some(file) = &args.json {
         match &reports[..] {
             [report] => figures::write_json(file, report)?,
@@ -124,13 +113,63 @@ fn read(file: &Path) -> Result<Vec<Value>> {
     Ok(reports)
 }
 
+impl Suite {
+    /// What a machine must have for it.
+    fn purpose(self) -> Purpose {
+        match self {
+            Self::Program => Purpose::Build,
+            Self::Stack | Self::Flood | Self::Scale => Purpose::Lab,
+            Self::Proxy | Self::Goodput => Purpose::Bench,
+        }
+    }
+}
+
+/// What suites run, built once for all of them.
+struct Programs {
+    built: Artifacts,
+    /// The clients of `scale`, where that is among the suites.
+    clients: Option<PathBuf>,
+}
+
+impl Programs {
+    fn build(suites: &[Suite]) -> Result<Self> {
+        let asked = |purpose: &Purpose| suites.iter().any(|suite| suite.purpose() == *purpose);
+        let purpose = [Purpose::Bench, Purpose::Lab].into_iter().find(asked).unwrap_or(Purpose::Build);
+        if suites.contains(&Suite::Scale) {
+            let (built, clients) = build::release_with_example("scale-client", purpose)?;
+            return Ok(Self { built, clients: Some(clients) });
+        }
+        Ok(Self { built: build::release(purpose)?, clients: None })
+    }
+}
+
 impl BenchArgs {
+    /// Measures every suite; those that failed, and why.
+    fn measure_all(&self, suites: &[Suite], reports: &mut Vec<Value>) -> Result<Vec<String>> {
+        let mut failed = Vec::new();
+        if suites.is_empty() {
+            return Ok(failed);
+        }
+        let programs = Programs::build(suites)?;
+        for suite in suites {
+            let name = suite.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+            eprintln!("bench: {name}");
+            match self.measure(*suite, &programs) {
+                Ok(report) => reports.push(report),
+                Err(error) => {
+                    eprintln!("bench: {name} failed: {error:#}");
+                    failed.push(format!("{name}: {error:#}"));
+                }
+            }
+        }
+        Ok(failed)
+    }
+
     /// Measures one suite and prints its table.
-    fn measure(&self, suite: Suite) -> Result<Value> {
+    fn measure(&self, suite: Suite, Programs { built, clients }: &Programs) -> Result<Value> {
         let progress = |step: &str| eprintln!("  {step}");
         Ok(match suite {
             Suite::Program => {
-                let built = build::release(Purpose::Build)?;
                 let (guard, bench) = (built.object("tcpguard-xdp"), built.object("tcpguard-bench"));
                 let objects = program::Objects { guard: &guard, bench: &bench };
                 let effort = if self.quick { program::Effort::QUICK } else { program::Effort::FULL };
@@ -142,38 +181,34 @@ impl BenchArgs {
                 let program = build::release_example("tcpguard-stack", "stack-bench", Purpose::Build)?;
                 let effort = if self.quick { stack::Effort::QUICK } else { stack::Effort::FULL };
                 let mut report = stack::measure(&program, effort)?;
-                report.rows.extend(stack::transfers(&build::release(Purpose::Lab)?, effort)?);
+                report.rows.extend(stack::transfers(built, effort)?);
                 stack::print(&report);
                 serde_json::to_value(report)?
             }
             Suite::Proxy => {
-                let built = build::release(Purpose::Bench)?;
                 let effort = if self.quick { proxy::Effort::QUICK } else { proxy::Effort::FULL };
-                let report = proxy::measure(&built, effort, progress)?;
+                let report = proxy::measure(built, effort, progress)?;
                 proxy::print(&report);
                 serde_json::to_value(report)?
             }
             Suite::Flood => {
-                let built = build::release(Purpose::Lab)?;
                 let effort = if self.quick { flood::Effort::QUICK } else { flood::Effort::FULL };
                 let mut contestants = flood::Contestant::STANDARD.to_vec();
                 contestants.extend(self.xdp_synproxy.clone().map(flood::Contestant::XdpSynproxy));
-                let report = flood::measure(&built, &contestants, effort, progress)?;
+                let report = flood::measure(built, &contestants, effort, progress)?;
                 flood::print(&report);
                 serde_json::to_value(report)?
             }
             Suite::Goodput => {
-                let built = build::release(Purpose::Bench)?;
                 let effort = if self.quick { goodput::Effort::QUICK } else { goodput::Effort::FULL };
-                let report = goodput::measure(&built, effort, progress)?;
+                let report = goodput::measure(built, effort, progress)?;
                 goodput::print(&report);
                 serde_json::to_value(report)?
             }
             Suite::Scale => {
-                let client = build::release_example("tcpguard", "scale-client", Purpose::Lab)?;
-                let built = build::release(Purpose::Lab)?;
+                let clients = clients.as_ref().context("its clients were not built")?;
                 let effort = if self.quick { scale::Effort::QUICK } else { scale::Effort::FULL };
-                let report = scale::measure(&built, &client, effort, progress)?;
+                let report = scale::measure(built, clients, effort, progress)?;
                 scale::print(&report);
                 serde_json::to_value(report)?
             }

@@ -44,15 +44,15 @@ impl Effort {
         transfers: 5,
         transfer: Duration::from_secs(5),
     };
-    /// Enough to see that every row works.
+    /// Enough to compare what is far apart, beside as many connections.
     pub const QUICK: Self = Self {
-        rounds: 3,
-        segments: 2000,
-        connections: &[1000, 10_000],
-        half_open: 10_000,
-        time_wait: 10_000,
-        transfers: 1,
-        transfer: Duration::from_millis(500),
+        rounds: 5,
+        segments: 50_000,
+        connections: &[1000, 1_000_000],
+        half_open: 1_000_000,
+        time_wait: 1_000_000,
+        transfers: 3,
+        transfer: Duration::from_secs(1),
     };
 }
 
@@ -71,7 +71,12 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of a row beside so many connections: median of the ratios to the run beside the fewest in the same round.
+    pub of_fewest: Option<f64>,
 }
+
+/// Rows of which there is one for each number of connections.
+const BESIDE: [&str; 3] = ["segment_data", "segment_ack", "open_close"];
 
 /// What the program prints.
 #[derive(Deserialize)]
@@ -88,9 +93,10 @@ struct Runs {
 
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
-    println!("{:24} {:>8} {:>8} {:>8}  unit", "stack", "median", "min", "max");
-    for Row { name, contestant: _, unit, median, min, max } in &report.rows {
-        println!("{name:24} {median:8.1} {min:8.1} {max:8.1}  {unit}");
+    println!("{:24} {:>8} {:>8} {:>8} {:>10}  unit", "stack", "median", "min", "max", "of fewest");
+    for Row { name, contestant: _, unit, median, min, max, of_fewest } in &report.rows {
+        let ratio = of_fewest.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {ratio:>10}  {unit}");
     }
 }
 
@@ -110,8 +116,19 @@ pub fn measure(program: &Path, effort: Effort) -> Result<Report<Row>> {
         bail!("{} failed: {}", tool::line(&command), output.status);
     }
     let Output { rows } = serde_json::from_slice(&output.stdout).context("what the program printed")?;
-    let rows = rows.into_iter().map(|Runs { name, unit, samples }| row(name, unit, samples));
+    let ratios: Vec<_> = rows.iter().map(|runs| of_fewest(&rows, runs)).collect();
+    let rows = rows
+        .into_iter()
+        .zip(ratios)
+        .map(|(Runs { name, unit, samples }, of_fewest)| Row { of_fewest, ..row(name, unit, samples) });
     Ok(Report::new("stack", rows.collect()))
+}
+
+/// How the runs of a row compare with those beside the fewest connections, which come first; nothing of other rows.
+fn of_fewest(rows: &[Runs], runs: &Runs) -> Option<f64> {
+    let kind = BESIDE.into_iter().find(|kind| runs.name.starts_with(kind))?;
+    let fewest = rows.iter().find(|row| row.name.starts_with(kind))?;
+    Some(median(&sorted(runs.samples.iter().zip(&fewest.samples).map(|(own, fewest)| own / fewest))))
 }
 
 /// Measures goodput with what `built` names, tcpguard's beside the kernel's own. Takes root.
@@ -130,5 +147,29 @@ pub(super) fn row(name: String, unit: String, samples: Vec<f64>) -> Row {
         median: median(&samples),
         min: edge(samples.first()),
         max: edge(samples.last()),
+        of_fewest: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_beside_many_connections_are_compared_with_those_of_the_same_round_beside_few() {
+        let runs = |name: &str, samples: &[f64]| Runs {
+            name: name.to_owned(),
+            unit: "ns".to_owned(),
+            samples: samples.to_vec(),
+        };
+        // A machine that takes twice as long in the second round.
+        let rows = [
+            runs("bytes_idle", &[9.0]),
+            runs("segment_data_1k", &[100.0, 200.0]),
+            runs("segment_ack_1k", &[10.0, 20.0]),
+            runs("segment_data_1m", &[150.0, 300.0]),
+        ];
+        let ratios: Vec<_> = rows.iter().map(|runs| of_fewest(&rows, runs)).collect();
+        assert_eq!(ratios, [None, Some(1.0), Some(1.0), Some(1.5)]);
     }
 }

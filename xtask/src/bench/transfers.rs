@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use socket2::SockRef;
 
+use super::defence;
 use super::stack::{Effort, Row, row};
 use crate::build::Artifacts;
 use crate::lab::{GUARD_ADDRESS, Lab, LabConfig};
-use crate::run::daemon::Daemon;
 
 /// A round trip.
 const DELAY: Duration = Duration::from_millis(20);
@@ -33,7 +33,7 @@ pub(super) fn measure(built: &Artifacts, effort: Effort) -> Result<Vec<Row>> {
     lab.guard().sysctl(&[("net/ipv4/tcp_no_metrics_save", "1")])?;
     lab.client().sysctl(&[("net/ipv4/tcp_rmem", "4096 131072 6291456")])?;
     let _sources = [Source::start(&lab, BACKEND)?, Source::start(&lab, KERNEL)?];
-    let daemon = Daemon::start(&built.daemon, &lab, &["--protect", &format!("{GUARDED}={BACKEND}")])?;
+    let daemon = defence::tcpguard(&lab, built, &["--protect", &format!("{GUARDED}={BACKEND}")])?;
     let mut rows: Vec<_> = LOSSES
         .iter()
         .flat_map(|loss| ["", "kernel/"].map(|who| (format!("{who}goodput_loss_{loss}"), Vec::new())))

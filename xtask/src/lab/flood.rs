@@ -68,12 +68,19 @@ pub struct FloodCounters {
     pub generated: u64,
     /// Those the receiving end's ring had no room for. Counted when the flood ends.
     pub refused: u64,
+    /// How long frames were made, without what it took to get ready. Known when the flood ends.
+    pub elapsed: Duration,
 }
 
 impl FloodCounters {
     /// Frames that arrived at the guard's driver.
     pub fn delivered(&self) -> u64 {
         self.generated - self.refused
+    }
+
+    /// How many of them a second; none in no time.
+    pub fn rate(&self) -> f64 {
+        if self.elapsed.is_zero() { 0.0 } else { self.delivered() as f64 / self.elapsed.as_secs_f64() }
     }
 }
 
@@ -202,10 +209,11 @@ fn pace(
     loop {
         let stopped = shared.stop.load(Ordering::Relaxed);
         if stopped || total.is_some_and(|total| generated >= total) {
+            let elapsed = start.elapsed();
             let refused = errors()?;
             match spec.total {
                 Some(asked) if !stopped && generated - refused < asked => total = Some(asked + refused),
-                _ => return Ok(FloodCounters { generated, refused }),
+                _ => return Ok(FloodCounters { generated, refused, elapsed }),
             }
         }
         let left = total.map_or(u64::MAX, |total| total - generated);
@@ -289,5 +297,12 @@ mod tests {
         assert_eq!(due(300_000, Duration::from_millis(10)), 3_000);
         assert_eq!(due(1, Duration::from_millis(999)), 0);
         assert_eq!(due(u64::MAX, Duration::from_secs(100)), u64::MAX);
+    }
+
+    #[test]
+    fn the_rate_is_of_what_arrived_while_frames_were_made() {
+        let counters = FloodCounters { generated: 500, refused: 100, elapsed: Duration::from_millis(200) };
+        assert_eq!(counters.rate(), 2000.0);
+        assert_eq!(FloodCounters::default().rate(), 0.0);
     }
 }

@@ -202,6 +202,12 @@ neigh replace {GUARD_ADDRESS_V6} lladdr {guard} dev {CLIENT_INTERFACE} nud perma
         ))
     }
 
+    /// Frames that the program on [`GUARD_INTERFACE`] sent back where they came from and the driver had no room for.
+    pub fn transmit_drops(&self) -> Result<u64> {
+        let said = self.guard.output("ethtool", &["-S", GUARD_INTERFACE])?;
+        Ok(of_all_queues(&said, "xdp_tx_errors"))
+    }
+
     /// The index of [`CLIENT_INTERFACE`] in the client's namespace.
     pub fn client_ifindex(&self) -> Result<u32> {
         index(&self.client, CLIENT_INTERFACE)
@@ -282,13 +288,14 @@ pub fn bpffs_is_mounted() -> Result<bool> {
 /// Frames XDP sent from `interface` that its peer's ring had no room for.
 fn link_errors(namespace: &Namespace, interface: &str) -> Result<u64> {
     let said = namespace.output("ethtool", &["-S", interface])?;
-    Ok(xmit_errors(&said))
+    Ok(of_all_queues(&said, "xdp_xmit_errors"))
 }
 
-fn xmit_errors(statistics: &str) -> u64 {
+/// The counter `name` of every queue, summed.
+fn of_all_queues(statistics: &str, name: &str) -> u64 {
     let lines = statistics.lines().filter_map(|line| line.trim().split_once(": "));
     lines
-        .filter(|(name, _)| name.ends_with("_xdp_xmit_errors"))
+        .filter(|(queues, _)| queues.strip_suffix(name).is_some_and(|queue| queue.ends_with('_')))
         .filter_map(|(_, n)| n.parse::<u64>().ok())
         .sum()
 }
@@ -440,7 +447,8 @@ mod tests {
         let said = "NIC statistics:\n     peer_ifindex: 7\n     rx_queue_0_xdp_packets: 9\n     \
                     tx_queue_0_xdp_xmit: 100\n     tx_queue_0_xdp_xmit_errors: 3\n     \
                     tx_queue_1_xdp_xmit_errors: 4\n";
-        assert_eq!(xmit_errors(said), 7);
+        assert_eq!(of_all_queues(said, "xdp_xmit_errors"), 7);
+        assert_eq!(of_all_queues(said, "xdp_packets"), 9);
     }
 
     #[test]

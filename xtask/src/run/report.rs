@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_flood_that_did_not_arrive_or_was_not_answered_fails_the_demo() {
-        let flooded = |generated, refused| FloodCounters { generated, refused };
+        let flooded = |generated, refused| FloodCounters { generated, refused, ..FloodCounters::default() };
         let error = |flooded| Verdict { flooded, ..verdict(0) }.judge().unwrap_err().to_string();
         assert_eq!(error(flooded(10, 10)), "the flood did not reach the guard: nothing was proven");
         assert_eq!(error(flooded(10, 0)), "of 10 spoofed SYNs only 0 were answered");

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,10 +11,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use socket2::SockRef;
 
 use super::super::defence;
+use super::KNOWN_PORT;
 use crate::build::Artifacts;
-use crate::lab::{GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_INTERFACE, Instead, Lab, StandIn};
+use crate::lab::{GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_INTERFACE, Instead, Lab, SPOOFED, StandIn};
 use crate::run::daemon::Daemon;
 use crate::tool;
 
@@ -85,7 +87,7 @@ impl Standing {
                 let v4 = format!("{GUARD_ADDRESS}:{port}=respond:discard");
                 let v6 = format!("[{GUARD_ADDRESS_V6}]:{port}=respond:discard");
                 let arguments = ["--protect", &v4, "--protect", &v6];
-                (daemon, kernel) = (Some(Daemon::start(&built.daemon, lab, &arguments)?), false);
+                (daemon, kernel) = (Some(defence::tcpguard(lab, built, &arguments)?), false);
             }
             Contestant::Syncookies1 => {
                 cookies("1")?;
@@ -139,7 +141,8 @@ impl Standing {
     }
 }
 
-/// A server in the kernel's hands that takes each connection and resets it at once: descriptors are few.
+/// A server in the kernel's hands that takes each connection and resets a botnet's at once: descriptors are few. Of real clients
+/// it ends them in order, but for the one that is to be flooded with its own segments, which stays.
 struct Server {
     taken: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -152,9 +155,17 @@ impl Server {
         let (taken, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (count, end) = (Arc::clone(&taken), Arc::clone(&stop));
         let thread = thread::Builder::new().name("server".into()).spawn(move || {
+            let mut held = Vec::new();
             while !end.load(Ordering::Relaxed) {
                 match listener.accept() {
-                    Ok(_) => _ = count.fetch_add(1, Ordering::Relaxed),
+                    Ok((stream, peer)) => {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        if !is_of_botnet(peer.ip()) {
+                            // A reset may reach it before it knows that it was connected.
+                            SockRef::from(&stream).set_linger(None).context("sparing a client")?;
+                            held.extend((peer.port() == KNOWN_PORT).then_some(stream));
+                        }
+                    }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
                         thread::sleep(Duration::from_millis(1));
                     }
@@ -171,6 +182,13 @@ impl Server {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the server's thread panicked"))?
     }
+}
+
+/// Whether an address is out of the network that floods come from.
+fn is_of_botnet(peer: IpAddr) -> bool {
+    let (network, len) = SPOOFED;
+    let apart = |peer: Ipv4Addr| (u32::from(peer) ^ u32::from(network)) >> (32 - u32::from(len));
+    matches!(peer.to_canonical(), IpAddr::V4(peer) if apart(peer) == 0)
 }
 
 /// On any address of both families.
@@ -211,4 +229,16 @@ fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<()> {
 fn attach_pinned(lab: &Lab, pin: &str) -> Result<()> {
     let arguments = ["link", "set", "dev", GUARD_INTERFACE, "xdpdrv", "pinned", pin];
     lab.guard().output("ip", &arguments).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_botnet_is_told_from_real_clients_by_its_network() {
+        let of_botnet = |peer: &str| is_of_botnet(peer.parse().unwrap());
+        assert!(of_botnet("198.18.0.1") && of_botnet("::ffff:198.19.255.254"));
+        assert!(!of_botnet("198.20.0.1") && !of_botnet("::ffff:10.77.0.2") && !of_botnet("fd77::2"));
+    }
 }

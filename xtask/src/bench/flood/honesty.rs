@@ -14,17 +14,15 @@ use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{Buffer, Flags, Options, Vlan, checksum};
 use tcpguard_common::seq::Seq;
 
+use super::super::defence;
 use crate::build::Artifacts;
 use crate::lab::{
     CLIENT_INTERFACE, FAR_MAC, GUARD_ADDRESS, GUARD_MAC, Instead, Lab, LabConfig, StandIn, packet_socket,
 };
-use crate::run::daemon::Daemon;
 
 const PORT: u16 = 80;
 /// How often the guard changes its key here: as often as it can.
 const PERIOD: Duration = Duration::from_secs(2);
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// The client: nobody's address, so that no kernel meddles.
 const CLIENT: V4 = V4([10, 77, 0, 200]);
 /// Its initial sequence number.
@@ -33,6 +31,41 @@ const ISN: u32 = 0x0b5e_55ed;
 const TSVAL: u32 = 77;
 /// ACKs with random numbers.
 const GUESSES: u16 = 200;
+/// All that an epoch's two bits tell apart.
+const EPOCHS: u32 = 4;
+/// Between two looks at the same thing.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long what somebody does is waited for, at most.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// An answer to a SYN.
+    answer: Duration,
+    /// A verdict on every ACK that was sent.
+    verdict: Duration,
+    /// Another key.
+    key: Duration,
+}
+
+impl Patience {
+    /// Far longer than a guard takes on a busy machine.
+    const WITH_A_GUARD: Self = Self {
+        answer: Duration::from_secs(5),
+        verdict: Duration::from_secs(5),
+        key: Duration::from_secs(4 * PERIOD.as_secs()),
+    };
+    /// Of whom nothing is expected.
+    const WITHOUT: Self =
+        Self { answer: Duration::from_millis(100), verdict: Duration::ZERO, key: Duration::ZERO };
+}
+
+/// ACKs on which a guard has decided so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Verdicts {
+    /// Those that opened connections.
+    taken: u64,
+    refused: u64,
+}
 
 /// What a guard did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,8 +112,12 @@ pub fn check(built: &Artifacts) -> Result<()> {
     let lab = Lab::up(LabConfig::new(&built.lab_object))?;
     let protect = format!("{GUARD_ADDRESS}:{PORT}=respond:discard,cookie");
     let period = format!("cookie-period={}s", PERIOD.as_secs());
-    let mut daemon = Daemon::start(&built.daemon, &lab, &["--protect", &protect, "--set", &period])?;
-    let conduct = observe(&lab, || Ok(daemon.numbers()?.acks_accepted))?;
+    let mut daemon = defence::tcpguard(&lab, built, &["--protect", &protect, "--set", &period])?;
+    let verdicts = || {
+        let numbers = daemon.numbers()?;
+        Ok(Verdicts { taken: numbers.acks_accepted, refused: numbers.acks_refused })
+    };
+    let conduct = observe(&lab, Patience::WITH_A_GUARD, verdicts)?;
     daemon.stop()?;
     let faults = conduct.faults();
     ensure!(faults.is_empty(), "tcpguard does not do its job: {}: {conduct:?}", faults.join("; "));
@@ -91,12 +128,12 @@ pub fn check(built: &Artifacts) -> Result<()> {
 pub fn reflector(built: &Artifacts) -> Result<Conduct> {
     let lab = Lab::up(LabConfig::new(&built.lab_object))?;
     let _program = StandIn::attach(&lab, Instead::Reflect)?;
-    observe(&lab, || Ok(0))
+    observe(&lab, Patience::WITHOUT, || Ok(Verdicts::default()))
 }
 
-/// Sends it what an honest client and an attacker would. `taken` counts the connections it has taken so far.
-fn observe(lab: &Lab, mut taken: impl FnMut() -> Result<u64>) -> Result<Conduct> {
-    let mut client = Client::new(lab)?;
+/// Sends it what an honest client and an attacker would.
+fn observe(lab: &Lab, patience: Patience, mut verdicts: impl FnMut() -> Result<Verdicts>) -> Result<Conduct> {
+    let mut client = Client::new(lab, patience.answer)?;
     let mut conduct = Conduct::default();
     // Two answers of one key, which may change in between: then the second and third are of one.
     let (mut first, mut second) = (client.ask(1)?, client.ask(1)?);
@@ -106,36 +143,54 @@ fn observe(lab: &Lab, mut taken: impl FnMut() -> Result<u64>) -> Result<Conduct>
     conduct.same_key = [first, second].map(|answer| answer.map(|answer| answer.seq));
     conduct.other_client = client.ask(2)?.map(|answer| answer.seq);
 
-    let before = taken()?;
+    let before = verdicts()?;
     let mut random = 0x9e37_79b9u32;
     for port in 0..GUESSES {
         random = random.wrapping_mul(0x0019_660d).wrapping_add(0x3c6e_f35f);
         client.acknowledge(1000 + port, Answer { seq: random, tsval: Some(random.rotate_left(9)) })?;
     }
-    conduct.guessed = settled(&mut taken)? - before;
+    conduct.guessed = taken(&mut verdicts, before, u64::from(GUESSES), patience)?;
 
-    let before = taken()?;
-    for (epoch, port) in (0..4).zip(5000..) {
+    let before = verdicts()?;
+    for (epoch, port) in (0..EPOCHS).zip(5000..) {
         client.acknowledge(port, forged(epoch, port))?;
     }
-    conduct.zero_key = settled(&mut taken)? - before;
+    conduct.zero_key = taken(&mut verdicts, before, u64::from(EPOCHS), patience)?;
 
-    let before = taken()?;
+    let before = verdicts()?;
     if let Some(answer) = client.ask(6000)? {
         client.acknowledge(6000, answer)?;
     }
-    conduct.completed = settled(&mut taken)? - before;
+    conduct.completed = taken(&mut verdicts, before, 1, patience)?;
 
-    std::thread::sleep(PERIOD);
-    conduct.next_key = client.ask(1)?.map(|answer| answer.seq);
+    let deadline = Instant::now() + patience.key;
+    conduct.next_key = loop {
+        let answer = client.ask(1)?.map(|answer| answer.seq);
+        if answer != conduct.same_key[0] || Instant::now() >= deadline {
+            break answer;
+        }
+        std::thread::sleep(PAUSE);
+    };
     conduct.wrong = client.wrong;
     Ok(conduct)
 }
 
-/// The count once what was sent has been looked at.
-fn settled(taken: &mut impl FnMut() -> Result<u64>) -> Result<u64> {
-    std::thread::sleep(Duration::from_millis(200));
-    taken()
+/// Connections that were opened since `before`, once there is a verdict on so many ACKs.
+fn taken(
+    verdicts: &mut impl FnMut() -> Result<Verdicts>,
+    before: Verdicts,
+    acks: u64,
+    patience: Patience,
+) -> Result<u64> {
+    let deadline = Instant::now() + patience.verdict;
+    loop {
+        let now = verdicts()?;
+        let (taken, refused) = (now.taken - before.taken, now.refused - before.refused);
+        if taken + refused >= acks || Instant::now() >= deadline {
+            return Ok(taken);
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// What a guard whose keys are zeroes would have answered in an epoch with these two bits.
@@ -180,14 +235,16 @@ struct Answer {
 /// Sends segments of its own making.
 struct Client {
     socket: Socket,
+    /// How long an answer may take.
+    patience: Duration,
     wrong: u32,
 }
 
 impl Client {
-    fn new(lab: &Lab) -> Result<Self> {
+    fn new(lab: &Lab, patience: Duration) -> Result<Self> {
         let socket = lab.client().enter(|| packet_socket(CLIENT_INTERFACE))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        Ok(Self { socket, wrong: 0 })
+        Ok(Self { socket, patience, wrong: 0 })
     }
 
     /// Sends the SYN of `port`: the same each time.
@@ -200,7 +257,7 @@ impl Client {
             ..Options::default()
         };
         self.send(port, Flags::SYN, ISN, 0, options)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         let mut frame = [0; 2048];
         while Instant::now() < deadline {
             let Ok(len) = self.socket.read(&mut frame) else { continue };

@@ -8,7 +8,7 @@ pub mod honesty;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
@@ -17,7 +17,7 @@ use tcpguard_common::lab::Received;
 use super::figures::{Report, edge, median, sorted};
 use super::machine::busy;
 use crate::build::Artifacts;
-use crate::lab::{Arrivals, FloodSpec, GUARD_ADDRESS, Kind, Lab, LabConfig};
+use crate::lab::{Arrivals, FloodSpec, GUARD_ADDRESS, GUARD_ADDRESS_V6, Kind, Lab, LabConfig};
 pub use contestant::Contestant;
 use contestant::Standing;
 
@@ -43,7 +43,7 @@ impl Effort {
     /// Enough for figures.
     pub const FULL: Self = Self { rounds: 5, time: Duration::from_secs(2), rates: &[0, 100_000, 500_000] };
     /// Enough to compare contestants that are far apart.
-    pub const QUICK: Self = Self { rounds: 3, time: Duration::from_millis(500), rates: &[0] };
+    pub const QUICK: Self = Self { rounds: 3, time: Duration::from_millis(700), rates: &[0] };
 }
 
 /// One row: one flood against one contestant.
@@ -62,12 +62,16 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
-    /// Median of the ratios to the reflector's figure in the same round.
-    pub of_xdp_tx: f64,
+    /// Median of the ratios to the reflector's figure in the same round; nothing for handshakes, which a reflector does not
+    /// complete.
+    pub of_xdp_tx: Option<f64>,
     /// Frames a second that were asked for; 0 for as many as possible.
     pub asked_pps: u64,
     /// Frames a second that the guarded interface took, median.
     pub delivered_pps: f64,
+    /// Share of the SYNs that were answered, without answers that the driver had no room for; more than 1 where answers are
+    /// repeated. Median; nothing where the frames of a flood want no answer.
+    pub answered: Option<f64>,
     /// CPU time of the whole machine for each frame beyond what it took in the same round to make and drop one,
     /// nanoseconds, median.
     pub cpu_ns: f64,
@@ -129,6 +133,16 @@ impl Spec {
         }
     }
 
+    /// Where real clients go meanwhile.
+    fn server(&self) -> SocketAddr {
+        match self.sources {
+            Sources::SpoofedV6 => SocketAddr::from((GUARD_ADDRESS_V6, PORT)),
+            Sources::Spoofed | Sources::Botnet | Sources::One | Sources::Known => {
+                SocketAddr::from((GUARD_ADDRESS, PORT))
+            }
+        }
+    }
+
     fn flood(&self, lab: &Lab, round: usize) -> FloodSpec {
         let client = lab.client_addresses().first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
         let (sources, port) = match self.sources {
@@ -154,6 +168,8 @@ impl Spec {
 struct Outcome {
     delivered_pps: f64,
     answers_pps: f64,
+    /// Answers that the driver had no room for.
+    dropped_pps: f64,
     handshakes_pps: f64,
     /// CPU time of the machine per frame, nanoseconds.
     cpu_ns: f64,
@@ -217,10 +233,10 @@ fn flood_all(
             standing.check()?;
         }
         let before = standing.taken()?;
-        let mut outcome = flood(&mut lab, contestant, spec, time, round).context(spec.name)?;
+        let (mut outcome, seconds) = flood(&mut lab, contestant, spec, time, round).context(spec.name)?;
         if botnet && contestant.serves() {
             let taken = standing.taken()?.saturating_sub(before + outcome.connected);
-            outcome.handshakes_pps = taken as f64 / time.as_secs_f64();
+            outcome.handshakes_pps = taken as f64 / seconds;
             ensure!(taken > 0, "{}: no handshake was completed", spec.name);
         }
         ensure!(outcome.delivered_pps > 0.0, "{}: no frame got through", spec.name);
@@ -234,40 +250,45 @@ fn flood_all(
     Ok(outcomes)
 }
 
+/// One flood: what it came to, and how many seconds it lasted.
 fn flood(
     lab: &mut Lab,
     contestant: &Contestant,
     spec: &Spec,
     time: Duration,
     round: usize,
-) -> Result<Outcome> {
+) -> Result<(Outcome, f64)> {
     let served = contestant.serves();
-    // Keeps the flow alive that the flood's segments belong to.
-    let _known = (spec.sources == Sources::Known && served).then(|| connect(lab, KNOWN_PORT)).transpose()?;
+    // The flow that the flood's segments belong to.
+    let known = (spec.sources == Sources::Known && served).then(|| connect(lab, KNOWN_PORT)).transpose()?;
     let judged = spec.unit() != "frames/s";
-    let clients = (judged && served).then(|| Clients::start(lab)).transpose()?;
-    let (before, cpu) = (lab.verifier().arrivals()?, busy()?);
-    let start = Instant::now();
-    let counters = lab.flood(PORT, spec.flood(lab, round))?.run_for(time)?;
-    let (elapsed, spent) = (start.elapsed(), busy()?.saturating_sub(cpu));
+    let clients = (judged && served).then(|| Clients::start(lab, spec.server())).transpose()?;
+    let (before, dropped) = (lab.verifier().arrivals()?, lab.transmit_drops()?);
+    let flood = lab.flood(PORT, spec.flood(lab, round))?;
+    let cpu = busy()?;
+    let counters = flood.run_for(time)?;
+    let spent = busy()?.saturating_sub(cpu);
     let (tried, connected) = clients.map_or(Ok((0, 0)), Clients::finish)?;
     // Answers to the last frames may still be on their way.
     std::thread::sleep(Duration::from_millis(20));
     let after = lab.verifier().arrivals()?;
+    ensure!(known.is_none_or(|known| is_open(&known)), "the flow that was flooded ended");
     // A kernel that still repeats its SYN-ACKs of the flood before answers nothing of this one.
     let wrong = if judged { after.wrong() - before.wrong() } else { 0 };
     let right = answers(contestant, &after) - answers(contestant, &before);
-    let seconds = elapsed.as_secs_f64();
-    Ok(Outcome {
-        delivered_pps: counters.delivered() as f64 / seconds,
+    let seconds = counters.elapsed.as_secs_f64();
+    let outcome = Outcome {
+        delivered_pps: counters.rate(),
         answers_pps: right as f64 / seconds,
+        dropped_pps: (lab.transmit_drops()? - dropped) as f64 / seconds,
         // Of those who do not serve: what it would be if answers were all.
         handshakes_pps: if served { 0.0 } else { right as f64 / seconds },
         cpu_ns: spent.as_nanos() as f64 / counters.delivered().max(1) as f64,
         wrong,
         tried,
         connected,
-    })
+    };
+    Ok((outcome, seconds))
 }
 
 /// Answers to spoofed addresses that are right: of a reflector, the frames themselves.
@@ -278,8 +299,9 @@ fn answers(contestant: &Contestant, arrivals: &Arrivals) -> u64 {
     }
 }
 
-/// A connection from `port` of the client.
+/// A connection from `port` of the client. What is left of the flood before may take the place of its first SYNs.
 fn connect(lab: &Lab, port: u16) -> Result<TcpStream> {
+    const TRIES: u32 = 5;
     let server = SocketAddr::from((GUARD_ADDRESS, PORT));
     let connect = || -> Result<TcpStream> {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
@@ -290,7 +312,14 @@ fn connect(lab: &Lab, port: u16) -> Result<TcpStream> {
         socket.connect_timeout(&server.into(), PATIENCE)?;
         Ok(socket.into())
     };
-    lab.client().enter(connect)?.context("the flow that is to be flooded")
+    let again_and_again = || (1..TRIES).fold(connect(), |tried, _| tried.or_else(|_| connect()));
+    lab.client().enter(again_and_again)?.context("the flow that is to be flooded")
+}
+
+/// Whether neither end has ended a connection on which nobody says anything.
+fn is_open(stream: &TcpStream) -> bool {
+    let silent = |error: std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+    stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err_and(silent)
 }
 
 /// Real clients that connect one after the other while the flood lasts.
@@ -300,10 +329,9 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(lab: &Lab) -> Result<Self> {
+    fn start(lab: &Lab, server: SocketAddr) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&stop);
-        let server = SocketAddr::from((GUARD_ADDRESS, PORT));
         let body = move || {
             let (mut tried, mut connected) = (0, 0);
             while !theirs.load(Ordering::Relaxed) {
@@ -344,7 +372,10 @@ fn summary(spec: &Spec, contestant: &Contestant, turns: &[[Outcome; 3]]) -> Row 
         median: median(&figures),
         min: edge(figures.first()),
         max: edge(figures.last()),
-        of_xdp_tx: middle(&|[own, _, mirror]| figure(own) / figure(mirror)),
+        of_xdp_tx: (spec.unit() != "handshakes/s")
+            .then(|| middle(&|[own, _, mirror]| figure(own) / figure(mirror))),
+        answered: (spec.unit() == "answers/s")
+            .then(|| middle(&|[own, ..]| own.answers_pps / (own.delivered_pps - own.dropped_pps))),
         asked_pps: spec.rate,
         delivered_pps: middle(&|[own, ..]| own.delivered_pps),
         cpu_ns: middle(&|[own, ground, _]| own.cpu_ns - ground.cpu_ns),
@@ -357,17 +388,35 @@ fn summary(spec: &Spec, contestant: &Contestant, turns: &[[Outcome; 3]]) -> Row 
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!(
-        "{:14} {:>9}  {:13} {:>10} {:>10} {:>9} {:>8} {:>7} {:>11}",
-        "flood", "asked", "contestant", "answers/s", "frames/s", "of xdp_tx", "cpu ns", "wrong", "clients"
+        "{:14} {:>9}  {:13} {:>10} {:>10} {:>9} {:>8} {:>8} {:>7} {:>11}",
+        "flood",
+        "asked",
+        "contestant",
+        "answers/s",
+        "frames/s",
+        "of xdp_tx",
+        "answered",
+        "cpu ns",
+        "wrong",
+        "clients"
     );
+    let share = |ratio: Option<f64>, digits: usize| {
+        ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.digits$}"))
+    };
     for row in &report.rows {
         let asked = if row.asked_pps == 0 { "full".to_owned() } else { row.asked_pps.to_string() };
         let answers = if row.unit == "frames/s" { "-".to_owned() } else { format!("{:.0}", row.median) };
         let clients =
             if row.tried == 0 { "-".to_owned() } else { format!("{}/{}", row.connected, row.tried) };
         println!(
-            "{:14} {asked:>9}  {:13} {answers:>10} {:>10.0} {:>9.2} {:>8.0} {:>7} {clients:>11}",
-            row.name, row.contestant, row.delivered_pps, row.of_xdp_tx, row.cpu_ns, row.wrong
+            "{:14} {asked:>9}  {:13} {answers:>10} {:>10.0} {:>9} {:>8} {:>8.0} {:>7} {clients:>11}",
+            row.name,
+            row.contestant,
+            row.delivered_pps,
+            share(row.of_xdp_tx, 2),
+            share(row.answered, 4),
+            row.cpu_ns,
+            row.wrong
         );
     }
 }
@@ -379,13 +428,13 @@ mod tests {
     #[test]
     fn ratios_and_costs_are_taken_within_a_round() {
         let outcome = |answers_pps, cpu_ns| Outcome {
-            delivered_pps: 1000.0,
+            delivered_pps: 120.0,
             answers_pps,
-            handshakes_pps: 0.0,
+            dropped_pps: 20.0,
             cpu_ns,
             tried: 3,
             connected: 2,
-            wrong: 0,
+            ..Outcome::default()
         };
         // A machine twice as fast in the second round.
         let turns = [
@@ -393,9 +442,33 @@ mod tests {
             [outcome(100.0, 150.0), outcome(0.0, 100.0), outcome(200.0, 125.0)],
         ];
         let row = summary(&floods(&[0])[0], &Contestant::Tcpguard, &turns);
-        assert_eq!((row.of_xdp_tx, row.cpu_ns), (0.5, 75.0));
+        assert_eq!((row.of_xdp_tx, row.answered, row.cpu_ns), (Some(0.5), Some(0.75), 75.0));
         assert_eq!((row.median, row.min, row.max, row.unit), (75.0, 50.0, 100.0, "answers/s"));
         assert_eq!((row.tried, row.connected), (6, 4));
+    }
+
+    #[test]
+    fn handshakes_are_not_compared_with_frames_that_are_sent_back() {
+        let outcome = Outcome { handshakes_pps: 5.0, delivered_pps: 9.0, ..Outcome::default() };
+        let of = |name: &str| floods(&[0]).into_iter().find(|spec| spec.name == name).unwrap();
+        let row = summary(&of("handshake_v4"), &Contestant::Tcpguard, &[[outcome; 3]]);
+        assert_eq!((row.median, row.of_xdp_tx, row.answered), (5.0, None, None));
+        let row = summary(&of("ack_v4"), &Contestant::Tcpguard, &[[outcome; 3]]);
+        assert_eq!((row.median, row.of_xdp_tx, row.answered), (9.0, Some(1.0), None));
+    }
+
+    #[test]
+    fn a_connection_is_open_until_its_other_end_ends_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert!(is_open(&client));
+        drop(server);
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while is_open(&client) {
+            assert!(std::time::Instant::now() < deadline, "it never ends");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

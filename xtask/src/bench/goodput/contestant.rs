@@ -59,9 +59,8 @@ impl Contestant {
     /// All, those that others are compared with last.
     pub const ALL: [Self; 6] =
         [Self::Tcpguard, Self::Syncookies, Self::Synproxy, Self::None, Self::OracleDeny, Self::OracleReflect];
-    /// Where in `ALL` those are that the others are compared with.
-    pub(super) const DENY: usize = 4;
-    pub(super) const REFLECT: usize = 5;
+    /// Where in `ALL` those are that are compared with each other: the guard, and then both oracles.
+    pub(super) const COMPARED: [usize; 3] = [0, 4, 5];
 
     /// As it stands in the rows.
     pub fn name(self) -> &'static str {
@@ -115,7 +114,7 @@ impl Standing {
             let target =
                 if topology == Topology::Direct { "respond:http".to_owned() } else { behind.to_string() };
             let protect = format!("{front}={target}");
-            standing.daemon = Some(Daemon::start(&built.daemon, lab, &["--protect", &protect])?);
+            standing.daemon = Some(defence::tcpguard(lab, built, &["--protect", &protect])?);
         } else {
             if topology == Topology::Proxied {
                 standing._haproxy = Some(defence::haproxy(lab, front, behind)?);

@@ -1,11 +1,12 @@
 //! `cargo xtask bench goodput`: what clients of a web server get while the flood against it grows, behind each defence in turn,
 //! beside two oracles that know where the flood comes from. Clients, flood, defence and server share this machine's cores, so
-//! that whoever spends less on the flood leaves more to the clients.
+//! that whoever spends less on the flood leaves more to the clients. All are flooded alike, and rounds in which the guard and the
+//! oracles did not take as much of it do not count.
 
 mod contestant;
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
@@ -13,13 +14,15 @@ use serde::Serialize;
 use super::figures::{Report, edge, median, sorted};
 use super::http::{Done, Http};
 use crate::build::Artifacts;
-use crate::lab::{FloodSpec, GUARD_ADDRESS, Instead, Lab, LabConfig, StandIn};
+use crate::lab::{FloodSpec, GUARD_ADDRESS, Lab, LabConfig};
 pub use contestant::{Contestant, Topology};
 use contestant::{PORT, Standing};
 
 /// Connections that are open at a time.
 const CONNECTIONS: u32 = 64;
 const SECOND: Duration = Duration::from_secs(1);
+/// How often a client repeats a SYN before it gives up, after fifteen seconds: longer than anything is measured for.
+const SYN_RETRIES: &str = "3";
 /// How far apart the floods of one round may be, as a factor, for what they left to clients to be compared.
 const ALIKE: f64 = 1.05;
 
@@ -28,23 +31,31 @@ const ALIKE: f64 = 1.05;
 pub struct Effort {
     /// Turns of each contestant.
     pub rounds: usize,
+    /// Turns at most of those that are compared with each other, at steps where fewer than `rounds` count.
+    pub most: usize,
     /// How long requests are sent before anything counts, so that pools and tables get their size.
     pub warm_up: Duration,
-    /// How long requests are sent, of each kind at each step; in steps of a second.
+    /// How long requests are sent, of each kind at each step.
     pub time: Duration,
-    /// How hard the flood is, in percent of what the generator makes when every frame is dropped.
+    /// How hard the flood is, in percent of the hardest.
     pub steps: &'static [u8],
 }
 
 impl Effort {
     /// Enough for figures.
-    pub const FULL: Self =
-        Self { rounds: 5, warm_up: SECOND, time: Duration::from_secs(3), steps: &[0, 5, 15, 30, 60, 100] };
+    pub const FULL: Self = Self {
+        rounds: 5,
+        most: 10,
+        warm_up: SECOND,
+        time: Duration::from_secs(3),
+        steps: &[0, 5, 15, 30, 60, 100],
+    };
     /// Enough to compare contestants that are far apart.
-    pub const QUICK: Self = Self { rounds: 2, warm_up: SECOND, time: SECOND, steps: &[0, 30, 100] };
+    pub const QUICK: Self = Self { rounds: 2, most: 3, warm_up: SECOND, time: SECOND, steps: &[0, 30, 100] };
 }
 
-/// One row: one kind of requests behind one defence at one step of the flood.
+/// One row: one kind of requests behind one defence at one step of the flood. Its figures are those of the rounds that count;
+/// nothing where none did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// `short_conn` or `keepalive`.
@@ -55,7 +66,7 @@ pub struct Row {
     pub topology: &'static str,
     /// `requests/s`.
     pub unit: &'static str,
-    /// Median of all rounds.
+    /// Median of the rounds that count.
     pub median: f64,
     /// The least.
     pub min: f64,
@@ -65,9 +76,9 @@ pub struct Row {
     pub asked_pps: u64,
     /// Frames a second that the guarded interface took, median.
     pub delivered_pps: f64,
-    /// Requests that were answered, all rounds together.
+    /// Requests that were answered, all rounds together, whether they count or not.
     pub requests: u64,
-    /// Requests and connections that failed or took longer than two seconds.
+    /// Requests and connections that failed or took longer than two seconds, likewise.
     pub failed: u64,
     /// How long half of the requests took at most, microseconds, median.
     pub p50_us: f64,
@@ -75,8 +86,8 @@ pub struct Row {
     pub p99_us: f64,
     /// How long 999 in 1000 took at most.
     pub p999_us: f64,
-    /// Median of the ratios to the figure of the same guard with the flood's network denied; of rounds that count only, and
-    /// nothing when there are none.
+    /// Median of the ratios to the figure of the same guard with the flood's network denied, of rounds in which the floods of
+    /// both oracles and of this contestant were alike; nothing when there are none.
     pub of_deny: Option<f64>,
     /// Likewise to the guard behind a reflector.
     pub of_reflect: Option<f64>,
@@ -84,8 +95,8 @@ pub struct Row {
     pub p99_of_deny: Option<f64>,
     /// Rounds in all.
     pub rounds: usize,
-    /// Those in which the flood that reached this contestant and those that reached the oracles differ by more than 5 %: they
-    /// do not count for ratios.
+    /// Those that do not count: in which the floods that reached the guard and the oracles differ by more than 5 %. Of what is
+    /// not compared with each other, all count.
     pub discarded: usize,
 }
 
@@ -121,41 +132,61 @@ struct Outcome {
     p999_us: f64,
 }
 
-/// By step, then by kind of requests.
-type Turn = Vec<[Outcome; Work::ALL.len()]>;
+/// What one contestant came to in one round: by step, then by kind of requests; nothing at steps that it was not asked for.
+type Turn = Vec<Option<[Outcome; Work::ALL.len()]>>;
+/// One round, by contestant.
+type Round = Vec<Turn>;
 
-/// Measures all contestants in both topologies, all of them in turn, `effort.rounds` times. Fails when the guard serves nobody.
+/// The guard and both oracles in one round, at one step and with one kind of requests; nothing if they had none.
+fn compared(round: &Round, step: usize, work: usize) -> Option<[Outcome; 3]> {
+    let [guard, deny, reflect] =
+        Contestant::COMPARED.map(|who| round[who][step].as_ref().map(|outcomes| outcomes[work]));
+    Some([guard?, deny?, reflect?])
+}
+
+/// The steps at which too few rounds count.
+fn lacking(rounds: &[Round], steps: usize, enough: usize) -> Vec<usize> {
+    let counting = |step: usize, work: usize| {
+        let turns = rounds.iter().filter_map(|round| compared(round, step, work));
+        turns.filter(alike).count()
+    };
+    (0..steps).filter(|&step| (0..Work::ALL.len()).any(|work| counting(step, work) < enough)).collect()
+}
+
+/// Measures all contestants in both topologies, all of them in turn, `effort.rounds` times, and goes on with those that are
+/// compared where floods were not alike. Fails when the guard serves nobody.
 pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)) -> Result<Report<Row>> {
-    let limit = limit(built)?;
-    progress(&format!("the generator makes {limit} frames a second"));
-    let asked: Vec<_> = effort.steps.iter().map(|&percent| limit * u64::from(percent) / 100).collect();
-    let mut rows = Vec::new();
-    let mut rounds: Vec<Vec<Vec<Turn>>> = Vec::new();
-    for round in 0..effort.rounds {
-        let mut turns = Vec::new();
-        for topology in Topology::ALL {
-            let mut turn = Vec::new();
-            for contestant in Contestant::ALL {
-                let (name, topology_name) = (contestant.name(), topology.name());
-                progress(&format!("round {} of {}: {topology_name} {name}", round + 1, effort.rounds));
-                turn.push(
-                    run_all(built, contestant, topology, &asked, effort, round)
-                        .with_context(|| format!("measuring {topology_name} {name}"))?,
-                );
-            }
-            turns.push(turn);
-        }
-        rounds.push(turns);
+    let mut asked: Vec<Vec<Rates>> = Vec::new();
+    for topology in Topology::ALL {
+        let limit = limit(built, topology, effort)?;
+        progress(&format!("the hardest flood, {}: {limit:?} frames a second", topology.name()));
+        let step = |&percent: &u8| limit.map(|limit| limit * u64::from(percent) / 100);
+        asked.push(effort.steps.iter().map(step).collect());
     }
-    for (at, topology) in Topology::ALL.into_iter().enumerate() {
+    let mut rounds: [Vec<Round>; Topology::ALL.len()] = Default::default();
+    for number in 0..effort.most.max(effort.rounds) {
+        for ((topology, asked), rounds) in Topology::ALL.into_iter().zip(&asked).zip(&mut rounds) {
+            let further = number >= effort.rounds;
+            let all = || (0..asked.len()).collect();
+            let steps = if further { lacking(rounds, asked.len(), effort.rounds) } else { all() };
+            if steps.is_empty() {
+                continue;
+            }
+            let of = if further { format!("at most {}", effort.most) } else { effort.rounds.to_string() };
+            let round = format!("round {} of {of}: {}", number + 1, topology.name());
+            let mut say = |who: &str| progress(&format!("{round} {who}"));
+            let course = Course { built, topology, asked, steps: &steps, effort, number };
+            rounds.push(course.run(further, &mut say)?);
+        }
+    }
+    let mut rows = Vec::new();
+    for ((topology, asked), rounds) in Topology::ALL.into_iter().zip(&asked).zip(&rounds) {
         for (work, kind) in Work::ALL.into_iter().enumerate() {
-            for (step, &asked) in asked.iter().enumerate() {
+            for (step, asked) in asked.iter().enumerate() {
                 for (who, contestant) in Contestant::ALL.into_iter().enumerate() {
-                    let turn = |turns: &Vec<Vec<Turn>>| {
-                        [who, Contestant::DENY, Contestant::REFLECT].map(|who| turns[at][who][step][work])
-                    };
-                    let turns: Vec<_> = rounds.iter().map(turn).collect();
-                    rows.push(summary(kind, contestant, topology, asked, &turns));
+                    let turns: Vec<_> =
+                        rounds.iter().filter_map(|round| turn(round, who, step, work)).collect();
+                    rows.push(summary(kind, contestant, topology, asked[work], &turns));
                 }
             }
         }
@@ -163,61 +194,82 @@ pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)
     Ok(Report::new("goodput", rows))
 }
 
-/// Frames a second that the generator makes when nothing but dropping them is done: the hardest step.
-fn limit(built: &Artifacts) -> Result<u64> {
-    const TIME: Duration = Duration::from_millis(500);
-    let mut lab = Lab::up(LabConfig::new(&built.lab_object))?;
-    let _program = StandIn::attach(&lab, Instead::Drop)?;
-    let counters = lab.flood(PORT, FloodSpec { rate: 0, ..FloodSpec::default() })?.run_for(TIME)?;
-    Ok((counters.delivered() as f64 / TIME.as_secs_f64()) as u64)
+/// The hardest step, by kind of requests: nine tenths of the frames a second that the guard takes of a flood as hard as the
+/// generator makes it. What is asked for beyond that gets through to nobody, and takes the clients' time.
+fn limit(built: &Artifacts, topology: Topology, effort: Effort) -> Result<Rates> {
+    let course =
+        Course { built, topology, asked: &[[u64::MAX; Work::ALL.len()]], steps: &[0], effort, number: 0 };
+    let turn = course.turn(Contestant::Tcpguard).context("trying how much the guard takes")?;
+    let outcomes = turn.into_iter().next().flatten().context("no outcome")?;
+    Ok(outcomes.map(|outcome| (outcome.delivered_pps * 0.9) as u64))
 }
 
-/// One contestant in a lab of its own, at every step.
-fn run_all(
-    built: &Artifacts,
-    contestant: Contestant,
+/// Frames a second, by kind of requests.
+type Rates = [u64; Work::ALL.len()];
+
+/// What one round in one topology is about.
+struct Course<'a> {
+    built: &'a Artifacts,
     topology: Topology,
-    asked: &[u64],
+    /// Of every step.
+    asked: &'a [Rates],
+    /// The steps in question.
+    steps: &'a [usize],
     effort: Effort,
-    round: usize,
-) -> Result<Turn> {
-    let mut lab = Lab::up(LabConfig::new(&built.lab_object))?;
-    let standing = Standing::up(contestant, topology, &lab, built)?;
-    if effort.warm_up > Duration::ZERO {
-        Http::new(&lab, server()).requests(false, CONNECTIONS, effort.warm_up)?;
-    }
-    let mut turn = Vec::new();
-    for &rate in asked {
-        let mut outcomes = [Outcome::default(); Work::ALL.len()];
-        for (outcome, work) in outcomes.iter_mut().zip(Work::ALL) {
-            *outcome = run(&mut lab, work, rate, effort.time, round)
-                .with_context(|| format!("{} at {rate} frames a second", work.name()))?;
-            ensure!(contestant != Contestant::Tcpguard || outcome.requests > 0, "nobody was served");
+    number: usize,
+}
+
+impl Course<'_> {
+    /// Every contestant in turn, or only those that are compared.
+    fn run(&self, only_compared: bool, progress: &mut impl FnMut(&str)) -> Result<Round> {
+        let mut round = Round::new();
+        for contestant in Contestant::ALL {
+            if only_compared && !contestant.is_guard() {
+                round.push(vec![None; self.asked.len()]);
+                continue;
+            }
+            progress(contestant.name());
+            let turn = self.turn(contestant);
+            round.push(
+                turn.with_context(|| format!("measuring {} {}", self.topology.name(), contestant.name()))?,
+            );
         }
-        turn.push(outcomes);
+        Ok(round)
     }
-    standing.down()?;
-    Ok(turn)
+
+    /// One contestant in a lab of its own, at every step.
+    fn turn(&self, contestant: Contestant) -> Result<Turn> {
+        let mut lab = Lab::up(LabConfig::new(&self.built.lab_object))?;
+        lab.client().sysctl(&[("net/ipv4/tcp_syn_retries", SYN_RETRIES)])?;
+        let standing = Standing::up(contestant, self.topology, &lab, self.built)?;
+        if self.effort.warm_up > Duration::ZERO {
+            Http::new(&lab, server()).requests(false, CONNECTIONS, self.effort.warm_up)?;
+        }
+        let mut turn = vec![None; self.asked.len()];
+        for &step in self.steps {
+            let mut outcomes = [Outcome::default(); Work::ALL.len()];
+            for (work, outcome) in outcomes.iter_mut().enumerate() {
+                let (rate, kind) = (self.asked[step][work], Work::ALL[work]);
+                *outcome = run(&mut lab, kind, rate, self.effort.time, self.number)
+                    .with_context(|| format!("{} at {rate} frames a second", kind.name()))?;
+                ensure!(contestant != Contestant::Tcpguard || outcome.requests > 0, "nobody was served");
+            }
+            turn[step] = Some(outcomes);
+        }
+        standing.down()?;
+        Ok(turn)
+    }
 }
 
 fn run(lab: &mut Lab, work: Work, rate: u64, time: Duration, round: usize) -> Result<Outcome> {
     let spec = FloodSpec { rate, seed: round as u64, ..FloodSpec::default() };
-    let start = Instant::now();
     let flood = (rate > 0).then(|| lab.flood(PORT, spec)).transpose()?;
     let done = Http::new(lab, server()).requests(work == Work::ShortConn, CONNECTIONS, time)?;
-    let elapsed = start.elapsed();
-    let delivered = flood.map_or(Ok(0), |flood| flood.stop().map(|counters| counters.delivered()))?;
+    let delivered_pps = flood.map_or(Ok(0.0), |flood| flood.stop().map(|counters| counters.rate()))?;
     let Done { requests, failed, time, p50, p99, p999 } = done;
     let [p50_us, p99_us, p999_us] = [p50, p99, p999].map(|time| time.as_secs_f64() * 1e6);
-    Ok(Outcome {
-        delivered_pps: delivered as f64 / elapsed.as_secs_f64(),
-        rate: requests as f64 / time.as_secs_f64(),
-        requests,
-        failed,
-        p50_us,
-        p99_us,
-        p999_us,
-    })
+    let rate = requests as f64 / time.as_secs_f64();
+    Ok(Outcome { delivered_pps, rate, requests, failed, p50_us, p99_us, p999_us })
 }
 
 fn server() -> SocketAddr {
@@ -230,21 +282,34 @@ fn alike(turn: &[Outcome; 3]) -> bool {
     edge(rates.last()) <= edge(rates.first()) * ALIKE
 }
 
-/// Each turn is the contestant's outcome and those of both oracles, all of one round.
-fn summary(
-    work: Work,
-    contestant: Contestant,
-    topology: Topology,
-    asked: u64,
-    turns: &[[Outcome; 3]],
-) -> Row {
-    let middle = |value: &dyn Fn(&Outcome) -> f64| median(&sorted(turns.iter().map(|[own, ..]| value(own))));
-    let counting: Vec<_> = turns.iter().filter(|turn| alike(turn)).collect();
-    let ratio = |value: &dyn Fn(&[Outcome; 3]) -> f64| {
-        let ratios = sorted(counting.iter().map(|turn| value(turn)).filter(|ratio| ratio.is_finite()));
+/// One contestant's part of a round.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    own: Outcome,
+    /// The oracles', where the floods of all three were alike.
+    oracles: Option<[Outcome; 2]>,
+    counts: bool,
+}
+
+/// What contestant number `who` had in a round, if it took part.
+fn turn(round: &Round, who: usize, step: usize, work: usize) -> Option<Part> {
+    let own = round[who][step].as_ref()?[work];
+    let compared = compared(round, step, work);
+    let oracles = compared.filter(|&[_, deny, reflect]| alike(&[own, deny, reflect]));
+    let counts = !Contestant::COMPARED.contains(&who) || compared.is_some_and(|turns| alike(&turns));
+    Some(Part { own, oracles: oracles.map(|[_, deny, reflect]| [deny, reflect]).filter(|_| counts), counts })
+}
+
+fn summary(work: Work, contestant: Contestant, topology: Topology, asked: u64, turns: &[Part]) -> Row {
+    let counting: Vec<_> = turns.iter().filter(|part| part.counts).collect();
+    let middle =
+        |value: &dyn Fn(&Outcome) -> f64| median(&sorted(counting.iter().map(|part| value(&part.own))));
+    let ratio = |value: &dyn Fn(&Outcome, &[Outcome; 2]) -> f64| {
+        let ratios = counting.iter().filter_map(|part| Some(value(&part.own, part.oracles.as_ref()?)));
+        let ratios = sorted(ratios.filter(|ratio| ratio.is_finite()));
         (!ratios.is_empty()).then(|| median(&ratios))
     };
-    let figures = sorted(turns.iter().map(|[own, ..]| own.rate));
+    let figures = sorted(counting.iter().map(|part| part.own.rate));
     Row {
         name: work.name(),
         contestant: contestant.name(),
@@ -255,14 +320,14 @@ fn summary(
         max: edge(figures.last()),
         asked_pps: asked,
         delivered_pps: middle(&|own| own.delivered_pps),
-        requests: turns.iter().map(|[own, ..]| own.requests).sum(),
-        failed: turns.iter().map(|[own, ..]| own.failed).sum(),
+        requests: turns.iter().map(|part| part.own.requests).sum(),
+        failed: turns.iter().map(|part| part.own.failed).sum(),
         p50_us: middle(&|own| own.p50_us),
         p99_us: middle(&|own| own.p99_us),
         p999_us: middle(&|own| own.p999_us),
-        of_deny: ratio(&|[own, deny, _]| own.rate / deny.rate),
-        of_reflect: ratio(&|[own, _, reflect]| own.rate / reflect.rate),
-        p99_of_deny: ratio(&|[own, deny, _]| own.p99_us / deny.p99_us),
+        of_deny: ratio(&|own, [deny, _]| own.rate / deny.rate),
+        of_reflect: ratio(&|own, [_, reflect]| own.rate / reflect.rate),
+        p99_of_deny: ratio(&|own, [deny, _]| own.p99_us / deny.p99_us),
         rounds: turns.len(),
         discarded: turns.len() - counting.len(),
     }
@@ -287,19 +352,21 @@ pub fn print(report: &Report<Row>) {
         "discarded"
     );
     let share = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+    // Of rounds none of which counts, there is nothing to say.
+    let whole = |value: f64| if value.is_nan() { "-".to_owned() } else { format!("{value:.0}") };
     for row in &report.rows {
         println!(
-            "{:10} {:8} {:>9} {:>9.0}  {:14} {:>10.0} {:>8} {:>9.0} {:>9.0} {:>9.0} {:>7} {:>10} {:>9}",
+            "{:10} {:8} {:>9} {:>9}  {:14} {:>10} {:>8} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9}",
             row.name,
             row.topology,
             row.asked_pps,
-            row.delivered_pps,
+            whole(row.delivered_pps),
             row.contestant,
-            row.median,
+            whole(row.median),
             row.failed,
-            row.p50_us,
-            row.p99_us,
-            row.p999_us,
+            whole(row.p50_us),
+            whole(row.p99_us),
+            whole(row.p999_us),
             share(row.of_deny),
             share(row.of_reflect),
             format!("{}/{}", row.discarded, row.rounds)
@@ -315,38 +382,82 @@ mod tests {
         Outcome { delivered_pps, rate, requests: 10, failed: 1, p99_us: 7.0, ..Outcome::default() }
     }
 
-    fn row(turns: &[[Outcome; 3]]) -> Row {
-        summary(Work::ShortConn, Contestant::Tcpguard, Topology::Direct, 100, turns)
+    /// A round with one step, of which only short connections matter: the guard, a kernel without a defence, both oracles.
+    fn round(guard: Outcome, none: Outcome, deny: Outcome, reflect: Outcome) -> Round {
+        Contestant::ALL
+            .map(|contestant| match contestant {
+                Contestant::Tcpguard => guard,
+                Contestant::OracleDeny => deny,
+                Contestant::OracleReflect => reflect,
+                _ => none,
+            })
+            .map(|outcome| vec![Some([outcome, outcome])])
+            .into()
+    }
+
+    fn row(who: Contestant, rounds: &[Round]) -> Row {
+        let number = Contestant::ALL.iter().position(|contestant| *contestant == who).unwrap();
+        let turns: Vec<_> = rounds.iter().filter_map(|round| turn(round, number, 0, 0)).collect();
+        summary(Work::ShortConn, who, Topology::Direct, 100, &turns)
     }
 
     #[test]
-    fn rounds_whose_floods_differ_by_more_than_5_percent_do_not_count_for_ratios() {
-        let row = row(&[
-            [outcome(100.0, 90.0), outcome(104.0, 100.0), outcome(101.0, 45.0)],
-            [outcome(100.0, 10.0), outcome(106.0, 100.0), outcome(101.0, 100.0)],
-            [outcome(100.0, 10.0), outcome(101.0, 100.0), outcome(94.0, 100.0)],
-        ]);
-        assert_eq!((row.rounds, row.discarded), (3, 2));
-        assert_eq!((row.of_deny, row.of_reflect, row.p99_of_deny), (Some(0.9), Some(2.0), Some(1.0)));
-        assert_eq!((row.median, row.min, row.max), (10.0, 10.0, 90.0));
-        assert_eq!((row.requests, row.failed), (30, 3));
+    fn rows_consist_of_rounds_whose_floods_differ_by_less_than_5_percent() {
+        let none = outcome(50.0, 3.0);
+        let rounds = [
+            round(outcome(100.0, 90.0), none, outcome(104.0, 100.0), outcome(101.0, 45.0)),
+            round(outcome(100.0, 10.0), none, outcome(106.0, 100.0), outcome(101.0, 100.0)),
+            round(outcome(100.0, 10.0), none, outcome(101.0, 100.0), outcome(94.0, 100.0)),
+        ];
+        let guard = row(Contestant::Tcpguard, &rounds);
+        assert_eq!((guard.rounds, guard.discarded), (3, 2));
+        assert_eq!((guard.of_deny, guard.of_reflect, guard.p99_of_deny), (Some(0.9), Some(2.0), Some(1.0)));
+        assert_eq!((guard.median, guard.min, guard.max), (90.0, 90.0, 90.0));
+        // A failure is one in any round.
+        assert_eq!((guard.requests, guard.failed), (30, 3));
+        let oracle = row(Contestant::OracleReflect, &rounds);
+        assert_eq!((oracle.median, oracle.of_reflect, oracle.discarded), (45.0, Some(1.0), 2));
+        // Who cannot take the flood is not compared with who can, but what it got counts.
+        let none = row(Contestant::None, &rounds);
+        assert_eq!((none.median, none.of_deny, none.rounds, none.discarded), (3.0, None, 3, 0));
     }
 
     #[test]
-    fn without_a_round_that_counts_there_is_no_ratio() {
-        let row = row(&[[outcome(100.0, 90.0), outcome(50.0, 100.0), outcome(100.0, 100.0)]]);
+    fn without_a_round_that_counts_there_is_no_figure() {
+        let any = outcome(100.0, 90.0);
+        let row = row(Contestant::Tcpguard, &[round(any, any, outcome(50.0, 100.0), any)]);
         assert_eq!((row.of_deny, row.of_reflect, row.discarded), (None, None, 1));
+        assert!(row.median.is_nan() && row.p99_us.is_nan(), "{row:?}");
     }
 
     #[test]
     fn rounds_without_a_flood_always_count() {
-        let row = row(&[[outcome(0.0, 90.0), outcome(0.0, 100.0), outcome(0.0, 100.0)]]);
+        let calm = outcome(0.0, 100.0);
+        let row = row(Contestant::Tcpguard, &[round(outcome(0.0, 90.0), calm, calm, calm)]);
         assert_eq!((row.of_deny, row.discarded), (Some(0.9), 0));
     }
 
     #[test]
-    fn the_oracles_are_where_they_are_looked_for() {
-        assert_eq!(Contestant::ALL[Contestant::DENY].name(), "oracle_deny");
-        assert_eq!(Contestant::ALL[Contestant::REFLECT].name(), "oracle_reflect");
+    fn steps_go_on_until_enough_rounds_count() {
+        let (slow, fast) = (outcome(90.0, 1.0), outcome(100.0, 1.0));
+        let good = round(fast, slow, fast, fast);
+        let bad = round(slow, slow, fast, fast);
+        assert_eq!(lacking(&[good.clone(), bad.clone()], 1, 2), [0]);
+        assert!(lacking(&[good.clone(), bad, good.clone()], 1, 2).is_empty());
+        // A step that a further round was not about.
+        let further = good.iter().map(|turn| [&turn[..], &[None]].concat()).collect();
+        assert_eq!(lacking(&[further], 2, 1), [1]);
+    }
+
+    #[test]
+    fn those_that_are_compared_are_where_they_are_looked_for() {
+        let compared = Contestant::COMPARED.map(|who| Contestant::ALL[who].name());
+        assert_eq!(compared, ["tcpguard", "oracle_deny", "oracle_reflect"]);
+        assert!(
+            Contestant::ALL
+                .iter()
+                .enumerate()
+                .all(|(who, contestant)| { contestant.is_guard() == Contestant::COMPARED.contains(&who) })
+        );
     }
 }

@@ -54,8 +54,8 @@ pub struct Effort {
 impl Effort {
     /// Enough for figures.
     pub const FULL: Self = Self { rounds: 25, packets: 100_000, flows: 1_000_000 };
-    /// Enough to see that every row works.
-    pub const QUICK: Self = Self { rounds: 3, packets: 2_000, flows: 10_000 };
+    /// Enough to compare what is far apart, beside as many flows.
+    pub const QUICK: Self = Self { rounds: 5, packets: 50_000, flows: 1_000_000 };
 }
 
 /// The object files of the programs in question.
@@ -84,13 +84,19 @@ pub struct Row {
     pub max: f64,
     /// Median of the differences to the program that does nothing, on the same frames a moment later.
     pub over_null: f64,
+    /// Of a peer: median of the ratios of that difference to tcpguard's on such frames in the same round.
+    pub of_tcpguard: Option<f64>,
 }
 
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
-    println!("{:24} {:>8} {:>8} {:>8} {:>10}", "ns per packet", "median", "min", "max", "over null");
-    for Row { name, median, min, max, over_null, contestant: _, unit: _ } in &report.rows {
-        println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1}");
+    println!(
+        "{:24} {:>8} {:>8} {:>8} {:>10} {:>12}",
+        "ns per packet", "median", "min", "max", "over null", "of tcpguard"
+    );
+    for Row { name, median, min, max, over_null, of_tcpguard, contestant: _, unit: _ } in &report.rows {
+        let ratio = of_tcpguard.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1} {ratio:>12}");
     }
 }
 
@@ -102,6 +108,7 @@ pub fn measure(
     effort: Effort,
     mut progress: impl FnMut(&str),
 ) -> Result<Report<Row>> {
+    contest::try_out(objects, peers)?;
     progress("filling tables");
     let mut contest = Contest::new(objects, peers, effort)?;
     let rows = rows::all(peers);
@@ -112,8 +119,12 @@ pub fn measure(
             runs.push(contest.time(row).with_context(|| format!("row {}", row.name))?);
         }
     }
-    let rows = rows.into_iter().zip(&runs).map(|(row, runs)| summary(row.name, runs)).collect();
-    Ok(Report::new("program", rows))
+    let own = |name: &str| {
+        let kind = name.split_once('/')?.1;
+        rows.iter().position(|row| row.name == kind).map(|own| &runs[own][..])
+    };
+    let rows = rows.iter().zip(&runs).map(|(row, runs)| summary(&row.name, runs, own(&row.name)));
+    Ok(Report::new("program", rows.collect()))
 }
 
 /// What one run of a row and one of its null took, nanoseconds per packet.
@@ -123,9 +134,20 @@ struct Run {
     null: f64,
 }
 
-fn summary(name: String, runs: &[Run]) -> Row {
+impl Run {
+    fn over_null(&self) -> f64 {
+        self.row - self.null
+    }
+}
+
+/// `own` are the runs of tcpguard's row of the same kind, round by round, of a peer's.
+fn summary(name: &str, runs: &[Run], own: Option<&[Run]>) -> Row {
     let times = sorted(runs.iter().map(|run| run.row));
-    let over = sorted(runs.iter().map(|run| run.row - run.null));
+    let over = sorted(runs.iter().map(Run::over_null));
+    let ratios = |own: &[Run]| {
+        let ratios = runs.iter().zip(own).map(|(run, own)| run.over_null() / own.over_null());
+        median(&sorted(ratios.filter(|ratio| ratio.is_finite())))
+    };
     let contestant = match name.split_once('/') {
         Some((peer, _)) => peer,
         None if name.starts_with("null") => "null",
@@ -133,12 +155,13 @@ fn summary(name: String, runs: &[Run]) -> Row {
     };
     Row {
         contestant: contestant.to_owned(),
-        name,
+        name: name.to_owned(),
         unit: "ns",
         median: median(&times),
         min: edge(times.first()),
         max: edge(times.last()),
         over_null: median(&over),
+        of_tcpguard: own.map(ratios),
     }
 }
 
@@ -149,8 +172,18 @@ mod tests {
     #[test]
     fn a_row_is_the_median_of_its_runs_and_of_the_differences_inside_each_round() {
         let runs = [(30.0, 10.0), (20.0, 11.0), (90.0, 12.0)].map(|(row, null)| Run { row, null });
-        let row = summary("x".to_owned(), &runs);
+        let row = summary("x", &runs, None);
         assert_eq!((row.median, row.min, row.max, row.over_null), (30.0, 20.0, 90.0, 20.0));
+        assert_eq!(row.of_tcpguard, None);
+    }
+
+    #[test]
+    fn a_peer_is_compared_with_tcpguard_inside_each_round() {
+        // A machine that takes twice as long in the second round.
+        let [peer, own] = [40.0, 10.0]
+            .map(|over| [1.0, 2.0].map(|busy| Run { row: busy * (10.0 + over), null: busy * 10.0 }));
+        let row = summary("synproxy/x", &peer, Some(&own));
+        assert_eq!((row.contestant.as_str(), row.of_tcpguard, row.over_null), ("synproxy", Some(4.0), 60.0));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tcpguard_common::flow::V4;
 use tcpguard_common::reason::Reason;
 
 use super::Objects;
-use super::contest::{AF_XDP, load, null, rewrite_as, run};
+use super::contest::{AF_XDP, WARM_UP, load, null, rewrite_as, run};
 use super::frames::{Kind, Sources, rewrite};
 use super::guard::{self, Guard, check};
 use super::rows::{ALLOWED, DENIED, DROP, HOT_STRANGERS, MANY, STRANGERS, TX};
@@ -104,6 +104,7 @@ fn time(bench: &mut Ebpf, guard: &Guard, rows: &[Row], count: u32, growth: Growt
         for (Row { name, how, verdict, reason }, runs) in rows.iter().zip(&mut runs) {
             let failed = || format!("row {name} with {count}");
             rewrite_as(bench, *how)?;
+            run(bench, &program, growth.packets.min(WARM_UP))?;
             let before = guard.counters()?;
             let (met, time) = run(bench, &program, growth.packets)?;
             ensure!(met == *verdict, "row {name} with {count}: verdict {met}, expected {verdict}");

@@ -67,8 +67,8 @@ impl Standing {
         let (mut daemon, mut haproxy, mut program) = (None, None, None);
         match contestant {
             Contestant::Tcpguard => {
-                daemon =
-                    Some(Daemon::start(&built.daemon, lab, &["--protect", &format!("{front}={behind}")])?);
+                let protect = format!("{front}={behind}");
+                daemon = Some(defence::tcpguard(lab, built, &["--protect", &protect])?);
             }
             Contestant::Haproxy | Contestant::Direct => program = Some(StandIn::attach(lab, Instead::Pass)?),
             Contestant::HaproxyOffload | Contestant::DirectOffload => offload(lab)?,

@@ -20,13 +20,16 @@ use contestant::Standing;
 const PAGE: usize = 1024;
 /// Connections that are open at a time.
 const CONNECTIONS: u32 = 64;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
     /// Turns of each contestant.
     pub rounds: usize,
-    /// How long requests are sent, of each kind; in steps of a second.
+    /// How long requests are sent before anything counts, so that pools and tables get their size.
+    pub warm_up: Duration,
+    /// How long requests are sent, of each kind.
     pub time: Duration,
     /// Bytes of a transfer.
     pub bulk: usize,
@@ -37,9 +40,10 @@ pub struct Effort {
 impl Effort {
     /// Enough for figures.
     pub const FULL: Self =
-        Self { rounds: 5, time: Duration::from_secs(4), bulk: 512 << 20, first_bytes: 200 };
+        Self { rounds: 5, warm_up: SECOND, time: Duration::from_secs(4), bulk: 512 << 20, first_bytes: 200 };
     /// Enough to compare contestants that are far apart.
-    pub const QUICK: Self = Self { rounds: 3, time: Duration::from_secs(1), bulk: 64 << 20, first_bytes: 50 };
+    pub const QUICK: Self =
+        Self { rounds: 3, warm_up: SECOND, time: SECOND, bulk: 128 << 20, first_bytes: 50 };
 }
 
 /// One row: one kind of work through one contestant.
@@ -150,8 +154,8 @@ fn run_all(built: &Artifacts, contestant: Contestant, effort: Effort) -> Result<
     standing.backend().file("page", PAGE)?;
     let bulk = standing.backend().file("bulk", effort.bulk)?;
     let http = Http::new(&lab, standing.server());
-    // Pools and tables get their size, and the file comes into the page cache.
-    http.requests(false, CONNECTIONS, Duration::from_secs(1))?;
+    http.requests(false, CONNECTIONS, effort.warm_up)?;
+    // The file comes into the page cache.
     http.download("bulk", effort.bulk)?;
     let mut outcomes = Vec::new();
     for work in Work::ALL {

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::defence;
 use super::figures::{Report, edge, median, sorted};
 use super::program::{self, Growth, Objects};
 use crate::build::Artifacts;
@@ -54,14 +55,14 @@ impl Effort {
         idle: Duration::from_secs(5),
         packets: 100_000,
     };
-    /// Enough to see that every row works.
+    /// Enough to compare what is far apart, beside fewer connections.
     pub const QUICK: Self = Self {
         rounds: 3,
-        connections: &[1000, 10_000],
-        time_waits: &[10_000],
-        segments: 20_000,
+        connections: &[1000, 100_000],
+        time_waits: &[10_000, 100_000],
+        segments: 100_000,
         idle: Duration::from_secs(1),
-        packets: 2000,
+        packets: 50_000,
     };
 
     fn growth(&self) -> Growth {
@@ -135,7 +136,7 @@ impl<'a> Setup<'a> {
         let protect = [format!("{hold}=respond:discard,cookie"), format!("{web}=respond:http,cookie")];
         let mut arguments = vec!["--protect", &protect[0], "--protect", &protect[1]];
         arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-        let daemon = Daemon::start(&built.daemon, &lab, &arguments)?;
+        let daemon = defence::tcpguard(&lab, built, &arguments)?;
         let clients = Clients::start(&lab, clients, hold, web)?;
         let (_, at_rest) = process::memory(daemon.id())?;
         Ok(Self { built, clients, daemon, lab, at_rest })
