@@ -381,7 +381,7 @@ fn the_page_of_the_report_renders_in_a_browser() {
     };
     // As the browser understood it: plots are drawn, and every suite has its table.
     let page = browser(&["--dump-dom"]);
-    for needed in ["<polyline", "400k", "20000", "12.8", "id=\"control\"", "</html>"] {
+    for needed in ["<polyline", "400k", "20000", "12.8", "id=\"control\"", "id=\"targets\"", "</html>"] {
         assert!(page.contains(needed), "{needed} is not in {page}");
     }
     browser(&[&format!("--screenshot={}", picture.display())]);

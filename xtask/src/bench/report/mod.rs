@@ -2,7 +2,9 @@
 //! the same JSON that is written for machines, so that a page can be made of figures that were measured before. It measures
 //! nothing.
 
+mod claims;
 mod plot;
+mod summary;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,6 +14,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use claims::{Claim, Verdict};
 use plot::{Bars, Lines, Point, Scale, Series, escape, short};
 
 /// What one plot is called in files, what it says in words, and what it shows.
@@ -29,17 +32,46 @@ pub fn write(dir: &Path, reports: &[Value]) -> Result<()> {
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
     };
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    for plot in plots(reports) {
+    let reports = latest(reports);
+    for plot in plots(&reports) {
         put(&format!("{}.svg", plot.name), plot.svg)?;
     }
-    put("index.html", page(reports))?;
-    put("summary.md", summary(reports))?;
-    put("figures.json", serde_json::to_string_pretty(reports)? + "\n")
+    put("index.html", page(&reports))?;
+    put("summary.md", summary::markdown(&reports))?;
+    put("figures.json", serde_json::to_string_pretty(&reports)? + "\n")
 }
 
-/// The rows of a suite; of the last report if there are several.
+/// The last report of each suite, its command without what only the machine knows that it was given on.
+fn latest(reports: &[Value]) -> Vec<Value> {
+    let again = |at: usize| reports[at + 1..].iter().any(|other| other["suite"] == reports[at]["suite"]);
+    let plain = |at: usize| {
+        let mut report = reports[at].clone();
+        if let Some(command) = report["command"].as_str() {
+            report["command"] = anywhere(command).into();
+        }
+        report
+    };
+    (0..reports.len()).filter(|&at| !again(at)).map(plain).collect()
+}
+
+/// A command without the files that it reads and writes figures in, and with those of peers but not their directories.
+fn anywhere(command: &str) -> String {
+    let (mut kept, mut words) = (Vec::new(), command.split(' '));
+    while let Some(word) = words.next() {
+        if ["--json", "--report", "--from"].contains(&word) {
+            words.next();
+            continue;
+        }
+        let (name, path) = word.split_once('=').map_or(("", word), |(name, path)| (name, path));
+        let file = path.rsplit('/').next().unwrap_or_default();
+        kept.push(if name.is_empty() { file.to_owned() } else { format!("{name}={file}") });
+    }
+    kept.join(" ")
+}
+
+/// The rows of a suite.
 fn rows<'a>(reports: &'a [Value], suite: &str) -> &'a [Value] {
-    let report = reports.iter().rfind(|report| report["suite"] == suite);
+    let report = reports.iter().find(|report| report["suite"] == suite);
     report.and_then(|report| report["rows"].as_array()).map_or(&[], Vec::as_slice)
 }
 
@@ -63,6 +95,7 @@ fn plots(reports: &[Value]) -> Vec<Plot> {
     plots.extend(flood(rows(reports, "flood")));
     plots.extend(program(rows(reports, "program")));
     plots.extend(proxy(rows(reports, "proxy")));
+    plots.extend(stack(rows(reports, "stack")));
     plots.extend(scale(rows(reports, "scale")));
     plots
 }
@@ -101,7 +134,9 @@ fn goodput(rows: &[Value]) -> Vec<Plot> {
             let x = ("flood, frames a second", Scale::Linear);
             plots.push(Plot {
                 name: format!("goodput-{topology}-{name}"),
-                says: "Requests a second that clients get. Median of all rounds, with the least and the most.",
+                says: "Requests a second that clients get: median of the rounds that count, with the least and the most. The flood is \
+                       what the generator was told to make; the kernel's defences take a part of it (delivered_pps in the \
+                       table).",
                 svg: Lines {
                     title: format!("Goodput under a SYN flood, {topology}: {kind}"),
                     x,
@@ -151,7 +186,9 @@ fn flood(rows: &[Value]) -> Vec<Plot> {
         Plot {
             name: "flood-rate".to_owned(),
             says: "What comes of a flood as fast as the machine makes frames: answers found right at the far end, handshakes \
-                   that a botnet completed, or frames taken. xdp_tx only swaps addresses, xdp_drop does nothing.",
+                   that a botnet completed, or frames taken. xdp_tx only swaps addresses, xdp_drop does nothing. The \
+                   kernel's synproxy drops nearly every SYN over IPv6: it takes their checksums for IPv4's, where no driver \
+                   has verified them.",
             svg: Bars {
                 title: "A flood at full rate".to_owned(),
                 unit: "a second",
@@ -215,6 +252,35 @@ fn proxy(rows: &[Value]) -> Vec<Plot> {
                is better.",
         svg: Bars { title: "The relay, as a ratio to HAProxy".to_owned(), unit: "HAProxy = 1", groups }.svg(),
     }]
+}
+
+/// What a segment takes beside so many connections.
+fn stack(rows: &[Value]) -> Option<Plot> {
+    const KINDS: [&str; 3] = ["segment_data", "segment_ack", "open_close"];
+    let point = |row: &Value, kind: &str| {
+        let many = string(row, "name").strip_prefix(kind)?.strip_prefix('_')?;
+        let x = [("m", 1e6), ("k", 1e3)]
+            .into_iter()
+            .find_map(|(size, times)| Some(many.strip_suffix(size)?.parse::<f64>().ok()? * times))?;
+        Some(Point { x, y: number(row, "median"), spread: (number(row, "min"), number(row, "max")) })
+    };
+    let series = KINDS.map(|kind| Series {
+        name: kind.to_owned(),
+        points: rows.iter().filter_map(|row| point(row, kind)).collect(),
+    });
+    let series: Vec<_> = series.into_iter().filter(|series| !series.points.is_empty()).collect();
+    (!series.is_empty()).then(|| Plot {
+        name: "stack-segment".to_owned(),
+        says: "The stack by itself, in bursts: a full segment with its acknowledgement, an acknowledgement, and each segment of a \
+               short connection. Median of all runs, with the least and the most.",
+        svg: Lines {
+            title: "What a segment costs the stack, against connections".to_owned(),
+            x: ("connections", Scale::Log),
+            y: ("ns", Scale::Linear),
+            series,
+        }
+        .svg(),
+    })
 }
 
 /// What grows with connections, TIME_WAITs, services and filters.
@@ -302,12 +368,13 @@ fn page(reports: &[Value]) -> String {
             escape(string(machine, "kernel")),
         );
     }
-    out += "</header>\n<nav>";
+    out += "</header>\n<nav><a href=\"#targets\">targets</a> ";
     for report in reports {
         let suite = escape(string(report, "suite"));
         let _ = write!(out, "<a href=\"#{suite}\">{suite}</a> ");
     }
     out += "<a href=\"#machine\">machine and versions</a></nav>\n<main>\n";
+    out += &targets(&claims::claims(reports));
     for Plot { name, says, svg } in plots(reports) {
         let _ = writeln!(
             out,
@@ -339,6 +406,31 @@ fn page(reports: &[Value]) -> String {
         out += "</dl>\n";
     }
     out + "</section>\n</main></body></html>\n"
+}
+
+/// What the figures are held against; nothing if none of it was measured.
+fn targets(claims: &[Claim]) -> String {
+    if claims.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from(
+        "<section id=\"targets\"><h2>Targets</h2><div class=\"table\"><table><thead><tr><th></th><th>measured</th><th>target</th>\
+         <th></th></tr></thead><tbody>\n",
+    );
+    for claim in claims {
+        let class = match claim.verdict() {
+            Verdict::Met => "met",
+            Verdict::Missed => "missed",
+            Verdict::Open => "open",
+        };
+        let word = claim.word();
+        let [says, measured, target] = [claim.says.as_str(), &claim.measured(), &claim.target()].map(escape);
+        let _ = writeln!(
+            out,
+            "<tr><td>{says}</td><td class=\"n\">{measured}</td><td class=\"n\">{target}</td><td class=\"{class}\">{word}</td></tr>"
+        );
+    }
+    out + "</tbody></table></div></section>\n"
 }
 
 /// Every figure of a suite: a column for each key of any of its rows.
@@ -384,75 +476,6 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// The main plots and tables as Markdown, for documents beside which the plots lie.
-fn summary(reports: &[Value]) -> String {
-    let mut out = String::new();
-    if let Some(report) = reports.last() {
-        let machine = &report["machine"];
-        let _ = writeln!(
-            out,
-            "Measured {} on {} ({} cores, kernel {}).\n",
-            string(report, "measured").split('T').next().unwrap_or_default(),
-            string(machine, "cpu"),
-            machine["cores"],
-            string(machine, "kernel")
-        );
-    }
-    let of = rows(reports, "goodput");
-    for topology in distinct(of, "topology") {
-        let _ = writeln!(out, "![goodput, {topology}](goodput-{topology}-short_conn.svg)\n");
-        let most = of.iter().map(|row| number(row, "asked_pps")).fold(0.0, f64::max);
-        let calm = |row: &&Value| row["asked_pps"] == 0;
-        let hard = |row: &&Value| number(row, "asked_pps") == most;
-        let _ = writeln!(
-            out,
-            "| {topology}, requests/s, each on a connection of its own | calm | at {} frames/s | of an oracle | failed | p99 |\n\
-             |---|---|---|---|---|---|",
-            short(most)
-        );
-        for who in distinct(of, "contestant") {
-            let mut rows = of.iter().filter(|row| {
-                row["topology"] == topology && row["name"] == "short_conn" && row["contestant"] == who
-            });
-            let Some(calm) = rows.clone().find(calm) else { continue };
-            let Some(hard) = rows.find(hard) else { continue };
-            let ratio = number(hard, "of_deny");
-            let ratio = if ratio.is_finite() { format!("{ratio:.2}") } else { "–".to_owned() };
-            let _ = writeln!(
-                out,
-                "| {who} | {:.0} | {:.0} | {ratio} | {} | {:.1} ms |",
-                number(calm, "median"),
-                number(hard, "median"),
-                plain(&hard["failed"]),
-                number(hard, "p99_us") / 1000.0
-            );
-        }
-        out.push('\n');
-    }
-    let of = rows(reports, "flood");
-    if !of.is_empty() {
-        let contestants = distinct(of, "contestant");
-        let _ =
-            writeln!(out, "![what a frame costs](flood-cost.svg)\n\n| flood | {} |", contestants.join(" | "));
-        let _ = writeln!(out, "|---|{}", "---|".repeat(contestants.len()));
-        for name in distinct(of, "name") {
-            let figure = |who: &&str| {
-                let row = of
-                    .iter()
-                    .find(|row| row["name"] == name && row["contestant"] == **who && row["asked_pps"] == 0);
-                row.map_or_else(String::new, |row| short(number(row, "median")))
-            };
-            let figures: Vec<_> = contestants.iter().map(figure).collect();
-            let _ = writeln!(out, "| `{name}` | {} |", figures.join(" | "));
-        }
-        out.push('\n');
-    }
-    if !rows(reports, "scale").is_empty() {
-        out += "![memory](scale-memory.svg)\n\n![cost of a segment](scale-segment.svg)\n";
-    }
-    out
-}
-
 const HEAD: &str = r##"<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>tcpguard, measured</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -471,6 +494,7 @@ th, td { padding: 3px 10px; text-align: left; white-space: nowrap; border-bottom
 thead th { background: #f8f9fa } td.n { text-align: right; font-variant-numeric: tabular-nums }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 0; font-size: 13px } dt { color: #495057 } dd { margin: 0 }
 svg { width: 100%; height: auto; display: block }
+.met { color: #2b8a3e } .missed { color: #c92a2a; font-weight: 600 } .open { color: #868e96 }
 </style></head><body>
 "##;
 
@@ -479,7 +503,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn reports() -> Vec<Value> {
+    pub(super) fn reports() -> Vec<Value> {
         let machine = json!({"cpu": "A<B", "cores": 2, "kernel": "6.18", "memory": 8u64 << 30, "software": {"rustc": "1.95"}});
         let report = |suite: &str, rows: Value| json!({"suite": suite, "version": 1, "measured": "2026-01-02T03:04:05Z", "command": "cargo xtask bench", "machine": machine, "rows": rows});
         let goodput = |who: &str, asked: u64, of: Option<f64>| {
@@ -495,6 +519,10 @@ mod tests {
             report(
                 "scale",
                 json!([{"name": "bytes_stack", "contestant": "tcpguard", "unit": "bytes", "n": 1000, "median": 1e6, "min": 1e6, "max": 1e6}]),
+            ),
+            report(
+                "stack",
+                json!([{"name": "segment_ack_1m", "contestant": "tcpguard", "unit": "ns", "median": 250.0, "min": 240.0, "max": 290.0}]),
             ),
             report(
                 "control",
@@ -525,6 +553,20 @@ mod tests {
     }
 
     #[test]
+    fn of_a_suite_that_was_measured_again_the_last_report_counts() {
+        let report = |suite: &str, number: u32| json!({"suite": suite, "number": number});
+        let reports = [report("flood", 1), report("scale", 2), report("flood", 3)];
+        assert_eq!(latest(&reports), [report("scale", 2), report("flood", 3)]);
+        assert!(latest(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_command_is_shown_as_anybody_could_type_it() {
+        let typed = "cargo xtask bench flood --quick --xdp-synproxy /home/me/kern.o --json /tmp/x.json --peer a=/sys/b";
+        assert_eq!(anywhere(typed), "cargo xtask bench flood --quick --xdp-synproxy kern.o --peer a=b");
+    }
+
+    #[test]
     fn a_suite_that_is_not_there_has_no_plots() {
         let names: Vec<_> = plots(&reports()).into_iter().map(|plot| plot.name).collect();
         assert_eq!(
@@ -536,15 +578,9 @@ mod tests {
                 "latency-direct-keepalive",
                 "flood-rate",
                 "flood-cost",
+                "stack-segment",
                 "scale-memory"
             ]
         );
-    }
-
-    #[test]
-    fn the_summary_says_when_and_where_and_what_came_of_the_hardest_flood() {
-        let summary = summary(&reports());
-        assert!(summary.starts_with("Measured 2026-01-02 on A<B (2 cores, kernel 6.18).\n"), "{summary}");
-        assert!(summary.contains("| tcpguard | 30000 | 30000 | – | 0 | 0.9 ms |"), "{summary}");
     }
 }

@@ -117,7 +117,8 @@ pub(super) fn short(value: f64) -> String {
     let sizes = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
     let (value, suffix) = sizes
         .into_iter()
-        .find(|(size, _)| value.abs() >= *size)
+        // What rounds to a thousand of one size is one of the next.
+        .find(|(size, _)| value.abs() >= size * 0.9995)
         .map_or((value, ""), |(size, suffix)| (value / size, suffix));
     let digits = match value.abs() {
         value if value >= 100.0 || value == value.trunc() => 0,
@@ -309,8 +310,8 @@ mod tests {
     #[test]
     fn numbers_are_read_at_a_glance() {
         assert_eq!(
-            [0.0, 7.0, 0.25, 12.34, 1000.0, 1_234_567.0].map(short),
-            ["0", "7", "0.25", "12.3", "1k", "1.2M"]
+            [0.0, 7.0, 0.25, 12.34, 999.4, 1000.0, 999_918.0, 1_234_567.0].map(short),
+            ["0", "7", "0.25", "12.3", "999", "1k", "1M", "1.2M"]
         );
     }
 

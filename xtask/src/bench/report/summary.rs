@@ -1,0 +1,211 @@
+//! What a stranger reads first, as Markdown for documents beside which the plots lie: which targets are met, then what each
+//! defence made of a flood, then where and by which commands it was measured. Every other figure is on the page.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::claims::{Claim, Verdict, claims};
+use super::plot::short;
+use super::{distinct, number, plain, rows, string};
+
+/// All of it.
+pub(super) fn markdown(reports: &[Value]) -> String {
+    let mut out = String::new();
+    if let Some(report) = reports.last() {
+        let machine = &report["machine"];
+        let _ = writeln!(
+            out,
+            "Measured {} on {} ({} cores, kernel {}). Contestants take turns in every round, and every ratio is of figures of one \
+             round. Generator, link, guard, server and clients share the machine: ratios say more than rates.\n",
+            day(report),
+            string(machine, "cpu"),
+            machine["cores"],
+            string(machine, "kernel")
+        );
+    }
+    targets(&mut out, &claims(reports));
+    goodput(&mut out, rows(reports, "goodput"));
+    flood(&mut out, rows(reports, "flood"));
+    program(&mut out, rows(reports, "program"));
+    proxy(&mut out, rows(reports, "proxy"));
+    scale(&mut out, rows(reports, "scale"));
+    out += "Measured by:\n\n";
+    for report in reports {
+        let _ =
+            writeln!(out, "- {}, {}: `{}`", string(report, "suite"), day(report), string(report, "command"));
+    }
+    out
+}
+
+fn day(report: &Value) -> &str {
+    string(report, "measured").split('T').next().unwrap_or_default()
+}
+
+/// A number as a table shows it.
+fn cell(value: f64, text: impl FnOnce(f64) -> String) -> String {
+    if value.is_finite() { text(value) } else { "–".to_owned() }
+}
+
+fn targets(out: &mut String, claims: &[Claim]) {
+    if claims.is_empty() {
+        return;
+    }
+    let met = claims.iter().filter(|claim| claim.verdict() == Verdict::Met).count();
+    let _ = writeln!(out, "{met} of {} targets are met.\n", claims.len());
+    *out += "| | measured | target | |\n|---|---|---|---|\n";
+    for claim in claims {
+        let stress = if claim.verdict() == Verdict::Missed { "**" } else { "" };
+        let verdict = format!("{stress}{}{stress}", claim.word());
+        let _ = writeln!(out, "| {} | {} | {} | {verdict} |", claim.says, claim.measured(), claim.target());
+    }
+    *out += "\n*direct*: the guard answers requests itself, *proxied*: it relays them to a web server. Of all rates of the flood \
+             the worst counts; an oracle is the same guard that need not judge the flood, because it is told where it comes \
+             from, or because another program sends it back before.\n\n";
+}
+
+/// What clients got in the hardest flood.
+fn goodput(out: &mut String, of: &[Value]) {
+    for topology in distinct(of, "topology") {
+        let short_conn = of.iter().filter(|row| row["topology"] == topology && row["name"] == "short_conn");
+        let most = short_conn.clone().map(|row| number(row, "asked_pps")).fold(0.0, f64::max);
+        let _ = writeln!(
+            out,
+            "![requests a second against the flood, {topology}](goodput-{topology}-short_conn.svg)\n\n\
+             | {topology}, requests/s, each on a connection of its own | calm | {} frames/s asked for | frames/s taken | of an \
+             oracle | failed | p99 |\n|---|---|---|---|---|---|---|",
+            short(most)
+        );
+        for who in distinct(of, "contestant") {
+            let mut rows = short_conn.clone().filter(|row| row["contestant"] == who);
+            let Some(calm) = rows.clone().find(|row| row["asked_pps"] == 0) else { continue };
+            let Some(hard) = rows.find(|row| number(row, "asked_pps") == most) else { continue };
+            let _ = writeln!(
+                out,
+                "| {who} | {} | {} | {} | {} | {} | {} |",
+                cell(number(calm, "median"), |rate| format!("{rate:.0}")),
+                cell(number(hard, "median"), |rate| format!("{rate:.0}")),
+                cell(number(hard, "delivered_pps"), short),
+                cell(number(hard, "of_deny"), |ratio| format!("{ratio:.2}")),
+                plain(&hard["failed"]),
+                cell(number(hard, "p99_us"), |micros| format!("{:.1} ms", micros / 1000.0)),
+            );
+        }
+        out.push('\n');
+    }
+}
+
+/// What came of floods as fast as the machine makes them.
+fn flood(out: &mut String, of: &[Value]) {
+    if of.is_empty() {
+        return;
+    }
+    let contestants = distinct(of, "contestant");
+    let _ = writeln!(
+        out,
+        "![what a frame costs](flood-cost.svg)\n\n| a second, at full rate | {} |",
+        contestants.join(" | ")
+    );
+    let _ = writeln!(out, "|---|{}", "---|".repeat(contestants.len()));
+    for name in distinct(of, "name") {
+        let row = |who: &str| {
+            let mut rows = of.iter().filter(|row| row["name"] == name && row["asked_pps"] == 0);
+            rows.find(|row| row["contestant"] == who)
+        };
+        let figure = |who: &&str| row(who).map_or_else(String::new, |row| cell(number(row, "median"), short));
+        let figures: Vec<_> = contestants.iter().map(figure).collect();
+        let unit = contestants.iter().find_map(|who| row(who)).map_or("", |row| string(row, "unit"));
+        let what = match unit {
+            "answers/s" => "right answers",
+            "handshakes/s" => "handshakes completed",
+            _ => "frames taken",
+        };
+        let _ = writeln!(out, "| `{name}`, {what} | {} |", figures.join(" | "));
+    }
+    out.push('\n');
+}
+
+/// What the program takes for the packets that peers were measured with, too.
+fn program(out: &mut String, of: &[Value]) {
+    let peers: Vec<_> =
+        distinct(of, "contestant").into_iter().filter(|who| !["tcpguard", "null"].contains(who)).collect();
+    if of.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "![what the XDP program takes for a packet](program.svg)\n\n| nanoseconds a packet over the null | tcpguard |{}",
+        peers.iter().map(|peer| format!(" {peer} |")).collect::<String>()
+    );
+    let _ = writeln!(out, "|---|---|{}", "---|".repeat(peers.len()));
+    for name in ["syn_v4_ts", "syn_v6_ts", "ack_invalid_v4", "ack_invalid_v6", "flow_hit_v4", "flow_hit_v6"] {
+        let over = |name: &str| {
+            let row = of.iter().find(|row| row["name"] == name);
+            row.map_or_else(String::new, |row| cell(number(row, "over_null"), |ns| format!("{ns:.0}")))
+        };
+        let figures: Vec<_> =
+            peers.iter().map(|peer| format!(" {} |", over(&format!("{peer}/{name}")))).collect();
+        let _ = writeln!(out, "| `{name}` | {} |{}", over(name), figures.concat());
+    }
+    out.push('\n');
+}
+
+/// The relay beside HAProxy.
+fn proxy(out: &mut String, of: &[Value]) {
+    if of.is_empty() {
+        return;
+    }
+    *out += "![the relay beside HAProxy](proxy.svg)\n\n| relay, no flood | tcpguard | HAProxy | of HAProxy | of no relay |\n\
+             |---|---|---|---|---|\n";
+    for name in distinct(of, "name") {
+        let row = |who: &str| of.iter().find(|row| row["name"] == name && row["contestant"] == who);
+        let (Some(own), Some(haproxy)) = (row("tcpguard"), row("haproxy")) else { continue };
+        let figure = |row: &Value| {
+            cell(number(row, "median"), |figure| format!("{} {}", short(figure), string(row, "unit")))
+        };
+        let ratio = |key: &str| cell(number(own, key), |ratio| format!("{ratio:.2}"));
+        let _ = writeln!(
+            out,
+            "| `{name}` | {} | {} | {} | {} |",
+            figure(own),
+            figure(haproxy),
+            ratio("of_haproxy"),
+            ratio("of_direct")
+        );
+    }
+    out.push('\n');
+}
+
+fn scale(out: &mut String, of: &[Value]) {
+    if !of.is_empty() {
+        *out += "![memory against connections](scale-memory.svg)\n\n![cost of a segment against connections](scale-segment.svg)\n\n";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::reports;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_summary_says_when_and_where_and_what_came_of_the_hardest_flood() {
+        let summary = markdown(&reports());
+        assert!(summary.starts_with("Measured 2026-01-02 on A<B (2 cores, kernel 6.18). "), "{summary}");
+        assert!(summary.contains("| tcpguard | 30000 | 30000 | 9k | – | 0 | 0.9 ms |"), "{summary}");
+        assert!(summary.contains("| `syn_v4`, right answers | 1M |"), "{summary}");
+        assert!(summary.ends_with("- control, 2026-01-02: `cargo xtask bench`\n"), "{summary}");
+    }
+
+    #[test]
+    fn the_summary_names_the_targets_that_are_not_met() {
+        let row = |name: &str, over: f64| json!({"name": name, "contestant": "tcpguard", "over_null": over});
+        let rows = json!([row("syn_v4_ts", 129.0), row("ack_invalid_v4", 40.0)]);
+        let summary = markdown(&[json!({"suite": "program", "rows": rows})]);
+        assert!(summary.contains("1 of 4 targets are met.\n"), "{summary}");
+        assert!(summary.contains("| 129 ns | at most 60 ns | **not met** |"), "{summary}");
+        assert!(summary.contains("| 40 ns | at most 45 ns | met |"), "{summary}");
+        assert!(summary.contains("| – | at most 30 ns | not measured |"), "{summary}");
+        assert!(summary.contains("| `syn_v4_ts` | 129 |\n"), "{summary}");
+    }
+}
