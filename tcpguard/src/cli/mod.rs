@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::daemon::DaemonError;
@@ -152,7 +152,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let cli = match Cli::try_parse_from(args) {
+    let read = command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match read {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(error.print()?);
@@ -187,6 +188,34 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Schema(args) => schema::run(&args),
         Verb::Detach(args) => detach::run(&args),
     }
+}
+
+/// The command line, with texts that a terminal of any width breaks where it ends.
+fn command() -> clap::Command {
+    flowing(Cli::command())
+}
+
+fn flowing(command: clap::Command) -> clap::Command {
+    let help = command.get_after_help().map(|help| joined(&help.to_string()));
+    let command = match help {
+        Some(help) => command.after_help(help),
+        None => command,
+    };
+    command.mut_subcommands(flowing)
+}
+
+/// A text with every paragraph in one line. What is indented or stands in columns stays as it is.
+fn joined(text: &str) -> String {
+    let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ') && !line.contains("  ");
+    let (mut joined, mut before) = (String::new(), None);
+    for line in text.lines() {
+        if let Some(before) = before {
+            joined.push(if is_prose(before) && is_prose(line) { ' ' } else { '\n' });
+        }
+        joined += line;
+        before = Some(line);
+    }
+    joined
 }
 
 /// Clap's several lines in one: the error, without the usage that `--help` shows better.
@@ -269,7 +298,6 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     fn refusal(args: &[&str]) -> String {
         match run(std::iter::once("tcpguard").chain(args.iter().copied()).map(OsString::from)) {
@@ -286,6 +314,20 @@ mod tests {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{}", verb.get_name());
         }
+    }
+
+    #[test]
+    fn paragraphs_of_help_are_broken_where_the_terminal_ends_and_columns_are_not() {
+        let text =
+            "One paragraph\nof prose.\n\nauto    in columns\noff     likewise\n\nExamples:\n  tcpguard\n";
+        let flowing =
+            "One paragraph of prose.\n\nauto    in columns\noff     likewise\n\nExamples:\n  tcpguard";
+        assert_eq!(joined(text), flowing);
+        let mut reload = command().find_subcommand("reload").unwrap().clone();
+        let help = reload.render_help().to_string();
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+        let after = reload.get_after_help().unwrap().to_string();
+        assert!(after.lines().next().unwrap().ends_with("the log says what came of it."), "{after}");
     }
 
     #[test]
