@@ -118,7 +118,7 @@ impl Suite {
     fn purpose(self) -> Purpose {
         match self {
             Self::Program => Purpose::Build,
-            Self::Stack | Self::Flood | Self::Scale => Purpose::Lab,
+            Self::Stack | Self::Flood | Self::Scale | Self::Control => Purpose::Lab,
             Self::Proxy | Self::Goodput => Purpose::Bench,
         }
     }
@@ -127,7 +127,7 @@ impl Suite {
 /// What suites run, built once for all of them.
 struct Programs {
     built: Artifacts,
-    /// The clients of `scale`, where that is among the suites.
+    /// The clients of `scale` and `control`, where one of them is among the suites.
     clients: Option<PathBuf>,
 }
 
@@ -135,7 +135,7 @@ impl Programs {
     fn build(suites: &[Suite]) -> Result<Self> {
         let asked = |purpose: &Purpose| suites.iter().any(|suite| suite.purpose() == *purpose);
         let purpose = [Purpose::Bench, Purpose::Lab].into_iter().find(asked).unwrap_or(Purpose::Build);
-        if suites.contains(&Suite::Scale) {
+        if suites.iter().any(|suite| matches!(suite, Suite::Scale | Suite::Control)) {
             let (built, clients) = build::release_with_example("scale-client", purpose)?;
             return Ok(Self { built, clients: Some(clients) });
         }
@@ -213,10 +213,9 @@ impl BenchArgs {
                 serde_json::to_value(report)?
             }
             Suite::Control => {
-                let client = build::release_example("tcpguard", "scale-client", Purpose::Lab)?;
-                let built = build::release(Purpose::Lab)?;
+                let clients = clients.as_ref().context("its clients were not built")?;
                 let effort = if self.quick { control::Effort::QUICK } else { control::Effort::FULL };
-                let report = control::measure(&built, &client, effort, progress)?;
+                let report = control::measure(built, clients, effort, progress)?;
                 control::print(&report);
                 serde_json::to_value(report)?
             }
