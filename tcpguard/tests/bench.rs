@@ -96,7 +96,7 @@ fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
 
 #[test]
 fn every_row_of_the_stack_benchmark_is_measured() {
-    let program = example::build("tcpguard-stack", "stack-bench").join("stack-bench");
+    let program = example::build("stack-bench").join("stack-bench");
     let effort = stack::Effort {
         rounds: 2,
         segments: 2000,
@@ -269,7 +269,7 @@ fn goodput_has_a_row_for_every_contestant_in_both_topologies() {
 
 #[test]
 fn scale_holds_as_many_connections_as_its_rows_say() {
-    let clients = example::build("tcpguard", "scale-client").join("scale-client");
+    let clients = example::build("scale-client").join("scale-client");
     let effort = scale::Effort {
         rounds: 1,
         connections: &[100, 3000],
@@ -307,7 +307,7 @@ fn scale_holds_as_many_connections_as_its_rows_say() {
 
 #[test]
 fn control_forwards_with_and_without_flows_being_listed() {
-    let clients = example::build("tcpguard", "scale-client").join("scale-client");
+    let clients = example::build("scale-client").join("scale-client");
     let effort = control::Effort { connections: 500, rounds: 2, segments: 100_000 };
     let report = control::measure(&built(), &clients, effort, |_| {}).expect("lists are finished meanwhile");
     let json = serde_json::to_value(&report).expect("a report is JSON");

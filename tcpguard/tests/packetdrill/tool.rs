@@ -78,7 +78,7 @@ pub(crate) const POISON: usize = 0x5a5a_5a5a_5a5a_5a5a;
 fn init() -> Init {
     static INIT: OnceLock<Init> = OnceLock::new();
     *INIT.get_or_init(|| {
-        let library = example::build("tcpguard", "packetdrill").join("libpacketdrill.so");
+        let library = example::build("packetdrill").join("libpacketdrill.so");
         let path = CString::new(library.into_os_string().into_encoded_bytes()).unwrap();
         // SAFETY: both names are C strings, and the library's function has this type.
         unsafe {
