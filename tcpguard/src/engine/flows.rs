@@ -84,6 +84,39 @@ pub struct KernelTables {
     census: Census,
 }
 
+/// No XDP: an engine whose frames come from elsewhere is told nothing and tells nothing.
+pub struct NoTables;
+
+impl SharedTables for NoTables {
+    fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {
+        None
+    }
+
+    fn insert(&self, _: &AnyFlowKey, _: &Flow) -> bool {
+        true
+    }
+
+    fn remove_batch(&self, _: &[AnyFlowKey]) {}
+
+    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn show(&self, _: &AnyFlowKey) {}
+
+    fn set_fingerprint(&self, _: &AnyFlowKey) -> bool {
+        false
+    }
+
+    fn clear_fingerprint(&self, _: &AnyFlowKey) {}
+
+    fn has_fingerprint(&self, _: &AnyFlowKey) -> bool {
+        false
+    }
+
+    fn beat(&self, _: u64, _: bool) {}
+}
+
 counters! {
     /// Flow table work done, since the engine started.
     FlowCounters {

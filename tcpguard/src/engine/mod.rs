@@ -34,7 +34,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
 pub use exchange::Exchange;
-pub use flows::{FlowCounters, KernelTables, SharedTables};
+pub use flows::{FlowCounters, KernelTables, NoTables, SharedTables};
 pub(crate) use handle::Met;
 pub use handle::{DrainReport, End, EngineHandle, ReadyEngine, ServiceTunables};
 pub use listener::TcpListener;

@@ -18,10 +18,9 @@ use std::time::{Duration, Instant};
 
 use peer::{FRAME, ISN, Segment, cookie, flow, keys, write};
 use tcpguard::config::{Service, Tunables};
-use tcpguard::engine::{EngineConfig, Exchange, FramePort, Net, Placement, SharedTables, spawn, tap};
+use tcpguard::engine::{EngineConfig, Exchange, FramePort, Net, NoTables, Placement, spawn, tap};
 use tcpguard::service::{ServiceSpec, Services};
-use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4};
-use tcpguard_common::map::Flow;
+use tcpguard_common::flow::{FlowKey, V4};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
@@ -124,39 +123,6 @@ impl FramePort for Port {
         }
         Poll::Ready(Ok(()))
     }
-}
-
-/// A host without XDP.
-struct NoTables;
-
-impl SharedTables for NoTables {
-    fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {
-        None
-    }
-
-    fn insert(&self, _: &AnyFlowKey, _: &Flow) -> bool {
-        true
-    }
-
-    fn remove_batch(&self, _: &[AnyFlowKey]) {}
-
-    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn show(&self, _: &AnyFlowKey) {}
-
-    fn set_fingerprint(&self, _: &AnyFlowKey) -> bool {
-        false
-    }
-
-    fn clear_fingerprint(&self, _: &AnyFlowKey) {}
-
-    fn has_fingerprint(&self, _: &AnyFlowKey) -> bool {
-        false
-    }
-
-    fn beat(&self, _: u64, _: bool) {}
 }
 
 /// A client that keeps its connection.

@@ -14,11 +14,10 @@ use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tokio::task::spawn_local;
 
 use super::on_one_thread;
-use super::world::NoTables;
 use crate::config::Tunables;
 use crate::engine::{
-    End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, Placement, ReadyEngine, spawn,
-    tap,
+    End, EngineConfig, EngineError, EngineHandle, Exchange, FramePort, Net, NoTables, Placement, ReadyEngine,
+    spawn, tap,
 };
 
 /// A port where nothing ever arrives, or where looking is fatal, and whose interface may go.

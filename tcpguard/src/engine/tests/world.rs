@@ -34,8 +34,8 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::super::handle::COMMANDS;
 use super::super::{
-    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, Placement, SharedTables, TcpListener,
-    TcpStream, assemble, tap,
+    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, NoTables, Placement, SharedTables,
+    TcpListener, TcpStream, assemble, tap,
 };
 use super::router::{TOO_BIG_V4, complaint};
 use crate::config::Tunables;
@@ -456,39 +456,6 @@ impl SharedTables for MemoryTables {
             self.world.heartbeats.borrow_mut().insert(queue, heartbeat(now, under_pressure));
         }
     }
-}
-
-/// A host without XDP.
-pub(crate) struct NoTables;
-
-impl SharedTables for NoTables {
-    fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {
-        None
-    }
-
-    fn insert(&self, _: &AnyFlowKey, _: &Flow) -> bool {
-        true
-    }
-
-    fn remove_batch(&self, _: &[AnyFlowKey]) {}
-
-    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn show(&self, _: &AnyFlowKey) {}
-
-    fn set_fingerprint(&self, _: &AnyFlowKey) -> bool {
-        false
-    }
-
-    fn clear_fingerprint(&self, _: &AnyFlowKey) {}
-
-    fn has_fingerprint(&self, _: &AnyFlowKey) -> bool {
-        false
-    }
-
-    fn beat(&self, _: u64, _: bool) {}
 }
 
 /// XDP on one receive queue.
