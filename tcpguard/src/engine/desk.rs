@@ -96,7 +96,7 @@ impl<T: SharedTables> Desk<T> {
             return;
         }
         match self.flows.claim(&key) {
-            Claim::Foreign(owner) if self.forward(owner, frame) => {}
+            Claim::Foreign(owner) if self.forward(owner, frame) != Handover::NoEngine => {}
             Claim::Foreign(_) | Claim::Mine(_) => self.flows.released(now, key),
             Claim::OldGeneration(_) | Claim::Missing => {}
         }
@@ -105,13 +105,22 @@ impl<T: SharedTables> Desk<T> {
     /// A valid cookie of a flow that is new to this stack: only its owner may adopt it, and nobody may whose
     /// connection died with an earlier daemon, which may have relayed what the segment says.
     fn settle_adoption(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
-        match self.flows.claim(&key) {
-            Claim::Foreign(owner) if self.forward(owner, frame) => {}
-            Claim::OldGeneration(flow) if is_cookie_of(frame, &flow) => self.dismiss(now, state, key, frame),
-            Claim::Missing if self.is_elsewhere(now, state, &key) && self.broadcast(frame) => {}
-            Claim::Mine(_) => self.adopt(now, state, frame),
+        let claim = self.flows.claim(&key);
+        let handover = match claim {
+            Claim::Foreign(owner) => self.forward(owner, frame),
+            Claim::Missing if self.is_elsewhere(now, state, &key) => self.broadcast(frame),
+            Claim::Mine(_) | Claim::OldGeneration(_) | Claim::Missing => Handover::NoEngine,
+        };
+        match (handover, claim) {
+            // The SYN may have come to this engine.
+            (Handover::Queued, _) => state.stack.conclude_half_open(&key),
+            (Handover::Full, _) => {}
+            (_, Claim::OldGeneration(flow)) if is_cookie_of(frame, &flow) => {
+                self.dismiss(now, state, key, frame);
+            }
+            (_, Claim::Mine(_)) => self.adopt(now, state, frame),
             // A new incarnation on a tuple that XDP knew, so that it inserted nothing, or an entry that went meanwhile.
-            Claim::Foreign(_) | Claim::OldGeneration(_) | Claim::Missing => {
+            (_, Claim::Foreign(_) | Claim::OldGeneration(_) | Claim::Missing) => {
                 self.adopt_absent(now, state, key, frame);
             }
         }
@@ -136,7 +145,7 @@ impl<T: SharedTables> Desk<T> {
     fn miss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
         self.counters.misses += 1;
         if let Some(owner) = self.flows.known_owner(now, &key)
-            && self.forward(owner, frame)
+            && self.forward(owner, frame) != Handover::NoEngine
         {
             return;
         }
@@ -149,13 +158,14 @@ impl<T: SharedTables> Desk<T> {
                 if self.flows.note_owner(key, owner) {
                     self.misses -= 1;
                 }
-                if !self.forward(owner, frame) {
+                if self.forward(owner, frame) == Handover::NoEngine {
                     self.dismiss(now, state, key, frame);
                 }
             }
             Claim::Mine(flow) => self.make_good(now, state, key, &flow, frame),
             Claim::OldGeneration(_) => self.dismiss(now, state, key, frame),
-            Claim::Missing if self.is_elsewhere(now, state, &key) && self.broadcast(frame) => {}
+            Claim::Missing
+                if self.is_elsewhere(now, state, &key) && self.broadcast(frame) != Handover::NoEngine => {}
             Claim::Missing => self.counters.orphans += 1,
         }
     }
@@ -181,17 +191,13 @@ impl<T: SharedTables> Desk<T> {
         self.flows.has_fingerprint(key) && !state.stack.remembers_time_wait(key, now)
     }
 
-    /// Shows a frame to every other engine; whether there can be one. With their queues full it is lost, and its peer
-    /// sends it again.
-    fn broadcast(&mut self, frame: &[u8]) -> bool {
+    /// Shows a frame to every other engine. With their queues full it is lost, and its peer sends it again.
+    fn broadcast(&mut self, frame: &[u8]) -> Handover {
         if self.exchange.is_alone() {
-            return false;
+            return Handover::NoEngine;
         }
-        match self.exchange.broadcast(self.engine, frame) {
-            0 => self.counters.forward_lost += 1,
-            _ => self.counters.forwarded_out += 1,
-        }
-        true
+        let taken = self.exchange.broadcast(self.engine, frame) > 0;
+        self.note(if taken { Handover::Queued } else { Handover::Full })
     }
 
     /// The connection died with an earlier daemon: its peer gets a reset instead of silence. The entry stays: the reset
@@ -203,14 +209,18 @@ impl<T: SharedTables> Desk<T> {
         }
     }
 
-    /// Whether there is an engine that answers for the frame now.
-    fn forward(&mut self, owner: u32, frame: &[u8]) -> bool {
-        match self.exchange.forward(owner, frame) {
+    fn forward(&mut self, owner: u32, frame: &[u8]) -> Handover {
+        let handover = self.exchange.forward(owner, frame);
+        self.note(handover)
+    }
+
+    fn note(&mut self, handover: Handover) -> Handover {
+        match handover {
             Handover::Queued => self.counters.forwarded_out += 1,
             Handover::Full => self.counters.forward_lost += 1,
-            Handover::NoEngine => return false,
+            Handover::NoEngine => {}
         }
-        true
+        handover
     }
 
     pub(super) fn sweep(&mut self, now: Instant, state: &mut State) {

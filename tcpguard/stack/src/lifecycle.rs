@@ -43,7 +43,7 @@ impl Stack {
         let id = self.connections.insert(tcb)?;
         self.index.insert(hash(self.hash_key, &key), id.index);
         self.resets.remove(&key);
-        self.shared.counters.half_open_completed += u64::from(self.half_opens.remove(&key));
+        self.conclude_half_open(&key);
         self.shared.events.push_back(Event::FlowAdopted { key });
         Some(id)
     }

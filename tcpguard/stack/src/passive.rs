@@ -91,6 +91,12 @@ impl Stack {
         true
     }
 
+    /// The client of a half-open connection has answered, here or to whom another stack belongs: the SYN-ACK is not sent
+    /// again. Should that stack refuse it, the client is where a cookie alone would have left it.
+    pub fn conclude_half_open(&mut self, key: &AnyFlowKey) {
+        self.shared.counters.half_open_completed += u64::from(self.half_opens.remove(key));
+    }
+
     /// Forgets a half-open connection and resets its client, who may take it for established.
     pub(super) fn kill_half_open(&mut self, key: &AnyFlowKey, now: Instant) {
         let Some(entry) = self.half_opens.get(key, self.clock.epoch) else { return };

@@ -425,6 +425,25 @@ fn a_tuple_that_comes_back_at_another_queue_goes_to_the_engine_that_has_it_in_ti
 }
 
 #[test]
+fn a_handshake_that_another_engine_finishes_is_no_longer_half_open() {
+    on_one_thread(async {
+        let world = World::new(2);
+        let [first, second] = engines(&world);
+        let client = world.client();
+        let (listener, _other) = (first.listen(), second.listen());
+        wait_out(&world, &client, &listener).await;
+        // The second engine remembers the SYN, the first has the tuple in TIME_WAIT.
+        world.stateful.set(true);
+        world.steer.set(1);
+        let _stream = client.connect_from(5000).await.unwrap();
+        let (_accepted, _) = listener.accept().await;
+        let (first, second) = (first.handle.stats().await.unwrap(), second.handle.stats().await.unwrap());
+        assert_eq!((first.stack.reincarnated, second.stack.half_open_entered), (1, 1));
+        assert_eq!((second.stack.half_open_completed, second.half_open), (1, 0));
+    });
+}
+
+#[test]
 fn a_tuple_reused_out_of_time_wait_at_another_queue_has_one_connection() {
     on_one_thread(async {
         let world = World::new(2);

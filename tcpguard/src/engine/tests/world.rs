@@ -21,8 +21,8 @@ use tcpguard_common::fingerprint::{WAYS, fingerprint};
 use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::known::{self, Presence};
 use tcpguard_common::map::{
-    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, PLACE_SHARED, Service,
-    ServiceKey, ServicePlace, Settings, heartbeat, is_under_pressure,
+    ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, MODE_STATEFUL, PLACE_SHARED,
+    Service, ServiceKey, ServicePlace, Settings, heartbeat, is_under_pressure,
 };
 use tcpguard_common::packet::build::Headers;
 use tcpguard_common::packet::{Buffer, Ethernet, Flags, Options};
@@ -76,6 +76,9 @@ pub(crate) struct World {
     pub(crate) flows: RefCell<HashMap<AnyFlowKey, Flow>>,
     pub(crate) fingerprints: RefCell<HashMap<u32, [u32; WAYS as usize]>>,
     heartbeats: RefCell<HashMap<u32, u64>>,
+    /// Whether the engine is to remember SYNs.
+    pub(crate) stateful: Cell<bool>,
+    remembered: Cell<u64>,
     paces: Box<Sketch>,
     pub(crate) counts: RefCell<HashMap<Reason, u64>>,
     queues: Vec<Queue>,
@@ -117,7 +120,11 @@ fn settings(generation: u32) -> &'static Settings {
         stale_after: 1_000_000_000,
         exit_grace: 3_000_000_000,
         hash_key: HASH_KEY,
-        limits: Limits { flows: Rate::new(100, PACE_BURST, 1), ..Limits::default() },
+        limits: Limits {
+            flows: Rate::new(100, PACE_BURST, 1),
+            stateful: Rate::new(100, 100, 1),
+            ..Limits::default()
+        },
         ..Settings::default()
     }))
 }
@@ -137,6 +144,8 @@ impl World {
             flows: RefCell::default(),
             fingerprints: RefCell::default(),
             heartbeats: RefCell::default(),
+            stateful: Cell::new(false),
+            remembered: Cell::default(),
             paces: Box::default(),
             counts: RefCell::default(),
             queues: (0..engines).map(|_| Queue::default()).collect(),
@@ -496,7 +505,8 @@ macro_rules! tables {
             }
 
             fn service(&self, _: &ServiceKey<$address>) -> Option<Service> {
-                Some(Service { id: SERVICE, mode: MODE_COOKIE, ..Service::default() })
+                let mode = if self.world.stateful.get() { MODE_STATEFUL } else { MODE_COOKIE };
+                Some(Service { id: SERVICE, mode, ..Service::default() })
             }
 
             fn knows_flow(&self, key: &FlowKey<$address>) -> bool {
@@ -516,14 +526,14 @@ macro_rules! tables {
 tables!(V4);
 tables!(V6);
 
-/// Only the pace of flows is limited here.
+/// Only the pace of flows, and of SYNs that the engine is to remember, is limited here.
 impl Ledger for Queued<'_> {
     fn replies(&self) -> Option<&Sketch> {
         None
     }
 
     fn stateful(&self, _: bool) -> Option<&Cell<u64>> {
-        None
+        Some(&self.world.remembered)
     }
 
     fn verified(&self, _: u32) -> u64 {
