@@ -104,7 +104,8 @@ reasons! {
     AckValid = "ack-valid", Redirected;
     /// Segment of a known flow, handed to the engine.
     FlowKnown = "flow-known", Redirected;
-    /// Segment of a flow in TIME_WAIT, handed to the engine.
+    /// Segment of a flow in TIME_WAIT, handed to the engine; also the ACK that opens its next incarnation, which the stack
+    /// judges.
     TimeWait = "time-wait", Redirected;
     /// Segment of a known flow, or of one in TIME_WAIT, that sends more than flow-rate while the engine's receive ring is
     /// more than half full.

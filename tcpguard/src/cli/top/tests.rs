@@ -75,7 +75,11 @@ fn reading(time_ms: u64, syns: u64, attacks: Vec<Attack>) -> Reading {
         services: vec![service],
         dry_run: Vec::new(),
         states: [("ESTABLISHED".to_owned(), 4321), ("TIME_WAIT".to_owned(), 17)].into(),
-        totals: [("stack".to_owned(), [("adopted".to_owned(), syns / 4)].into())].into(),
+        totals: [(
+            "stack".to_owned(),
+            [("adopted".to_owned(), syns / 4), ("reincarnated".to_owned(), syns / 5)].into(),
+        )]
+        .into(),
         engines: Vec::new(),
     };
     let tunables = ["time-wait", "retries"].map(|name| Tunable {
@@ -113,7 +117,7 @@ fn screen(model: &Model, size: (u16, u16), colours: bool) -> TestBackend {
 fn each_page_has_what_it_promises_on_eighty_by_twenty_four() {
     let mut model = model(vec![attack()]);
     for (key, expected) in [
-        ('1', &["SYNs/s 1000", "cookies/s 1000", "valid ACKs/s", "reply-budget", "500/s", "█"][..]),
+        ('1', &["SYNs/s 1000", "cookies/s 1000", "valid ACKs/s 200", "reply-budget", "500/s", "█"][..]),
         ('2', &["LISTEN", "1000/s", "ESTABLISHED 4321", "TIME_WAIT 17", "FIN_WAIT_2 0", "250/s", "2MSL"]),
         ('3', &["192.0.2.1:443", "auto cookies", "198.51.100.0/24", "99.1%", "SENDS MOST"]),
         ('4', &["time-wait*", "30s", "1m", "100ms to 10m", "What time-wait does."]),
