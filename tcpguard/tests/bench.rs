@@ -195,7 +195,9 @@ fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_client
     }
     let floods = ["syn_v4", "syn_v6", "one_tuple_v4", "ack_v4", "data_v4", "known_flow_v4", "handshake_v4"];
     for name in floods {
-        assert_eq!(rows(name).count(), Contestant::STANDARD.len(), "{name}");
+        // Two of them only drop frames, or send them back.
+        let absent = if name == "handshake_v4" { 2 } else { 0 };
+        assert_eq!(rows(name).count(), Contestant::STANDARD.len() - absent, "{name}");
         assert!(rows(name).all(|row| row.delivered_pps > 0.0), "{name}");
     }
 }

@@ -206,7 +206,10 @@ pub fn measure(
     let mirror = place(Contestant::XdpTx).context("nothing to compare with")?;
     let mut rows = Vec::new();
     for (at, spec) in floods.iter().enumerate() {
-        for (who, contestant) in contestants.iter().enumerate() {
+        // Where handshakes are finished, who does not serve has no part.
+        let entered = |contestant: &Contestant| contestant.serves() || spec.unit() != "handshakes/s";
+        for (who, contestant) in contestants.iter().enumerate().filter(|(_, contestant)| entered(contestant))
+        {
             let turns: Vec<_> =
                 rounds.iter().map(|turn| [turn[who][at], turn[ground][at], turn[mirror][at]]).collect();
             rows.push(summary(spec, contestant, &turns));
@@ -281,8 +284,8 @@ fn flood(
         delivered_pps: counters.rate(),
         answers_pps: right as f64 / seconds,
         dropped_pps: (lab.transmit_drops()? - dropped) as f64 / seconds,
-        // Of those who do not serve: what it would be if answers were all.
-        handshakes_pps: if served { 0.0 } else { right as f64 / seconds },
+        // Counted where they are finished.
+        handshakes_pps: 0.0,
         cpu_ns: spent.as_nanos() as f64 / counters.delivered().max(1) as f64,
         wrong,
         tried,
