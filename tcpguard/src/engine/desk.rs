@@ -66,7 +66,7 @@ impl<T: SharedTables> Desk<T> {
     }
 
     /// One frame from another engine. It goes no further.
-    pub(super) fn handle_forwarded(&mut self, now: Instant, state: &mut State, message: &Forwarded) {
+    pub(super) fn handle_forwarded(&mut self, now: Instant, state: &mut State, message: Forwarded<'_>) {
         let Forwarded { frame, addressee } = message;
         let (key, adoptable) = match state.stack.handle_frame(now, frame) {
             Received::Consumed | Received::Dropped(_) => return,
@@ -74,7 +74,7 @@ impl<T: SharedTables> Desk<T> {
             Received::Adoptable(key) => (key, true),
             Received::Unknown(key) => (key, false),
         };
-        let meant = *addressee == Addressee::Owner || state.stack.remembers_time_wait(&key, now);
+        let meant = addressee == Addressee::Owner || state.stack.remembers_time_wait(&key, now);
         if !meant || !adoptable && !self.may_look_up() {
             self.counters.orphans += 1;
             return;

@@ -14,7 +14,7 @@ use tokio::time::Sleep;
 use tracing::warn;
 
 use super::desk::Desk;
-use super::exchange::{Exchange, Forwarded};
+use super::exchange::{Exchange, Inbox};
 use super::flows::{Ownership, SharedTables};
 use super::handle::{Command, DrainReport, SURVEY, States};
 use super::net::{Net, State, now};
@@ -47,7 +47,7 @@ pub(crate) struct Driver<P, T: SharedTables> {
     desk: Desk<T>,
     /// The last kick left frames in the ring.
     kick_again: bool,
-    inbox: mpsc::Receiver<Forwarded>,
+    inbox: Inbox,
     commands: mpsc::Receiver<Command>,
     /// A command that arrived while the driver slept.
     woken_by: Option<Command>,
@@ -238,10 +238,10 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         desk.counters.received += received as u64;
         let mut forwarded = 0;
         while forwarded < BURST
-            && let Ok(message) = inbox.try_recv()
+            && let Some(message) = inbox.take()
         {
             forwarded += 1;
-            net.with(|state| desk.handle_forwarded(now, state, &message));
+            net.with(|state| desk.handle_forwarded(now, state, message));
         }
         desk.counters.forwarded_in += forwarded as u64;
         received.max(forwarded)
@@ -297,7 +297,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             due = due.min(drain.until);
         }
         self.timer.as_mut().reset(tokio::time::Instant::now() + due.since(now));
-        let Self { port, net, inbox, commands, woken_by, timer, desk, .. } = self;
+        let Self { port, net, inbox, commands, woken_by, timer, .. } = self;
         poll_fn(|cx| {
             if net.with(|state| state.poll_dirty(cx)).is_ready() {
                 return Poll::Ready(Ok(()));
@@ -306,9 +306,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
                 *woken_by = Some(command);
                 return Poll::Ready(Ok(()));
             }
-            if let Poll::Ready(Some(message)) = inbox.poll_recv(cx) {
-                desk.counters.forwarded_in += 1;
-                net.with(|state| desk.handle_forwarded(super::net::now(), state, &message));
+            if inbox.poll_ready(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             if let Poll::Ready(readable) = port.poll_readable(cx) {
@@ -421,12 +419,6 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             gaps: self.gaps.clone(),
             handshakes: *state.stack.handshakes(),
         })
-    }
-}
-
-impl<P, T: SharedTables> Drop for Driver<P, T> {
-    fn drop(&mut self) {
-        self.desk.exchange.leave(self.desk.engine);
     }
 }
 

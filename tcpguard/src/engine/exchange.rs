@@ -1,22 +1,25 @@
 //! Frames between engines: a flow's segments can arrive on another queue than its owner's, since kernel clients
-//! change theirs on retransmission. Bounded, and a full queue loses the frame as a full ring would.
+//! change theirs on retransmission. Bounded, and a full queue loses the frame as a full ring would. A hostile client can
+//! have all its segments come to the wrong queue, so that each queue has its memory from the start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::{Arc, RwLock};
-
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::{Context, Poll, Waker};
 
 use crate::stack::ClosedFlows;
 
 /// Frames that may wait for one engine. A receive ring holds thousands; this is the exception's exception.
 const DEPTH: usize = 1024;
 
-/// A received Ethernet frame on its way to another engine.
-#[derive(Debug)]
-pub(crate) struct Forwarded {
+/// Bytes of each: the largest frame that a UMEM has.
+const SLOT: usize = 4096;
+
+/// A received Ethernet frame that came by way of another engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Forwarded<'a> {
     /// The whole frame.
-    pub(crate) frame: Box<[u8]>,
+    pub(crate) frame: &'a [u8],
     /// Whom its sender meant.
     pub(crate) addressee: Addressee,
 }
@@ -33,7 +36,7 @@ pub(crate) enum Addressee {
 /// The engines of one daemon, by XSKMAP index. Clones are the same exchange.
 #[derive(Clone, Debug)]
 pub struct Exchange {
-    engines: Arc<RwLock<HashMap<u32, mpsc::Sender<Forwarded>>>>,
+    engines: Arc<RwLock<HashMap<u32, Arc<Queue>>>>,
     expected: usize,
     closed_flows: ClosedFlows,
 }
@@ -43,7 +46,7 @@ pub struct Exchange {
 pub(crate) enum Handover {
     /// It is in the owner's queue.
     Queued,
-    /// The owner's queue is full.
+    /// The owner's queue is full, or the frame larger than any that a ring has.
     Full,
     /// No such engine.
     NoEngine,
@@ -71,43 +74,24 @@ impl Exchange {
         self.expected <= 1
     }
 
-    /// Announces an engine; its frames come out of the returned receiver.
-    pub(crate) fn join(&self, engine: u32) -> mpsc::Receiver<Forwarded> {
-        let (sender, receiver) = mpsc::channel(DEPTH);
-        self.write().insert(engine, sender);
-        receiver
-    }
-
-    /// Withdraws an engine.
-    pub(crate) fn leave(&self, engine: u32) {
-        self.write().remove(&engine);
+    /// Announces an engine, until what its frames come out of is dropped.
+    pub(crate) fn join(&self, engine: u32) -> Inbox {
+        let queue = Arc::new(Queue::new());
+        self.write().insert(engine, Arc::clone(&queue));
+        Inbox { exchange: self.clone(), engine, queue, hand: Box::new([0; SLOT]) }
     }
 
     /// Offers a copy of `frame` to `engine`, which owns its flow.
     pub(crate) fn forward(&self, engine: u32, frame: &[u8]) -> Handover {
-        self.offer(engine, frame, Addressee::Owner)
+        self.read().get(&engine).map_or(Handover::NoEngine, |queue| queue.offer(frame, Addressee::Owner))
     }
 
     /// Offers a copy of `frame` to every engine but `except`, for the one that has its flow in TIME_WAIT; how many
     /// took it.
     pub(crate) fn broadcast(&self, except: u32, frame: &[u8]) -> usize {
-        let others: Vec<u32> = self.read().keys().copied().filter(|&engine| engine != except).collect();
-        let offer = |engine| self.offer(engine, frame, Addressee::Holder);
-        others.into_iter().filter(|&engine| offer(engine) == Handover::Queued).count()
-    }
-
-    fn offer(&self, engine: u32, frame: &[u8], addressee: Addressee) -> Handover {
-        match self.read().get(&engine) {
-            None => Handover::NoEngine,
-            Some(sender) => match sender.try_reserve() {
-                Ok(permit) => {
-                    permit.send(Forwarded { frame: frame.into(), addressee });
-                    Handover::Queued
-                }
-                Err(mpsc::error::TrySendError::Full(())) => Handover::Full,
-                Err(mpsc::error::TrySendError::Closed(())) => Handover::NoEngine,
-            },
-        }
+        let engines = self.read();
+        let others = engines.iter().filter(|(engine, _)| **engine != except);
+        others.filter(|(_, queue)| queue.offer(frame, Addressee::Holder) == Handover::Queued).count()
     }
 
     /// Whether `engine` is the one that answers for flows whose owner has no engine any more.
@@ -122,31 +106,131 @@ impl Exchange {
 
     // A panic elsewhere while the lock was held cannot leave this map half-changed, so poison is ignored.
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u32, mpsc::Sender<Forwarded>>> {
-        self.engines.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<u32, Arc<Queue>>> {
+        self.engines.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<u32, mpsc::Sender<Forwarded>>> {
-        self.engines.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<u32, Arc<Queue>>> {
+        self.engines.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What frames for one engine come out of. Dropped, it withdraws the engine.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    exchange: Exchange,
+    engine: u32,
+    queue: Arc<Queue>,
+    /// The frame that was taken last: while it is judged, others may use its slot.
+    hand: Box<[u8; SLOT]>,
+}
+
+impl Inbox {
+    /// The next frame, if there is one.
+    pub(crate) fn take(&mut self) -> Option<Forwarded<'_>> {
+        let Self { queue, hand, .. } = self;
+        let mut frames = queue.lock();
+        let Waiting { slot, len, addressee } = frames.waiting.pop_front()?;
+        hand[..len].copy_from_slice(&frames.slots[slot][..len]);
+        frames.free.push(slot);
+        Some(Forwarded { frame: &hand[..len], addressee })
+    }
+
+    /// Ready while there is a frame.
+    pub(crate) fn poll_ready(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let mut frames = self.queue.lock();
+        if !frames.waiting.is_empty() {
+            return Poll::Ready(());
+        }
+        frames.receiver = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let mut engines = self.exchange.write();
+        // Another may have taken its place.
+        if engines.get(&self.engine).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue)) {
+            engines.remove(&self.engine);
+        }
+    }
+}
+
+/// The frames that wait for one engine.
+#[derive(Debug)]
+struct Queue(Mutex<Frames>);
+
+#[derive(Debug)]
+struct Frames {
+    /// All zero at first: the system hands out such memory untouched, so that a slot costs nothing until it is used.
+    slots: Vec<[u8; SLOT]>,
+    /// Slots without a frame, the one that was used last on top: what is forwarded now and then needs but one.
+    free: Vec<usize>,
+    waiting: VecDeque<Waiting>,
+    /// Who waits for a frame.
+    receiver: Option<Waker>,
+}
+
+/// A frame in a slot.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    slot: usize,
+    len: usize,
+    addressee: Addressee,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self(Mutex::new(Frames {
+            slots: vec![[0; SLOT]; DEPTH],
+            free: (0..DEPTH).collect(),
+            waiting: VecDeque::with_capacity(DEPTH),
+            receiver: None,
+        }))
+    }
+
+    fn offer(&self, frame: &[u8], addressee: Addressee) -> Handover {
+        let len = frame.len();
+        if len > SLOT {
+            return Handover::Full;
+        }
+        let mut frames = self.lock();
+        let Some(slot) = frames.free.pop() else { return Handover::Full };
+        frames.slots[slot][..len].copy_from_slice(frame);
+        frames.waiting.push_back(Waiting { slot, len, addressee });
+        let receiver = frames.receiver.take();
+        drop(frames);
+        if let Some(receiver) = receiver {
+            receiver.wake();
+        }
+        Handover::Queued
+    }
+
+    /// Nothing that is done with the lock held can panic half-way, so poison is ignored here too.
+    fn lock(&self) -> MutexGuard<'_, Frames> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Addressee, DEPTH, Exchange, Handover};
+    use super::{Addressee, DEPTH, Exchange, Handover, SLOT};
 
     #[test]
     fn a_full_queue_loses_the_frame_and_a_missing_engine_is_told_apart() {
         let exchange = Exchange::new(3);
-        let mut frames = exchange.join(3);
+        let mut inbox = exchange.join(3);
         assert_eq!(exchange.forward(4, b"x"), Handover::NoEngine);
         for _ in 0..DEPTH {
             assert_eq!(exchange.forward(3, b"frame"), Handover::Queued);
         }
         assert_eq!(exchange.forward(3, b"frame"), Handover::Full);
-        let frame = frames.try_recv().unwrap();
-        assert_eq!((frame.frame.as_ref(), frame.addressee), (&b"frame"[..], Addressee::Owner));
-        exchange.leave(3);
+        let frame = inbox.take().unwrap();
+        assert_eq!((frame.frame, frame.addressee), (&b"frame"[..], Addressee::Owner));
+        assert_eq!(exchange.forward(3, &[0; SLOT + 1]), Handover::Full);
+        assert_eq!(exchange.forward(3, &[0; SLOT]), Handover::Queued);
+        drop(inbox);
         assert_eq!(exchange.forward(3, b"x"), Handover::NoEngine);
     }
 
@@ -156,7 +240,37 @@ mod tests {
         let (mut a, mut b, mut c) = (exchange.join(1), exchange.join(2), exchange.join(64));
         assert!(exchange.is_first(1) && !exchange.is_first(2));
         assert_eq!(exchange.broadcast(2, b"f"), 2);
-        assert_eq!(a.try_recv().unwrap().addressee, Addressee::Holder);
-        assert!(c.try_recv().is_ok() && b.try_recv().is_err());
+        assert_eq!(a.take().unwrap().addressee, Addressee::Holder);
+        assert!(c.take().is_some() && b.take().is_none());
+    }
+
+    #[test]
+    fn frames_come_out_in_order_and_whole_whatever_their_slots_held_before() {
+        let exchange = Exchange::new(2);
+        let mut inbox = exchange.join(0);
+        for round in 0..3 {
+            let frame = |number: usize| vec![round; 1 + (number * 7919 + usize::from(round)) % 1514];
+            // One that is taken while others wait leaves its slot to a later one.
+            for number in 0..2 * DEPTH {
+                assert_eq!(exchange.forward(0, &frame(number)), Handover::Queued);
+                if let Some(taken) = number.checked_sub(DEPTH - 1) {
+                    assert_eq!(inbox.take().unwrap().frame, frame(taken));
+                }
+            }
+            for number in DEPTH + 1..2 * DEPTH {
+                assert_eq!(inbox.take().unwrap().frame, frame(number));
+            }
+            assert!(inbox.take().is_none());
+        }
+    }
+
+    #[test]
+    fn an_engine_that_took_anothers_place_is_not_withdrawn_with_it() {
+        let exchange = Exchange::new(2);
+        let before = exchange.join(0);
+        let mut inbox = exchange.join(0);
+        drop(before);
+        assert_eq!(exchange.forward(0, b"x"), Handover::Queued);
+        assert!(inbox.take().is_some());
     }
 }

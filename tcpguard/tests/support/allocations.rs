@@ -1,5 +1,5 @@
-//! What a request on a connection that is kept alive costs its engine in allocations: where its frames come in, in the relay to
-//! a backend behind a kernel socket or to a responder, and where its answer leaves.
+//! What a request on a connection that is kept alive costs its engine in allocations: where its frames come in, also by way of
+//! another engine, in the relay to a backend behind a kernel socket or to a responder, and where its answer leaves.
 
 #[expect(dead_code, reason = "the benchmark's clients, of which this needs a part")]
 #[path = "../../stack/examples/stack-bench/peer.rs"]
@@ -18,9 +18,12 @@ use std::time::{Duration, Instant};
 
 use peer::{FRAME, ISN, Segment, cookie, flow, keys, write};
 use tcpguard::config::{Service, Tunables};
-use tcpguard::engine::{EngineConfig, Exchange, FramePort, Net, NoTables, Placement, spawn, tap};
+use tcpguard::engine::{
+    EngineConfig, EngineHandle, Exchange, FramePort, Net, Placement, SharedTables, spawn, tap,
+};
 use tcpguard::service::{ServiceSpec, Services};
-use tcpguard_common::flow::{FlowKey, V4};
+use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4};
+use tcpguard_common::map::Flow;
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
@@ -28,6 +31,8 @@ struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+/// Which run of the daemon this is.
+const GENERATION: u32 = 1;
 /// Allocations of threads that are counted.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
@@ -125,21 +130,56 @@ impl FramePort for Port {
     }
 }
 
+/// The flow table of two engines: whoever asks, every flow is the first's.
+struct OwnedByTheFirst;
+
+impl SharedTables for OwnedByTheFirst {
+    fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {
+        Some(Flow { owner: 0, generation: GENERATION, ..Flow::default() })
+    }
+
+    fn insert(&self, _: &AnyFlowKey, _: &Flow) -> bool {
+        true
+    }
+
+    fn remove_batch(&self, _: &[AnyFlowKey]) {}
+
+    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn show(&self, _: &AnyFlowKey) {}
+
+    fn set_fingerprint(&self, _: &AnyFlowKey) -> bool {
+        false
+    }
+
+    fn clear_fingerprint(&self, _: &AnyFlowKey) {}
+
+    fn has_fingerprint(&self, _: &AnyFlowKey) -> bool {
+        false
+    }
+
+    fn beat(&self, _: u64, _: bool) {}
+}
+
 /// A client that keeps its connection.
 struct Client {
-    wire: Arc<Mutex<Wire>>,
+    /// Where its segments arrive, and where its answers leave.
+    there: Arc<Mutex<Wire>>,
+    back: Arc<Mutex<Wire>>,
     flow: FlowKey<V4>,
     next: Segment,
 }
 
 impl Client {
     /// The client with a number, whose cookie has just come back.
-    fn open(wire: &Arc<Mutex<Wire>>, number: u32) -> Self {
+    fn open(there: &Arc<Mutex<Wire>>, back: &Arc<Mutex<Wire>>, number: u32) -> Self {
         let flow = flow(10, number);
         let isn = cookie(&flow);
         let next =
             Segment { flags: Flags::ACK, seq: ISN + 1, ack: Seq(isn.isn) + 1, echo: isn.tsval.unwrap_or(0) };
-        let client = Self { wire: Arc::clone(wire), flow, next };
+        let client = Self { there: Arc::clone(there), back: Arc::clone(back), flow, next };
         client.send(Flags::ACK, &[]);
         client
     }
@@ -147,7 +187,7 @@ impl Client {
     fn send(&self, flags: Flags, data: &[u8]) {
         let mut frame = Vec::new();
         write(&self.flow, Segment { flags, ..self.next }, data, &mut frame);
-        let mut wire = self.wire.lock().expect("nobody panics with it");
+        let mut wire = self.there.lock().expect("nobody panics with it");
         wire.arriving.push_back(frame);
         if let Some(engine) = wire.engine.take() {
             engine.wake();
@@ -169,7 +209,7 @@ impl Client {
     /// Takes what has come; whether that ends a line.
     fn hear(&mut self) -> bool {
         let mut ends = false;
-        while let Some((frame, len)) = self.wire.lock().expect("nobody panics with it").leaving.pop_front() {
+        while let Some((frame, len)) = self.back.lock().expect("nobody panics with it").leaving.pop_front() {
             let (seq, data) = data_of(&frame[..len]);
             // Something may come twice.
             if seq == self.next.ack && !data.is_empty() {
@@ -206,18 +246,13 @@ fn echo(backend: TcpListener) {
     });
 }
 
-/// What an engine allocates in 2000 requests to a service, once it had as many.
-fn allocations(service: &str) -> u64 {
-    const CLIENTS: u32 = 4;
-    const REQUESTS: usize = 500;
-    let service: Service = service.parse().expect("a service");
-    let destination = service.destination.clone().expect("a destination");
-    let services = Services::new(ServiceSpec::new(0, &service, &destination, None));
+/// Starts an engine whose thread is counted.
+fn start(engine: u32, exchange: &Exchange, wire: &Arc<Mutex<Wire>>, services: &Services) -> EngineHandle {
     let (epochs, clock) = keys();
     let config = EngineConfig {
         name: "counted".to_owned(),
-        engine: 0,
-        generation: 1,
+        engine,
+        generation: GENERATION,
         local_mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         listen: services.listen(),
@@ -227,19 +262,36 @@ fn allocations(service: &str) -> u64 {
         clock,
         strictness: Arc::default(),
         seed: 1,
-        exchange: Exchange::new(1),
+        exchange: exchange.clone(),
         placement: Placement::default(),
         tap: tap().0,
     };
-    let wire = Wire::new();
-    let port = Port(Arc::clone(&wire));
-    let started = services.clone();
+    let (port, services) = (Port(Arc::clone(wire)), services.clone());
     let start = move |net: &Net| {
         IS_COUNTED.set(true);
-        started.start(net)
+        services.start(net)
     };
-    let engine = spawn(config, NoTables, || Ok(port), start).expect("an engine").start();
-    let mut clients: Vec<_> = (0..CLIENTS).map(|number| Client::open(&wire, number)).collect();
+    spawn(config, OwnedByTheFirst, || Ok(port), start).expect("an engine").start()
+}
+
+/// What engines allocate in 2000 requests to a service, once they had as many. The frames arrive at the last of them, and the
+/// first has the connections.
+fn allocations(service: &str, engines: u32) -> u64 {
+    const CLIENTS: u32 = 4;
+    const REQUESTS: usize = 500;
+    let service: Service = service.parse().expect("a service");
+    let destination = service.destination.clone().expect("a destination");
+    let services = Services::new(ServiceSpec::new(0, &service, &destination, None));
+    let exchange = Exchange::new(engines as usize);
+    let (wires, handles): (Vec<_>, Vec<_>) = (0..engines)
+        .map(|engine| {
+            let wire = Wire::new();
+            let handle = start(engine, &exchange, &wire, &services);
+            (wire, handle)
+        })
+        .unzip();
+    let (first, last) = (&wires[0], &wires[wires.len() - 1]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|number| Client::open(last, first, number)).collect();
     let mut ask = || {
         for _ in 0..REQUESTS {
             clients.iter_mut().for_each(|client| client.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"));
@@ -250,7 +302,9 @@ fn allocations(service: &str) -> u64 {
     ask();
     let allocated = CALLS.load(Ordering::Relaxed) - before;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    runtime.block_on(engine.stop());
+    for handle in handles {
+        runtime.block_on(handle.stop());
+    }
     // Without them nobody would have been served.
     drop(services);
     allocated
@@ -261,6 +315,11 @@ fn a_request_on_a_connection_that_is_kept_alive_allocates_nothing_on_its_engine(
     let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let relayed = format!("0.0.0.0:80={}", backend.local_addr().expect("an address"));
     echo(backend);
-    assert_eq!(allocations(&relayed), 0, "through a backend");
-    assert_eq!(allocations("0.0.0.0:80=respond:http"), 0, "by a responder");
+    assert_eq!(allocations(&relayed, 1), 0, "through a backend");
+    assert_eq!(allocations("0.0.0.0:80=respond:http", 1), 0, "by a responder");
+}
+
+#[test]
+fn frames_for_another_engine_allocate_nothing_on_either() {
+    assert_eq!(allocations("0.0.0.0:80=respond:http", 2), 0);
 }
