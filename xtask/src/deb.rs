@@ -42,13 +42,18 @@ pub fn package(daemon: &Path, output: &Path, arguments: &[&str]) -> Result<PathB
     let output = fs::canonicalize(output)?;
     // What cargo-deb takes for cargo's own directory, whatever profile the daemon is of.
     let stage = output.join("stage");
-    fill(&stage.join("release"), daemon)?;
     let package = output.join("tcpguard.deb");
-    let mut deb = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    deb.args(["deb", "--package", "tcpguard", "--no-build", "--output"]).arg(&package).args(arguments);
-    progress::run(deb.env("CARGO_TARGET_DIR", &stage).current_dir(build::workspace()))?;
-    fs::remove_dir_all(stage)?;
+    let made = fill(&stage.join("release"), daemon).and_then(|()| pack(&stage, &package, arguments));
+    let cleared = fs::remove_dir_all(&stage).with_context(|| format!("removing {}", stage.display()));
+    made.and(cleared)?;
     Ok(package)
+}
+
+/// Has cargo-deb make `package` of what is in `stage`.
+fn pack(stage: &Path, package: &Path, arguments: &[&str]) -> Result<()> {
+    let mut deb = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    deb.args(["deb", "--package", "tcpguard", "--no-build", "--output"]).arg(package).args(arguments);
+    progress::run(deb.env("CARGO_TARGET_DIR", stage).current_dir(build::workspace()))
 }
 
 /// Puts the daemon into `dir`, and beside it what it says of itself.
@@ -67,4 +72,21 @@ fn fill(dir: &Path, daemon: &Path) -> Result<()> {
         fs::write(completions.join(file), tool::output(daemon, ["completions", shell])?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_error_is_left_of_a_package_that_could_not_be_made() {
+        let dir = std::env::temp_dir().join(format!("tcpguard-deb-{}", std::process::id()));
+        // It says nothing of itself, and what cannot be staged cannot be packed.
+        package(Path::new("/bin/false"), &dir, &[]).unwrap_err();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        // It says all that is wanted; cargo-deb then has no such variant.
+        package(Path::new("/bin/true"), &dir, &["--variant", "none-of-ours"]).unwrap_err();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        fs::remove_dir(dir).unwrap();
+    }
 }
