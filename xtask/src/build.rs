@@ -70,14 +70,24 @@ pub fn release_with_example(name: &str, purpose: Purpose) -> Result<(Artifacts, 
     Ok((artifacts(messages())?, executable(messages(), name)?))
 }
 
+/// Builds an integration test, with what all of them are built with; where it is.
+pub fn integration_test(name: &str) -> Result<PathBuf> {
+    let lines = messages(&["test", "--no-run", "--test", name])?;
+    executable(lines.iter().map(String::as_str), name)
+}
+
 /// Builds `package`; cargo's messages.
 fn build(purpose: Purpose, package: &str, args: &[&str]) -> Result<Vec<String>> {
     setup::ensure(purpose)?;
     let profile = if args.contains(&"--release") { "release" } else { "debug" };
     eprintln!("building {package} ({profile})");
+    messages(&[&["build", "--package", package], args].concat())
+}
+
+/// Has cargo do something, its own progress on standard error; its messages.
+fn messages(args: &[&str]) -> Result<Vec<String>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--package", package]).args(args);
-    cargo.arg("--message-format=json-render-diagnostics").current_dir(workspace());
+    cargo.args(args).arg("--message-format=json-render-diagnostics").current_dir(workspace());
     let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("running cargo")?;
     let messages = BufReader::new(child.stdout.take().context("cargo's output is not a pipe")?);
     let lines = messages.lines().collect::<Result<Vec<_>, _>>()?;

@@ -11,8 +11,9 @@ use tcpguard_common::map::{self, Flow};
 
 use crate::run::daemon::Daemon;
 
-/// How much more memory may be resident afterwards, KB: what an allocator keeps of freed pages.
-const MEMORY_SLACK: u64 = 16 << 10;
+/// How much more memory may be resident afterwards, KB: buffers that a later moment needed more of than any before, and what an
+/// allocator keeps of freed pages. A few hundred bytes that each connection leaves behind are more, even in two minutes.
+const MEMORY_SLACK: u64 = 8 << 10;
 /// The ways in which a connection that a service accepted can have ended.
 const ENDS: [&str; 13] = [
     "finished",
