@@ -1,39 +1,65 @@
 //! What a burst of segments or timers will touch, read before the first of them is handled. Beside a million connections each
 //! segment finds its slot of the index, then its connection, in memory that no cache holds. One segment after the other such
-//! waits add up; read in rows that do not depend on each other, the processor waits for many at once. Changes nothing.
+//! waits add up; read in rows that do not depend on each other, the processor waits for many at once. Where a connection was found
+//! is remembered until its segment is handled; nothing else changes.
 
 use core::hint::black_box;
 
 use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::packet::{Ethernet, Family, Frame as _};
 
-use super::Stack;
+use super::table::Placed as _;
 use super::tcb::Tcb;
 use super::wire::hash;
+use super::{ConnId, Stack};
 
 /// Most frames that are looked at in one call, and timers that are handled in one go.
 pub(super) const AHEAD: usize = 64;
 /// So many connections the second-level cache holds: they need no help.
-const FEW: u32 = 4096;
+pub(super) const FEW: u32 = 4096;
+
+/// Where the connections of a burst's segments are by what the index shows, in the order of its frames.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    places: [Option<u32>; AHEAD],
+    next: usize,
+}
+
+impl Ahead {
+    pub(super) const NOTHING: Self = Self { places: [None; AHEAD], next: AHEAD };
+
+    /// Where the connection of the next frame probably is.
+    pub(super) fn take(&mut self) -> Option<u32> {
+        let place = *self.places.get(self.next)?;
+        self.next += 1;
+        place
+    }
+}
 
 impl Stack {
     /// To be shown frames that [`Self::handle_frame`] is about to be given, up to 64 of them: makes that cheaper, and nothing
-    /// else.
-    pub fn look_ahead<'a>(&self, frames: impl IntoIterator<Item = &'a [u8]>) {
+    /// else. It costs least when they come in this order.
+    pub fn look_ahead<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
+        self.ahead = Ahead::NOTHING;
         if self.connections.len() <= FEW {
             return;
         }
-        let mut hashes = [0; AHEAD];
-        let mut count = 0;
-        for (place, key) in hashes.iter_mut().zip(frames.into_iter().filter_map(flow)) {
-            *place = hash(self.hash_key, &key);
-            count += 1;
+        let mut hashes = [None; AHEAD];
+        for (place, frame) in hashes.iter_mut().zip(frames) {
+            *place = flow(frame).map(|key| hash(self.hash_key, &key));
         }
-        let mut indices = [None; AHEAD];
-        for (index, &hash) in indices.iter_mut().zip(&hashes[..count]) {
-            *index = self.index.likely(hash);
-        }
-        self.touch(indices.into_iter().flatten());
+        // Each search waits for its place: all of those are on their way before the first search begins.
+        black_box(hashes.iter().flatten().fold(0, |read, &hash| read ^ self.index.touch(hash)));
+        let places = hashes.map(|hash| self.index.likely(hash?));
+        self.touch(places.into_iter().flatten());
+        self.ahead = Ahead { places, next: 0 };
+    }
+
+    /// The connection of a flow, which is probably the one at `likely`.
+    pub(super) fn find_at(&self, likely: Option<u32>, key: &AnyFlowKey) -> Option<ConnId> {
+        let is_it = |tcb: &&Tcb| tcb.attached && tcb.key == *key;
+        let found = likely.and_then(|index| self.connections.at(index)).filter(is_it);
+        found.map(Tcb::id).or_else(|| self.find(key))
     }
 
     /// The same for connections whose timers are about to be handled.

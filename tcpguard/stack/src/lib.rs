@@ -66,6 +66,7 @@ use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
 
+use ahead::Ahead;
 use half_open::{Due, HalfOpens, Schedule};
 use icmp::Complaint;
 use orphans::Orphans;
@@ -83,6 +84,8 @@ pub struct Stack {
     connections: Arena<Tcb>,
     index: Index,
     wheel: Wheel,
+    /// What [`Self::look_ahead`] found.
+    ahead: Ahead,
     time_waits: TimeWaits,
     closed_flows: ClosedFlows,
     resets: Resets,
@@ -143,6 +146,7 @@ impl Stack {
             connections: Arena::new(config.max_connections),
             index: Index::new(),
             wheel: Wheel::new(now),
+            ahead: Ahead::NOTHING,
             time_waits: TimeWaits::new(config.max_time_wait, hash_key),
             closed_flows: ClosedFlows::new(hash_key),
             resets: Resets::new(hash_key),
@@ -251,21 +255,22 @@ impl Stack {
 
     /// Takes in one Ethernet frame: a TCP segment, or an ICMP error about one of ours.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Received {
-        self.handle(now, frame, self.shared.config.adopt_at_once)
+        let likely = self.ahead.take();
+        self.handle(now, frame, likely, self.shared.config.adopt_at_once)
     }
 
     /// Takes in a frame that was [`Received::Adoptable`], once it is clear that the flow is ours.
     pub fn adopt(&mut self, now: Instant, frame: &[u8]) -> Received {
-        self.handle(now, frame, true)
+        self.handle(now, frame, None, true)
     }
 
-    fn handle(&mut self, now: Instant, frame: &[u8], at_once: bool) -> Received {
+    fn handle(&mut self, now: Instant, frame: &[u8], likely: Option<u32>, at_once: bool) -> Received {
         let segment = match self.parse(frame) {
             Ok(segment) => segment,
             Err(StackDrop::NotTcp) => return self.handle_other(now, frame),
             Err(why) => return Received::Dropped(why),
         };
-        if let Some(id) = self.find(&segment.key) {
+        if let Some(id) = self.find_at(likely, &segment.key) {
             self.handle_known(id, &segment, now)
         } else if passive::opens(&segment) {
             self.handle_syn(&segment, now)

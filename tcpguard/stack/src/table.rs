@@ -159,6 +159,11 @@ impl Index {
         Some(self.slots[at] as u32)
     }
 
+    /// Reads where a search for `hash` begins; what it says means nothing.
+    pub(crate) fn touch(&self, hash: u64) -> u64 {
+        self.slots[hash as u32 as usize & self.mask()]
+    }
+
     /// The arena index that is probably under `hash`, by what the slots show: nothing else is looked at.
     pub(crate) fn likely(&self, hash: u64) -> Option<u32> {
         let tagged = |at: usize| self.slots[at & self.mask()];

@@ -1,6 +1,9 @@
 //! A hierarchical timer wheel with one deadline per connection. Arming later than armed already is free: the
 //! owner looks at its real deadline when the wheel calls, and arms again. So is having no deadline any more: whoever was
 //! answered in time stays in the wheel, marked, and is not called.
+//!
+//! A slot of the wheel is a row of blocks that name its members, not a list through the members themselves: of a million
+//! connections each lies in memory that no cache holds, and a list has the processor wait for one before it knows the next.
 
 use super::time::Instant;
 
@@ -13,15 +16,14 @@ const LEVELS: usize = 5;
 const MAX_DELTA: u64 = (1 << (SLOT_BITS * LEVELS as u32)) - 1;
 const NIL: u32 = u32::MAX;
 
-/// A connection's place in the wheel; linked with the others of its slot. There is one for each connection: packed, it takes
-/// two bytes less.
+/// A connection's place in the wheel. There is one for each connection: packed, it takes two bytes less.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed(2))]
 struct Node {
-    prev: u32,
-    next: u32,
     /// The low bits of the tick it is armed for.
     tick: u32,
+    /// The block that names it, and where in that.
+    seat: Seat,
     /// Level and slot, with [`CANCELLED`] if it is not to be called; [`UNARMED`] when in none.
     place: u16,
 }
@@ -39,10 +41,54 @@ impl Node {
         self.place & CANCELLED != 0
     }
 
-    /// Level and slot of one that is armed.
-    fn slot(&self) -> (usize, usize) {
-        let place = usize::from(self.place & !CANCELLED);
-        (place / SLOTS, place % SLOTS)
+    /// The slot of one that is armed.
+    fn slot(&self) -> usize {
+        usize::from(self.place & !CANCELLED)
+    }
+}
+
+/// Members of a slot: with the next block they fill a cache line.
+const MEMBERS: usize = 15;
+
+/// Some of a slot's members, and the block with others.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Block {
+    members: [u32; MEMBERS],
+    next: u32,
+}
+
+/// Where a member is named: the number of the block above four bits.
+#[derive(Clone, Copy, Debug)]
+struct Seat(u32);
+
+impl Seat {
+    fn new(block: u32, member: usize) -> Self {
+        Self(block << 4 | member as u32)
+    }
+
+    fn block(self) -> usize {
+        (self.0 >> 4) as usize
+    }
+
+    fn member(self) -> usize {
+        self.0 as usize & 15
+    }
+}
+
+/// A slot of the wheel: a row of blocks, of which all but the first are full.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    first: u32,
+    /// Members in the first block.
+    len: usize,
+}
+
+impl Slot {
+    const EMPTY: Self = Self { first: NIL, len: 0 };
+
+    fn is_empty(&self) -> bool {
+        self.first == NIL
     }
 }
 
@@ -50,7 +96,11 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct Wheel {
     nodes: Vec<Node>,
-    heads: [[u32; SLOTS]; LEVELS],
+    blocks: Vec<Block>,
+    /// The first block that names nobody.
+    spare: u32,
+    /// Level by level.
+    slots: [Slot; LEVELS * SLOTS],
     occupied: [u64; LEVELS],
     /// Every tick before this one has been handled.
     cursor: u64,
@@ -60,7 +110,9 @@ impl Wheel {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             nodes: Vec::new(),
-            heads: [[NIL; SLOTS]; LEVELS],
+            blocks: Vec::new(),
+            spare: NIL,
+            slots: [Slot::EMPTY; LEVELS * SLOTS],
             occupied: [0; LEVELS],
             cursor: now.0 >> TICK_BITS,
         }
@@ -72,12 +124,9 @@ impl Wheel {
             return self.cancel(index);
         }
         if self.nodes.len() <= index as usize {
-            let empty = Node { prev: NIL, next: NIL, tick: 0, place: UNARMED };
+            let empty = Node { tick: 0, seat: Seat(0), place: UNARMED };
             let more = index as usize + 1 - self.nodes.len();
-            if self.nodes.capacity() - self.nodes.len() < more {
-                // Doubling would leave up to half of it unused.
-                self.nodes.reserve_exact(more + self.nodes.len() / 32);
-            }
+            make_room(&mut self.nodes, more);
             self.nodes.resize(index as usize + 1, empty);
         }
         // Rounded up: a timer never fires before its time.
@@ -89,13 +138,13 @@ impl Wheel {
                 self.nodes[index as usize].place &= !CANCELLED;
                 return;
             }
-            self.unlink(index);
+            self.remove(index);
         }
-        self.link(index, tick);
+        self.add(index, tick);
     }
 
-    /// Nothing is due for `index` any more. It stays linked: its neighbours lie elsewhere in memory, and it may well be armed
-    /// again before its time.
+    /// Nothing is due for `index` any more. It stays where it is: whoever would take its place lies elsewhere in memory, and it
+    /// may well be armed again before its time.
     fn cancel(&mut self, index: u32) {
         if let Some(node) = self.nodes.get_mut(index as usize).filter(|node| node.is_armed()) {
             node.place |= CANCELLED;
@@ -104,19 +153,19 @@ impl Wheel {
 
     /// Reads what arming `index` will read; what it says means nothing.
     pub(crate) fn touch(&self, index: u32) -> u32 {
-        self.nodes.get(index as usize).map_or(0, |node| node.tick)
+        self.nodes.get(index as usize).map_or(0, |node| node.tick ^ u32::from(node.place))
     }
 
     /// Memory held.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>()
+        self.nodes.capacity() * size_of::<Node>() + self.blocks.capacity() * size_of::<Block>()
     }
 
     /// Takes `index` out.
     pub(crate) fn disarm(&mut self, index: u32) {
         if self.nodes.get(index as usize).is_some_and(Node::is_armed) {
-            self.unlink(index);
+            self.remove(index);
         }
     }
 
@@ -124,14 +173,14 @@ impl Wheel {
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<u32> {
         let target = now.0 >> TICK_BITS;
         loop {
-            let head = self.heads[0][self.cursor as usize % SLOTS];
-            if head != NIL {
-                let cancelled = self.nodes[head as usize].is_cancelled();
-                self.unlink(head);
-                if cancelled {
-                    continue;
+            let slot = self.cursor as usize % SLOTS;
+            while let Some(index) = self.pop(slot) {
+                let node = &mut self.nodes[index as usize];
+                let called = !node.is_cancelled();
+                node.place = UNARMED;
+                if called {
+                    return Some(index);
                 }
-                return Some(head);
             }
             if self.cursor >= target {
                 return None;
@@ -148,7 +197,7 @@ impl Wheel {
 
     /// When to call [`Self::pop_due`] next, at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        if self.heads[0][self.cursor as usize % SLOTS] != NIL {
+        if !self.slots[self.cursor as usize % SLOTS].is_empty() {
             return Some(Instant(self.cursor << TICK_BITS));
         }
         self.next_tick().map(|tick| Instant(tick << TICK_BITS))
@@ -175,18 +224,15 @@ impl Wheel {
             if !self.cursor.is_multiple_of(1 << shift) {
                 continue;
             }
-            let slot = (self.cursor >> shift) as usize % SLOTS;
-            let mut index = self.heads[level][slot];
-            self.heads[level][slot] = NIL;
-            self.occupied[level] &= !(1 << slot);
-            while index != NIL {
+            // Nobody goes back to where he comes from: that slot's next turn is a whole round away.
+            let slot = level * SLOTS + (self.cursor >> shift) as usize % SLOTS;
+            while let Some(index) = self.pop(slot) {
                 let node = self.nodes[index as usize];
                 if node.is_cancelled() {
                     self.nodes[index as usize].place = UNARMED;
                 } else {
-                    self.link(index, self.tick_of(&node));
+                    self.add(index, self.tick_of(&node));
                 }
-                index = node.next;
             }
         }
     }
@@ -196,40 +242,73 @@ impl Wheel {
         self.cursor + u64::from(node.tick.wrapping_sub(self.cursor as u32))
     }
 
-    fn link(&mut self, index: u32, tick: u64) {
+    /// Adds one that is in no slot.
+    fn add(&mut self, index: u32, tick: u64) {
         let delta = tick - self.cursor;
         let level = if delta == 0 { 0 } else { (delta.ilog2() / SLOT_BITS) as usize };
-        let slot = (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS;
-        let head = self.heads[level][slot];
-        self.nodes[index as usize] =
-            Node { prev: NIL, next: head, tick: tick as u32, place: (level * SLOTS + slot) as u16 };
-        if head != NIL {
-            self.nodes[head as usize].prev = index;
+        let slot = level * SLOTS + (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS;
+        let Slot { mut first, mut len } = self.slots[slot];
+        if first == NIL || len == MEMBERS {
+            (first, len) = (self.take_block(first), 0);
         }
-        self.heads[level][slot] = index;
-        self.occupied[level] |= 1 << slot;
+        self.blocks[first as usize].members[len] = index;
+        self.nodes[index as usize] =
+            Node { tick: tick as u32, seat: Seat::new(first, len), place: slot as u16 };
+        self.slots[slot] = Slot { first, len: len + 1 };
+        self.occupied[level] |= 1 << (slot % SLOTS);
     }
 
-    fn unlink(&mut self, index: u32) {
+    /// Takes one that is armed out of its slot, whose last member takes its seat.
+    fn remove(&mut self, index: u32) {
         let node = self.nodes[index as usize];
-        let (Node { prev, next, .. }, (level, slot)) = (node, node.slot());
-        match prev {
-            NIL => self.heads[level][slot] = next,
-            _ => self.nodes[prev as usize].next = next,
-        }
-        if next != NIL {
-            self.nodes[next as usize].prev = prev;
-        }
-        if self.heads[level][slot] == NIL {
-            self.occupied[level] &= !(1 << slot);
+        if let Some(last) = self.pop(node.slot()).filter(|&last| last != index) {
+            self.blocks[node.seat.block()].members[node.seat.member()] = last;
+            self.nodes[last as usize].seat = node.seat;
         }
         self.nodes[index as usize].place = UNARMED;
+    }
+
+    /// The last member of a slot, taken out of it. Its node is still to be told.
+    fn pop(&mut self, slot: usize) -> Option<u32> {
+        let Slot { first, len } = self.slots[slot];
+        let block = self.blocks.get_mut(first as usize)?;
+        let last = block.members[len - 1];
+        if len > 1 {
+            self.slots[slot].len = len - 1;
+            return Some(last);
+        }
+        let next = core::mem::replace(&mut block.next, self.spare);
+        self.spare = first;
+        self.slots[slot] = if next == NIL { Slot::EMPTY } else { Slot { first: next, len: MEMBERS } };
+        if next == NIL {
+            self.occupied[slot / SLOTS] &= !(1 << (slot % SLOTS));
+        }
+        Some(last)
+    }
+
+    /// A block that names nobody, in front of `next`.
+    fn take_block(&mut self, next: u32) -> u32 {
+        let taken = self.spare;
+        if let Some(block) = self.blocks.get_mut(taken as usize) {
+            self.spare = core::mem::replace(&mut block.next, next);
+            return taken;
+        }
+        make_room(&mut self.blocks, 1);
+        self.blocks.push(Block { members: [NIL; MEMBERS], next });
+        self.blocks.len() as u32 - 1
+    }
+}
+
+/// Room for some `more`. Doubling would leave up to half of it unused.
+fn make_room<T>(row: &mut Vec<T>, more: usize) {
+    if row.capacity() - row.len() < more {
+        row.reserve_exact(more + row.len() / 32);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Instant, TICK_BITS, Wheel};
+    use super::{Block, Instant, Node, TICK_BITS, Wheel};
     use proptest::prelude::*;
 
     const TICK: u64 = 1 << TICK_BITS;
@@ -286,6 +365,30 @@ mod tests {
             wheel.arm(7, Instant::NEVER);
             assert_eq!(drain(&mut wheel, 2 * tick * TICK), [0]);
         }
+    }
+
+    #[test]
+    fn a_timer_takes_ten_bytes_and_a_slot_a_line_for_fifteen_of_them() {
+        assert_eq!((size_of::<Node>(), size_of::<Block>()), (10, 64));
+        let mut wheel = Wheel::new(Instant(0));
+        for index in 0..15_000 {
+            wheel.arm(index, Instant(50_000 * TICK));
+        }
+        assert_eq!(wheel.blocks.len(), 1000);
+        // Whoever takes an empty seat is found in it.
+        for index in (0..15_000).step_by(3) {
+            wheel.disarm(index);
+        }
+        for index in (1..15_000).step_by(3) {
+            wheel.arm(index, Instant(40_000 * TICK));
+        }
+        assert_eq!(drain(&mut wheel, 40_000 * TICK), (1..15_000).step_by(3).collect::<Vec<_>>());
+        assert_eq!(drain(&mut wheel, 50_000 * TICK), (2..15_000).step_by(3).collect::<Vec<_>>());
+        // The memory serves whoever comes next.
+        for index in 0..15_000 {
+            wheel.arm(index, Instant(60_000 * TICK));
+        }
+        assert_eq!(wheel.blocks.len(), 1000);
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use tcpguard_common::seq::Seq;
 use super::script::{Script, modern};
 use super::{ADVERTISED, EPOCH, Family};
 use crate::Config;
-use crate::ahead::flow;
+use crate::ahead::{FEW, flow};
 use crate::tcb::Tcb;
 use crate::wire::hash;
 
@@ -69,6 +69,51 @@ fn what_a_segment_will_touch_is_found_by_its_headers_alone() {
             assert_eq!(flow(&frame[..len]), None);
         }
     }
+}
+
+/// A stack with more connections than go without a look ahead; each belongs to a port.
+fn crowd() -> Script {
+    let mut t = Script::syn(modern());
+    for port in 1..=FEW as u16 + 10 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+    }
+    t
+}
+
+#[test]
+fn a_burst_that_was_looked_at_ahead_is_handled_as_any_other() {
+    let (mut t, mut plainly, mut backwards) = (crowd(), crowd(), crowd());
+    let (known, stranger) = (t.conn(), 50_000);
+    let mut frame_of = |port: u16, segment: &str| {
+        t.next_client(port, EPOCH);
+        t.frame(segment)
+    };
+    let burst = [
+        frame_of(FEW as u16 + 10, "P. 1:11(10) ack 1"),
+        frame_of(2, "R. 1:1(0) ack 1"),
+        // Of a connection that has just ended, and of one that has just begun.
+        frame_of(2, "P. 1:11(10) ack 1"),
+        frame_of(stranger, ". 1:1(0) ack 1"),
+        frame_of(stranger, "P. 1:11(10) ack 1"),
+        vec![0xff; 60],
+        frame_of(3, "P. 1:11(10) ack 1"),
+        frame_of(FEW as u16 + 10, "P. 11:21(10) ack 1"),
+    ];
+    t.stack.look_ahead(burst.iter().map(Vec::as_slice));
+    assert_eq!(t.stack.ahead.take(), Some(known.index), "found");
+    t.stack.look_ahead(burst.iter().map(Vec::as_slice));
+    backwards.stack.look_ahead(burst.iter().rev().map(Vec::as_slice));
+    for frame in &burst {
+        let became = plainly.stack.handle_frame(plainly.now, frame);
+        assert_eq!(t.stack.handle_frame(t.now, frame), became);
+        assert_eq!(backwards.stack.handle_frame(backwards.now, frame), became);
+    }
+    let totals = |t: &Script| format!("{:?}", t.stack.counters());
+    assert_eq!((totals(&t), totals(&backwards)), (totals(&plainly), totals(&plainly)));
+    assert_eq!(t.stack.info(t.now, known).map(|flow| flow.bytes_in), Some(20));
+    // Beyond the burst nothing is known ahead.
+    assert_eq!(t.stack.ahead.take(), None);
 }
 
 /// The peer sends all that it may in each round trip, and the application reads it at once if it `reads`; the largest window
