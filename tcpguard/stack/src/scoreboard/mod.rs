@@ -67,7 +67,7 @@ pub(crate) struct Scoreboard {
     /// Duplicate acknowledgements of a peer without SACK: segments that left the network.
     duplicates: u32,
     rack: Rack,
-    /// Segments that acknowledgements had looked at.
+    /// Segments that acknowledgements, timeouts and narrower paths had looked at.
     #[cfg(test)]
     looked_at: u64,
 }
@@ -291,14 +291,21 @@ impl Scoreboard {
         self.rack.overtook(segment).then(|| segment.sent_at + due)
     }
 
-    /// Segments with more data than `most` bytes did not fit through the path: they are lost.
+    /// Segments with more data than `most` bytes did not fit through the path: they are lost. What is to leave again anyway is
+    /// cut to what fits when it does. So nothing is marked twice that did not leave in between: whoever forges one message
+    /// after the other has us glance at each segment, and no more.
     pub(crate) fn mark_longer_lost(&mut self, most: u32) {
+        let mut marked = 0;
         for segment in &mut self.segments {
-            if segment.data() > most && !segment.sacked {
+            if segment.data() > most && segment.is_on_its_way() {
                 (segment.lost, segment.resent) = (true, false);
+                marked += 1;
             }
         }
-        self.recount();
+        if marked > 0 {
+            self.look_at(marked);
+            self.recount();
+        }
     }
 
     /// Everything the peer does not hold is lost: the retransmission timer fired, and no SACK blocks will tell more.
@@ -320,6 +327,7 @@ impl Scoreboard {
     fn mark_lost_if(&mut self, is_lost: impl Fn(usize, &InFlight) -> bool) {
         let reneged = self.segments.front().is_some_and(|first| first.sacked);
         self.duplicates = 0;
+        self.look_at(self.segments.len());
         for (index, segment) in self.segments.iter_mut().enumerate() {
             if segment.sacked && !reneged {
                 continue;
@@ -425,9 +433,16 @@ impl Scoreboard {
 
     /// A segment is looked at. Tests count that.
     fn look(&mut self) {
+        self.look_at(1);
+    }
+
+    /// So many segments are looked at.
+    fn look_at(&mut self, segments: usize) {
         #[cfg(test)]
         {
-            self.looked_at += 1;
+            self.looked_at += segments as u64;
         }
+        #[cfg(not(test))]
+        let _ = segments;
     }
 }

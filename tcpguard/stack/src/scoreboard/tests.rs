@@ -116,6 +116,36 @@ fn news_of_however_many_segments_cost_a_few_looks_at_each() {
     }
 }
 
+/// Timeouts of a connection are at least the least timeout apart, and ever further as long as nothing is acknowledged.
+#[test]
+fn a_timeout_looks_at_each_segment_once_however_many_have_left_again() {
+    let (mut board, at) = full(MAX_SEGMENTS);
+    for timeout in 1..=10 {
+        let now = Instant(1) + 200 * MS * timeout;
+        let before = board.looked_at;
+        board.mark_timed_out(now, &patience(false));
+        assert_eq!(board.looked_at - before, MAX_SEGMENTS as u64);
+        for segment in 0..MAX_SEGMENTS / 2 {
+            board.retransmitted(at(segment), LEN, now);
+        }
+        board.check(at(0), at(MAX_SEGMENTS));
+    }
+}
+
+/// Each message once had everything sorted anew.
+#[test]
+fn forged_messages_that_the_path_is_narrower_mark_only_what_has_left_since_the_last_one() {
+    let (mut board, at) = full(MAX_SEGMENTS);
+    let row = |board: &mut Scoreboard| (500..900).rev().for_each(|most| board.mark_longer_lost(most));
+    row(&mut board);
+    assert_eq!(board.looked_at, MAX_SEGMENTS as u64);
+    board.retransmitted(at(0), LEN, Instant(2));
+    board.retransmitted(at(7), 500, Instant(2));
+    row(&mut board);
+    assert_eq!(board.looked_at, MAX_SEGMENTS as u64 + 1, "one left again as long as it was");
+    board.check(at(0), at(MAX_SEGMENTS));
+}
+
 #[test]
 fn a_first_copy_that_arrives_late_is_a_reason_to_wait_for_others_that_left_with_it() {
     let (mut board, at) = full(10);

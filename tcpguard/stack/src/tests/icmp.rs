@@ -66,6 +66,20 @@ fn an_mtu_below_what_any_path_has_is_not_believed() {
 }
 
 #[test]
+fn however_many_errors_are_forged_the_mtu_falls_once_for_each_byte_at_most() {
+    let mut t = Script::established(plain());
+    t.server_sends(1, 5000);
+    let sent = frames(&mut t);
+    for _ in 0..2 {
+        for mtu in (0..1500).rev() {
+            assert_eq!(receive(&mut t, &complaint(&sent[0], TOO_BIG_V4, mtu)), Received::Consumed);
+        }
+        assert_eq!(t.stack.counters().mtu_lowered, 1500 - 552);
+    }
+    assert_eq!(t.drain()[0], ". 1:513(512) ack 1");
+}
+
+#[test]
 fn an_mtu_that_is_no_smaller_changes_nothing() {
     let mut t = Script::established(plain());
     t.server_sends(1, 1460);
