@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::config::{self, Prefix};
 use crate::control::client::Client;
 use crate::control::protocol::{Flow, FlowsOfService, MAX_FLOWS_LISTED, Reply, Request, Sort, Which};
+use crate::control::stand_back;
 use crate::stack::State;
 
 use super::filters::session;
@@ -80,6 +81,8 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     }
     let summary = args.summary || args.time_wait;
     let limit = if summary && !args.json { 0 } else { args.limit };
+    // A million flows take seconds to read and to print, on cores that engines want. Not being able to is no reason not to list.
+    let _ = stand_back();
     let Reply::Flows(flows) = ask(client, &Request::Flows { which, sort: args.sort, limit })? else {
         return Err(unexpected());
     };
@@ -194,7 +197,7 @@ fn table(flows: &[Flow], half_open: bool) -> Table {
     let mut table = Table::new(&columns);
     for flow in flows {
         let mut row = vec![
-            flow.state.clone(),
+            flow.state.to_string(),
             flow.recv_queued.to_string(),
             flow.send_queued.to_string(),
             flow.local.to_string(),

@@ -2,6 +2,7 @@
 //! with a low priority, because the engines share the machine's cores with it. What the work is, is decided elsewhere.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::oneshot;
@@ -26,8 +27,39 @@ pub(super) fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
     receiver
 }
 
+/// So long long work goes on at a stretch. An engine that wakes up meanwhile waits for no longer than that, whatever the kernel
+/// thinks of a thread that it has just let run.
+const TURN: Duration = Duration::from_millis(1);
+/// The longest pause: a thread that was kept from running has had its pause already.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Pauses in long work, as long as what they come after.
+pub(super) struct Pauses(Instant);
+
+impl Pauses {
+    /// Work begins, for the first time or after it was waited for.
+    pub(super) fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// A pause, if it is time for one.
+    pub(super) fn take(&mut self) {
+        if let Some(pause) = pause_after(self.0.elapsed()) {
+            thread::sleep(pause);
+            *self = Self::begin();
+        }
+    }
+}
+
+fn pause_after(worked: Duration) -> Option<Duration> {
+    (worked >= TURN).then(|| worked.min(PAUSE))
+}
+
 /// Gives this thread, which Linux knows by itself, a lower priority than it has, if that is not as low already.
-fn stand_back() -> rustix::io::Result<()> {
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn stand_back() -> rustix::io::Result<()> {
     match getpriority_process(None)? {
         nice if nice >= NICE => Ok(()),
         _ => setpriority_process(None, NICE),
@@ -44,6 +76,17 @@ mod tests {
         let there = begin(|| getpriority_process(None).unwrap()).blocking_recv().unwrap();
         assert_eq!(there, before.max(NICE));
         assert_eq!(getpriority_process(None).unwrap(), before);
+    }
+
+    #[test]
+    fn long_work_pauses_for_as_long_as_it_went_on_but_not_for_what_it_was_kept_from() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause_after(TURN / 2), None);
+        assert_eq!([1, 2, 30].map(|worked| pause_after(ms(worked))), [1, 2, 2].map(|pause| Some(ms(pause))));
+        let mut pauses = Pauses(Instant::now() - ms(5));
+        let before = Instant::now();
+        pauses.take();
+        assert!(before.elapsed() >= PAUSE && pauses.0 >= before + PAUSE);
     }
 
     #[test]

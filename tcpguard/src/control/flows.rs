@@ -13,7 +13,7 @@ use crate::engine::Met;
 use crate::stack::{Cursor, FlowInfo, State};
 
 use super::answers::{millis, no_flows};
-use super::background;
+use super::background::{self, Pauses};
 use super::guard::{Guard, engine_error};
 use super::protocol::{self as wire, Reply, Session, Sort, Which};
 
@@ -210,6 +210,9 @@ impl Guard {
     }
 }
 
+/// Flows that are dealt with before the time is looked at.
+const AT_ONCE: usize = 256;
+
 /// Which engine's flows, by its place, and the flows.
 type Slice = (usize, Vec<FlowInfo>);
 
@@ -230,7 +233,11 @@ impl Clerk {
         let (mut total, mut states, mut sums) = (0, no_flows(), ByService::default());
         let mut met: Vec<Met> = places.iter().map(|_| Met::default()).collect();
         while let Some((place, flows)) = said.blocking_recv() {
-            for flow in flows.iter().filter(|flow| met[place].is_new(flow)) {
+            let mut pauses = Pauses::begin();
+            for (at, flow) in flows.iter().enumerate().filter(|(_, flow)| met[place].is_new(flow)) {
+                if at % AT_ONCE == 0 {
+                    pauses.take();
+                }
                 if let Some(count) = states.get_mut(flow.state.name()) {
                     *count += 1;
                 }
@@ -240,6 +247,7 @@ impl Clerk {
                     listed.offer(flow, || described(flow, &places[place], &services));
                 }
             }
+            pauses.take();
         }
         let sums = sums.0.into_iter().map(|(id, sum)| wire::FlowsOfService {
             service: id.and_then(|id| services.get(&id).copied()),
@@ -255,7 +263,7 @@ fn described(
     services: &BTreeMap<u32, SocketAddr>,
 ) -> wire::Flow {
     wire::Flow {
-        state: flow.state.name().to_owned(),
+        state: flow.state.name().into(),
         local: flow.key.local_addr(),
         peer: flow.key.peer_addr(),
         service: flow.service.and_then(|id| services.get(&id).copied()),
@@ -286,7 +294,7 @@ mod tests {
 
     fn listed(flow: &FlowInfo) -> wire::Flow {
         wire::Flow {
-            state: String::new(),
+            state: "".into(),
             local: flow.key.local_addr(),
             peer: flow.key.peer_addr(),
             service: None,

@@ -22,6 +22,7 @@ mod metrics;
 mod modes;
 mod monitor;
 mod notify;
+mod pace;
 mod ports;
 mod privileges;
 pub mod protocol;
@@ -33,6 +34,7 @@ mod socket;
 mod strict;
 mod tunables;
 
+pub(crate) use background::stand_back;
 pub use reload::Origin;
 pub use services::would_guard;
 

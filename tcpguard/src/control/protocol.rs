@@ -4,10 +4,13 @@
 //! Numbers are exact and carry their unit in the field's name (`_ms`, bytes otherwise).
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::background::Pauses;
 
 mod access;
 mod changes;
@@ -386,6 +389,15 @@ impl Reply {
         to_line(self)
     }
 
+    /// As [`Self::to_line`], with pauses: for a thread that others' work comes before.
+    pub(super) fn to_long_line(&self) -> Vec<u8> {
+        let mut long = LongLine { line: Vec::new(), next: 0, pauses: Pauses::begin() };
+        // As in `to_line`.
+        let _written = serde_json::to_writer(&mut long, &Line { v: VERSION, content: self });
+        long.line.push(b'\n');
+        long.line
+    }
+
     /// Reads a line, with or without its newline.
     pub fn from_line(line: &[u8]) -> Result<Self, String> {
         from_line(line)
@@ -416,6 +428,31 @@ fn to_line<T: Serialize>(content: &T) -> Vec<u8> {
     let mut line = serde_json::to_vec(&Line { v: VERSION, content }).unwrap_or_default();
     line.push(b'\n');
     line
+}
+
+/// A line in the making, with pauses.
+struct LongLine {
+    line: Vec<u8>,
+    /// How long it is when it is time to look at the time.
+    next: usize,
+    pauses: Pauses,
+}
+
+impl Write for LongLine {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        /// Bytes that are put together in some hundred microseconds.
+        const AT_ONCE: usize = 1 << 16;
+        self.line.extend_from_slice(part);
+        if self.line.len() >= self.next {
+            self.next = self.line.len() + AT_ONCE;
+            self.pauses.take();
+        }
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The version is judged before anything else is: another version's content is allowed to look like anything.

@@ -9,13 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::background;
+use super::pace::Pace;
 use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
 use super::socket::{ListenError, Socket, SocketSpec};
 
@@ -102,6 +103,7 @@ impl Server {
     pub async fn serve<H: Handler + 'static>(&self, handler: Rc<H>) {
         let (limits, rights) = (self.limits, self.rights);
         let places = Arc::new(Semaphore::new(limits.clients));
+        let pace = Rc::new(Pace::new());
         let mut reserve = Reserve::new(self.reserve.take());
         loop {
             let client = match self.socket.listener().accept().await {
@@ -114,9 +116,9 @@ impl Server {
             reserve.relax();
             match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
-                    let handler = Rc::clone(&handler);
+                    let (handler, pace) = (Rc::clone(&handler), Rc::clone(&pace));
                     tokio::task::spawn_local(async move {
-                        serve_client(client, &*handler, rights, &limits).await;
+                        serve_client(client, &*handler, rights, &limits, &pace).await;
                         drop(place);
                     });
                 }
@@ -179,16 +181,26 @@ impl Reserve {
 }
 
 fn turn_away(client: &UnixStream, why: &str) {
-    let message = format!("{why}; try again");
-    let reply = Reply::Error(Refusal { kind: Fault::Busy, message });
+    let reply = busy(why);
     // One line fits the empty buffer of a new socket; a client for which it does not is none to wait for.
     drop(client.try_write(&reply.to_line()));
 }
 
-async fn serve_client(mut client: UnixStream, handler: &impl Handler, rights: Rights, limits: &Limits) {
+fn busy(why: &str) -> Reply {
+    Reply::Error(Refusal { kind: Fault::Busy, message: format!("{why}; try again") })
+}
+
+async fn serve_client(
+    mut client: UnixStream,
+    handler: &impl Handler,
+    rights: Rights,
+    limits: &Limits,
+    pace: &Pace,
+) {
     let mut buffer = Vec::new();
     loop {
         let read = timeout(limits.request_time, read_line(&mut client, &mut buffer)).await;
+        let mut turn = None;
         let (reply, more) = match read {
             Ok(Ok(line)) => match Request::from_line(&line) {
                 Ok(request) if rights == Rights::Read && !request.is_for_readers() => {
@@ -197,7 +209,16 @@ async fn serve_client(mut client: UnixStream, handler: &impl Handler, rights: Ri
                 Ok(request) => match handler.follow(&request) {
                     Some(Ok(replies)) => return follow(client, replies, limits).await,
                     Some(Err(refusal)) => (Reply::Error(refusal), true),
-                    None => (answer(handler, request, limits).await, true),
+                    None => match timeout(limits.work_time, pace.turn(&request)).await {
+                        // Nobody is left to read it.
+                        Ok(Ok(begun)) if begun.only_reads() && has_hung_up(&client).await => return,
+                        Ok(Ok(begun)) => {
+                            turn = Some(begun);
+                            (answer(handler, request, limits).await, true)
+                        }
+                        Ok(Err(why)) => (busy(&why), true),
+                        Err(_) => (busy("other clients keep the daemon busy"), true),
+                    },
                 },
                 Err(message) => (Reply::bad_input(message), true),
             },
@@ -214,17 +235,26 @@ async fn serve_client(mut client: UnixStream, handler: &impl Handler, rights: Ri
         };
         let line = match reply.is_long() {
             // Not where everybody waits for it. A defect in it ends this client's service alone.
-            true => match background::begin(move || reply.to_line()).await {
+            true => match background::begin(move || reply.to_long_line()).await {
                 Ok(line) => line,
                 Err(error) => return debug!(%error, "a reply was lost"),
             },
             false => reply.to_line(),
         };
+        drop(turn);
+        let _unread = pace.unread(line.len());
         let written = timeout(limits.reply_time, client.write_all(&line)).await;
         if !more || !matches!(written, Ok(Ok(()))) {
             return;
         }
     }
+}
+
+/// Whether a client has closed its socket: not just its writing side, behind which it may wait for an answer.
+async fn has_hung_up(client: &UnixStream) -> bool {
+    // A socket that its other end has closed is ready to be written to, too.
+    let ready = timeout(AT_ONCE, client.ready(Interest::WRITABLE)).await;
+    matches!(ready, Ok(Ok(ready)) if ready.is_write_closed())
 }
 
 /// Passes replies on until the client hangs up, or does not read one of them in time.
@@ -300,6 +330,11 @@ mod tests {
                 Request::Tune { .. } => {
                     Reply::Tuned(Tuned { name: "n".into(), unit: "ms".into(), old: 1, new: 2, saved: None })
                 }
+                Request::Flows { limit: SLOW, .. } => {
+                    LISTED.fetch_add(1, Ordering::Relaxed);
+                    sleep(QUICK.work_time / 3).await;
+                    Reply::failed("slow")
+                }
                 Request::Flows { .. } => Reply::failed("long ".repeat(1 << 20)),
                 _ => std::future::pending().await,
             }
@@ -317,6 +352,9 @@ mod tests {
         }
     }
 
+    /// A list that takes time, and how often it was begun.
+    const SLOW: u32 = 7;
+    static LISTED: AtomicUsize = AtomicUsize::new(0);
     /// How many followers of `Picky`'s have ended.
     static FOLLOWED: AtomicUsize = AtomicUsize::new(0);
 
@@ -422,6 +460,30 @@ mod tests {
             let mut got = Vec::new();
             drop(unreading.read_to_end(&mut got));
             assert!(!got.is_empty() && got.len() < 5 << 20, "the reply was cut off: {}", got.len());
+        });
+    }
+
+    #[test]
+    fn a_list_is_not_made_for_a_client_that_has_hung_up_but_for_one_that_only_has_no_more_to_ask() {
+        against_server("hung-up", |path| {
+            let list = Request::Flows { which: Which::default(), sort: None, limit: SLOW }.to_line();
+            let ask = || {
+                let mut client = Blocking::connect(path).unwrap();
+                client.write_all(&list).unwrap();
+                client
+            };
+            let mut first = ask();
+            while LISTED.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            // While the first one's is being made.
+            drop(ask());
+            let second = exchange(path, &list, true);
+            let mut answer = String::new();
+            first.shutdown(std::net::Shutdown::Write).unwrap();
+            first.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("slow") && second.contains("slow"), "{answer} {second}");
+            assert_eq!(LISTED.load(Ordering::Relaxed), 2);
         });
     }
 

@@ -1,7 +1,7 @@
 //! The engine seen from other threads: questions, orders, and the news of its end. The work is the driver's.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -101,7 +101,25 @@ pub(crate) type States = [u64; State::ALL.len()];
 pub(crate) struct Met {
     hasher: RandomState,
     /// Hashes of a million flows are far less than their keys.
-    hashes: HashSet<u64>,
+    hashes: HashSet<u64, BuildHasherDefault<Hashed>>,
+}
+
+/// What is a hash already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("the set has hashes alone");
+    }
 }
 
 impl Met {

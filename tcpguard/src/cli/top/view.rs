@@ -238,7 +238,7 @@ fn services(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading) {
             flow.peer.to_string(),
             flow.bytes_in.to_string(),
             flow.bytes_out.to_string(),
-            flow.state.clone(),
+            flow.state.to_string(),
             service,
         ];
         Row::new(cells)

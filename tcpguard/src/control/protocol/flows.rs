@@ -1,5 +1,6 @@
 //! Which flows a client asks for, and how they are listed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -102,7 +103,7 @@ pub struct FlowsKilled {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Flow {
     /// RFC 9293's state.
-    pub state: String,
+    pub state: Cow<'static, str>,
     /// Our end.
     pub local: SocketAddr,
     /// The client's.

@@ -89,6 +89,8 @@ fn replies_keep_64_bits() {
         new: u64::MAX - 1,
         saved: None,
     });
+    let long = Reply::failed("words ".repeat(1 << 17));
+    assert_eq!(long.to_long_line(), long.to_line());
     assert_eq!(Reply::from_line(&reply.to_line()), Ok(reply));
 }
 

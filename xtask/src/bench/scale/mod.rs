@@ -3,7 +3,7 @@
 //! stack at the other end of a lab's link: descriptors are too few for kernel sockets.
 
 mod clients;
-mod process;
+pub(super) mod process;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -175,6 +175,11 @@ impl<'a> Setup<'a> {
     /// How long it takes to list every flow there is, milliseconds.
     fn list(&self) -> Result<f64> {
         self.command(&["flows", "--json", "--limit", "1048576"])
+    }
+
+    /// What the daemon's threads have taken so far.
+    pub(super) fn daemon_threads(&self) -> Result<process::Threads> {
+        process::threads(self.daemon.id())
     }
 
     fn segments(&mut self) -> Result<u64> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -21,13 +21,62 @@ pub(super) fn memory(pid: u32) -> Result<(u64, u64)> {
 
 /// CPU time of all its threads that live.
 pub(super) fn cpu(pid: u32) -> Result<Duration> {
-    let mut total = 0;
-    for task in fs::read_dir(dir(pid).join("task")).with_context(|| format!("process {pid}"))?.flatten() {
-        // A thread may have ended since it was listed.
-        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+    let tasks = fs::read_dir(dir(pid).join("task")).with_context(|| format!("process {pid}"))?;
+    Ok(tasks.flatten().map(|task| runtime(&task.path())).sum())
+}
+
+/// CPU time of a daemon's threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::bench) struct Threads {
+    /// Of the engines, which are called `interface/queue`.
+    pub(in crate::bench) engines: Duration,
+    /// Of its first thread, which serves the control socket.
+    pub(in crate::bench) first: Duration,
+    /// Of all others, those that have ended included. To a tick of the kernel's, which is some milliseconds.
+    pub(in crate::bench) others: Duration,
+}
+
+impl Threads {
+    /// What was taken after `before`.
+    pub(in crate::bench) fn since(&self, before: &Self) -> Self {
+        Self {
+            engines: self.engines.saturating_sub(before.engines),
+            first: self.first.saturating_sub(before.first),
+            others: self.others.saturating_sub(before.others),
+        }
     }
-    Ok(Duration::from_nanos(total))
+}
+
+/// What a daemon's threads have taken.
+pub(super) fn threads(pid: u32) -> Result<Threads> {
+    let mut threads = Threads::default();
+    for task in fs::read_dir(dir(pid).join("task")).with_context(|| format!("process {pid}"))?.flatten() {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if name.contains('/') {
+            threads.engines += runtime(&task.path());
+        } else if task.file_name().to_str() == Some(&pid.to_string()) {
+            threads.first = runtime(&task.path());
+        }
+    }
+    let stat = fs::read_to_string(dir(pid).join("stat")).with_context(|| format!("process {pid}"))?;
+    // Behind the name, which may contain anything: proc_pid_stat(5), fields 14 and 15.
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = [11, 12].map(|at| fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0));
+    let all =
+        Duration::from_secs_f64(ticks.iter().sum::<f64>() / rustix::param::clock_ticks_per_second() as f64);
+    threads.others = all.saturating_sub(threads.engines + threads.first);
+    Ok(threads)
+}
+
+/// CPU time of the calling thread.
+pub(in crate::bench) fn thread_cpu() -> Duration {
+    runtime(Path::new("/proc/thread-self"))
+}
+
+/// CPU time of the thread whose directory this is; none if it has ended.
+fn runtime(task: &Path) -> Duration {
+    let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0))
 }
 
 /// Bytes of the BPF maps that it has open, each map once.
@@ -58,8 +107,28 @@ mod tests {
         let pid = std::process::id();
         let (all, own) = memory(pid).unwrap();
         assert!(all > own && own > 0);
-        assert!(cpu(pid).unwrap() > Duration::ZERO);
+        assert!(cpu(pid).unwrap() > Duration::ZERO && thread_cpu() > Duration::ZERO);
         assert_eq!(maps(pid).unwrap(), 0);
+    }
+
+    #[test]
+    fn threads_are_told_apart_and_those_that_ended_count_too() {
+        let spin = || while thread_cpu() < Duration::from_millis(100) {};
+        let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned()).spawn(spin).unwrap();
+        let before = threads(std::process::id()).unwrap();
+        spawn("ended").join().unwrap();
+        let (spun, wait) = std::sync::mpsc::channel();
+        let engine = std::thread::Builder::new().name("eth0/0".to_owned());
+        let engine = engine.spawn(move || {
+            spin();
+            spun.send(()).unwrap();
+            std::thread::park();
+        });
+        wait.recv().unwrap();
+        let spent = threads(std::process::id()).unwrap().since(&before);
+        assert!(spent.engines >= Duration::from_millis(99), "{spent:?}");
+        assert!(spent.others >= Duration::from_millis(50), "{spent:?}");
+        engine.unwrap().thread().unpark();
     }
 
     #[test]
