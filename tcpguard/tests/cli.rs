@@ -29,11 +29,24 @@ fn file(name: &str, text: &str) -> PathBuf {
 const SERVICE: &str = "192.0.2.1:80=127.0.0.1:8080";
 
 #[test]
+fn the_doctor_looks_at_the_control_socket_that_is_named() {
+    let socket = std::env::temp_dir().join("tcpguard-of-another-name.sock");
+    let said = tcpguard(&["doctor", "--control", socket.to_str().unwrap()]).stdout;
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.lines()
+            .any(|line| line.starts_with("control socket") && line.contains(&*socket.to_string_lossy())),
+        "{said}"
+    );
+}
+
+#[test]
 fn bad_input_is_one_line_and_exit_code_2() {
     let control = ["--control", "/nonexistent/tcpguard.sock"];
     for (args, why) in [
         (&[][..], "no verb"),
         (&["frobnicate"], "'frobnicate'"),
+        (&["check", "/nonexistent.toml"], "`tcpguard config --example` prints one"),
         (&["run", "-i", "no-such-if0", "--protect", SERVICE, control[0], control[1]], "no-such-if0"),
         (&["run", "-i", "lo", "--protect", SERVICE, control[0], control[1]], "not an Ethernet interface"),
         (&["run", "-i", "a/b", "--protect", SERVICE], "`a/b`"),
@@ -80,7 +93,10 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["man", "frobnicate"], "no verb `frobnicate`"),
         (&["man", "--directory"], "--directory"),
         (&["completions", "tcsh"], "'tcsh'"),
-        (&["explain", "ack-invald"], "unknown reason `ack-invald`, did you mean `ack-invalid`?"),
+        (
+            &["explain", "ack-invald"],
+            "unknown reason `ack-invald` (`tcpguard explain` lists them), did you mean `ack-invalid`?",
+        ),
         (&["explain", "ack-invalid", "--packet", "00"], "cannot be used with"),
         (&["explain", "--pcap", "/nonexistent.pcap"], "/nonexistent.pcap: No such file"),
         (&["explain", "--pcap", "/dev/zero"], "not a capture"),

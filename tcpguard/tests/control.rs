@@ -50,7 +50,7 @@ fn services_come_change_and_go_while_connections_live() -> Result<()> {
     assert_eq!(setup.text(&["services", "set", &echo, "mode=cookie"])?, "nothing changed\n");
 
     for (arguments, why) in [
-        (&["services", "add", &format!("{ECHO}=respond:echo")][..], "given twice"),
+        (&["services", "add", &format!("{ECHO}=respond:echo")][..], "already; `tcpguard services set"),
         (&["services", "set", &echo, "max_connections=0"], "not within 1 to"),
         (&["services", "set", &echo, "respond="], "neither a backend nor a responder"),
         (&["services", "set", "10.77.0.1:99", "mode=off"], "no service 10.77.0.1:99"),

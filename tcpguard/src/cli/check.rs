@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::config::{DEFAULT_FILE, TUNABLES, Tunables, file};
+use crate::config::{ConfigError, DEFAULT_FILE, TUNABLES, Tunables, file};
 use crate::control::daemon;
 
 use super::Failure;
@@ -47,10 +47,20 @@ pub(super) struct Good {
     tunables: usize,
 }
 
+/// With what to do about it if there is none.
+fn no_file(error: ConfigError) -> Failure {
+    match &error {
+        ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Failure::BadInput(format!("{error}; `tcpguard config --example` prints one to begin with"))
+        }
+        _ => error.into(),
+    }
+}
+
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (path, written) = match args.file.as_os_str() == "-" {
         true => ("standard input".into(), file::read_from("standard input".as_ref(), io::stdin().lock())?),
-        false => (args.file.clone(), file::read(&args.file)?),
+        false => (args.file.clone(), file::read(&args.file).map_err(no_file)?),
     };
     written.check(&written.config)?;
     let config = &written.config;

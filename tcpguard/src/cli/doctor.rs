@@ -1,7 +1,7 @@
 //! `tcpguard doctor` and `tcpguard features`: whether this machine can run the guard. No daemon is asked.
 
 use std::io::{self, BufWriter, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use crate::control::doctor::{Finding, Verdict, examine};
 use crate::dataplane::features;
 
 use super::Failure;
-use super::output::{Align, Table, write_json};
+use super::output::{Align, Table, terminal_columns, write_json};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -66,15 +66,15 @@ struct Row {
     purpose: &'static str,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let findings = findings(args)?;
+pub(super) fn run(args: &Args, control: Option<&Path>) -> Result<(), Failure> {
+    let findings = findings(args, control)?;
     let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
     let all = findings.len();
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         write_json(&mut out, &Findings { findings })?;
     } else {
-        table(&findings).write(&mut out)?;
+        table(&findings).write_within(&mut out, terminal_columns())?;
         for Finding { check, remedy, verdict, .. } in &findings {
             if let (Some(remedy), true) = (remedy, *verdict > Verdict::Note) {
                 writeln!(out, "\n{check}: {remedy}")?;
@@ -89,7 +89,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Everything there is to say, about the configuration first.
-fn findings(args: &Args) -> Result<Vec<Finding>, Failure> {
+fn findings(args: &Args, control: Option<&Path>) -> Result<Vec<Finding>, Failure> {
     let path = args.config.clone().unwrap_or_else(|| config::DEFAULT_FILE.into());
     let about = |verdict, found: String, remedy: &str| {
         let remedy = (verdict != Verdict::Good).then(|| remedy.to_owned());
@@ -115,6 +115,9 @@ fn findings(args: &Args) -> Result<Vec<Finding>, Failure> {
             (Config::empty(), about(Verdict::Bad, error.to_string(), "mend it; `tcpguard check` judges it"))
         }
     };
+    if let Some(socket) = control {
+        config.control.socket = socket.to_owned();
+    }
     for name in &args.interface {
         let interface = Interface::new(name, AttachMode::Native, None).map_err(Failure::BadInput)?;
         config.interfaces.push(interface);
@@ -146,6 +149,6 @@ pub(super) fn features_of_kernel(args: &FeaturesArgs) -> Result<(), Failure> {
         let present = present.map_or("not known", |present| if present { "yes" } else { "no" });
         table.row(vec![name.to_owned(), present.to_owned(), purpose.to_owned()]);
     }
-    table.write(&mut out)?;
+    table.write_within(&mut out, terminal_columns())?;
     Ok(out.flush()?)
 }

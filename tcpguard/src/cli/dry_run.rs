@@ -25,7 +25,7 @@ Connections that began in earnest go on. Those that the host has do not when the
 Examples:
   tcpguard dry-run 192.0.2.1:80 on       count only, at once, until the daemon ends
   tcpguard dry-run 192.0.2.1:80 off      guard in earnest
-  tcpguard dry-run 192.0.2.1:80 off --confirm 60    unless `tcpguard confirm` follows, only for a minute
+  tcpguard dry-run 192.0.2.1:80 off --confirm 60    for a minute, unless `tcpguard confirm` follows
   tcpguard mode                          which services are in dry run")]
 pub(super) struct Args {
     /// Which service, by the address and port that clients connect to

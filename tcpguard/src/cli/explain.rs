@@ -13,7 +13,7 @@ use crate::control::client::Client;
 use crate::control::protocol::{Explained, Reply, Request};
 use crate::telemetry::advice::Advice;
 
-use super::output::{Align, Table, write_json};
+use super::output::{Align, Table, terminal_columns, write_json};
 use super::pcap::Pcap;
 use super::{Failure, ask, unexpected};
 
@@ -104,7 +104,7 @@ fn reasons(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
         None => Reason::ALL.to_vec(),
         Some(name) => vec![Reason::from_name(name).ok_or_else(|| {
             let meant = near::suggestion(name, known());
-            Failure::BadInput(format!("unknown reason `{name}`{meant}; `tcpguard explain` lists them"))
+            Failure::BadInput(format!("unknown reason `{name}` (`tcpguard explain` lists them){meant}"))
         })?],
     };
     let entries: Vec<_> = chosen.into_iter().map(Entry::of).collect();
@@ -121,7 +121,7 @@ fn reasons(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
     for Entry { name, outcome, help, .. } in entries {
         table.row(vec![name.to_owned(), outcome.to_owned(), help.to_owned()]);
     }
-    table.write(out)?;
+    table.write_within(out, terminal_columns())?;
     Ok(out.flush()?)
 }
 

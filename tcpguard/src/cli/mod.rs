@@ -180,7 +180,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Keys(args) => keys::run(&args, &client(control)),
         Verb::Explain(args) => explain::run(&args, &client(control)),
         Verb::Check(args) => check::run(&args),
-        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Doctor(args) => doctor::run(&args, control),
         Verb::Features(args) => doctor::features_of_kernel(&args),
         Verb::Config(args) => config::run(&args, &client(control)),
         Verb::Completions(args) => generate::completions(&args),
@@ -218,15 +218,30 @@ fn joined(text: &str) -> String {
     joined
 }
 
-/// Clap's several lines in one: the error, without the usage that `--help` shows better.
+/// Clap's several lines in one: the error, and where the usage stands, which `--help` shows better.
 fn usage_error(error: &clap::Error) -> String {
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "no verb given; `tcpguard --help` lists them".to_owned();
-    }
     let text = error.render().to_string();
+    let verb = usage_of(&text);
+    let remedy = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return format!("no verb given; `{verb} --help` lists them");
+        }
+        ErrorKind::InvalidSubcommand => format!("; `{verb} --help` lists what there is"),
+        ErrorKind::UnknownArgument | ErrorKind::MissingRequiredArgument | ErrorKind::ArgumentConflict => {
+            format!("; `{verb} --help` says how it goes")
+        }
+        _ => String::new(),
+    };
     let lines = text.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
     let line = lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned() + &remedy
+}
+
+/// The verb whose usage clap shows: what stands before the first argument.
+fn usage_of(text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("tcpguard");
+    let is_verb = |word: &&str| word.starts_with(|first: char| first.is_ascii_lowercase());
+    usage.split(' ').take_while(is_verb).collect::<Vec<_>>().join(" ")
 }
 
 fn client(control: Option<&Path>) -> Client {
@@ -333,9 +348,15 @@ mod tests {
     #[test]
     fn bad_usage_is_one_line_that_names_what_is_wrong() {
         for (args, why) in [
-            (&[][..], "no verb given"),
-            (&["nonsense"], "unrecognized subcommand 'nonsense'"),
-            (&["stats", "--nonsense"], "unexpected argument '--nonsense'"),
+            (&[][..], "no verb given; `tcpguard --help`"),
+            (&["keys"], "no verb given; `tcpguard keys --help`"),
+            (&["nonsense"], "unrecognized subcommand 'nonsense'; `tcpguard --help` lists"),
+            (&["services", "list"], "unrecognized subcommand 'list'; `tcpguard services --help` lists"),
+            (&["services", "del"], "<ADDR:PORT>; `tcpguard services del --help` says"),
+            (
+                &["stats", "--nonsense"],
+                "unexpected argument '--nonsense' found; `tcpguard stats --help` says",
+            ),
             (&["flows", "--limit", "many"], "'many'"),
             (&["flows", "--state", "HALF_DEAD"], "unknown state"),
             (&["mode", "10.0.0.1:80"], "MODE"),

@@ -1,8 +1,9 @@
 //! How verbs write: aligned tables for people, versioned JSON for programs. No colour.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
+use ratatui::crossterm::terminal;
 use serde::Serialize;
 
 use crate::config::duration;
@@ -38,25 +39,99 @@ impl Table {
     }
 
     pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        self.write_columns(out, &self.widths(), 0..self.align.len())
+    }
+
+    /// Writes it for a terminal of so many columns, if it is one: texts in the last column are broken between words, and
+    /// numbers that find no room come in a block of their own, beside the first column again.
+    pub(super) fn write_within(&self, out: &mut impl Write, columns: Option<usize>) -> io::Result<()> {
+        let (widths, last) = (self.widths(), self.align.len() - 1);
+        let Some(columns) = columns.filter(|&columns| total(&widths) > columns) else {
+            return self.write(out);
+        };
+        let indent = total(&widths[..last]) + GAP.len();
+        if let (Align::Left, true) = (self.align[last], indent + LEAST_TEXT <= columns) {
+            return self.broken(last, columns - indent).write(out);
+        }
+        let mut start = 1;
+        while start <= last {
+            let fits = |end: &usize| widths[0] + GAP.len() + total(&widths[start..*end]) <= columns;
+            let end = (start + 1..=last + 1).take_while(fits).last().unwrap_or(start + 1);
+            if start > 1 {
+                writeln!(out)?;
+            }
+            self.write_columns(out, &widths, std::iter::once(0).chain(start..end))?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// How wide each column is.
+    fn widths(&self) -> Vec<usize> {
         let mut widths = vec![0; self.align.len()];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.len());
             }
         }
+        widths
+    }
+
+    /// The same with the texts of one column in lines of `room` bytes at most, as far as words allow.
+    fn broken(&self, column: usize, room: usize) -> Self {
+        let mut rows = Vec::new();
         for row in &self.rows {
-            let mut line = String::new();
-            for ((cell, &width), align) in row.iter().zip(&widths).zip(&self.align) {
-                let gap = if line.is_empty() { "" } else { "  " };
-                line += &match align {
-                    Align::Left => format!("{gap}{cell:<width$}"),
-                    Align::Right => format!("{gap}{cell:>width$}"),
-                };
+            let mut lines = vec![String::new()];
+            for word in row[column].split(' ') {
+                match lines.last_mut() {
+                    Some(line) if line.is_empty() => line.push_str(word),
+                    Some(line) if line.len() + 1 + word.len() <= room => {
+                        line.push(' ');
+                        line.push_str(word);
+                    }
+                    _ => lines.push(word.to_owned()),
+                }
             }
-            writeln!(out, "{}", line.trim_end())?;
+            for (at, line) in lines.into_iter().enumerate() {
+                let mut cells = if at == 0 { row.clone() } else { vec![String::new(); row.len()] };
+                cells[column] = line;
+                rows.push(cells);
+            }
+        }
+        Self { align: self.align.clone(), rows }
+    }
+
+    fn write_columns(
+        &self,
+        out: &mut impl Write,
+        widths: &[usize],
+        columns: impl Iterator<Item = usize> + Clone,
+    ) -> io::Result<()> {
+        for row in &self.rows {
+            let cells = columns.clone().map(|at| match (&row[at], widths[at], self.align[at]) {
+                (cell, width, Align::Left) => format!("{cell:<width$}"),
+                (cell, width, Align::Right) => format!("{cell:>width$}"),
+            });
+            writeln!(out, "{}", cells.collect::<Vec<_>>().join(GAP).trim_end())?;
         }
         Ok(())
     }
+}
+
+/// Between two columns.
+const GAP: &str = "  ";
+/// A column of texts is never made narrower than this.
+const LEAST_TEXT: usize = 24;
+
+/// What columns take, the gaps between them included.
+fn total(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1)
+}
+
+/// How many columns the terminal has that standard output goes to; none if it goes elsewhere.
+pub(super) fn terminal_columns() -> Option<usize> {
+    let columns = io::stdout().is_terminal().then(terminal::size)?.ok()?.0;
+    (columns > 0).then_some(columns.into())
 }
 
 /// One line of JSON: the version beside the content.
@@ -102,6 +177,36 @@ mod tests {
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "NAME     N  END\na     1000  x\n");
+    }
+
+    fn within(table: &Table, columns: usize) -> String {
+        let mut out = Vec::new();
+        table.write_within(&mut out, Some(columns)).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn texts_are_broken_between_words_where_a_terminal_ends() {
+        let mut table = Table::new(&[("NAME", Align::Left), ("MEANING", Align::Left)]);
+        table.row(vec!["a".into(), "some words that take more room than there is".into()]);
+        table.row(vec!["b".into(), "few".into()]);
+        assert_eq!(
+            within(&table, 32),
+            "NAME  MEANING\na     some words that take more\n      room than there is\nb     few\n"
+        );
+        assert_eq!(within(&table, 80).lines().count(), 3);
+    }
+
+    #[test]
+    fn numbers_that_find_no_room_stand_below_beside_the_first_column() {
+        let names = ["SERVICE", "ONE", "TWO", "THREE"];
+        let mut table = Table::new(&names.map(|name| (name, Align::Right)));
+        table.row(vec!["192.0.2.1:80".into(), "1".into(), "2".into(), "3".into()]);
+        assert_eq!(
+            within(&table, 24),
+            "     SERVICE  ONE  TWO\n192.0.2.1:80    1    2\n\n     SERVICE  THREE\n192.0.2.1:80      3\n"
+        );
+        assert_eq!(within(&table, 1).lines().filter(|line| !line.is_empty()).count(), 6, "each by itself");
     }
 
     #[test]

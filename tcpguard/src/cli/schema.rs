@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn find(name: &str) -> Result<&'static Form, Failure> {
     FORMS.iter().find(|form| form.name == name).ok_or_else(|| {
         let meant = near::suggestion(name, FORMS.iter().map(|form| form.name));
-        Failure::BadInput(format!("no schema `{name}`{meant}; `tcpguard schema` lists them"))
+        Failure::BadInput(format!("no schema `{name}` (`tcpguard schema` lists them){meant}"))
     })
 }
 

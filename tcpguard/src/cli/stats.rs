@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::control::client::Client;
 use crate::control::protocol::{Groups, Reply, Request, ServiceCount, Stats};
 
-use super::output::{Align, Table, age, rate, write_json};
+use super::output::{Align, Table, age, rate, terminal_columns, write_json};
 use super::zero::Zero;
 use super::{Failure, ask, events, unexpected};
 
@@ -165,7 +165,7 @@ fn section(out: &mut impl Write, table: &Table) -> io::Result<()> {
         return Ok(());
     }
     writeln!(out)?;
-    table.write(out)
+    table.write_within(out, terminal_columns())
 }
 
 fn reasons(args: &Args, before: &Stats, now: &Stats, elapsed: u64) -> Table {

@@ -108,7 +108,8 @@ fn engine_line(engine: &EngineState) -> Option<String> {
 
 /// What is about to run out, or that nothing is.
 fn limits(out: &mut impl Write, limits: &[Limit]) -> io::Result<()> {
-    let fullest = limits.iter().max_by_key(|limit| limit.permille);
+    let share = |limit: &Limit| limit.used as f64 / limit.limit.max(1) as f64;
+    let fullest = limits.iter().max_by(|one, other| share(one).total_cmp(&share(other)));
     for limit in limits.iter().filter(|limit| limit.near) {
         writeln!(out, "nearly full: {}; {}", fullness(limit), limit.remedy)?;
     }
@@ -189,6 +190,8 @@ mod tests {
         assert_eq!(said(&[limit("orphans", 3, 3), limit("half-open-ipv4", 912, 912)]), near);
         let calm = "limits: nothing is nearly full, most so descriptors (41 of 1000, 4.1%)\n";
         assert_eq!(said(&[limit("orphans", 3, 3), limit("descriptors", 41, 41)]), calm);
+        let hardly = said(&[limit("orphans", 4, 0), limit("descriptors", 3, 0)]);
+        assert!(hardly.contains("most so orphans (4 of 1000, 0.0%)"), "{hardly}");
         assert_eq!(said(&[]), "");
     }
 

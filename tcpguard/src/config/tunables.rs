@@ -60,7 +60,7 @@ pub struct Tunable {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TunableError {
     /// No such name.
-    #[error("unknown tunable `{0}`{near}; `tcpguard tune` lists them", near = near::suggestion(.0, TUNABLES.iter().map(|tunable| tunable.name)))]
+    #[error("unknown tunable `{0}` (`tcpguard tune` lists them){near}", near = near::suggestion(.0, TUNABLES.iter().map(|tunable| tunable.name)))]
     Unknown(String),
     /// The text is not a value of the tunable's unit.
     #[error("{0}: {1}")]
@@ -588,9 +588,9 @@ mod tests {
         let why = |name: &str, value: &str| Tunables::default().with(name, value).unwrap_err().to_string();
         assert_eq!(
             why("timewait", "2m"),
-            "unknown tunable `timewait`, did you mean `time-wait`?; `tcpguard tune` lists them"
+            "unknown tunable `timewait` (`tcpguard tune` lists them), did you mean `time-wait`?"
         );
-        assert_eq!(why("nonsense", "2m"), "unknown tunable `nonsense`; `tcpguard tune` lists them");
+        assert_eq!(why("nonsense", "2m"), "unknown tunable `nonsense` (`tcpguard tune` lists them)");
         assert_eq!(why("time-wait", "20m"), "time-wait: 20m is out of range, 100ms to 10m");
         assert_eq!(why("time-wait", "60"), "time-wait: `60`: a duration looks like 500ms, 30s, 2m or 1m30s");
         assert_eq!(why("retries", "many"), "retries: `many` is not a count");

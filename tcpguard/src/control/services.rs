@@ -102,6 +102,12 @@ impl Guard {
             Err(error) => return Reply::bad_input(error),
         };
         let mut services = self.modes.services();
+        if services.iter().any(|held| held.listen == service.listen) {
+            let listen = service.listen;
+            return Reply::bad_input(format!(
+                "there is a service {listen} already; `tcpguard services set {listen} KEY=VALUE` changes it"
+            ));
+        }
         services.push(service.clone());
         self.change_service(service.listen, Some(service), services, how).await
     }
