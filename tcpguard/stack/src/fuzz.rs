@@ -134,6 +134,8 @@ struct World {
     questions: u32,
     /// There is, or may be, more than one incarnation: whose a number is cannot be told any more.
     several: bool,
+    /// The connection began with a cookie, not with a SYN of the stack's.
+    was_adopted: bool,
 }
 
 impl World {
@@ -166,6 +168,7 @@ impl World {
             answers: 0,
             questions: 0,
             several: false,
+            was_adopted: kind & 1 == 0,
         };
         let mut slots = [EpochSlot::default(); EPOCH_SLOTS as usize];
         for epoch in EPOCH - 2..=EPOCH + 1 {
@@ -420,7 +423,8 @@ impl World {
             return;
         }
         if tcp.flags.contains(Flags::SYN) {
-            self.several |= self.iss.is_some_and(|iss| iss != tcp.seq);
+            // A cookie is the same for the same SYN: whoever was adopted and is answered a SYN is another incarnation.
+            self.several |= self.was_adopted || self.iss.is_some_and(|iss| iss != tcp.seq);
             self.iss = Some(tcp.seq);
             if self.nxt.before(tcp.seq + 1) || self.acked.is_none() {
                 self.nxt = tcp.seq + 1;

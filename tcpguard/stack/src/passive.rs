@@ -82,8 +82,11 @@ impl Stack {
             && segment.seq.distance(rcv_nxt) < u32::from(syn_ack.segment.window)
         {
             // One for one: whoever forges resets gains nothing. XDP limits how many come.
-            let Outgoing { seq, ack, window, options: Options { timestamps, .. }, .. } = syn_ack.segment;
+            let Outgoing { seq, ack, window, options: Options { timestamps, window_scale, .. }, .. } =
+                syn_ack.segment;
             let options = Options { timestamps, ..Options::default() };
+            // The same promise, in a segment whose window is scaled (RFC 7323 §2.2).
+            let window = window >> window_scale.unwrap_or(0);
             let challenge = Outgoing { seq: seq + 1, ack, flags: Flags::ACK, window, options };
             self.shared.counters.challenge_acks += 1;
             self.reply(Reply { segment: challenge, ..syn_ack });

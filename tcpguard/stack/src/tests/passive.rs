@@ -195,7 +195,9 @@ fn only_a_reset_at_rcv_nxt_ends_it_and_one_elsewhere_in_the_window_is_challenged
         }
         assert_eq!(t.sends("R 2:2(0)"), Received::Consumed);
         t.expect(". 1:1(0) ack 1");
-        let (.., options) = t.last.unwrap();
+        let (_, _, window, options) = t.last.unwrap();
+        let shift = offer.options.window_scale.map_or(0, |_| ADVERTISED.window_scale);
+        assert_eq!(window, ADVERTISED.window >> shift, "it promises what the SYN-ACK did, and is scaled");
         assert_eq!(options.timestamps.is_some(), offer.options.timestamps.is_some());
         assert_eq!(t.stack.half_open_count(), 1);
         // What a host that never sent the SYN answers to the SYN-ACK.
