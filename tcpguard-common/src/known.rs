@@ -17,11 +17,11 @@ pub const ROOM: usize = 15;
 /// Buckets for both families together, a power of two: two million flows overflow one in two hundred.
 pub const BUCKETS: u32 = 1 << 18;
 
-/// Words that say of each bucket, by a bit, whether anything may be in it or among the fingerprints of TIME_WAIT of the same index
-/// ([`occupied_at`]). 32 KB, which stay in a cache: while there are few flows, most segments of strangers are told from that
-/// alone, without a line of two tables that together take twenty megabytes.
+/// Words that say of each bucket, by a bit, whether anything may be in it, or in those buckets of TIME_WAIT fingerprints that
+/// belong to it ([`occupied_at`]). 32 KB, which stay in a cache: while there are few flows, most segments of strangers are told
+/// from that alone, without a line of two tables that together take twenty megabytes.
 ///
-/// Whoever puts something into either sets the bit afterwards. Whoever takes the last thing out of both clears it, and looks
+/// Whoever puts something into any of them sets the bit afterwards. Whoever takes the last thing out clears it, and looks
 /// again: what was put in before that look he sees, and what is put in after it has its bit set after he cleared it.
 pub const OCCUPIED_WORDS: u32 = BUCKETS / 64;
 
@@ -158,7 +158,9 @@ mod tests {
     #[test]
     fn a_flow_has_one_index_in_the_front_and_among_fingerprints_and_each_index_a_bit_of_its_own() {
         for hash in [0, 1, 77 << 40 | 0x3_ffff, u64::MAX] {
-            assert_eq!(Place::of_hash(hash).bucket, crate::fingerprint::of_hash(hash).0);
+            let (place, _) = crate::fingerprint::of_hash(hash);
+            assert_eq!(occupied_at(Place::of_hash(hash).bucket), occupied_at(place));
+            assert_eq!(Place::of_hash(hash).bucket, crate::fingerprint::bucket(place, 0));
         }
         let bits: std::collections::HashSet<_> = (0..BUCKETS).map(occupied_at).collect();
         assert_eq!(bits.len(), BUCKETS as usize);

@@ -73,8 +73,9 @@ pub mod name {
     pub const SOCKETS: &str = "SOCKETS";
     /// Mmapable `Array<u64>`, indexed by [`super::xsk_index`]: when that engine last turned, see [`super::heartbeat`].
     pub const HEARTBEATS: &str = "HEARTBEATS";
-    /// Mmapable `Array<[u32; 4]>` of [`super::FINGERPRINTS`] TIME_WAIT fingerprints in buckets of
-    /// [`crate::fingerprint::WAYS`]; engines write, XDP reads. 0 is an empty place.
+    /// Mmapable `Array<[u32; 4]>`: TIME_WAIT fingerprints in buckets of [`crate::fingerprint::WAYS`], of which there are
+    /// [`crate::known::BUCKETS`], or as many times that as a power of two says ([`crate::fingerprint::spread`]); engines
+    /// write, XDP reads. 0 is an empty place.
     pub const TIME_WAIT: &str = "TIME_WAIT";
     /// `Array<[u64; sketch::WORDS]>`, one [`crate::sketch::Sketch`] for each receive queue number: the reply budgets. Not per
     /// CPU: which CPU serves a queue can change from packet to packet, and every further one would add a budget.
@@ -118,9 +119,6 @@ pub mod name {
     /// `r`. XDP writes.
     pub const FILTER_HITS: &str = "FILTER_HITS";
 }
-
-/// Places for TIME_WAIT fingerprints; a power of two.
-pub const FINGERPRINTS: u32 = 1 << 20;
 
 /// Places for recently verified sources; a power of two.
 pub const VERIFIED: u32 = 1 << 19;

@@ -21,13 +21,12 @@ use tcpguard_common::cookie::Epochs;
 use tcpguard_common::decision::complaint;
 use tcpguard_common::decision::opening::{self, Proven};
 use tcpguard_common::decision::{self, Env, Insertion, Tables, Verdict};
-use tcpguard_common::fingerprint::WAYS;
+use tcpguard_common::fingerprint::{self, WAYS};
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, OCCUPIED_WORDS, Place, Presence, ROOM, occupied_at};
 use tcpguard_common::map::{
-    DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_SERVICES,
-    PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES,
-    xsk_index,
+    DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, Flow, Interface, MAX_INTERFACES, MAX_SERVICES, PORT_WORDS,
+    SERVICE_IDS, SERVICE_PLACES, Service, ServiceKey, ServicePlace, Settings, XSK_ENTRIES, xsk_index,
 };
 use tcpguard_common::packet::{Family, FrameMut};
 use tcpguard_common::reason::{Class, Reason};
@@ -37,6 +36,9 @@ use crate::packet::{Packet, bounded};
 /// Which of the guarded interfaces this instance of the program sits on; set when it is loaded.
 #[unsafe(no_mangle)]
 static SLOT: u32 = 0;
+/// How large [`TIME_WAIT`] is, as [`fingerprint::bucket`] knows it; set when the program is loaded.
+#[unsafe(no_mangle)]
+static SPREAD: u32 = 0;
 
 #[map]
 pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -67,7 +69,7 @@ static SOCKETS: XskMap = XskMap::with_max_entries(XSK_ENTRIES, 0);
 #[map]
 static HEARTBEATS: Array<u64> = Array::with_max_entries(XSK_ENTRIES, BPF_F_MMAPABLE);
 #[map]
-static TIME_WAIT: Array<[u32; WAYS as usize]> = Array::with_max_entries(FINGERPRINTS / WAYS, BPF_F_MMAPABLE);
+static TIME_WAIT: Array<[u32; WAYS as usize]> = Array::with_max_entries(BUCKETS, BPF_F_MMAPABLE);
 /// The coarse clock stands still between two timer ticks, but asking for it is a call: 8 of what would be 60 ns.
 #[map]
 static TICK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
@@ -243,11 +245,13 @@ impl Env for Maps {
     }
 
     #[inline(always)]
-    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
-        if is_vacant(bucket) {
+    fn fingerprints(&self, place: u32) -> [u32; WAYS as usize] {
+        if is_vacant(place) {
             return [0; WAYS as usize];
         }
-        TIME_WAIT.get(bucket).copied().unwrap_or_default()
+        // SAFETY: as for the slot.
+        let spread = unsafe { core::ptr::read_volatile(&raw const SPREAD) };
+        TIME_WAIT.get(fingerprint::bucket(place, spread)).copied().unwrap_or_default()
     }
 
     #[inline(always)]
@@ -314,10 +318,9 @@ impl Env for Maps {
     }
 }
 
-/// Whether neither a flow nor a fingerprint can be in this bucket.
+/// Whether neither a flow nor a fingerprint can be in this bucket, or at this place.
 #[inline(always)]
 fn is_vacant(bucket: u32) -> bool {
-    const { assert!(FINGERPRINTS / WAYS == BUCKETS) };
     let (word, bit) = occupied_at(bucket);
     OCCUPIED.get(word).is_some_and(|word| word & bit == 0)
 }

@@ -9,8 +9,9 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::Xdp;
 use tcpguard_common::decision::{Verdict, decide};
 use tcpguard_common::filter::{ALLOW, DENY, SECOND_BANK};
+use tcpguard_common::fingerprint;
 use tcpguard_common::flow::{FlowKey, V4, V6};
-use tcpguard_common::known::{self, Bucket, ROOM};
+use tcpguard_common::known::{self, BUCKETS, Bucket, ROOM};
 use tcpguard_common::map::{Flow, name};
 use tcpguard_common::packet::{AnySegment, Buffer, Family, parse};
 use tcpguard_common::reason::Reason;
@@ -24,7 +25,7 @@ use table::acks::valid_ack;
 use table::cases;
 use table::check::check;
 use table::filters::Said;
-use table::frames::{LINUX, Spec};
+use table::frames::{ACK, FIN, LINUX, Spec};
 use table::generator::{self, FRAMES, LANES, Random};
 use table::world::{EPOCH, PORT, Place, SLOT, World};
 
@@ -335,6 +336,37 @@ fn what_is_in_a_bucket_counts_from_the_moment_its_bit_says_so() {
     assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
     kernel.array::<[u32; 4]>(name::TIME_WAIT).set(place.bucket, [0; 4], 0).unwrap();
     assert_eq!(kernel.run(&late.frame(), world.engine).verdict, Verdict::Drop);
+}
+
+fn finds_those_in_time_wait<A: Place>(kernel: &mut Kernel, spread: u32) {
+    let mut parts = vec![0; 1 << spread];
+    for src_port in 40_000..40_064 {
+        let fin = Spec::<A> { src_port, flags: FIN | ACK, ..Spec::ack(7, &[]) };
+        let mut world = World::new();
+        let (place, word) = fingerprint::fingerprint(world.settings.hash_key, &fin.flow());
+        kernel.become_like(&world);
+        kernel.occupy(place);
+        assert_eq!(kernel.run(&fin.frame(), world.engine).verdict, Verdict::Drop, "nobody's");
+        world.fingerprints.insert(place ^ BUCKETS, [word; 4]);
+        kernel.become_like(&world);
+        assert_eq!(kernel.run(&fin.frame(), world.engine).verdict, Verdict::Drop, "in the bucket beside it");
+        kernel.forget(&world);
+        world.fingerprints.clear();
+        world.remember(&fin.flow());
+        kernel.become_like(&world);
+        assert_eq!(kernel.run(&fin.frame(), world.engine).verdict, Verdict::Redirect(world.engine));
+        kernel.forget(&world);
+        parts[fingerprint::bucket(place, spread) as usize % (1 << spread)] += 1;
+    }
+    assert!(parts.iter().all(|&met| met > 0), "{parts:?}");
+}
+
+#[test]
+fn repeated_fins_are_known_wherever_in_a_table_of_four_million_their_flows_fingerprints_lie() {
+    const SPREAD: u32 = 2;
+    let mut kernel = Kernel::load_sized("tcpguard", World::new().max_flows, SPREAD);
+    finds_those_in_time_wait::<V4>(&mut kernel, SPREAD);
+    finds_those_in_time_wait::<V6>(&mut kernel, SPREAD);
 }
 
 /// What was recorded since the last time.

@@ -73,8 +73,8 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
     fn presence(&self, place: Place) -> Presence;
     /// Enters a flow into the front, which was inserted into its table.
     fn enter(&self, place: Place);
-    /// One bucket of TIME_WAIT fingerprints.
-    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize];
+    /// The bucket of TIME_WAIT fingerprints that this [place](fingerprint::bucket) is in.
+    fn fingerprints(&self, place: u32) -> [u32; WAYS as usize];
     /// The receive queue that the frame arrived on.
     fn queue(&self) -> u32;
     /// The [index](crate::map::xsk_index) of the engine that a receive queue of this interface has, or would have.
@@ -506,8 +506,8 @@ impl<A: Family> Arrival<'_, A> {
         E: Env + Tables<A> + ?Sized,
     {
         // First, so that the replay of a cookie that opened a closed flow meets the stack's memory of it.
-        let (bucket, word) = fingerprint::of_hash(hash);
-        let [a, b, c, d] = env.fingerprints(bucket);
+        let (place, word) = fingerprint::of_hash(hash);
+        let [a, b, c, d] = env.fingerprints(place);
         if a == word || b == word || c == word || d == word {
             return Ok(Reason::TimeWait);
         }

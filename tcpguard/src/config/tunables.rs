@@ -234,7 +234,9 @@ tunables! {
     /// short lets old duplicates of it live longer than its memory.
     time_wait: Duration = "time-wait", 60 * S, 100 * MS => 10 * MIN;
     /// Connections in TIME_WAIT that each receive queue has room for, per address family. When they are more, the oldest of a
-    /// few makes room: old duplicates of it are dropped from then on, as those of any unknown connection.
+    /// few makes room: old duplicates of it are dropped from then on, as those of any unknown connection. XDP knows
+    /// them from a table that a clean start makes, of 4 bytes for each of twice as many, 4 MB to 128 MB: a limit that is raised
+    /// later takes effect there with the next clean start.
     time_wait_limit: u32 = "time-wait-limit", 262_144, 8 => 4_194_304;
     /// How long a connection that was closed here waits for the peer's FIN before it is dropped.
     fin_wait_2: Duration = "fin-wait-2", 60 * S, 100 * MS => H, per service;

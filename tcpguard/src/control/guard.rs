@@ -16,11 +16,11 @@ use tcpguard_common::trace::Wanted;
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Destination, OnDaemonExit, ServiceMode, Tunables};
+use crate::config::{Config, Destination, Interface, OnDaemonExit, ServiceMode, Tunables};
 use crate::dataplane::{
-    AttachMode, Attached, Census, Dataplane, DataplaneError, Heartbeat, InterfaceSpec, KeySchedule,
-    LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XdpLog, XskSocket,
-    ZeroCopy, monotonic_ns,
+    AttachMode, Attached, Census, Dataplane, DataplaneError, Heartbeat, InterfaceFacts, InterfaceSpec,
+    KeySchedule, LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XdpLog,
+    XskSocket, ZeroCopy, monotonic_ns,
 };
 use crate::engine::{
     DrainReport, EngineConfig, EngineError, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine,
@@ -115,6 +115,13 @@ impl Engine {
     }
 }
 
+/// How many engines there are to be. Of an interface that is not there, attaching to it says so.
+fn queues(config: &Config) -> u64 {
+    let present = |name: &str| InterfaceFacts::query(name).map_or(1, |facts| facts.rx_queues);
+    let of = |interface: &Interface| interface.queues.unwrap_or_else(|| present(&interface.name));
+    config.interfaces.iter().map(|interface| u64::from(of(interface))).sum()
+}
+
 impl Guard {
     /// Loads, attaches, starts the engines, and arms. `bind` opens the sockets for clients once the interfaces are ours.
     /// On an error everything is as it was: what a previous daemon left stays, what is new goes.
@@ -127,6 +134,7 @@ impl Guard {
         let options = LoadOptions {
             pin_dir: config.pin_dir.clone(),
             max_flows: config.max_flows,
+            time_waits: u64::from(config.tunables.time_wait_limit) * queues(&config),
             ..LoadOptions::default()
         };
         let mut dataplane = Dataplane::load(&options)?;

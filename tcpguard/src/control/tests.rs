@@ -38,6 +38,25 @@ async fn kill((guard, server): (Guard, Server)) {
 }
 
 #[test]
+fn the_time_waits_that_xdp_knows_are_as_many_as_the_limit_says_at_a_start() {
+    with_veth(2, 1500, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let sandbox = Sandbox::new();
+            // Twice as many places as two queues' tables, four million; and the smallest table.
+            for (limit, spread) in [(1_000_000, 2), (100, 0)] {
+                let mut config = config(&sandbox, "10.0.0.1:80=127.0.0.1:9");
+                config.tunables.time_wait_limit = limit;
+                let guard = start(&sandbox, config).unwrap();
+                assert_eq!(guard.0.dataplane.fingerprints().spread(), spread, "{limit}");
+                kill(guard).await;
+                assert!(super::daemon::detach(&sandbox.options.pin_dir).unwrap());
+            }
+        });
+    });
+}
+
+#[test]
 fn a_take_over_that_fails_leaves_maps_links_and_programs_as_they_were() {
     with_veth(1, 1500, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -10,6 +10,8 @@ use std::time::Duration;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use tcpguard_common::cookie::Strictness;
+use tcpguard_common::fingerprint;
+use tcpguard_common::known::BUCKETS;
 use tcpguard_common::map::{
     ABI_VERSION, DEFAULT_MAX_FLOWS, EPOCH_SLOTS, EpochSlot, Interface, MAX_INTERFACES, MAX_QUEUES, Settings,
     name, xsk_index,
@@ -39,6 +41,8 @@ const PROGRAM: &str = "tcpguard";
 const JUMBO_PROGRAM: &str = "tcpguard_jumbo";
 /// The global that tells an instance which interface slot is its own.
 const SLOT: &str = "SLOT";
+/// The global that tells it how large the table of fingerprints is.
+const SPREAD: &str = "SPREAD";
 /// How long an interface that was taken over with new maps stays closed at most, should the start neither end nor be undone.
 const HOLD: Duration = Duration::from_secs(30);
 
@@ -51,6 +55,9 @@ pub struct LoadOptions {
     pub lock_dir: PathBuf,
     /// Flows XDP can know at once, per family. Maps taken over keep their size.
     pub max_flows: u32,
+    /// Flows in TIME_WAIT of each family, of all engines, whose late segments XDP can tell from strangers'. Maps taken over keep
+    /// their size; so few that 4 MB hold them, or so many that 128 MB do not, make no difference.
+    pub time_waits: u64,
 }
 
 impl Default for LoadOptions {
@@ -59,6 +66,7 @@ impl Default for LoadOptions {
             pin_dir: "/sys/fs/bpf/tcpguard".into(),
             lock_dir: "/run/tcpguard".into(),
             max_flows: DEFAULT_MAX_FLOWS,
+            time_waits: 0,
         }
     }
 }
@@ -134,8 +142,15 @@ impl Dataplane {
     /// `PinDirInUse`, `NotBpffs`, `MountBpffs`, `NotPrivileged`, `Object`, `ObjectMismatch`, or a failure to pin.
     pub fn load(options: &LoadOptions) -> Result<Self, DataplaneError> {
         let mut pins = PinDir::open(&options.pin_dir)?;
+        let spread = fingerprint::spread(options.time_waits);
         let (maps, previous) = match take_over(&pins)? {
             Some((maps, previous)) => {
+                if maps.fingerprints.spread() < spread {
+                    tracing::warn!(
+                        wanted = options.time_waits,
+                        "XDP knows fewer flows in TIME_WAIT: its table is the previous daemon's; a clean stop and start changes it"
+                    );
+                }
                 if maps.flows.capacity() != options.max_flows {
                     tracing::warn!(
                         kept = maps.flows.capacity(),
@@ -149,7 +164,7 @@ impl Dataplane {
                 if shared_names().any(|map| pins.join(map).exists()) {
                     pins.stage()?;
                 }
-                instance(&pins, 0, options.max_flows, "its maps")?;
+                instance(&pins, 0, options.max_flows, spread, "its maps")?;
                 (open_fresh(&pins)?, None)
             }
         };
@@ -218,7 +233,8 @@ impl Dataplane {
         }
         let lock = self.lock(&facts)?;
         let (slot, before) = self.choose_slot(facts.ifindex)?;
-        let mut ebpf = instance(&self.pins, slot, self.max_flows, &facts.name)?;
+        let spread = self.maps.fingerprints.spread();
+        let mut ebpf = instance(&self.pins, slot, self.max_flows, spread, &facts.name)?;
         let log = Some(XdpLog::open(&mut ebpf, &facts.name)?);
         let program = load_program(&mut ebpf, program_for(&facts), &facts.name)?;
         let held = self.previous.is_none() && links::is_linked(&self.pins, facts.ifindex);
@@ -581,7 +597,13 @@ fn open_fresh(pins: &PinDir) -> Result<Maps, DataplaneError> {
 }
 
 /// Parses the object for one slot: creates the maps that are not pinned yet and joins those that are.
-fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<Ebpf, DataplaneError> {
+fn instance(
+    pins: &PinDir,
+    slot: u32,
+    max_flows: u32,
+    spread: u32,
+    subject: &str,
+) -> Result<Ebpf, DataplaneError> {
     let mut loader = EbpfLoader::new();
     // The program touches no kernel type, so that the kernel's own type information would only cost time.
     loader.btf(None);
@@ -591,7 +613,8 @@ fn instance(pins: &PinDir, slot: u32, max_flows: u32, subject: &str) -> Result<E
         loader.map_pin_path(map, pins.map(map));
     }
     loader.map_max_entries(name::FLOWS_V4, max_flows).map_max_entries(name::FLOWS_V6, max_flows);
-    loader.override_global(SLOT, &slot, true);
+    loader.map_max_entries(name::TIME_WAIT, BUCKETS << spread);
+    loader.override_global(SLOT, &slot, true).override_global(SPREAD, &spread, true);
     loader.load(OBJECT).map_err(|error| object_error(subject, error))
 }
 

@@ -14,13 +14,13 @@ use tcpguard_common::cookie::Strictness;
 use tcpguard_common::filter::{
     BANKS, FilterRule, HEADS, HIT_BLOCKS, HITS_PER_BLOCK, Head, RULES, SPANS, SpanV4, SpanV6,
 };
-use tcpguard_common::fingerprint::WAYS;
+use tcpguard_common::fingerprint::{MOST_SPREAD, WAYS};
 use tcpguard_common::flow::{Address, FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, Bucket, OCCUPIED_WORDS};
 use tcpguard_common::map::{
-    DRY_RUN, EPOCH_SLOTS, EpochSlot, FINGERPRINTS, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES,
-    MODE_OFF, PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey,
-    ServicePlace, Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
+    DRY_RUN, EPOCH_SLOTS, EpochSlot, Flow, Interface, MAX_INTERFACES, MAX_QUEUES, MAX_SERVICES, MODE_OFF,
+    PLACE_SHARED, PORT_WORDS, SERVICE_IDS, SERVICE_PLACES, SOURCE_PLACES, Service, ServiceKey, ServicePlace,
+    Settings, VERIFIED, XSK_ENTRIES, name, xsk_index,
 };
 use tcpguard_common::reason::{Class, Reason};
 use tcpguard_common::sketch::WORDS;
@@ -122,7 +122,7 @@ const SHARED: [Layout; 33] = [
     Layout::of::<u32, u64>(name::OCCUPIED, OCCUPIED_WORDS),
     Layout::of::<u32, u32>(name::SOCKETS, XSK_ENTRIES),
     Layout::of::<u32, u64>(name::HEARTBEATS, XSK_ENTRIES),
-    Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, FINGERPRINTS / WAYS),
+    Layout::of::<u32, [u32; WAYS as usize]>(name::TIME_WAIT, 0),
     Layout::of::<u32, [u64; WORDS]>(name::REPLIES, MAX_QUEUES),
     Layout::of::<u32, u64>(name::STATEFUL, 2 * MAX_QUEUES),
     Layout::of::<u32, u64>(name::VERIFIED, VERIFIED),
@@ -239,9 +239,13 @@ impl Maps {
         let open = |map: &'static str| bpf::get(&dir.map(map)).map_err(failed(map));
         let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(name::COUNTERS)(source))?;
         let capacity = infos[name::FLOWS_V4].max_entries();
+        let entries = infos[name::TIME_WAIT].max_entries();
+        let Some(spread) = (0..=MOST_SPREAD).find(|spread| BUCKETS << spread == entries) else {
+            return Ok(None);
+        };
         let (known, waiting, occupied) = (open(name::KNOWN)?, open(name::TIME_WAIT)?, open(name::OCCUPIED)?);
-        let buckets =
-            Buckets::map(known.as_fd(), waiting.as_fd(), occupied.as_fd()).map_err(failed(name::OCCUPIED))?;
+        let buckets = Buckets::map(known.as_fd(), waiting.as_fd(), spread, occupied.as_fd())
+            .map_err(failed(name::OCCUPIED))?;
         // SAFETY: key and value sizes are those of the types, checked against `SHARED` above.
         let (v4, v6) = unsafe { (Map::from_fd(open(name::FLOWS_V4)?), Map::from_fd(open(name::FLOWS_V6)?)) };
         let flows = FlowTable::new(v4, v6, capacity, Front::new(Arc::clone(&buckets)));

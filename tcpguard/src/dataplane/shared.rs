@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use aya::Pod;
-use tcpguard_common::fingerprint::WAYS;
+use tcpguard_common::fingerprint::{self, WAYS};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, OCCUPIED_WORDS, Place, ROOM, occupied_at};
-use tcpguard_common::map::{FINGERPRINTS, heartbeat};
+use tcpguard_common::map::heartbeat;
 
 /// A mapped array map.
 #[derive(Debug)]
@@ -112,26 +112,29 @@ impl Heartbeat {
     }
 }
 
-/// The front of the flow tables and the fingerprints of TIME_WAIT, whose buckets of one index share the bit that says whether
-/// either may hold anything.
+/// The front of the flow tables and the fingerprints of TIME_WAIT. A bucket of the front and 2^`spread` buckets of fingerprints
+/// beside each other share the bit that says whether any of them may hold anything.
 #[derive(Debug)]
 pub(super) struct Buckets {
     front: Mapping,
     fingerprints: Mapping,
+    spread: u32,
     occupied: Mapping,
 }
 
 impl Buckets {
-    /// Maps the arrays of [`BUCKETS`] front and fingerprint buckets, and that of [`OCCUPIED_WORDS`].
+    /// Maps the arrays of [`BUCKETS`] in front and 2^`spread` times as many with fingerprints, and that of [`OCCUPIED_WORDS`].
     pub(super) fn map(
         front: BorrowedFd<'_>,
         fingerprints: BorrowedFd<'_>,
+        spread: u32,
         occupied: BorrowedFd<'_>,
     ) -> io::Result<Arc<Self>> {
-        const { assert!(FINGERPRINTS / WAYS == BUCKETS) };
+        let len = size_of::<[u32; WAYS as usize]>() * BUCKETS as usize;
         Ok(Arc::new(Self {
             front: Mapping::new(front, BUCKETS as usize * size_of::<Bucket>())?,
-            fingerprints: Mapping::new(fingerprints, BUCKETS as usize * size_of::<[u32; WAYS as usize]>())?,
+            fingerprints: Mapping::new(fingerprints, len << spread)?,
+            spread,
             occupied: Mapping::new(occupied, OCCUPIED_WORDS as usize * size_of::<u64>())?,
         }))
     }
@@ -161,7 +164,7 @@ impl Buckets {
 
     fn is_empty(&self, index: u32) -> bool {
         let (tags, crowded) = self.front(index);
-        let mut words = tags.iter().chain([crowded]).chain(self.fingerprints(index));
+        let mut words = tags.iter().chain([crowded]).chain(self.fingerprints_beside(index).iter().flatten());
         words.all(|word| word.load(Ordering::SeqCst) == 0)
     }
 
@@ -173,10 +176,19 @@ impl Buckets {
         (&bucket.0, &bucket.1)
     }
 
-    fn fingerprints(&self, index: u32) -> &[AtomicU32; WAYS as usize] {
-        let index = (index % BUCKETS) as usize;
-        // SAFETY: the mapping holds that many; map values are aligned to 8 bytes.
-        unsafe { self.fingerprints.base.cast::<[AtomicU32; WAYS as usize]>().add(index).as_ref() }
+    fn fingerprints(&self, place: u32) -> &[AtomicU32; WAYS as usize] {
+        let beside = self.fingerprints_beside(place);
+        &beside[fingerprint::bucket(place, self.spread) as usize % beside.len()]
+    }
+
+    /// All buckets of fingerprints with the same bit.
+    fn fingerprints_beside(&self, index: u32) -> &[[AtomicU32; WAYS as usize]] {
+        let first = ((index % BUCKETS) as usize) << self.spread;
+        // SAFETY: the mapping holds `BUCKETS` times as many; map values are aligned to 8 bytes.
+        unsafe {
+            let first = self.fingerprints.base.cast::<[AtomicU32; WAYS as usize]>().add(first);
+            std::slice::from_raw_parts(first.as_ptr(), 1 << self.spread)
+        }
     }
 
     fn occupied(&self, index: u32) -> (&AtomicU64, u64) {
@@ -187,7 +199,7 @@ impl Buckets {
 }
 
 /// The TIME_WAIT fingerprints that XDP reads. Shared by all engines: different flows may meet in a
-/// bucket, so places are exchanged, not blindly stored into. `bucket` and `word` come from
+/// bucket, so words are exchanged, not blindly stored into. `place` and `word` come from
 /// [`fingerprint`](tcpguard_common::fingerprint::fingerprint).
 #[derive(Clone, Debug)]
 pub struct Fingerprints {
@@ -199,61 +211,62 @@ impl Fingerprints {
         Self { buckets }
     }
 
-    /// Puts `word` into `bucket`. With every place taken the first is overwritten: late segments of that flow are then
-    /// dropped in XDP rather than acknowledged, as if they had been lost. Returns whether that happened.
-    pub fn set(&self, bucket: u32, word: u32) -> bool {
-        let places = self.bucket(bucket);
-        if places.iter().any(|place| place.load(Ordering::Relaxed) == word) {
+    /// How many there is room for: 2^this times as many as for 1 048 576.
+    pub fn spread(&self) -> u32 {
+        self.buckets.spread
+    }
+
+    /// Puts `word` into the bucket of `place`. If that is full the first word is overwritten: late segments of that flow are
+    /// then dropped in XDP rather than acknowledged, as if they had been lost. Returns whether that happened.
+    pub fn set(&self, place: u32, word: u32) -> bool {
+        let words = self.buckets.fingerprints(place);
+        if words.iter().any(|held| held.load(Ordering::Relaxed) == word) {
             return false;
         }
         let taken =
-            |place: &AtomicU32| place.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        let found_room = places.iter().any(taken);
+            |held: &AtomicU32| held.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        let found_room = words.iter().any(taken);
         if !found_room {
-            places[0].store(word, Ordering::Relaxed);
+            words[0].store(word, Ordering::Relaxed);
         }
-        self.buckets.occupy(bucket);
+        self.buckets.occupy(place);
         !found_room
     }
 
-    /// Takes `word` out of `bucket`.
-    pub fn clear(&self, bucket: u32, word: u32) {
-        for place in self.bucket(bucket) {
-            if place.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                return self.buckets.vacate(bucket);
+    /// Takes `word` out of the bucket of `place`.
+    pub fn clear(&self, place: u32, word: u32) {
+        for held in self.buckets.fingerprints(place) {
+            if held.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return self.buckets.vacate(place);
             }
         }
     }
 
-    /// Whether `word` is in `bucket`.
-    pub fn contains(&self, bucket: u32, word: u32) -> bool {
-        self.bucket(bucket).iter().any(|place| place.load(Ordering::Relaxed) == word)
+    /// Whether `word` is in the bucket of `place`.
+    pub fn contains(&self, place: u32, word: u32) -> bool {
+        self.words(place).contains(&word)
     }
 
-    /// The words of `bucket`.
-    pub fn words(&self, bucket: u32) -> [u32; WAYS as usize] {
-        self.bucket(bucket).each_ref().map(|place| place.load(Ordering::Relaxed))
+    /// The words in the bucket of `place`.
+    pub fn words(&self, place: u32) -> [u32; WAYS as usize] {
+        self.buckets.fingerprints(place).each_ref().map(|held| held.load(Ordering::Relaxed))
     }
 
     /// The words that are not 0.
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = u32> {
-        let words = (0..BUCKETS).flat_map(|bucket| self.bucket(bucket));
-        words.map(|place| place.load(Ordering::Relaxed)).filter(|&word| word != 0)
+        let words = (0..BUCKETS).flat_map(|index| self.buckets.fingerprints_beside(index).iter().flatten());
+        words.map(|held| held.load(Ordering::Relaxed)).filter(|&word| word != 0)
     }
 
     /// Empties every bucket.
     pub fn clear_all(&self) {
-        for bucket in 0..BUCKETS {
-            for place in self.bucket(bucket) {
-                place.store(0, Ordering::Relaxed);
+        for index in 0..BUCKETS {
+            for held in self.buckets.fingerprints_beside(index).iter().flatten() {
+                held.store(0, Ordering::Relaxed);
             }
-            self.buckets.vacate(bucket);
+            self.buckets.vacate(index);
         }
-    }
-
-    fn bucket(&self, bucket: u32) -> &[AtomicU32; WAYS as usize] {
-        self.buckets.fingerprints(bucket)
     }
 }
 

@@ -354,8 +354,8 @@ impl Env for View {
 
     fn enter(&self, _place: Place) {}
 
-    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
-        let words = self.views.fingerprints.words(bucket);
+    fn fingerprints(&self, place: u32) -> [u32; WAYS as usize] {
+        let words = self.views.fingerprints.words(place);
         let held = words.iter().filter(|&&word| word != 0).count();
         self.note("TIME_WAIT", format!("{held} flows in the bucket"));
         words

@@ -11,6 +11,7 @@ use tcpguard_common::decision::admission::Counted;
 use tcpguard_common::decision::budget::{Ledger as _, verified_place};
 use tcpguard_common::decision::{Tables as _, Verdict};
 use tcpguard_common::filter::{FilterRule, HEADS, HIT_BLOCKS, HITS_PER_BLOCK, Head, RULES, SPANS, bank};
+use tcpguard_common::fingerprint;
 use tcpguard_common::flow::{FlowKey, V4, V6};
 use tcpguard_common::known::{self, Bucket, Presence};
 use tcpguard_common::map::{
@@ -34,6 +35,8 @@ pub(crate) struct Kernel {
     spent: bool,
     /// The hash key of the world it last became like.
     hash_key: [u64; 2],
+    /// How large the table of fingerprints is.
+    spread: u32,
 }
 
 /// What became of one frame.
@@ -48,9 +51,16 @@ impl Kernel {
     }
 
     pub(crate) fn load_program(program: &'static str, max_flows: usize) -> Self {
+        Self::load_sized(program, max_flows, 0)
+    }
+
+    /// With a table of fingerprints of this `spread`.
+    pub(crate) fn load_sized(program: &'static str, max_flows: usize, spread: u32) -> Self {
         let max_flows = u32::try_from(max_flows).unwrap();
         let mut ebpf = EbpfLoader::new()
             .override_global("SLOT", &SLOT, true)
+            .override_global("SPREAD", &spread, true)
+            .map_max_entries(name::TIME_WAIT, known::BUCKETS << spread)
             .map_max_entries(name::FLOWS_V4, max_flows)
             .map_max_entries(name::FLOWS_V6, max_flows)
             .load(object())
@@ -62,7 +72,7 @@ impl Kernel {
         assert!(socket >= 0, "{}", std::io::Error::last_os_error());
         // SAFETY: as above.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        Self { ebpf, program, socket, out: vec![0; 9000], spent: false, hash_key: [0; 2] }
+        Self { ebpf, program, socket, out: vec![0; 9000], spent: false, hash_key: [0; 2], spread }
     }
 
     pub(crate) fn map<'a, M: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> M {
@@ -91,9 +101,9 @@ impl Kernel {
         let now = tcpguard::dataplane::monotonic_ns();
         let beat = if world.beating { heartbeat(now, world.pressed) } else { 0 };
         self.array::<u64>(name::HEARTBEATS).set(world.engine, beat, 0).unwrap();
-        for (&bucket, words) in &world.fingerprints {
-            self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, words, 0).unwrap();
-            self.occupy(bucket);
+        for (&place, words) in &world.fingerprints {
+            self.set_fingerprints(place, *words);
+            self.occupy(place);
         }
         self.budgets(world);
         for (place, spent) in [0, MAX_QUEUES].into_iter().zip(&world.stateful) {
@@ -213,6 +223,11 @@ impl Kernel {
         places::<A>(world).into_iter().for_each(|place| self.occupy(place.bucket));
     }
 
+    fn set_fingerprints(&mut self, place: u32, words: [u32; 4]) {
+        let bucket = fingerprint::bucket(place, self.spread);
+        self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, words, 0).unwrap();
+    }
+
     /// Says that something may be in a bucket.
     pub(crate) fn occupy(&mut self, bucket: u32) {
         let (word, bit) = known::occupied_at(bucket);
@@ -249,8 +264,8 @@ impl Kernel {
 
     /// Undoes what `become_like` does not overwrite the next time.
     pub(crate) fn forget(&mut self, world: &World) {
-        for &bucket in world.fingerprints.keys() {
-            self.array::<[u32; 4]>(name::TIME_WAIT).set(bucket, [0; 4], 0).unwrap();
+        for &place in world.fingerprints.keys() {
+            self.set_fingerprints(place, [0; 4]);
         }
         let bank = bank(world.settings.filters);
         let lines = [

@@ -349,11 +349,11 @@ fn hash(world: &World, flow: AnyFlowKey) -> u64 {
 }
 
 fn in_time_wait(world: &World, flow: AnyFlowKey) -> bool {
-    let (bucket, word) = match flow {
+    let (place, word) = match flow {
         AnyFlowKey::V4(key) => fingerprint(world.settings.hash_key, &key),
         AnyFlowKey::V6(key) => fingerprint(world.settings.hash_key, &key),
     };
-    world.fingerprints.get(&bucket).is_some_and(|words| words.contains(&word))
+    world.fingerprints.get(&place).is_some_and(|words| words.contains(&word))
 }
 
 /// Whether a flow sends no faster than it may, which matters only under pressure.

@@ -344,8 +344,8 @@ impl World {
 
     /// Puts the flow into TIME_WAIT, in the last place of its bucket.
     pub(crate) fn remember<A: Family>(&mut self, flow: &FlowKey<A>) {
-        let (bucket, word) = fingerprint(self.settings.hash_key, flow);
-        self.fingerprints.entry(bucket).or_default()[3] = word;
+        let (place, word) = fingerprint(self.settings.hash_key, flow);
+        self.fingerprints.entry(place).or_default()[3] = word;
     }
 }
 
@@ -448,8 +448,8 @@ impl Env for World {
 
     fn enter(&self, _: known::Place) {}
 
-    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
-        self.fingerprints.get(&bucket).copied().unwrap_or_default()
+    fn fingerprints(&self, place: u32) -> [u32; WAYS as usize] {
+        self.fingerprints.get(&place).copied().unwrap_or_default()
     }
 
     fn queue(&self) -> u32 {

@@ -2,10 +2,11 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 
+use aya::maps::MapInfo;
 use tcpguard_common::cookie::Strictness;
 use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{AnyFlowKey, V4, V6};
-use tcpguard_common::known::{Bucket, CROWDED, Place, Presence, ROOM, occupied_at};
+use tcpguard_common::known::{BUCKETS, Bucket, CROWDED, Place, Presence, ROOM, occupied_at};
 use tcpguard_common::map::{
     ABI_VERSION, EpochSlot, Flow, MAX_SERVICES, MODE_COOKIE, MODE_OFF, PLACE_HELD, PLACE_SHARED, PORT_WORDS,
     ServiceKey, ServicePlace, Settings, XSK_ENTRIES, name, xsk_index,
@@ -13,7 +14,9 @@ use tcpguard_common::map::{
 use tcpguard_common::reason::Reason;
 
 use super::{Sandbox, bpf, with_veth};
-use crate::dataplane::{Dataplane, DataplaneError, FlowScan, ServiceEntry, SocketConfig, XskSocket};
+use crate::dataplane::{
+    Dataplane, DataplaneError, FlowScan, LoadOptions, ServiceEntry, SocketConfig, XskSocket,
+};
 
 fn with_dataplane(test: impl FnOnce(Dataplane, &Sandbox) + Send + 'static) {
     with_veth(1, 1500, || {
@@ -156,6 +159,59 @@ fn flows_of_both_families_are_found_walked_and_removed_in_batches() {
         assert!(walk(&mut scan).is_empty());
         assert!(removed(&keys).is_empty() && removed(&[]).is_empty());
         dataplane.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_table_of_fingerprints_is_as_large_as_asked_for_and_keeps_its_size_when_it_is_taken_over() {
+    with_veth(1, 1500, || {
+        let sandbox = Sandbox::new();
+        let sized = |time_waits| LoadOptions { time_waits, ..sandbox.options.clone() };
+        let dataplane = Dataplane::load(&sized(1_000_001)).unwrap();
+        dataplane.write_settings(&Settings { abi: ABI_VERSION, ..Settings::default() }).unwrap();
+        let entries = || MapInfo::from_pin(dataplane.pins.join(name::TIME_WAIT)).unwrap().max_entries();
+        assert_eq!(entries(), 2 * BUCKETS, "two million, four to a bucket");
+        // SAFETY: the sizes that `SHARED` checked.
+        let (words, occupied) = unsafe {
+            let open = |map| bpf::get(&dataplane.pins.join(map)).unwrap();
+            (
+                bpf::Map::<u32, [u32; 4]>::from_fd(open(name::TIME_WAIT)),
+                bpf::Map::<u32, u64>::from_fd(open(name::OCCUPIED)),
+            )
+        };
+        let fingerprints = dataplane.fingerprints();
+        let (low, high) = (BUCKETS - 1, 2 * BUCKETS - 1);
+        let (word, bit) = occupied_at(low);
+        let is_occupied = || occupied.lookup(&word).unwrap().unwrap() & bit != 0;
+        for (first, second) in [(low, high), (high, low)] {
+            assert!(!fingerprints.set(first, 7) && !fingerprints.set(second, 8));
+            assert_eq!(
+                words.lookup(&(2 * BUCKETS - 2)).unwrap().unwrap()[0],
+                if first == low { 7 } else { 8 }
+            );
+            assert_eq!(
+                words.lookup(&(2 * BUCKETS - 1)).unwrap().unwrap()[0],
+                if first == low { 8 } else { 7 }
+            );
+            assert!(fingerprints.contains(first, 7) && !fingerprints.contains(first, 8));
+            fingerprints.clear(first, 7);
+            assert!(is_occupied(), "the bucket beside it");
+            fingerprints.clear(second, 8);
+            assert!(!is_occupied());
+        }
+        fingerprints.set(high, 9);
+        fingerprints.clear_all();
+        assert_eq!((fingerprints.all().count(), is_occupied()), (0, false));
+        fingerprints.set(high, 9);
+        drop((dataplane, fingerprints));
+
+        let again = Dataplane::load(&sized(8_000_000)).unwrap();
+        assert!(again.previous().is_some() && again.fingerprints().contains(high, 9));
+        assert_eq!(again.fingerprints().spread(), 1);
+        again.detach().unwrap();
+        let afresh = Dataplane::load(&sized(8_000_000)).unwrap();
+        assert_eq!(afresh.fingerprints().spread(), 4);
+        afresh.detach().unwrap();
     });
 }
 

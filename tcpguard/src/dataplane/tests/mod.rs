@@ -58,6 +58,7 @@ impl Sandbox {
             pin_dir: PathBuf::from("/sys/fs/bpf").join(&name),
             lock_dir: std::env::temp_dir().join(&name),
             max_flows: 1024,
+            time_waits: 0,
         };
         Self { options }
     }

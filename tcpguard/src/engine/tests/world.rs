@@ -582,8 +582,8 @@ impl Env for Queued<'_> {
 
     fn enter(&self, _: known::Place) {}
 
-    fn fingerprints(&self, bucket: u32) -> [u32; WAYS as usize] {
-        self.world.fingerprints.borrow().get(&bucket).copied().unwrap_or_default()
+    fn fingerprints(&self, place: u32) -> [u32; WAYS as usize] {
+        self.world.fingerprints.borrow().get(&place).copied().unwrap_or_default()
     }
 
     fn queue(&self) -> u32 {
