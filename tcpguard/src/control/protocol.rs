@@ -4,9 +4,12 @@
 //! Numbers are exact and carry their unit in the field's name (`_ms`, bytes otherwise).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -398,9 +401,10 @@ impl Reply {
         long.line
     }
 
-    /// Reads a line, with or without its newline.
+    /// Reads a line of [`Self::to_line`], with or without its newline. Straight from the text: as a tree of values a million
+    /// flows would be gigabytes.
     pub fn from_line(line: &[u8]) -> Result<Self, String> {
-        from_line(line)
+        serde_json::from_slice(line).map_err(|error| error.to_string()).and_then(|Answer(reply)| reply)
     }
 
     /// Whether putting it on a line takes long enough for others to notice.
@@ -459,12 +463,47 @@ impl Write for LongLine {
 fn from_line<T: for<'a> Deserialize<'a>>(line: &[u8]) -> Result<T, String> {
     let mut object: serde_json::Map<String, Value> =
         serde_json::from_slice(line).map_err(|error| error.to_string())?;
-    match object.remove("v").as_ref().and_then(Value::as_u64) {
-        Some(version) if version == u64::from(VERSION) => {}
-        Some(version) => return Err(format!("protocol version {version}, this side speaks {VERSION}")),
-        None => return Err("no protocol version".to_owned()),
-    }
+    let version = object.remove("v").as_ref().and_then(Value::as_u64);
+    check(version.ok_or_else(|| "no protocol version".to_owned())?)?;
     serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())
+}
+
+fn check(version: u64) -> Result<(), String> {
+    if version == u64::from(VERSION) {
+        Ok(())
+    } else {
+        Err(format!("protocol version {version}, this side speaks {VERSION}"))
+    }
+}
+
+/// A reply behind its version, or what is the matter with that.
+struct Answer(Result<Reply, String>);
+
+impl<'de> Deserialize<'de> for Answer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Answer;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object that begins with the protocol's version")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Answer, A::Error> {
+                if map.next_key::<String>()?.as_deref() != Some("v") {
+                    return Err(A::Error::custom("no protocol version"));
+                }
+                if let Err(why) = check(map.next_value()?) {
+                    while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                    return Ok(Answer(Err(why)));
+                }
+                Reply::deserialize(MapAccessDeserializer::new(map)).map(|reply| Answer(Ok(reply)))
+            }
+        }
+
+        deserializer.deserialize_map(Reader)
+    }
 }
 
 #[cfg(test)]

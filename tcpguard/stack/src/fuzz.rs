@@ -585,7 +585,8 @@ mod tests {
             seeds += 1;
         }
         assert!(seeds > 5, "{seeds} seeds in {folder}");
-        for program in 0..20_000u64 {
+        let programs = if std::env::var_os("TCPGUARD_TEST_LONG").is_some() { 1_000_000 } else { 20_000 };
+        for program in 0..programs {
             let len = mix(program) % 400;
             let bytes: Vec<u8> = (0..len).map(|at| mix(program << 16 | at) as u8).collect();
             let outcome = std::panic::catch_unwind(|| segments(&bytes));

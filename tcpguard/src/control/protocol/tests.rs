@@ -95,6 +95,24 @@ fn replies_keep_64_bits() {
 }
 
 #[test]
+fn a_reply_is_read_if_its_version_comes_first_and_is_this_one() {
+    for (line, why) in [
+        (r#"{"v":2,"nonsense":[{"v":1}],"more":{}}"#, "protocol version 2, this side speaks 1"),
+        (r#"{"error":{"kind":"failed","message":"x"},"v":1}"#, "no protocol version"),
+        (r#"{"v":1}"#, "expected enum"),
+        (r#"{"v":1,"nonsense":{}}"#, "unknown variant"),
+        (r#"{"v":1,"error":{"kind":"failed","message":"x"},"status":{}}"#, "trailing"),
+        (r#"{"v":1,"error":{"kind":"failed","message":"x"}"#, "EOF"),
+        (r#"{"v":1,"error":{"kind":"failed","message":"x"}}{}"#, "trailing"),
+        ("[]", "invalid type"),
+        ("", "EOF"),
+    ] {
+        let error = Reply::from_line(line.as_bytes()).unwrap_err();
+        assert!(error.contains(why) && !error.contains('\n'), "{line}: {error}");
+    }
+}
+
+#[test]
 fn a_request_with_anything_unknown_in_it_is_refused() {
     for (line, why) in [
         (r#"{"v":2,"op":"nonsense"}"#, "protocol version 2"),
@@ -115,12 +133,13 @@ fn a_request_with_anything_unknown_in_it_is_refused() {
 proptest! {
     #[test]
     fn no_bytes_make_the_reader_panic(line in proptest::collection::vec(any::<u8>(), 0..200)) {
-        drop(Request::from_line(&line));
+        drop((Request::from_line(&line), Reply::from_line(&line)));
     }
 
     #[test]
     fn deep_nesting_is_refused_and_not_recursed_into(depth in 1usize..10_000) {
         let line = format!("{{\"v\":1,\"op\":{}", "[".repeat(depth));
         prop_assert!(Request::from_line(line.as_bytes()).is_err());
+        prop_assert!(Reply::from_line(line.as_bytes()).is_err());
     }
 }
