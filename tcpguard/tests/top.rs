@@ -5,6 +5,8 @@ mod support;
 #[path = "verbs/snapshot.rs"]
 mod snapshot;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use snapshot::lasting;
 use support::setup::{BINARY, SERVICE, Setup, eventually, one_line};
@@ -21,6 +23,17 @@ fn shows(terminal: &Terminal, what: &str) -> Result<()> {
         Ok(last.contains(what))
     });
     found.with_context(|| last.clone())
+}
+
+/// The screen once nothing on it changes but times and rates: a page may be looked at while it is drawn.
+fn settled(terminal: &Terminal) -> Result<String> {
+    let mut screen = terminal.screen()?;
+    eventually("the page is drawn", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let before = std::mem::replace(&mut screen, terminal.screen()?);
+        Ok(lasting(&before) == lasting(&screen))
+    })?;
+    Ok(screen)
 }
 
 #[test]
@@ -41,7 +54,7 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
     {
         terminal.press(&[key])?;
         shows(&terminal, last)?;
-        let screen = terminal.screen()?;
+        let screen = settled(&terminal)?;
         let (headline, rest) = screen.split_once('\n').context("an empty screen")?;
         let rest = if key == "3" { lasting(rest) } else { rest.to_owned() };
         snapshot::check(name, &(lasting(headline) + &rest))?;
