@@ -54,13 +54,17 @@ pub struct Record {
     pub len: u32,
     /// How many of them are in `frame`; what lies behind them there means nothing.
     pub captured: u32,
+    /// Which CPU judged it: each counts its [`PER_WINDOW`] for itself, on each interface. 0 of what an engine sent.
+    pub cpu: u32,
+    /// For the alignment of the whole.
+    pub padding: u32,
     /// The frame's beginning.
     pub frame: [u8; SNAP],
 }
 
 impl Record {
     /// Bytes in front of the frame's.
-    const HEADER: usize = 32;
+    const HEADER: usize = 40;
 
     /// A record of nothing.
     pub const EMPTY: Self = Self {
@@ -71,6 +75,8 @@ impl Record {
         direction: IN,
         len: 0,
         captured: 0,
+        cpu: 0,
+        padding: 0,
         frame: [0; SNAP],
     };
 
@@ -100,6 +106,8 @@ impl Record {
             direction: word(20)?,
             len: word(24)?,
             captured: word(28)?,
+            cpu: word(32)?,
+            padding: word(36)?,
             frame: bytes.get(Self::HEADER..)?.try_into().ok()?,
         };
         (record.captured <= record.len && record.captured as usize <= SNAP).then_some(record)
@@ -167,10 +175,10 @@ mod tests {
         assert_eq!(offset_of!(Record, frame), Record::HEADER);
         assert_eq!(size_of::<Record>(), Record::HEADER + SNAP);
         let frame: Vec<u8> = (0..=255).chain(0..=99).collect();
-        let record = Record { reason: 3, service: 7, ..Record::sent(1 << 40, 65, &frame) };
+        let record = Record { reason: 3, service: 7, cpu: 5, ..Record::sent(1 << 40, 65, &frame) };
         assert_eq!((record.len, record.captured, record.bytes()), (356, 256, &frame[..256]));
-        let words =
-            [record.reason, record.engine, record.service, record.direction, record.len, record.captured];
+        let Record { reason, engine, service, direction, len, captured, cpu, padding, .. } = record;
+        let words = [reason, engine, service, direction, len, captured, cpu, padding];
         let mut bytes = record.time.to_ne_bytes().to_vec();
         bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
         bytes.extend(record.frame);

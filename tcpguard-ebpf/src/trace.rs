@@ -5,7 +5,9 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{PerCpuArray, RingBuf};
 use tcpguard_common::trace::{
@@ -50,6 +52,8 @@ pub(crate) extern "C" fn trace_arrival(ctx: *mut xdp_md, engine: u32, service: u
     if draft.written < PER_WINDOW {
         draft.record.time = now;
         draft.record.engine = engine;
+        // SAFETY: as for the time.
+        draft.record.cpu = unsafe { bpf_get_smp_processor_id() };
         copy(ctx, &mut draft.record);
     }
     0

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use tcpguard_common::reason::{Class, Reason};
-use tcpguard_common::trace::{OUT, Record};
+use tcpguard_common::trace::{ENGINE, OUT, Record};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -17,6 +17,7 @@ use crate::dataplane::monotonic_ns;
 use crate::service::{Far, Hold, Purpose};
 use crate::telemetry::attack::{Attack, Change, Kind, Reading, Share, Sources, Thresholds, Watch};
 use crate::telemetry::packet;
+use crate::telemetry::slices::Slices;
 
 use super::daemon::DaemonError;
 use super::guard::{Guard, engine_error};
@@ -47,6 +48,7 @@ pub(super) struct Attacks {
     /// Attacks begun so far.
     begun: Cell<u64>,
     log: RefCell<Log>,
+    slices: RefCell<Slices>,
     /// When flows were walked last.
     walked: Cell<u64>,
     pub(super) hook: Hook,
@@ -82,6 +84,7 @@ impl Attacks {
             watches: RefCell::default(),
             begun: Cell::default(),
             log: RefCell::default(),
+            slices: RefCell::default(),
             walked: Cell::default(),
             hook,
         }
@@ -130,8 +133,11 @@ impl Attacks {
         wanted.fold(0, |bits, &reason| bits | 1 << reason as u32)
     }
 
-    /// A segment was recorded: if it is part of an attack, its source counts.
+    /// A segment was recorded: if it is part of an attack, its source counts. They come in the order in which they were judged.
     pub(super) fn sample(&self, record: &Record) {
+        if record.reason == ENGINE || !self.slices.borrow_mut().is_in_all(record) {
+            return;
+        }
         let reason = Reason::ALL.get(record.reason as usize).filter(|_| record.direction != OUT);
         let Some(kind) = reason.and_then(|&reason| kind_of(reason)) else { return };
         let mut watches = self.watches.borrow_mut();

@@ -9,4 +9,5 @@ pub mod packet;
 pub mod pcapng;
 #[cfg(test)]
 pub(crate) mod said;
+pub mod slices;
 pub mod throttle;
