@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use super::{distinct, number, rows, string};
 
+const MILLION: u64 = 1_000_000;
+
 /// One target.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Claim {
@@ -109,8 +111,14 @@ impl Claim {
 pub(super) fn claims(reports: &[Value]) -> Vec<Claim> {
     /// The claims about a suite's rows.
     type Judge = fn(&[Value]) -> Vec<Claim>;
-    let suites: [(&str, Judge); 5] =
-        [("program", program), ("flood", flood), ("goodput", goodput), ("proxy", proxy), ("stack", stack)];
+    let suites: [(&str, Judge); 6] = [
+        ("program", program),
+        ("flood", flood),
+        ("goodput", goodput),
+        ("proxy", proxy),
+        ("stack", stack),
+        ("control", control),
+    ];
     let measured = suites.into_iter().map(|(suite, claims)| (rows(reports, suite), claims));
     measured.filter(|(rows, _)| !rows.is_empty()).flat_map(|(rows, claims)| claims(rows)).collect()
 }
@@ -241,6 +249,15 @@ fn stack(rows: &[Value]) -> Vec<Claim> {
     ]
 }
 
+/// What the data path loses to whoever asks the daemon for much.
+fn control(rows: &[Value]) -> Vec<Claim> {
+    let listed =
+        |row: &&Value| row["name"] == "forward" && row["contestant"] == "listing" && row["n"] == MILLION;
+    let says = "Segments that are forwarded while a million flows are listed, of those otherwise";
+    let kept = cell(rows.iter().find(listed), "ratio");
+    vec![Claim::new(says, Unit::Ratio, Bound::AtLeast(0.95), kept)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,6 +347,17 @@ mod tests {
             line(&told, "Short connections under a flood, direct: requests, of an oracle's that denies").2,
             Verdict::Missed
         );
+    }
+
+    #[test]
+    fn a_list_of_fewer_flows_than_a_million_says_nothing() {
+        let row =
+            |who: &str, n: u64, ratio| json!({"name": "forward", "contestant": who, "n": n, "ratio": ratio});
+        for (n, verdict) in [(1_000_000, Verdict::Met), (10_000, Verdict::Open)] {
+            let told =
+                claims(&[report("control", json!([row("quiet", n, None), row("listing", n, Some(0.96))]))]);
+            assert_eq!(line(&told, "Segments that are forwarded").2, verdict);
+        }
     }
 
     #[test]
