@@ -173,8 +173,13 @@ fn every_transfer_finishes_though_losses_make_clients_change_their_queues() {
     setup.guarded.route_ipv6();
     for service in [SERVICE, SERVICE_V6] {
         let before = setup.count("engine", "forwarded-out");
-        echo_many(&setup, service, 24, 24 << 10);
-        assert!(setup.count("engine", "forwarded-out") > before, "nobody changed the queue to {service}");
+        // Once in a while losses are such that everybody repairs them in time.
+        let mut tries = 0;
+        while setup.count("engine", "forwarded-out") == before {
+            assert!(tries < 5, "nobody changed the queue to {service}");
+            echo_many(&setup, service, 24, 24 << 10);
+            tries += 1;
+        }
     }
     let stats = setup.stats();
     let engines = stats["engines"].as_array().expect("a list of engines");

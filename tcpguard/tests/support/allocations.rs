@@ -274,7 +274,7 @@ fn start(engine: u32, exchange: &Exchange, wire: &Arc<Mutex<Wire>>, services: &S
     spawn(config, OwnedByTheFirst, || Ok(port), start).expect("an engine").start()
 }
 
-/// What engines allocate in 2000 requests to a service, once they had as many. The frames arrive at the last of them, and the
+/// What engines allocate in 2000 requests to a service at least, once they had as many. The frames arrive at the last of them, and the
 /// first has the connections.
 fn allocations(service: &str, engines: u32) -> u64 {
     const CLIENTS: u32 = 4;
@@ -297,10 +297,17 @@ fn allocations(service: &str, engines: u32) -> u64 {
             clients.iter_mut().for_each(|client| client.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"));
         }
     };
-    ask();
-    let before = CALLS.load(Ordering::Relaxed);
-    ask();
-    let allocated = CALLS.load(Ordering::Relaxed) - before;
+    let mut round = || {
+        let before = CALLS.load(Ordering::Relaxed);
+        ask();
+        CALLS.load(Ordering::Relaxed) - before
+    };
+    round();
+    // A pool may have grown because more was on its way at once than ever before. What a request allocates comes in every round.
+    let mut allocated = round();
+    for _ in 0..4 {
+        allocated = allocated.min(round());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     for handle in handles {
         runtime.block_on(handle.stop());
