@@ -4,10 +4,11 @@ mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use support::raw::{RawPort, linux_options};
-use support::setup::{SERVICE, Setup, echoed, eventually, is_reset, one_line};
+use support::setup::{BINARY, SERVICE, Setup, echoed, eventually, is_reset, one_line};
 use tcpguard_common::packet::Flags;
 
 #[test]
@@ -97,6 +98,36 @@ fn services_come_change_and_go_while_connections_live() -> Result<()> {
     let said = one_line(&setup.ask(&["services", "del", &SERVICE.to_string()])?, 2)?;
     assert!(said.contains("nothing to protect"), "{said}");
     setup.fetch()
+}
+
+#[test]
+fn services_that_are_changed_at_the_same_moment_all_are() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    let control = setup.control();
+    let add = |port: u16| {
+        ["services".to_owned(), "add".to_owned(), format!("{}:{port}=respond:echo", SERVICE.ip())]
+    };
+    let mode = ["mode".to_owned(), SERVICE.to_string(), "cookie".to_owned()];
+    let changes: Vec<[String; 3]> = (5001..5009).map(add).chain([mode]).collect();
+    let begun = changes
+        .iter()
+        .map(|change| Command::new(BINARY).args(change).arg("--control").arg(&control).spawn())
+        .collect::<Result<Vec<_>, _>>()?;
+    for mut change in begun {
+        assert!(change.wait()?.success());
+    }
+    let services = setup.json(&["services"])?["services"].take();
+    let listens =
+        services.as_array().context("no list")?.iter().filter_map(|service| service["listen"].as_str());
+    let mut ports: Vec<_> = listens.filter_map(|listen| listen.rsplit(':').next()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, ["5001", "5002", "5003", "5004", "5005", "5006", "5007", "5008", "80"]);
+    let first = services
+        .as_array()
+        .and_then(|all| all.iter().find(|service| service["listen"] == SERVICE.to_string()));
+    assert_eq!(first.context("it is gone")?["mode"], "cookie");
+    Ok(())
 }
 
 #[test]

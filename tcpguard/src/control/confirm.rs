@@ -114,7 +114,8 @@ impl Guard {
         if let Err(error) = self.set_tunables(tunables).await {
             error!(%error, "the tunables were not put back");
         }
-        if let Err(error) = self.replace_services(services).await {
+        let turn = self.changing.lock().await;
+        if let Err(error) = self.replace_services(&turn, services).await {
             error!(%error, "the services were not put back");
         }
     }

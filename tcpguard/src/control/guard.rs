@@ -13,7 +13,7 @@ use tcpguard_common::map::{
     ABI_VERSION, EPOCH_SLOTS, EpochSlot, ON_EXIT_DROP, ON_EXIT_PASS, Settings, xsk_index,
 };
 use tcpguard_common::trace::Wanted;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, Destination, Interface, OnDaemonExit, ServiceMode, Tunables};
@@ -58,6 +58,9 @@ const HEADERS_V6: u16 = 60;
 /// What the program around us does with connections to some addresses.
 pub(super) type Applications = HashMap<SocketAddr, Application>;
 
+/// That it is one's turn to change the services.
+pub(super) type Turn<'a> = MutexGuard<'a, ()>;
+
 /// A running guard.
 pub(super) struct Guard {
     pub(super) config: Config,
@@ -83,7 +86,7 @@ pub(super) struct Guard {
     pub(super) origin: Option<Origin>,
     settings: RefCell<Settings>,
     publishing: Mutex<()>,
-    /// Held by whoever changes the services.
+    /// Held by whoever changes the services, from looking at them on: each change begins with what the last one left.
     pub(super) changing: Mutex<()>,
     pub(super) census: Census,
     pub(super) applications: Applications,

@@ -77,6 +77,7 @@ impl Guard {
             Ok(secret) => secret,
             Err(why) => return Reply::bad_input(why),
         };
+        let turn = self.changing.lock().await;
         let services = self.with_applications(new.services);
         if let Err(error) = self.judge_services(&services, session) {
             return Reply::bad_input(error);
@@ -92,7 +93,7 @@ impl Guard {
                 Some(secret) => self.set_secret(secret).await?,
                 None => false,
             };
-            Ok::<_, DaemonError>((new_secret, self.replace_services(services).await?))
+            Ok::<_, DaemonError>((new_secret, self.replace_services(&turn, services).await?))
         };
         match applied.await {
             Ok((new_secret, services)) => {

@@ -14,7 +14,7 @@ use crate::service::ServiceSpec;
 
 use super::daemon::DaemonError;
 use super::filters::through;
-use super::guard::{Guard, engine_error, heard};
+use super::guard::{Guard, Turn, engine_error, heard};
 use super::modes::entries;
 use super::protocol::{self as wire, Reply, Session};
 use super::reload::blocking;
@@ -101,6 +101,7 @@ impl Guard {
             Ok(service) => service,
             Err(error) => return Reply::bad_input(error),
         };
+        let turn = self.changing.lock().await;
         let mut services = self.modes.services();
         if services.iter().any(|held| held.listen == service.listen) {
             let listen = service.listen;
@@ -109,7 +110,7 @@ impl Guard {
             ));
         }
         services.push(service.clone());
-        self.change_service(service.listen, Some(service), services, how).await
+        self.change_service(&turn, service.listen, Some(service), services, how).await
     }
 
     /// Sets keys of the service at `listen`.
@@ -119,6 +120,7 @@ impl Guard {
         keys: &BTreeMap<String, String>,
         how: (bool, Option<Session>),
     ) -> Reply {
+        let turn = self.changing.lock().await;
         let mut services = self.modes.services();
         let Some(held) = services.iter_mut().find(|service| service.listen == listen) else {
             return no_service(listen);
@@ -128,24 +130,26 @@ impl Guard {
             Err(error) => return Reply::bad_input(format!("service {listen}: {error}")),
         };
         let service = held.clone();
-        self.change_service(listen, Some(service), services, how).await
+        self.change_service(&turn, listen, Some(service), services, how).await
     }
 
     /// Takes the service at `listen` out.
     pub(super) async fn remove_service(&self, listen: SocketAddr, how: (bool, Option<Session>)) -> Reply {
+        let turn = self.changing.lock().await;
         let mut services = self.modes.services();
         let before = services.len();
         services.retain(|service| service.listen != listen);
         if services.len() == before {
             return no_service(listen);
         }
-        self.change_service(listen, None, services, how).await
+        self.change_service(&turn, listen, None, services, how).await
     }
 
     /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, writes that one into the
     /// file first: neither without the other.
     pub(super) async fn change_service(
         &self,
+        turn: &Turn<'_>,
         listen: SocketAddr,
         service: Option<Service>,
         services: Vec<Service>,
@@ -162,7 +166,7 @@ impl Guard {
             },
             false => None,
         };
-        match self.replace_services(services).await {
+        match self.replace_services(turn, services).await {
             Ok(changed) => Reply::ServicesChanged(wire::ServicesChanged { saved, ..changed }),
             Err(error) => Reply::failed(error.to_string()),
         }
@@ -203,13 +207,12 @@ impl Guard {
     }
 
     /// Lets these be the services, everywhere: what goes resets its connections, what comes is guarded at once, and what
-    /// stays keeps its connections. They have been judged.
+    /// stays keeps its connections. They have been judged, and were made out of those in force in this turn.
     pub(super) async fn replace_services(
         &self,
+        _turn: &Turn<'_>,
         new: Vec<Service>,
     ) -> Result<wire::ServicesChanged, DaemonError> {
-        // One after the other: each begins with what the last one left.
-        let _turn = self.changing.lock().await;
         let old = self.modes.known();
         let plan = Plan::new(&old, new, self.modes.next_id());
         let remaining: Vec<_> = old

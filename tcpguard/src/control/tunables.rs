@@ -122,6 +122,7 @@ impl Guard {
 
     /// Gives the service at `listen` a value of its own, or takes it away; with `save`, in the file, too.
     async fn tune_service(&self, listen: SocketAddr, name: &str, value: &str, save: bool) -> Reply {
+        let turn = self.changing.lock().await;
         let mut services = self.modes.services();
         let Some(held) = services.iter_mut().find(|service| service.listen == listen) else {
             return no_service(listen);
@@ -135,7 +136,7 @@ impl Guard {
             Err(error) => return Reply::bad_input(error.to_string()),
         };
         let service = held.clone();
-        match self.change_service(listen, Some(service), services, (save, None)).await {
+        match self.change_service(&turn, listen, Some(service), services, (save, None)).await {
             Reply::ServicesChanged(wire::ServicesChanged { saved, .. }) => {
                 info!("service {listen}: {name}: {value}");
                 Reply::ServiceTuned(wire::ServiceTuned {
