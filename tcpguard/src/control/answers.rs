@@ -20,7 +20,7 @@ use super::filters::{self, Change, Filters};
 use super::guard::{Engine, Guard, engine_error};
 use super::links::mac;
 use super::protocol::{self as wire, Groups, Reply, Request};
-use super::server::Handler;
+use super::server::{Handler, Rights};
 use super::services::Known;
 use super::strict;
 
@@ -111,10 +111,14 @@ impl Handler for Guard {
         answer.unwrap_or_else(|error| Reply::failed(error.to_string()))
     }
 
-    fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, wire::Refusal>> {
+    fn follow(
+        &self,
+        request: &Request,
+        rights: Rights,
+    ) -> Option<Result<mpsc::Receiver<Reply>, wire::Refusal>> {
         match request {
             Request::Monitor { reasons, services } => Some(self.watch(reasons, services)),
-            Request::EventsFollow {} => Some(self.attacks.follow()),
+            Request::EventsFollow {} => Some(self.attacks.follow(rights)),
             _ => None,
         }
     }

@@ -23,6 +23,7 @@ use super::daemon::DaemonError;
 use super::guard::{Guard, engine_error};
 use super::hook::Hook;
 use super::protocol::{self as wire, Fault, Refusal, Reply};
+use super::server::Rights;
 use super::services::Known;
 use super::tunables::ByService as _;
 
@@ -38,8 +39,9 @@ const TOP: usize = 5;
 const KEPT: usize = 512;
 /// Events that may wait for one follower.
 const WAITING: usize = 2 * KEPT;
-/// Who may follow at once.
+/// Who may follow at once; so many of the places are for those who may only read, and the others for those who may do everything.
 const FOLLOWERS: usize = 8;
+const READING: usize = FOLLOWERS / 2;
 
 /// The attacks that are on, and what happened before.
 pub(super) struct Attacks {
@@ -67,7 +69,12 @@ struct Watched {
 struct Log {
     events: VecDeque<wire::Event>,
     number: u64,
-    followers: Vec<mpsc::Sender<Reply>>,
+    followers: Vec<Follower>,
+}
+
+struct Follower {
+    sender: mpsc::Sender<Reply>,
+    rights: Rights,
 }
 
 /// What is to be announced.
@@ -213,11 +220,12 @@ impl Attacks {
     }
 
     /// What happened lately, and from now on whatever happens.
-    pub(super) fn follow(&self) -> Result<mpsc::Receiver<Reply>, Refusal> {
+    pub(super) fn follow(&self, rights: Rights) -> Result<mpsc::Receiver<Reply>, Refusal> {
         let mut log = self.log.borrow_mut();
-        log.followers.retain(|follower| !follower.is_closed());
-        if log.followers.len() >= FOLLOWERS {
-            let message = format!("{FOLLOWERS} clients follow the events");
+        log.followers.retain(|follower| !follower.sender.is_closed());
+        let alike = log.followers.iter().filter(|follower| follower.rights == rights).count();
+        if alike >= if rights == Rights::Read { READING } else { FOLLOWERS - READING } {
+            let message = format!("{alike} clients follow the events");
             return Err(Refusal { kind: Fault::Busy, message });
         }
         let (sender, receiver) = mpsc::channel(WAITING);
@@ -225,7 +233,7 @@ impl Attacks {
             // There is room for all of them.
             drop(sender.try_send(Reply::Event(event.clone())));
         }
-        log.followers.push(sender);
+        log.followers.push(Follower { sender, rights });
         Ok(receiver)
     }
 }
@@ -240,7 +248,7 @@ impl Log {
         self.events.push_back(event.clone());
         // Who does not read misses events, which the numbers tell.
         self.followers.retain(|follower| {
-            let offered = follower.try_send(Reply::Event(event.clone()));
+            let offered = follower.sender.try_send(Reply::Event(event.clone()));
             !matches!(offered, Err(mpsc::error::TrySendError::Closed(_)))
         });
         event
@@ -486,7 +494,7 @@ mod tests {
     fn events_are_bounded_and_a_follower_that_does_not_read_delays_nobody() {
         let attacks = attacks();
         let service = known(0, 80);
-        let mut follower = attacks.follow().unwrap();
+        let mut follower = attacks.follow(Rights::All).unwrap();
         let mut readings = vec![(0, 0)];
         for round in 1..=1000u64 {
             // One attack and its end each.
@@ -501,11 +509,20 @@ mod tests {
         assert_eq!((events.len(), events[KEPT - 1].number), (KEPT, 2000));
         let followed = std::iter::from_fn(|| follower.try_recv().ok()).count();
         assert_eq!(followed, WAITING);
-        let mut late = attacks.follow().unwrap();
+        let mut late = attacks.follow(Rights::All).unwrap();
         assert!(matches!(late.try_recv(), Ok(Reply::Event(event)) if event.number == 2001 - KEPT as u64));
-        let _more: Vec<_> = (2..FOLLOWERS).map(|_| attacks.follow().unwrap()).collect();
-        assert!(attacks.follow().is_err());
+        let _more: Vec<_> = (2..FOLLOWERS - READING).map(|_| attacks.follow(Rights::All).unwrap()).collect();
+        assert!(attacks.follow(Rights::All).is_err());
         drop(late);
-        assert!(attacks.follow().is_ok());
+        assert!(attacks.follow(Rights::All).is_ok());
+    }
+
+    #[test]
+    fn clients_that_only_read_the_events_leave_room_for_operators() {
+        let attacks = attacks();
+        let _readers: Vec<_> = (0..READING).map(|_| attacks.follow(Rights::Read).unwrap()).collect();
+        assert!(attacks.follow(Rights::Read).is_err());
+        let _operators: Vec<_> = (READING..FOLLOWERS).map(|_| attacks.follow(Rights::All).unwrap()).collect();
+        assert!(attacks.follow(Rights::All).is_err());
     }
 }

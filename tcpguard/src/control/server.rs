@@ -57,8 +57,9 @@ pub trait Handler {
     /// The reply to one request. Several run interleaved on one thread.
     fn handle(&self, request: Request) -> impl Future<Output = Reply>;
 
-    /// The replies to a request that is answered until its client hangs up; `None` for all that have one reply.
-    fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, Refusal>>;
+    /// The replies to a request that is answered until its client hangs up; `None` for all that have one reply. Clients who may
+    /// only read take no place from those who may do everything.
+    fn follow(&self, request: &Request, rights: Rights) -> Option<Result<mpsc::Receiver<Reply>, Refusal>>;
 }
 
 /// What may be asked through a socket.
@@ -206,7 +207,7 @@ async fn serve_client(
                 Ok(request) if rights == Rights::Read && !request.is_for_readers() => {
                     (Reply::bad_input(ONLY_READING), true)
                 }
-                Ok(request) => match handler.follow(&request) {
+                Ok(request) => match handler.follow(&request, rights) {
                     Some(Ok(replies)) => return follow(client, replies, limits).await,
                     Some(Err(refusal)) => (Reply::Error(refusal), true),
                     None => match timeout(limits.work_time, pace.turn(&request)).await {
@@ -341,7 +342,7 @@ mod tests {
         }
 
         /// Endless replies to `monitor`.
-        fn follow(&self, request: &Request) -> Option<Result<mpsc::Receiver<Reply>, Refusal>> {
+        fn follow(&self, request: &Request, _: Rights) -> Option<Result<mpsc::Receiver<Reply>, Refusal>> {
             let Request::Monitor { .. } = request else { return None };
             let (sender, receiver) = mpsc::channel(1);
             tokio::task::spawn_local(async move {
