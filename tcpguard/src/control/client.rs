@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::protocol::{Reply, Request};
+use super::socket::connect;
 
 /// Longer than the daemon takes for the slowest request.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a daemon may take to let a client in.
+const TO_BE_LET_IN: Duration = Duration::from_secs(3);
 
 /// Asks the daemon behind one control socket.
 #[derive(Clone, Debug)]
@@ -61,7 +65,7 @@ impl Client {
 
     /// Asks once and waits for the reply.
     pub fn ask(&self, request: &Request) -> Result<Reply, ClientError> {
-        let mut socket = UnixStream::connect(&self.path).map_err(|error| self.unreachable(error))?;
+        let mut socket = connect(&self.path, TO_BE_LET_IN).map_err(|error| self.unreachable(error))?;
         let mut line = Vec::new();
         self.exchange(&mut socket, request, &mut line)
             .map_err(|source| ClientError::Io { path: self.path.clone(), source })?;
@@ -74,7 +78,7 @@ impl Client {
         request: &Request,
         mut visit: impl FnMut(Reply) -> ControlFlow<()>,
     ) -> Result<(), ClientError> {
-        let mut socket = UnixStream::connect(&self.path).map_err(|error| self.unreachable(error))?;
+        let mut socket = connect(&self.path, TO_BE_LET_IN).map_err(|error| self.unreachable(error))?;
         let io = |source| ClientError::Io { path: self.path.clone(), source };
         socket.write_all(&request.to_line()).map_err(io)?;
         let mut reader = BufReader::new(socket);
@@ -110,7 +114,34 @@ impl Client {
                 ClientError::NoDaemon(self.path.clone())
             }
             io::ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),
+            io::ErrorKind::WouldBlock => {
+                let source =
+                    io::Error::other("who listens there lets nobody in; is it a daemon, and is it running?");
+                ClientError::Io { path: self.path.clone(), source }
+            }
             _ => ClientError::Io { path: self.path.clone(), source: error },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::socket::SocketSpec;
+    use super::*;
+
+    #[test]
+    fn whoever_listens_and_lets_nobody_in_is_not_waited_for_without_end() {
+        let path = std::env::temp_dir().join(format!("tcpguard-deaf-{}", std::process::id()));
+        let deaf = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        deaf.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        deaf.listen(0).unwrap();
+        let waiting: Vec<_> =
+            std::iter::from_fn(|| connect(&path, Duration::from_millis(10)).ok()).take(100).collect();
+        assert!(waiting.len() < 100, "it lets everybody in");
+        let error = Client::new(&path).ask(&Request::Status {}).unwrap_err().to_string();
+        assert!(error.contains("lets nobody in"), "{error}");
+        let taken = SocketSpec { path: &path, group: None, mode: 0o600 }.check();
+        std::fs::remove_file(&path).unwrap();
+        assert!(taken.is_err(), "a daemon would take its place");
     }
 }

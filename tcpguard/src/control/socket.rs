@@ -4,11 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::UnixListener;
 
 /// `sockaddr_un` has room for 108 bytes, its terminating zero and the suffix of the temporary name included.
 const MAX_PATH: usize = 90;
+/// How long a daemon that is asked whether it is there may take to let somebody in.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Where to listen, and who may connect.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +62,15 @@ pub(super) struct Socket {
     inode: u64,
 }
 
+/// Connects to a socket. Where whoever listens lets nobody in it waits for `patience`; then the error is `WouldBlock`.
+pub(super) fn connect(path: &Path, patience: Duration) -> io::Result<std::os::unix::net::UnixStream> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    // The kernel's limit for connecting as well.
+    socket.set_write_timeout(Some(patience))?;
+    socket.connect(&socket2::SockAddr::unix(path)?)?;
+    Ok(std::os::fd::OwnedFd::from(socket).into())
+}
+
 impl SocketSpec<'_> {
     /// Refuses what [`Socket::bind`] would refuse, and touches nothing.
     pub fn check(&self) -> Result<(), ListenError> {
@@ -75,8 +87,12 @@ impl SocketSpec<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(system(error)),
             Ok(meta) if !meta.file_type().is_socket() => Err(ListenError::NotASocket(path.to_path_buf())),
-            Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => match connect(path, AT_ONCE) {
                 Ok(_) => Err(ListenError::InUse(path.to_path_buf())),
+                // Somebody listens, and lets nobody in.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Err(ListenError::InUse(path.to_path_buf()))
+                }
                 // Left behind by a daemon that was killed.
                 Err(_) => Ok(()),
             },
@@ -163,7 +179,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         // A process that another test starts has it open until it becomes another program.
         while std::os::unix::net::UnixStream::connect(&path).is_ok() {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         let spec = SocketSpec { path: &path, group: Some("0"), mode: 0o660 };
         let socket = Socket::bind(&spec).unwrap();
