@@ -131,7 +131,9 @@ fn remedy(what: Bounded) -> String {
                                 stall-time resets them sooner"
             .to_owned(),
         Bounded::ReceiveMemory => {
-            "tcpguard flows --sort recv-queued says which connections; their backends do not read".to_owned()
+            "tcpguard flows --sort recv-queued says which connections; their backends do not read, and a shorter \
+             stall-time resets them sooner"
+                .to_owned()
         }
         Bounded::ClosedFlows => {
             "a shorter cookie-period (tcpguard tune) has them forgotten sooner; old cookies are refused meanwhile"

@@ -38,8 +38,9 @@ pub struct Config {
     pub keepalive_interval: Duration,
     /// Questions in a row without an answer before the connection is given up.
     pub keepalive_probes: u8,
-    /// How long a peer may keep its window closed while send memory is short. With memory to spare it may do so for as
-    /// long as it answers probes (RFC 9293 §3.8.6.1).
+    /// How long a peer may keep its window closed while send memory is short, and how long an application may read less
+    /// than 16 KB of what has arrived while receive memory is. With memory to spare both may do so for as long as the peer
+    /// answers probes (RFC 9293 §3.8.6.1).
     pub stall_time: Duration,
     /// Retransmissions of an active open's SYN before the attempt is given up.
     pub syn_retries: u8,
@@ -72,7 +73,8 @@ pub struct Config {
     pub recv_buffer: u32,
     /// Most bytes all connections together may hold for sending.
     pub send_pool: usize,
-    /// Most bytes all connections together may hold as received.
+    /// Most bytes all connections together may hold as received. The last quarter is for those that hold 64 KB at most, the
+    /// last eighth for those with 16 KB, the last sixteenth for the first 4 KB of each.
     pub recv_pool: usize,
     /// Most connections at once, TIME_WAIT not counted. Fixed when the stack is created.
     pub max_connections: u32,

@@ -103,7 +103,8 @@ counters! {
     challenge_acks_throttled = "challenge-acks-throttled";
     /// Segments with data that arrived out of order and were kept.
     out_of_order = "out-of-order";
-    /// In-window segments dropped for want of a buffer or of room for one more hole.
+    /// In-window segments dropped for want of a buffer, because their connection held its share of what was left of them, or
+    /// for want of room for one more hole.
     no_buffer = "no-buffer";
     /// Connections that gave up data behind a hole because receive memory was short.
     reclaimed = "reclaimed";
@@ -125,6 +126,8 @@ counters! {
     window_probes = "window-probes";
     /// Connections reset because their peer kept its window closed while send memory was short.
     stalls_reset = "stalls-reset";
+    /// Connections reset because nobody read what they had received while receive memory was short.
+    unread_reset = "unread-reset";
     /// Flows that entered TIME_WAIT.
     time_wait_entered = "time-wait-entered";
     /// TIME_WAIT entries restarted by a retransmitted FIN.

@@ -400,7 +400,7 @@ impl Stack {
     /// connection; [`Error::NoSuchConnection`].
     pub fn recv(&mut self, now: Instant, id: ConnId, out: &mut [u8]) -> Result<usize, Error> {
         let tcb = self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?;
-        let read = tcb.recv(out, &mut self.shared);
+        let read = tcb.recv(out, now, &mut self.shared);
         if read.is_ok() {
             self.settle(id, now);
         }
@@ -419,7 +419,7 @@ impl Stack {
     /// Takes the first `len` bytes that [`Self::peek`] lent.
     pub fn consume(&mut self, now: Instant, id: ConnId, len: usize) {
         if let Some(tcb) = self.connections.get_mut(id) {
-            tcb.consume(len, &mut self.shared);
+            tcb.consume(len, now, &mut self.shared);
             self.settle(id, now);
         }
     }

@@ -1,6 +1,7 @@
-//! What happens when buffer memory runs short. Receiving: windows stop growing first, then data that waits behind holes
-//! is given up, the largest holders' first; data in order never is: it is acknowledged. Sending: everybody's share
-//! shrinks with what is left, and peers that take nothing for long are reset, the longest-stalled first.
+//! What happens when buffer memory runs short. Receiving: windows stop growing first; then the rest is kept for whoever holds
+//! little, whatever was promised; whoever holds much that its application does not read is reset; and data that waits
+//! behind holes is given up, the largest holders' first. Sending: everybody's share shrinks with what is left, and peers
+//! that take nothing for long are reset, the longest-stalled first.
 
 use std::time::Duration;
 
@@ -8,21 +9,36 @@ use super::{ConnId, Instant, Stack};
 use crate::config::Config;
 use crate::event::Error;
 use crate::pool::{CHUNK, Pool};
+use crate::tcb::Tcb;
 use crate::wire::Incoming;
 
-/// Most bytes a connection may be offered now whose window has grown to `grown`. The fuller the pool, the less: a peer whose
-/// application does not read must not take what all others need.
+/// Connections that are looked at when receive memory is short.
+const SAMPLE: u32 = 64;
+
+/// What a connection may hold received while memory is short, in bytes.
+const MODERATE: usize = 64 << 10;
+/// What it may hold while little is left: as much as nobody is reset for yet. Who reads less in a whole stall time does not
+/// read.
+pub(super) const SMALL: usize = 16 << 10;
+
+/// From how many sixteenths of the pool in use on a connection may hold how many bytes. Who holds more keeps it, but
+/// takes no more of what is left for others.
+const SHARES: [(usize, usize); 3] = [(15, CHUNK), (14, SMALL), (12, MODERATE)];
+
+/// How far behind the first unread byte memory may still be taken for what a connection receives, in bytes. What it was
+/// promised when there was more does not count: else a few peers whose applications do not read would have it all.
+pub(super) fn recv_share(pool: &Pool) -> usize {
+    let sixteenth = pool.budget_bytes() / 16;
+    let step = SHARES.iter().find(|(sixteenths, _)| pool.used_bytes() >= sixteenths * sixteenth);
+    step.map_or(usize::MAX, |&(_, share)| share)
+}
+
+/// Most bytes a connection may be offered now whose window has grown to `grown`. The fuller the pool, the less, and never
+/// what would not be taken.
 pub(super) fn recv_limit(grown: u32, pool: &Pool) -> u32 {
-    const MODERATE: u32 = 64 << 10;
-    const SMALL: u32 = 16 << 10;
-    let (used, budget) = (pool.used_bytes(), pool.budget_bytes());
-    if used <= budget / 2 {
-        grown
-    } else if used <= budget / 8 * 7 {
-        grown.min(MODERATE)
-    } else {
-        grown.min(SMALL)
-    }
+    let ample = pool.used_bytes() <= pool.budget_bytes() / 2;
+    let most = recv_share(pool).min(if ample { usize::MAX } else { MODERATE });
+    grown.min(u32::try_from(most).unwrap_or(u32::MAX))
 }
 
 /// Most bytes a connection with so large a congestion window may hold for sending now: what the path takes in two round
@@ -40,7 +56,7 @@ fn is_short(pool: &Pool) -> bool {
     pool.room_bytes() < pool.budget_bytes() / 8
 }
 
-/// Since when a peer takes next to nothing of what it is offered.
+/// Since when one side takes next to nothing of what waits for it: a peer, or an application.
 #[derive(Debug)]
 pub(super) struct Stall {
     since: Instant,
@@ -55,7 +71,7 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// The peer's window is closed; whether it was open before.
+    /// Something waits; whether that is new.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
         let begins = !self.since.is_set();
         if begins {
@@ -64,10 +80,10 @@ impl Stall {
         begins
     }
 
-    /// The peer took `bytes`. A full segment ends the stall: a byte now and then does not.
-    pub(super) fn progress(&mut self, bytes: u32, mss: u32) {
+    /// `bytes` were taken. When they are `enough` in all the stall is over: a byte now and then does not end it.
+    pub(super) fn progress(&mut self, bytes: u32, enough: u32) {
         self.taken = self.taken.saturating_add(bytes);
-        if self.taken >= mss {
+        if self.taken >= enough {
             *self = Self::default();
         }
     }
@@ -114,34 +130,85 @@ impl Stack {
         }
     }
 
-    /// Called before data for `id` is taken in: when no receive buffer is left, the connection that holds most
-    /// behind its holes, of a sample that goes round the table, gives it back. The peer still has that data:
-    /// SACK is advice (RFC 2018 §8). Not for what would be dropped anyway, which anybody can send, and not again at once
-    /// when nobody was found: where memory is full of what applications do not read, every segment would have us search.
+    /// Called before data for `id` is taken in. When receive memory is short, one connection of a sample that goes round the
+    /// table gives some back: of those whose applications have not read for long, the one that holds most is reset, if it
+    /// is more than anybody may have; and when next to nothing is left, the one with most behind its holes gives that up:
+    /// the peer still has it, because SACK is advice (RFC 2018 §8). Not for what would be dropped anyway, which anybody can
+    /// send, and not again at once when nobody was found: else every segment would have us search.
     pub(super) fn reclaim(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) {
-        const SAMPLE: u32 = 64;
         const PAUSE: Duration = Duration::from_micros(200);
         let expected = || self.connections.get(id).is_some_and(|tcb| tcb.expects(segment, now));
-        if self.shared.recv_pool.has_room() || now < self.reclaim_at || !expected() {
+        let share = recv_share(&self.shared.recv_pool);
+        if share == usize::MAX || now < self.reclaim_at || !expected() {
             return;
         }
-        let slots = self.connections.slots().max(1);
-        let mut largest: Option<(usize, ConnId)> = None;
-        for step in 0..SAMPLE.min(slots) {
-            let index = (self.reclaim_hand + step) % slots;
-            let Some(other) = self.connections.id_at(index).filter(|other| *other != id) else { continue };
-            let held = self.connections.at(index).map_or(0, |tcb| tcb.islands());
-            if held > largest.map_or(0, |(most, _)| most) {
-                largest = Some((held, other));
-            }
+        let scarce = share == CHUNK;
+        let (spared, patience) = (if scarce { 0 } else { SMALL }, self.shared.config.stall_time);
+        let hoard = |tcb: &Tcb| {
+            let held = tcb.neglected(now, patience);
+            if held > spared { held } else { 0 }
+        };
+        if let Some(other) = self.largest(id, hoard) {
+            self.end_unread(other, now);
+        } else if scarce && let Some(other) = self.largest(id, Tcb::islands) {
+            self.give_up_islands(other);
+        } else {
+            self.reclaim_at = now + PAUSE;
         }
-        self.reclaim_hand = (self.reclaim_hand + SAMPLE) % slots;
-        match largest.and_then(|(_, other)| self.connections.get_mut(other)) {
-            Some(tcb) => {
-                tcb.discard_islands(&mut self.shared);
-                self.shared.counters.reclaimed += 1;
-            }
-            None => self.reclaim_at = now + PAUSE,
+        self.reclaim_hand = (self.reclaim_hand + SAMPLE) % self.connections.slots().max(1);
+    }
+
+    /// Of the connections in the present sample, `id` left out, the one that holds most, if any holds something.
+    fn largest(&self, id: ConnId, held: impl Fn(&Tcb) -> usize) -> Option<ConnId> {
+        let slots = self.connections.slots();
+        let indices = (0..SAMPLE.min(slots)).map(|step| (self.reclaim_hand + step) % slots);
+        let weighed = indices.filter_map(|index| {
+            let other = self.connections.id_at(index).filter(|other| *other != id)?;
+            Some((self.connections.at(index).map_or(0, &held), other))
+        });
+        weighed.filter(|(held, _)| *held > 0).max_by_key(|(held, _)| *held).map(|(_, other)| other)
+    }
+
+    fn end_unread(&mut self, id: ConnId, now: Instant) {
+        if let Some(tcb) = self.connections.get_mut(id) {
+            tcb.end_unread(&mut self.shared);
+            self.shared.counters.unread_reset += 1;
+            self.settle(id, now);
         }
+    }
+
+    fn give_up_islands(&mut self, id: ConnId) {
+        if let Some(tcb) = self.connections.get_mut(id) {
+            tcb.discard_islands(&mut self.shared);
+            self.shared.counters.reclaimed += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CHUNK, MODERATE, Pool, SMALL, recv_limit, recv_share};
+
+    #[test]
+    fn the_fuller_the_receive_pool_the_less_anybody_may_add_and_be_offered() {
+        const GROWN: u32 = 4 << 20;
+        let mut pool = Pool::new(32 * CHUNK);
+        let mut steps: Vec<(usize, usize, u32)> = Vec::new();
+        for used in 0..32 {
+            let (share, offered) = (recv_share(&pool), recv_limit(GROWN, &pool));
+            if steps.last().is_none_or(|last| (last.1, last.2) != (share, offered)) {
+                steps.push((used, share, offered));
+            }
+            assert!(pool.take().is_some());
+        }
+        let moderate = MODERATE as u32;
+        let expected = [
+            (0, usize::MAX, GROWN),
+            (17, usize::MAX, moderate),
+            (24, MODERATE, moderate),
+            (28, SMALL, SMALL as u32),
+            (30, CHUNK, CHUNK as u32),
+        ];
+        assert_eq!(steps, expected);
     }
 }

@@ -7,6 +7,7 @@ use std::io::IoSlice;
 use tcpguard_common::seq::Seq;
 
 use super::pool::{CHUNK, Chunk, Pool, copy_out};
+use super::pressure::recv_share;
 
 /// Most islands of out-of-order data: bounds the work per segment against a peer that sends every other byte.
 pub(crate) const MAX_ISLANDS: usize = 64;
@@ -28,7 +29,7 @@ pub(crate) enum Placed {
     OutOfOrder,
     /// Kept already, all of it.
     Duplicate,
-    /// No memory, or no room for one more island.
+    /// No memory, or no more for who holds so much, or no room for one more island.
     NoRoom,
 }
 
@@ -167,7 +168,8 @@ impl RecvBuffer {
         (self.head, self.ready) = (0, 0);
     }
 
-    /// Writes `data` at `offset` bytes past the readable ones, as far as the pool reaches; how much.
+    /// Writes `data` at `offset` bytes past the readable ones, as far as the pool and a connection's share of it reach; how
+    /// much.
     fn store(&mut self, offset: usize, data: &[u8], pool: &mut Pool) -> usize {
         let mut at = self.head + self.ready + offset;
         let mut rest = data;
@@ -177,7 +179,7 @@ impl RecvBuffer {
                 self.chunks.push_back(None);
             }
             let slot = &mut self.chunks[index];
-            if slot.is_none() {
+            if slot.is_none() && index * CHUNK < recv_share(pool) {
                 *slot = pool.take();
             }
             let Some(chunk) = slot else { break };

@@ -6,10 +6,11 @@ use super::{Error, Fin, Instant, Shared, State, Tcb};
 
 impl Tcb {
     /// Reads what is in order. `Ok(0)` is the peer's FIN.
-    pub(crate) fn recv(&mut self, out: &mut [u8], shared: &mut Shared) -> Result<usize, Error> {
+    pub(crate) fn recv(&mut self, out: &mut [u8], now: Instant, shared: &mut Shared) -> Result<usize, Error> {
         match &mut self.transfer {
             Some(transfer) if transfer.recv.ready() > 0 => {
                 let len = transfer.recv.read(out, &mut shared.recv_pool);
+                transfer.note_read(len, now);
                 self.window_opened(self.recv_limit(shared));
                 self.release_idle(shared);
                 Ok(len)
@@ -37,9 +38,11 @@ impl Tcb {
     }
 
     /// Takes the first `len` bytes of what is in order.
-    pub(crate) fn consume(&mut self, len: usize, shared: &mut Shared) {
+    pub(crate) fn consume(&mut self, len: usize, now: Instant, shared: &mut Shared) {
         if let Some(transfer) = &mut self.transfer {
-            transfer.recv.consume(len.min(transfer.recv.ready()), &mut shared.recv_pool);
+            let len = len.min(transfer.recv.ready());
+            transfer.recv.consume(len, &mut shared.recv_pool);
+            transfer.note_read(len, now);
             self.window_opened(self.recv_limit(shared));
             self.release_idle(shared);
         }

@@ -383,6 +383,9 @@ impl Tcb {
             transfer.recv.discard_islands(&mut shared.recv_pool);
             placed = transfer.recv.place(rcv_nxt, seq, data, &mut shared.recv_pool);
         }
+        if transfer.recv.ready() > 0 {
+            transfer.unread.begin(now);
+        }
         let holes = transfer.recv.has_islands();
         self.transfer = Some(transfer);
         match placed {

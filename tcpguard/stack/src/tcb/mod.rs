@@ -29,7 +29,7 @@ use super::counters::StackCounters;
 use super::durations::Durations;
 use super::event::{ConnId, Error, Event, FlowInfo, State};
 use super::pool::{Pool, SendBuffer};
-use super::pressure::{Stall, recv_limit, send_limit};
+use super::pressure::{SMALL, Stall, recv_limit, send_limit};
 use super::recv::RecvBuffer;
 use super::recv_growth::RecvGrowth;
 use super::rto::Rtt;
@@ -96,7 +96,22 @@ pub(crate) struct Transfer {
     pub(crate) send: SendBuffer,
     pub(crate) recv: RecvBuffer,
     pub(crate) scoreboard: Scoreboard,
+    /// Since when the peer takes nothing.
     stall: Stall,
+    /// Since when the application reads nothing of what is in order.
+    unread: Stall,
+}
+
+impl Transfer {
+    /// The application has read `len` bytes.
+    fn note_read(&mut self, len: usize, now: Instant) {
+        self.unread.progress(len as u32, SMALL as u32);
+        if self.recv.ready() == 0 {
+            self.unread = Stall::default();
+        } else {
+            self.unread.begin(now);
+        }
+    }
 }
 
 /// How far our own FIN is.
@@ -407,7 +422,7 @@ impl Tcb {
         };
         if let Some(mut transfer) = self.transfer.take_if(|transfer| idle(transfer)) {
             transfer.scoreboard.clear();
-            transfer.stall = Stall::default();
+            (transfer.stall, transfer.unread) = (Stall::default(), Stall::default());
             shared.spare_transfers.give(transfer);
         }
     }
@@ -453,6 +468,21 @@ impl Tcb {
     /// Since when the peer takes nothing.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         self.transfer.as_ref()?.stall.since()
+    }
+
+    /// Bytes in order that wait to be read, if the application has read next to nothing for so long and the flow is not over.
+    pub(crate) fn neglected(&self, now: Instant, patience: Duration) -> usize {
+        let Some(transfer) = self.transfer.as_ref().filter(|_| self.attached) else { return 0 };
+        let is_late = transfer.unread.since().is_some_and(|since| since + patience <= now);
+        if is_late { transfer.recv.ready() } else { 0 }
+    }
+
+    /// Ends the connection with a reset, and gives up what it has received: nobody reads it.
+    pub(crate) fn end_unread(&mut self, shared: &mut Shared) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.recv.clear(&mut shared.recv_pool);
+        }
+        self.fail(Error::TimedOut, true, shared);
     }
 
     fn wait_for_pool(&mut self, shared: &mut Shared) {

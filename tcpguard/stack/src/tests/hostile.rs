@@ -224,10 +224,11 @@ fn an_empty_pool_drops_unacknowledged_and_recovers() {
     }
     while t.next_sent().is_some() {}
     assert!(t.stack.counters().no_buffer > 0);
-    assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
+    // The last eighth is for those that hold little.
+    assert_eq!(t.stack.buffered_bytes(), 7 * 4096);
     let (_, ack, ..) = t.last.unwrap();
     let acked = u64::from(ack.distance(Seq(t.offer.isn))) - 1;
-    assert_eq!(acked, 8 * 4096);
+    assert_eq!(acked, 7 * 4096);
     t.server_reads(1, acked as usize);
     t.sends(&format!("P. {}:{}(1000) ack 1", acked + 1, acked + 1001));
     while t.next_sent().is_some() {}
@@ -243,11 +244,12 @@ fn data_behind_holes_gives_way_when_memory_is_short() {
         t.sends(&format!(". {from}:{}(1) ack 1", from + 1));
     }
     while t.next_sent().is_some() {}
-    assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
     t.next_client(40_001, EPOCH);
     t.sends(". 1:1(0) ack 1");
-    // Nobody was found a moment ago, and nobody is looked for.
     t.sends("P. 5000:5100(100) ack 1");
+    assert_eq!(t.stack.buffered_bytes(), 8 * 4096);
+    // Nobody was found a moment ago, and nobody is looked for.
+    t.sends("P. 9000:9100(100) ack 1");
     t.wait(Duration::from_millis(1));
     // Anybody could have sent these.
     for blind in
@@ -258,7 +260,7 @@ fn data_behind_holes_gives_way_when_memory_is_short() {
     assert_eq!(t.stack.counters().reclaimed, 0);
     t.sends("P. 1:101(100) ack 1");
     t.server_reads(1, 100);
-    assert_eq!((t.stack.counters().reclaimed, t.stack.counters().no_buffer), (1, 2));
+    assert_eq!((t.stack.counters().reclaimed, t.stack.counters().no_buffer), (1, 3));
     assert!(t.stack.info(t.now, hoarder).is_some());
 }
 
@@ -273,12 +275,97 @@ fn windows_shrink_as_the_pool_fills() {
         t.sends(&format!("P. {from}:{}(1000) ack 1", from + 1000));
     }
     while t.next_sent().is_some() {}
-    t.server_reads(1, 30_000);
+    t.server_reads(1, 20_000);
     t.next_client(40_001, EPOCH);
     t.sends("P. 1:101(100) ack 1");
     t.expect(". 1:1(0) ack 101");
     let tight = u32::from(t.last.unwrap().2) << 7;
     assert!((60_000..66_000).contains(&tight), "{tight}");
+}
+
+/// The client sends `[from, to)` of its stream, and hears what the stack makes of it.
+fn uploads(t: &mut Script, from: u32, to: u32) {
+    for at in (from..to).step_by(1000) {
+        let end = (at + 1000).min(to);
+        t.sends(&format!("P. {at}:{end}({}) ack 1", end - at));
+        while t.next_sent().is_some() {}
+    }
+}
+
+/// Another client, which sends the first `len` bytes of its stream.
+fn uploader(t: &mut Script, port: u16, len: u32) -> crate::ConnId {
+    t.next_client(port, EPOCH);
+    t.sends(". 1:1(0) ack 1");
+    uploads(t, 1, 1 + len);
+    t.conn()
+}
+
+#[test]
+fn a_full_receive_pool_of_what_nobody_reads_leaves_room_for_a_newcomer_and_is_emptied() {
+    const POOL: usize = 4 << 20;
+    const HOARD: u32 = 500_000;
+    const HOARDERS: u16 = 16;
+    let mut t = Script::syn_with(modern(), Config { recv_pool: POOL, ..Config::default() });
+    // Twice as much as there is was promised while there was plenty.
+    let hoarders: Vec<_> = (1..=HOARDERS).map(|port| uploader(&mut t, port, 100)).collect();
+    for port in 1..=HOARDERS {
+        t.next_client(port, EPOCH);
+        uploads(&mut t, 101, HOARD);
+    }
+    assert!(t.stack.counters().no_buffer > 0);
+    let held = t.stack.buffered_bytes();
+    assert!((POOL / 4 * 3..POOL / 16 * 15).contains(&held), "{held}");
+    // A request of some kilobytes is taken, and answered.
+    let newcomer = uploader(&mut t, 1000, 8000);
+    t.server_reads(1, 8000);
+    // In its time, nobody is reset.
+    t.wait(29 * SECOND);
+    uploads(&mut t, 8001, 9001);
+    t.server_reads(8001, 1000);
+    assert_eq!((t.stack.counters().unread_reset, t.stack.connection_count()), (0, 17));
+    // Then as many are as make memory one that is not short, and those first that hold most of it.
+    t.wait(2 * SECOND);
+    for from in (9001..29_001).step_by(1000) {
+        uploads(&mut t, from, from + 1000);
+        t.server_reads(from.into(), 1000);
+    }
+    let is_reset = |t: &Script, id| t.stack.info(t.now, id).is_none_or(|flow| flow.state == State::Closed);
+    let reset: Vec<_> = hoarders.iter().copied().filter(|&id| is_reset(&t, id)).collect();
+    assert_eq!(t.stack.counters().unread_reset, reset.len() as u64);
+    assert!((1..=3).contains(&reset.len()), "{reset:?}");
+    assert!(t.stack.buffered_bytes() < POOL / 4 * 3 && !is_reset(&t, newcomer));
+    for id in reset {
+        assert_eq!(t.stack.recv(t.now, id, &mut [0; 10]), Err(Error::TimedOut), "not a stream with a hole");
+    }
+    for (port, &id) in (1..).zip(&hoarders) {
+        t.offer.port = port;
+        assert_eq!(t.stack.remembers_reset(&t.key()), is_reset(&t, id), "client {port}");
+    }
+}
+
+#[test]
+fn who_reads_on_is_not_reset_while_receive_memory_is_short_and_who_reads_a_little_now_and_then_is() {
+    let mut t = Script::syn_with(modern(), Config { recv_pool: 64 * 4096, ..Config::default() });
+    let (reads_on, dribbles) = (uploader(&mut t, 1, 150_000), uploader(&mut t, 2, 60_000));
+    assert_eq!(t.stack.buffered_bytes(), 52 * 4096);
+    t.wait(29 * SECOND);
+    for (id, read) in [(reads_on, 16 << 10), (dribbles, 1000)] {
+        assert_eq!(t.stack.recv(t.now, id, &mut vec![0; read]), Ok(read));
+    }
+    t.wait(2 * SECOND);
+    uploader(&mut t, 3, 100);
+    assert_eq!(t.stack.counters().unread_reset, 1);
+    assert_eq!(t.stack.recv(t.now, dribbles, &mut [0; 10]), Err(Error::TimedOut));
+    assert_eq!(t.stack.recv(t.now, reads_on, &mut [0; 10]), Ok(10));
+}
+
+#[test]
+fn nobody_is_reset_for_what_is_not_read_with_memory_to_spare() {
+    let mut t = Script::syn_with(modern(), Config { recv_pool: 1 << 20, ..Config::default() });
+    uploader(&mut t, 1, 400_000);
+    t.wait(3600 * SECOND);
+    uploader(&mut t, 2, 100);
+    assert_eq!((t.stack.counters().unread_reset, t.stack.connection_count()), (0, 2));
 }
 
 #[test]
