@@ -3,12 +3,12 @@
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use ppp::{v1, v2};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::responder::Responder;
@@ -19,6 +19,15 @@ pub(super) enum Backend {
     Tcp(TcpStream),
     Unix(UnixStream),
     Responder(Responder),
+}
+
+/// How a backend ended that has perhaps not been read to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// It closed, or ended its direction.
+    Closed,
+    /// It reset, or was lost.
+    Reset,
 }
 
 impl Backend {
@@ -60,6 +69,24 @@ impl Backend {
         }
     }
 
+    /// How it ended, if nothing more will come from it than what can be read already. Nothing is read, and nobody is woken:
+    /// what the kernel told last is looked at, and an end stays in it whatever bytes are before that.
+    pub(super) fn gone(&self) -> Option<Gone> {
+        let mut nobody = Context::from_waker(Waker::noop());
+        let ready = match self {
+            Self::Tcp(stream) => pin!(stream.ready(ENDS)).poll(&mut nobody),
+            Self::Unix(stream) => pin!(stream.ready(ENDS)).poll(&mut nobody),
+            // What it has to say depends on the client alone.
+            Self::Responder(_) => return None,
+        };
+        match ready {
+            Poll::Ready(Ok(ready)) if ready.is_read_closed() && ready.is_error() => Some(Gone::Reset),
+            Poll::Ready(Ok(ready)) if ready.is_read_closed() => Some(Gone::Closed),
+            // Only a runtime that ends makes it fail.
+            Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => None,
+        }
+    }
+
     /// Writes as much as it takes of `slices`.
     pub(super) fn poll_write(
         &mut self,
@@ -96,6 +123,9 @@ impl Backend {
         }
     }
 }
+
+/// What tells how a socket's other end went.
+const ENDS: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Connects from an address that is not this host's, with any free port. Takes `CAP_NET_RAW`; answers come here only where
 /// routes say so.

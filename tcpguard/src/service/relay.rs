@@ -1,8 +1,9 @@
 //! Moves bytes between a client on the stack and its backend, both ways, with half-close and
 //! back-pressure. It holds no byte itself: what the backend cannot take stays in the stack's receive buffer, and
-//! nothing is read from the backend that the stack's send buffer has no room for.
+//! nothing is read from the backend that the stack's send buffer has no room for. That the backend is gone it sees
+//! nevertheless.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::backend::Backend;
+use super::backend::{Backend, Gone};
 use super::counters::{ServiceCounters, add};
 use super::holds::Hold;
 use super::scratch::{SLICE, Scratch};
@@ -23,7 +24,7 @@ const LAST_WORDS: Duration = Duration::from_secs(60);
 /// The shortest and the longest pause between two looks at whether it has.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
 
-/// How soon a change of `fin-wait-2` reaches clients that are silent already.
+/// How soon a change of `fin-wait-2` or `stall-time` reaches clients that are silent, or take nothing, already.
 const RETUNE: Duration = Duration::from_secs(1);
 
 /// One relayed connection.
@@ -35,10 +36,18 @@ pub(super) struct Relay {
     /// The backend failed while it was written to. The kernel reports that once, and to a read it then looks like an
     /// end in order.
     backend_lost: bool,
+    /// How the backend ended, once that was seen before what it said last could be read.
+    gone: Option<Gone>,
+    /// When the backend's failure was read.
+    failed: Option<Instant>,
     /// There while the client is waited for and must not take for ever.
     patience: Option<Patience>,
-    /// Bytes, both ways.
-    moved: u64,
+    /// There since it was seen that the client has to take something before anything goes on.
+    stall: Option<Stall>,
+    /// Bytes to the backend.
+    asked_bytes: u64,
+    /// Bytes to the client.
+    answered_bytes: u64,
     /// When the client said what has not been answered yet.
     asked: Option<Instant>,
     /// When it was polled last, the backend took nothing of what there was for it.
@@ -71,7 +80,8 @@ pub(super) enum End {
     Finished,
     /// The client reset, or stopped answering.
     ClientFailed,
-    /// The backend reset, or takes no more of what the client sends.
+    /// The backend reset, or takes no more of what the client sends; the client has all that the backend said before, or
+    /// has taken nothing of it for `stall-time`.
     BackendFailed,
     /// The backend closed, and the client then said nothing for `fin-wait-2`, not even goodbye; or it took nothing for
     /// `stall-time` of what the backend had said before.
@@ -103,8 +113,12 @@ impl Relay {
             up: Direction::Open,
             down: Direction::Open,
             backend_lost: false,
+            gone: None,
+            failed: None,
             patience: None,
-            moved: 0,
+            stall: None,
+            asked_bytes: 0,
+            answered_bytes: 0,
             asked: None,
             backend_full: false,
             client_full: false,
@@ -113,7 +127,8 @@ impl Relay {
         }
     }
 
-    /// Moves what can be moved; ready at the end.
+    /// Moves what can be moved; ready at the end. To be polled once a second, too, as long as something holds it up: a
+    /// backend for whose bytes there is no room wakes nobody when it goes.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if self.down == Direction::Draining {
             return self.poll_drained(cx);
@@ -127,6 +142,9 @@ impl Relay {
                 self.backend_lost = error.kind() != io::ErrorKind::BrokenPipe;
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        if self.up == Direction::Broken && self.poll_unheard(cx).is_ready() {
+            return Poll::Ready(End::ClientFailed);
         }
         match self.poll_down(cx) {
             Poll::Ready(Err(Fault::Client)) => return Poll::Ready(End::ClientFailed),
@@ -144,7 +162,16 @@ impl Relay {
             (Direction::Open, Direction::Closed) if self.poll_silence(cx).is_ready() => {
                 Poll::Ready(End::ClientSilent)
             }
-            (_, Direction::Closing) if self.poll_stalled(cx).is_ready() => Poll::Ready(End::ClientSilent),
+            (_, Direction::Closing) if self.poll_stalled(cx, RETUNE).is_ready() => {
+                Poll::Ready(End::ClientSilent)
+            }
+            (_, Direction::Open) if self.client_full && self.poll_deserted(cx).is_ready() => {
+                Poll::Ready(if self.gone == Some(Gone::Reset) {
+                    End::BackendFailed
+                } else {
+                    End::ClientSilent
+                })
+            }
             // While the backend takes nothing, nobody reads from the client: its end would go unnoticed.
             _ => self.client.poll_failed(cx).map(|_| End::ClientFailed),
         }
@@ -174,7 +201,7 @@ impl Relay {
 
     /// Bytes it has moved, both ways.
     pub(super) fn moved(&self) -> u64 {
-        self.moved
+        self.asked_bytes + self.answered_bytes
     }
 
     /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
@@ -193,18 +220,18 @@ impl Relay {
         self.client.abort();
     }
 
-    /// Ready when the client has everything that a backend said before it failed, or takes too long.
+    /// Ready when the client has everything that a backend said before it failed, takes nothing of it, or takes too long.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.client.poll_failed(cx).is_ready() {
+        if self.poll_unheard(cx).is_ready() || self.client.poll_failed(cx).is_ready() {
             return Poll::Ready(End::ClientFailed);
         }
-        if self.client.unacknowledged() == 0 {
+        let lasts = self.failed.get_or_insert_with(Instant::now).elapsed();
+        if self.client.unacknowledged() == 0 || lasts >= LAST_WORDS {
             return Poll::Ready(End::BackendFailed);
         }
         // The stack tells of room in its buffer, not of the last acknowledgement.
-        let patience = self.patience.get_or_insert_with(Patience::new);
-        let pause = (patience.since.elapsed() / 4).clamp(LOOK.0, LOOK.1);
-        patience.poll(cx, LAST_WORDS, pause).map(|()| End::BackendFailed)
+        let pause = (lasts / 4).clamp(LOOK.0, LOOK.1);
+        self.poll_stalled(cx, pause).map(|()| End::BackendFailed)
     }
 
     /// Ready when the client has been silent for too long after the backend's end. The kernel limits FIN_WAIT_2 only
@@ -217,18 +244,63 @@ impl Relay {
 
     /// Ready when the client has taken nothing for too long of what is left to say to it. The backend is done and times
     /// nobody out any more, and a client may keep its window closed for ever (RFC 9293 §3.8.6.1).
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (limit, left) = (self.client.stall_time(), self.client.unacknowledged());
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, pause: Duration) -> Poll<()> {
+        let limit = self.client.stall_time();
+        let since = self.look_at_stall().since;
         let patience = self.patience.get_or_insert_with(Patience::new);
-        if patience.left != left {
-            (patience.left, patience.since) = (left, Instant::now());
+        patience.since = since;
+        patience.poll(cx, limit, pause)
+    }
+
+    /// Ready when a backend is gone that still has something to say, and the client, without room for it, has taken nothing
+    /// for too long. What arrived before a reset can be read as well as what did before an end in order, and a client that
+    /// makes room gets either; but a client that had long been stalled when the backend reset is waited for no longer.
+    fn poll_deserted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.look_at_stall();
+        if self.gone.is_none() {
+            match self.backend.gone() {
+                None => return Poll::Pending,
+                // A write that failed took away what would tell the reset from an end.
+                Some(Gone::Closed) if !self.backend_lost => {
+                    self.stall = None;
+                    self.gone = Some(Gone::Closed);
+                }
+                Some(_) => self.gone = Some(Gone::Reset),
+            }
         }
-        patience.poll(cx, limit, RETUNE)
+        self.poll_stalled(cx, RETUNE)
+    }
+
+    /// How far the client has come, and since when, as long as it has to take something before anything goes on.
+    fn look_at_stall(&mut self) -> Stall {
+        let taken = self.answered_bytes.wrapping_sub(self.client.unacknowledged().into());
+        match self.stall {
+            Some(stall) if stall.taken == taken => stall,
+            _ => *self.stall.insert(Stall { taken, since: Instant::now() }),
+        }
+    }
+
+    /// Takes what the client says although the backend takes it no more: it would keep memory of the stack for nobody. Ready
+    /// when the client has failed.
+    fn poll_unheard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut now = 0;
+        while now < SLICE {
+            let all = |_: &mut Context<'_>, bytes: &[IoSlice<'_>]| {
+                Poll::Ready(Ok(bytes.iter().map(|slice| slice.len()).sum()))
+            };
+            match ready!(self.client.poll_lend(cx, all)) {
+                Ok(0) => return Poll::Pending,
+                Ok(taken) => now += taken,
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Client to backend.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Self { client, backend, up, patience, moved, asked, backend_full, counters, .. } = self;
+        let Self { client, backend, up, patience, asked_bytes, asked, backend_full, counters, .. } = self;
         *backend_full = false;
         let mut now = 0;
         while *up == Direction::Open {
@@ -236,7 +308,7 @@ impl Relay {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let sink = |cx: &mut Context<'_>, bytes: &[io::IoSlice<'_>]| {
+            let sink = |cx: &mut Context<'_>, bytes: &[IoSlice<'_>]| {
                 // It has spoken. If the backend takes nothing, the wait is not the client's fault.
                 if let Some(patience) = patience {
                     patience.since = Instant::now();
@@ -249,7 +321,7 @@ impl Relay {
                 Ok(0) => *up = Direction::Closing,
                 Ok(taken) => {
                     now += taken;
-                    *moved += taken as u64;
+                    *asked_bytes += taken as u64;
                     asked.get_or_insert_with(Instant::now);
                     add(&counters.bytes_to_backend, taken as u64);
                 }
@@ -272,7 +344,8 @@ impl Relay {
             down,
             backend_lost,
             patience,
-            moved,
+            stall,
+            answered_bytes,
             asked,
             client_full,
             counters,
@@ -289,6 +362,7 @@ impl Relay {
             let room = client.poll_room(cx);
             *client_full = room.is_pending();
             let room = ready!(room).map_err(|_| Fault::Client)?;
+            *stall = None;
             let mut scratch = scratch.borrow_mut();
             let room = room.min(scratch.len());
             let mut bytes = ReadBuf::new(&mut scratch[..room]);
@@ -301,7 +375,7 @@ impl Relay {
                 break;
             }
             now += bytes.filled().len();
-            *moved += bytes.filled().len() as u64;
+            *answered_bytes += bytes.filled().len() as u64;
             if let Some(asked) = asked.take() {
                 counters.answers.record(asked.elapsed());
             }
@@ -319,18 +393,25 @@ impl Relay {
     }
 }
 
+/// A client that has to take something.
+#[derive(Clone, Copy)]
+struct Stall {
+    /// Bytes it had acknowledged.
+    taken: u64,
+    /// Since when it has acknowledged no more.
+    since: Instant,
+}
+
 /// How long a wait has lasted, and a timer to look again.
 struct Patience {
     since: Instant,
-    /// Bytes the client had not acknowledged then.
-    left: u32,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Patience {
     fn new() -> Self {
         let since = Instant::now();
-        Self { since, left: 0, timer: Box::pin(sleep_until(since)) }
+        Self { since, timer: Box::pin(sleep_until(since)) }
     }
 
     /// Ready once the wait has lasted for `limit`; until then wakes the task after `pause` at the latest.

@@ -1,17 +1,27 @@
 //! Connections that one side holds up: they are seen, told of, and let go.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::ErrorKind;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{Lab, backend};
-use crate::config::Tunables;
+use super::{BackendStream, Lab, backend, to};
+use crate::config::{BackendAddr, Limits, Tunables};
 use crate::engine::tests::world::{SERVICE, eventually};
-use crate::engine::tests::{on_one_thread, pattern, read_all};
+use crate::engine::tests::{on_one_thread, pair, pattern, read_all};
 use crate::service::Hold;
+use crate::service::backend::Backend;
+use crate::service::counters::ServiceCounters;
+use crate::service::holds::{Holds, Lookout, PATIENCE};
+use crate::service::relay::Relay;
+use crate::service::scratch::Scratch;
 use crate::telemetry::said::Said;
 
 /// What is held up, by kind, with how many.
@@ -172,5 +182,184 @@ fn a_service_waits_for_silent_backends_as_long_as_its_own_close_wait_says() {
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!((lab.stats().backend_silent, held(&lab).len()), (1, 0));
         drop(server);
+    });
+}
+
+fn impatient() -> Tunables {
+    Tunables { stall_time: Duration::from_secs(1), ..Tunables::default() }
+}
+
+/// Says more than a client that does not read takes, but no more than the backend's own socket, which the relay reads, holds
+/// then: whatever `server` does next is seen there. Returns the bytes; `relayed` counts those that the relay has read.
+async fn fill(server: &mut (impl AsyncWrite + Unpin), relayed: impl Fn() -> u64) -> Vec<u8> {
+    let (mut said, bytes) = (Vec::new(), pattern(8 << 20));
+    for piece in bytes.chunks(8 << 10) {
+        server.write_all(piece).await.unwrap();
+        said.extend_from_slice(piece);
+        let caught_up = async {
+            while relayed() < said.len() as u64 {
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        if timeout(Duration::from_millis(300), caught_up).await.is_err() {
+            return said;
+        }
+    }
+    panic!("nothing stops the backend");
+}
+
+/// The window was closed, so the relay did not read, and so it never learnt of the reset.
+#[test]
+fn a_backend_that_resets_while_the_clients_window_is_closed_is_noticed() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::tuned(addr, impatient());
+        let open = || lab.guard.net.with(|state| state.stack.connection_count());
+        let stalled = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        fill(&mut server, || lab.stats().bytes_to_client).await;
+        server.set_zero_linger().unwrap();
+        drop(server);
+        eventually("let go", || lab.stats().backend_failed == 1 && open() == 0).await;
+        assert_eq!((held(&lab), lab.backends()[0].open), (vec![], 0));
+        drop(stalled);
+        // One that begins to read in time gets what had come before the reset.
+        let before = lab.stats().bytes_to_client;
+        let mut slow = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        let said = fill(&mut server, || lab.stats().bytes_to_client - before).await;
+        server.set_zero_linger().unwrap();
+        drop(server);
+        let mut received = vec![0; said.len()];
+        slow.read_exact(&mut received).await.unwrap();
+        assert!(received == said);
+        assert_eq!(slow.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        eventually("counted", || lab.stats().backend_failed == 2).await;
+    });
+}
+
+#[test]
+fn a_client_that_was_stalled_for_stall_time_when_the_backend_resets_is_let_go_at_once() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let stall_time = Duration::from_secs(5);
+        let lab = Lab::tuned(addr, Tunables { stall_time, ..Tunables::default() });
+        let _stalled = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        fill(&mut server, || lab.stats().bytes_to_client).await;
+        sleep(stall_time).await;
+        assert_eq!(lab.stats().backend_failed, 0, "a client may be stalled as long as its backend is there");
+        server.set_zero_linger().unwrap();
+        drop(server);
+        // The next look, not another stall-time.
+        let gone = eventually("let go", || lab.stats().backend_failed == 1);
+        timeout(stall_time - Duration::from_secs(1), gone).await.expect("it is waited for anew");
+    });
+}
+
+#[test]
+fn a_backend_that_closes_while_the_clients_window_is_closed_lets_stall_time_begin() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::tuned(addr, impatient());
+        let open = || lab.guard.net.with(|state| state.stack.connection_count());
+        // One that begins to read in time gets everything.
+        let mut slow = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        let said = fill(&mut server, || lab.stats().bytes_to_client).await;
+        sleep(Duration::from_secs(2)).await;
+        drop(server);
+        assert!(read_all(&mut slow).await.unwrap() == said);
+        drop(slow);
+        eventually("the slow one's end", || lab.stats().finished == 1).await;
+        let before = lab.stats().bytes_to_client;
+        let _stalled = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        fill(&mut server, || lab.stats().bytes_to_client - before).await;
+        drop(server);
+        eventually("let go", || lab.stats().client_silent == 1 && open() == 0).await;
+        assert_eq!((held(&lab), lab.backends()[0].open), (vec![], 0));
+    });
+}
+
+#[test]
+fn a_backend_behind_a_unix_socket_that_closes_while_the_clients_window_is_closed_is_noticed() {
+    on_one_thread(async {
+        let path = std::env::temp_dir().join(format!("tcpguard-stuck-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let destination = to([BackendAddr::Unix(path.clone())]);
+        let lab = Lab::with(&destination, Limits::default(), impatient());
+        let _stalled = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        fill(&mut server, || lab.stats().bytes_to_client).await;
+        drop(server);
+        eventually("let go", || lab.stats().client_silent == 1).await;
+        std::fs::remove_file(path).unwrap();
+    });
+}
+
+/// What the client had said stayed in the stack's memory, and its window closed.
+#[test]
+fn what_a_client_says_to_a_backend_that_is_gone_keeps_no_memory() {
+    on_one_thread(async {
+        let (listener, addr) = backend().await;
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        fill(&mut server, || lab.stats().bytes_to_client).await;
+        let chunk = pattern(256 << 10);
+        while timeout(Duration::from_millis(300), client.write(&chunk)).await.is_ok() {}
+        let unread = async || lab.guard.handle.flows(|_| true, 2).await.unwrap()[0].recv_queued;
+        assert!(unread().await > 0);
+        drop(server);
+        let emptied = async {
+            while unread().await > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), emptied).await.expect("nobody reads it");
+        assert_eq!(lab.stats().backend_failed, 0, "the client has time to take the answer");
+    });
+}
+
+#[test]
+fn nothing_spins_while_a_client_is_stalled_whatever_its_backend_does() {
+    on_one_thread(async {
+        for end in ["none", "fin", "reset"] {
+            let (_world, guard, client) = pair();
+            let services = guard.listen();
+            let _stalled = client.connect().await;
+            let (stream, _) = services.accept().await;
+            let (listener, addr) = backend().await;
+            let far = Backend::Tcp(BackendStream::connect(addr).await.unwrap());
+            let (mut server, _) = listener.accept().await.unwrap();
+            let mut relay = Relay::new(stream, far, Arc::new(ServiceCounters::default()), Scratch::default());
+            let mut lookout = Lookout::new(Arc::new(Holds::new(PATIENCE)));
+            let (polls, relayed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+            let (counted, moved) = (Rc::clone(&polls), Rc::clone(&relayed));
+            let task = spawn_local(poll_fn(move |cx| {
+                counted.set(counted.get() + 1);
+                let end = relay.poll(cx);
+                moved.set(relay.moved());
+                while lookout.poll(cx, relay.hold(), relay.moved()).is_ready() {}
+                end
+            }));
+            fill(&mut server, || relayed.get()).await;
+            let mut server = Some(server);
+            match end {
+                "none" => {}
+                "fin" => drop(server.take()),
+                _ => server.take().unwrap().set_zero_linger().unwrap(),
+            }
+            sleep(Duration::from_millis(1500)).await;
+            let before = polls.get();
+            sleep(Duration::from_secs(2)).await;
+            let polls = polls.get() - before;
+            // Those of the timers: of the relay's and of the lookout's. Probes of the window are the stack's affair.
+            assert!((1..=20).contains(&polls), "{end}: {polls} polls");
+            assert!(!task.is_finished(), "{end}");
+            task.abort();
+        }
     });
 }
