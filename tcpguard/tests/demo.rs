@@ -251,12 +251,29 @@ fn a_demo_whose_daemon_dies_fails_with_the_daemons_last_words() {
     assert_gone(&lab);
 }
 
-/// What the lab prints are commands for a shell; each does what it says.
+/// What the lab prints are commands for a shell; each does what it says. Other labs stay up meanwhile.
 #[test]
 fn a_lab_that_stays_up_works_as_its_directions_say() {
     let shell = |line: &str| tool::output("sh", ["-c", line]);
-    let said = shell(&tool::line(&verb("lab"))).expect("a lab comes up");
-    let lab = said.split_whitespace().find(|word| word.starts_with("tcpguard-")).expect("it has a name");
+    let name = format!("test-{}", std::process::id());
+    let up = |name: &str| {
+        let mut lab = verb("lab");
+        lab.args(["--name", name]);
+        shell(&tool::line(&lab)).expect("a lab comes up")
+    };
+    let id = |said: &str| {
+        said.split_whitespace().find(|word| word.starts_with("tcpguard-")).expect("it has an id").to_owned()
+    };
+    let down = |name: &str| {
+        let arguments = ["lab", "--name", name, "--down"];
+        tool::output(&xtask().display().to_string(), arguments).expect("it goes down")
+    };
+    let other_name = format!("{name}-other");
+    let other = id(&up(&other_name));
+    let nginx = processes(&other, "nginx").len();
+    assert!(nginx > 0, "the other lab has a web server");
+    let said = up(&name);
+    let lab = id(&said);
     let direction = |name: &str| {
         let line = said.lines().find_map(|line| line.trim().strip_prefix(name));
         line.unwrap_or_else(|| panic!("no `{name}` in\n{said}")).trim().to_owned()
@@ -268,9 +285,14 @@ fn a_lab_that_stays_up_works_as_its_directions_say() {
     daemon.wait_until(Duration::from_secs(20), || shell(&status).is_ok()).expect("it guards");
     assert_eq!(shell(&direction("request")).expect("curl runs").trim(), "200");
     assert!(daemon.stop(Duration::from_secs(10)).expect("it stops").success());
-    let down = tool::output(&xtask().display().to_string(), ["lab", "--down"]).expect("it goes down");
-    assert!(down.contains(lab), "{down}");
-    assert_gone(lab);
+    assert!(direction("flood").starts_with(&format!("cargo xtask lab --name {name} --flood ")), "{said}");
+    assert_eq!(direction("leave"), format!("cargo xtask lab --name {name} --down"));
+    assert_eq!(down(&name).trim(), format!("down: {lab}"));
+    assert_gone(&lab);
+    assert_eq!(processes(&other, "nginx").len(), nginx, "the other lab is still up");
+    assert_eq!(down(&other_name).trim(), format!("down: {other}"));
+    assert_gone(&other);
+    assert_eq!(down(&name).trim(), format!("no lab `{name}` was up"));
 }
 
 #[test]

@@ -228,12 +228,12 @@ neigh replace {GUARD_ADDRESS_V6} lladdr {guard} dev {CLIENT_INTERFACE} nud perma
         Backend::start(&self.guard, address, &self.dir())
     }
 
-    /// Leaves the lab standing when this value goes, until [`down`].
-    pub fn keep(mut self) -> Result<()> {
+    /// Leaves the lab standing when this value goes, until [`down`] with this name.
+    pub fn keep(mut self, name: &str) -> Result<()> {
         ensure!(self.bridge.is_none(), "a lab with delay ends with the process that delays");
         std::fs::create_dir_all(self.pin_dir())?;
         self.verifier.pin(&self.state.pin_dir().join("lab-verify"))?;
-        self.state.keep()?;
+        self.state.keep(name)?;
         self.guard.keep();
         self.client.keep();
         if let Some(router) = &mut self.router {
@@ -243,9 +243,9 @@ neigh replace {GUARD_ADDRESS_V6} lladdr {guard} dev {CLIENT_INTERFACE} nud perma
     }
 }
 
-/// Takes down the labs that were kept, and returns their names.
-pub fn down() -> Result<Vec<String>> {
-    state::sweep_kept()
+/// Takes down what was kept under this name, and returns the [ids](Lab::id). Other labs stay up.
+pub fn down(name: &str) -> Result<Vec<String>> {
+    state::sweep_kept(name)
 }
 
 /// A lab that was kept.
@@ -256,9 +256,10 @@ pub struct Kept {
     interface: &'static str,
 }
 
-/// The lab that was kept; `object` as in [`LabConfig`].
-pub fn kept(object: &Path) -> Result<Kept> {
-    let id = state::kept()?.context("no lab is up: `cargo xtask lab` brings one up")?;
+/// The lab that was kept under this name; `object` as in [`LabConfig`].
+pub fn kept(object: &Path, name: &str) -> Result<Kept> {
+    let id = state::kept(name)?
+        .with_context(|| format!("no lab `{name}` is up: `cargo xtask lab` brings one up"))?;
     let router = Namespace::existing(&format!("{id}-router"));
     let client = Namespace::existing(&format!("{id}-client")).context("the lab has no client any more")?;
     let interface = if router.is_some() { SOUTH_INTERFACE } else { CLIENT_INTERFACE };

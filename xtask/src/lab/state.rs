@@ -14,7 +14,7 @@ use super::namespace;
 
 const ROOT: &str = "/run/tcpguard-lab";
 const BPFFS: &str = "/sys/fs/bpf";
-/// Present in a lab that shall outlive the process that made it.
+/// Present in a lab that shall outlive the process that made it; the name it was kept under is in it.
 const KEPT: &str = "kept";
 
 /// A lab's directory. Dropping it removes everything that carries the lab's name, unless it was [kept](Self::keep).
@@ -43,7 +43,7 @@ impl State {
     pub(super) fn claim() -> Result<Self> {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let _turn = turn()?;
-        sweep(false)?;
+        sweep(None)?;
         let id = format!("tcpguard-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new(ROOT).join(&id);
         fs::create_dir_all(&dir)?;
@@ -68,9 +68,9 @@ impl State {
         Path::new(BPFFS).join(&self.id)
     }
 
-    /// Leaves the lab standing until [`sweep_kept`].
-    pub(super) fn keep(&mut self) -> Result<()> {
-        fs::write(self.dir().join(KEPT), "")?;
+    /// Leaves the lab standing until [`sweep_kept`] with this name.
+    pub(super) fn keep(&mut self, name: &str) -> Result<()> {
+        fs::write(self.dir().join(KEPT), name)?;
         self.keep = true;
         Ok(())
     }
@@ -87,16 +87,16 @@ impl Drop for State {
     }
 }
 
-/// Removes the kept labs, and returns their names.
-pub(super) fn sweep_kept() -> Result<Vec<String>> {
+/// Removes what was kept under this name, and returns what it was called on the machine.
+pub(super) fn sweep_kept(name: &str) -> Result<Vec<String>> {
     let _turn = turn()?;
-    sweep(true)
+    sweep(Some(name))
 }
 
-/// The newest kept lab.
-pub(super) fn kept() -> Result<Option<String>> {
+/// The newest lab that was kept under this name.
+pub(super) fn kept(name: &str) -> Result<Option<String>> {
     let _turn = turn()?;
-    let labs = fs::read_dir(ROOT)?.flatten().filter(|entry| entry.path().join(KEPT).exists());
+    let labs = fs::read_dir(ROOT)?.flatten().filter(|lab| kept_as(&lab.path()).as_deref() == Some(name));
     let newest = labs.max_by_key(|lab| lab.metadata().and_then(|about| about.modified()).ok());
     Ok(newest.and_then(|lab| lab.file_name().into_string().ok()))
 }
@@ -112,13 +112,18 @@ fn turn() -> Result<File> {
     Ok(turn)
 }
 
-/// Removes labs whose process is gone; the kept ones only if asked.
-fn sweep(kept: bool) -> Result<Vec<String>> {
+/// The name under which the lab in this directory was kept; nothing if it was not.
+fn kept_as(dir: &Path) -> Option<String> {
+    fs::read_to_string(dir.join(KEPT)).ok()
+}
+
+/// Removes labs whose process is gone: those that nobody kept, or those kept under this name.
+fn sweep(kept: Option<&str>) -> Result<Vec<String>> {
     let mut swept = Vec::new();
     for entry in fs::read_dir(ROOT)?.flatten().filter(|entry| entry.path().is_dir()) {
         let alive = File::open(entry.path().join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
         let Ok(id) = entry.file_name().into_string() else { continue };
-        if !alive && entry.path().join(KEPT).exists() == kept {
+        if !alive && kept_as(&entry.path()).as_deref() == kept {
             remove(&id);
             swept.push(id);
         }

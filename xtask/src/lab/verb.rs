@@ -17,10 +17,16 @@ const BACKEND_PORT: u16 = 8080;
 /// Bytes of the page that nginx serves.
 const PAGE: usize = 1024;
 
+/// The name of the lab that is meant when none is given.
+const NAME: &str = "lab";
+
 /// Bring up a lab and leave it: a guarded host with nginx, and a client with an attacker behind the same link
 #[derive(Args, Clone, Debug)]
 pub struct LabArgs {
-    /// Take down what was left up
+    /// Which lab: it takes the place of the one with the same name, and others stay up. Small letters, digits and dashes
+    #[arg(long, default_value = NAME, value_parser = name)]
+    name: String,
+    /// Take down the lab that was left up
     #[arg(long, conflicts_with_all = ["flood", "loss", "queues"])]
     down: bool,
     /// Send this many spoofed SYNs a second to port 80 of the lab that is up; 0 for as many as the machine makes
@@ -42,10 +48,14 @@ pub struct LabArgs {
 /// The verb.
 pub fn run(args: &LabArgs) -> Result<()> {
     if args.down {
-        let gone = down()?;
+        let gone = down(&args.name)?;
         println!(
             "{}",
-            if gone.is_empty() { "no lab was up".to_owned() } else { format!("down: {}", gone.join(", ")) }
+            if gone.is_empty() {
+                format!("no lab `{}` was up", args.name)
+            } else {
+                format!("down: {}", gone.join(", "))
+            }
         );
         return Ok(());
     }
@@ -57,33 +67,44 @@ pub fn run(args: &LabArgs) -> Result<()> {
     }
     let built = args.built.or_release(Purpose::Lab)?;
     if let Some(rate) = args.flood {
-        return flood(&built.lab_object, rate, Duration::from_secs(args.seconds));
+        return flood(&built.lab_object, &args.name, rate, Duration::from_secs(args.seconds));
     }
-    down()?;
+    down(&args.name)?;
     let config = LabConfig { queues: args.queues, loss: args.loss, ..LabConfig::new(&built.lab_object) };
     let lab = Lab::up(config)?;
     let backend = lab.backend(BACKEND_PORT)?;
     // Else a request for / would be refused.
     backend.file("index.html", PAGE)?;
     backend.leave()?;
-    print!("{}", directions(&lab, &built.daemon));
-    lab.keep()
+    print!("{}", directions(&lab, &args.name, &built.daemon));
+    lab.keep(&args.name)
 }
 
-fn flood(object: &Path, rate: u64, time: Duration) -> Result<()> {
-    let flood = kept(object)?.start(PORT, FloodSpec { rate, ..FloodSpec::default() })?;
+/// What stands in printed commands for a shell as it is.
+fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if (1..=32).contains(&text.len()) && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("not 1 to 32 small letters, digits and dashes".to_owned())
+    }
+}
+
+fn flood(object: &Path, name: &str, rate: u64, time: Duration) -> Result<()> {
+    let flood = kept(object, name)?.start(PORT, FloodSpec { rate, ..FloodSpec::default() })?;
     let counters = flood.run_for(time)?;
     println!("{} frames sent, {} refused by the receiving ring", counters.delivered(), counters.refused);
     Ok(())
 }
 
 /// How to enter the lab and what to do there.
-fn directions(lab: &Lab, daemon: &Path) -> String {
+fn directions(lab: &Lab, name: &str, daemon: &Path) -> String {
     let enter = |name: &super::Namespace| format!("nsenter --net={}", name.path().display());
     let (guard, client) = (enter(lab.guard()), enter(lab.client()));
     let server = SocketAddr::from((GUARD_ADDRESS, PORT));
     let (daemon, pins, socket) = (daemon.display(), lab.pin_dir(), lab.control_socket());
     let (pins, socket) = (pins.display(), socket.display());
+    let named = if name == NAME { String::new() } else { format!(" --name {name}") };
     let router = lab.router().map_or_else(String::new, |router| format!("  router     {}\n", enter(router)));
     format!(
         "lab {} is up; enter it with
@@ -92,10 +113,23 @@ fn directions(lab: &Lab, daemon: &Path) -> String {
 {router}nginx listens on 127.0.0.1:{BACKEND_PORT} in the guard's namespace. For example
   protect    {guard} {daemon} run -i {GUARD_INTERFACE} --protect {server}=127.0.0.1:{BACKEND_PORT} --pin-dir {pins} --control {socket}
   request    {client} curl -sS -o /dev/null -w '%{{http_code}}\\n' http://{server}/
-  flood      cargo xtask lab --flood 300000 --seconds 10
+  flood      cargo xtask lab{named} --flood 300000 --seconds 10
   watch      {daemon} --control {socket} stats --watch
-  leave      cargo xtask lab --down
+  leave      cargo xtask lab{named} --down
 ",
         lab.id()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_needs_no_quotes() {
+        assert_eq!(name("mine-2").as_deref(), Ok("mine-2"));
+        for bad in ["", "a b", "a/b", "$HOME", "Lab", &"x".repeat(33)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
 }
