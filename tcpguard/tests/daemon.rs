@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use support::setup::*;
+use support::wait_for;
 use xtask::lab::{GUARD_ADDRESS, GUARD_INTERFACE};
 
 #[test]
@@ -78,6 +80,33 @@ fn every_verb_answers_for_people_and_for_programs() -> Result<()> {
     assert!(setup.text(&["tune", "time-wait"])?.contains("1m"));
     let one = setup.json(&["tune", "time-wait"])?;
     assert_eq!(one["tunables"][0]["value"], 60_000);
+    Ok(())
+}
+
+/// XDP hands the ACK of a tuple in TIME_WAIT on as such, and the stack finds that its cookie is valid.
+#[test]
+fn handshakes_out_of_time_wait_count_as_valid_everywhere() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    for round in 0..3 {
+        let socket = setup.lab.client().enter(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 4444).into())?;
+            socket.connect_timeout(&SERVICE.into(), SOON)?;
+            std::io::Result::Ok(socket)
+        })??;
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(SOON))?;
+        write!(stream, "GET /small HTTP/1.0\r\n\r\n")?;
+        stream.read_to_end(&mut Vec::new())?;
+        drop(stream);
+        wait_for("TIME_WAIT", SOON, || setup.state("TIME_WAIT").is_ok_and(|count| count == 1));
+        let stats = setup.json(&["stats"])?;
+        assert_eq!(stats["totals"]["stack"]["reincarnated"], round, "{}", stats["totals"]["stack"]);
+        assert_eq!(stats["services"][0]["acks_valid"], round + 1, "{}", stats["services"][0]);
+    }
+    assert_eq!(setup.reason("ack-valid")?, 1, "the others were judged by the stack");
     Ok(())
 }
 

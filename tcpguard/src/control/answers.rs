@@ -1,6 +1,6 @@
 //! Clients' questions, answered from the running guard: types of other rooms put into the protocol's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -197,6 +197,7 @@ impl Guard {
 
     async fn stats(&self) -> Result<wire::Stats, DaemonError> {
         let mut engines = Vec::new();
+        let mut all = Vec::new();
         for engine in self.engines() {
             let counted = engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
             let states = engine.handle.states().await.map_err(|source| engine_error(engine, source))?;
@@ -207,6 +208,7 @@ impl Guard {
                 states,
                 counters: groups(engine, &counted),
             });
+            all.push(counted);
         }
         let mut states = no_flows();
         let mut totals = Groups::new();
@@ -226,13 +228,15 @@ impl Guard {
             dry_run: counted.dry_run(reason),
         };
         let reasons = Reason::ALL.iter().map(count).collect();
+        let reincarnated = sum_reincarnated(&all);
         let mut dry_run = Vec::new();
         let mut in_earnest = Vec::new();
         for Known { id, service } in &self.modes.known() {
             let [done, would] = self.counted_of(*id)?;
-            in_earnest.push(self.service_count(service, &done));
+            let reincarnated = self.reincarnated_of(*id, &reincarnated);
+            in_earnest.push(self.service_count(service, &done, reincarnated));
             if service.dry_run || would != ServiceCounters::default() {
-                dry_run.push(self.service_count(service, &would));
+                dry_run.push(self.service_count(service, &would, 0));
             }
         }
         Ok(wire::Stats {
@@ -256,7 +260,28 @@ impl Guard {
         ])
     }
 
-    fn service_count(&self, service: &Service, counted: &ServiceCounters) -> wire::ServiceCount {
+    /// New incarnations of flows, by service, since the engines started.
+    pub(super) async fn reincarnated(&self) -> Result<HashMap<u32, u64>, DaemonError> {
+        let mut counted = Vec::new();
+        for engine in self.engines() {
+            counted.push(engine.handle.stats().await.map_err(|source| engine_error(engine, source))?);
+        }
+        Ok(sum_reincarnated(&counted))
+    }
+
+    /// Of these, those of a service since it is there.
+    pub(super) fn reincarnated_of(&self, id: u32, reincarnated: &HashMap<u32, u64>) -> u64 {
+        let before = self.reincarnated_before.borrow().get(&id).copied().unwrap_or(0);
+        reincarnated.get(&id).map_or(0, |now| now.saturating_sub(before))
+    }
+
+    /// XDP hands on what may open a new incarnation of a flow, and leaves it to the stack to judge it.
+    fn service_count(
+        &self,
+        service: &Service,
+        counted: &ServiceCounters,
+        reincarnated: u64,
+    ) -> wire::ServiceCount {
         let sum = |classes: &[Class]| classes.iter().map(|&class| counted.of(class)).sum();
         wire::ServiceCount {
             listen: service.listen,
@@ -265,7 +290,7 @@ impl Guard {
             syns: sum(&[Class::CookieSent, Class::SynRefused, Class::SynStateful]),
             cookies_sent: sum(&[Class::CookieSent]),
             stateful: sum(&[Class::SynStateful]),
-            acks_valid: sum(&[Class::AckValid]),
+            acks_valid: sum(&[Class::AckValid]) + reincarnated,
             acks_invalid: sum(&[Class::AckInvalid]),
             redirected: sum(&[Class::SynStateful, Class::AckValid, Class::Redirected]),
             reset: sum(&[Class::Reset]),
@@ -363,6 +388,15 @@ impl Guard {
 /// Every state, with no flow in it.
 pub(super) fn no_flows() -> BTreeMap<String, u64> {
     State::ALL.iter().map(|state| (state.name().to_owned(), 0)).collect()
+}
+
+/// New incarnations of flows over all engines, by service.
+pub(super) fn sum_reincarnated<'a>(engines: impl IntoIterator<Item = &'a EngineStats>) -> HashMap<u32, u64> {
+    let mut sums = HashMap::new();
+    for &(service, count) in engines.into_iter().flat_map(|engine| &engine.reincarnated) {
+        *sums.entry(service).or_default() += count;
+    }
+    sums
 }
 
 /// Adds what can be added; of an engine's time between two looks at its ring, the longest counts.

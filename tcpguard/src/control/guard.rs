@@ -78,6 +78,8 @@ pub(super) struct Guard {
     pub(super) attacks: Attacks,
     /// What was counted under each service's id before it was this service's, and of what was in dry run.
     pub(super) counted_before: RefCell<HashMap<u32, [ServiceCounters; 2]>>,
+    /// New incarnations that the engines had counted when each service was added that was added since the start.
+    pub(super) reincarnated_before: RefCell<HashMap<u32, u64>>,
     pub(super) strict: Strict,
     pub(super) keys: RefCell<KeySchedule>,
     /// When the secret that they derive from was set, `CLOCK_MONOTONIC` nanoseconds.
@@ -170,6 +172,7 @@ impl Guard {
             filters,
             monitors,
             counted_before: RefCell::new((0..).zip(counted_before).collect()),
+            reincarnated_before: RefCell::default(),
             keys: RefCell::new(keys),
             secret_since: Cell::new(monotonic_ns()),
             origin: None,

@@ -17,6 +17,7 @@ use crate::telemetry::metrics::{
     Metric, Value,
 };
 
+use super::answers::sum_reincarnated;
 use super::daemon::DaemonError;
 use super::guard::{Engine, Guard, engine_error};
 use super::protocol::{self as wire, AMOUNTS, GAPS};
@@ -51,7 +52,7 @@ impl Guard {
         let filters = self.filters.with(|filters| filters.list(0)).await.ok();
         let mut metrics = self.daemon_metrics();
         metrics.extend(self.segment_metrics()?);
-        metrics.extend(self.service_metrics()?);
+        metrics.extend(self.service_metrics(&engines)?);
         metrics.extend(engine_metrics(&engines));
         metrics.extend(self.table_metrics(&states, filters.as_ref()));
         metrics.extend(self.event_metrics());
@@ -108,13 +109,19 @@ impl Guard {
         Ok(vec![segments, dry_run])
     }
 
-    fn service_metrics(&self) -> Result<Vec<Metric>, DaemonError> {
+    fn service_metrics(&self, engines: &[(&Engine, EngineStats)]) -> Result<Vec<Metric>, DaemonError> {
+        let reincarnated = sum_reincarnated(engines.iter().map(|(_, counted)| counted));
         let mut segments =
-            Metric::new(Counter, "service_segments", "Segments to a service, by what became of them");
+            Metric::new(Counter, "service_segments", "Segments to a service, by what XDP made of them");
         let mut dry_run = Metric::new(
             Counter,
             "service_dry_run_segments",
             "The same of a service in dry run: what would have become",
+        );
+        let mut incarnations = Metric::new(
+            Counter,
+            "service_reincarnated",
+            "Valid ACKs that opened a new incarnation of a flow: of class redirected, because the stack judges them",
         );
         let mut modes = Metric::new(Gauge, "service_mode", "The mode of a service and what it does now, 1");
         let mut flows = Metric::new(Gauge, "service_flows", "Entries of a service in the flow table");
@@ -126,12 +133,14 @@ impl Guard {
                 segments.add(labels, Value::Whole(done.of(class)));
                 dry_run.add(labels, Value::Whole(would.of(class)));
             }
+            let count = self.reincarnated_of(*id, &reincarnated);
+            incarnations.add([("service", listen.as_str())], Value::Whole(count));
             let mode = ServiceMode::to_string(&service.mode);
             let state = self.modes.state(service).unwrap_or(&mode);
             modes.add([("service", &listen), ("mode", &mode), ("state", state)], Value::Whole(1));
             flows.add([("service", &listen)], Value::Whole(self.census.open(Counted::Service(*id)).into()));
         }
-        let mut metrics = vec![segments, dry_run, modes, flows];
+        let mut metrics = vec![segments, dry_run, incarnations, modes, flows];
         metrics.extend(self.backend_metrics());
         Ok(metrics)
     }

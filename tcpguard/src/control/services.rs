@@ -1,7 +1,7 @@
 //! The services of a running guard: put in, changed and taken out while connections live. A change is judged whole first.
 //! How they treat SYNs is decided in `modes`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -236,7 +236,10 @@ impl Guard {
         }
         let added: Vec<_> =
             plan.all.iter().filter(|known| plan.added.contains(&known.service.listen)).collect();
+        let reincarnated = if added.is_empty() { HashMap::new() } else { self.reincarnated().await? };
         for known in &added {
+            let before = reincarnated.get(&known.id).copied().unwrap_or(0);
+            self.reincarnated_before.borrow_mut().insert(known.id, before);
             let counted = |dry_run| self.dataplane.service_counters(known.id, dry_run);
             let counted = [counted(false)?, counted(true)?];
             self.counted_before.borrow_mut().insert(known.id, counted);

@@ -415,6 +415,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             net: state.counters,
             flows: self.desk.flows.counters,
             stack: *state.stack.counters(),
+            reincarnated: state.stack.reincarnated().collect(),
             rings: self.port.rows(),
             gaps: self.gaps.clone(),
             handshakes: *state.stack.handshakes(),

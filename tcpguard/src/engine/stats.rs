@@ -118,6 +118,8 @@ pub struct EngineStats {
     pub flows: FlowCounters,
     /// The stack's own counters.
     pub stack: StackCounters,
+    /// New incarnations of flows that were known or in TIME_WAIT, by service.
+    pub reincarnated: Vec<(u32, u64)>,
     /// The rings, by name.
     pub rings: Vec<(&'static str, u64)>,
     /// Time between two looks at the receive ring.
@@ -140,6 +142,7 @@ impl EngineStats {
             net,
             flows,
             stack,
+            reincarnated: _,
             rings,
             gaps,
             handshakes: _,

@@ -121,7 +121,7 @@ impl Stack {
                 return Received::Adoptable(segment.key);
             }
             self.time_waits.remove(&segment.key);
-            self.shared.counters.reincarnated += 1;
+            self.count_reincarnated(&segment.key);
             let begun = self.begin(segment, &adoption, now);
             // Told last: XDP must know the flow by one or the other, or it would give it to another engine.
             self.shared.events.push_back(Event::TimeWaitExpired { key: segment.key });
@@ -160,11 +160,18 @@ impl Stack {
         if duplicate || !self.may_follow(&segment.key, &adoption, &earlier) {
             return false;
         }
-        self.shared.counters.reincarnated += 1;
+        self.count_reincarnated(&segment.key);
         self.supersede(id, now);
         // Where admission fails (a full accept queue, that is: a place in the table has just become free), the peer comes
         // again, and finds no earlier incarnation.
         self.begin(segment, &adoption, now).is_ok()
+    }
+
+    fn count_reincarnated(&mut self, key: &AnyFlowKey) {
+        self.shared.counters.reincarnated += 1;
+        if let Some(service) = self.service(key.local_addr()) {
+            *self.reincarnated.entry(service).or_default() += 1;
+        }
     }
 
     /// What a segment's cookie says, if it carries a valid one.

@@ -113,6 +113,8 @@ pub struct Stack {
     /// Answers that belong to no connection.
     replies: VecDeque<Reply>,
     listeners: BTreeMap<(Option<IpAddr>, u16), u32>,
+    /// By service, what [`StackCounters::reincarnated`] counts.
+    reincarnated: BTreeMap<u32, u64>,
     epochs: [EpochSlot; EPOCH_SLOTS as usize],
     clock: Clock,
     /// By service; those beyond the end are never strict.
@@ -163,6 +165,7 @@ impl Stack {
             turn: TURN,
             replies: VecDeque::new(),
             listeners: BTreeMap::new(),
+            reincarnated: BTreeMap::new(),
             epochs: [EpochSlot::default(); EPOCH_SLOTS as usize],
             clock: Clock::default(),
             strictness: Vec::new(),
@@ -243,6 +246,11 @@ impl Stack {
     /// Adopts no more connections to this port. Those that exist stay.
     pub fn unlisten(&mut self, addr: Option<IpAddr>, port: u16) {
         self.listeners.remove(&(addr, port));
+    }
+
+    /// [`StackCounters::reincarnated`] by service, since the stack was created. Those for nobody who listens are of none.
+    pub fn reincarnated(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.reincarnated.iter().map(|(&service, &count)| (service, count))
     }
 
     /// The application took a connection of `service` that [`Event::Incoming`] told of, or refused it: its place in the

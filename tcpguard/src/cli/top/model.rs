@@ -211,15 +211,10 @@ fn rates(before: &Stats, reading: &Reading) -> Rates {
         stats.services.iter().chain(&stats.dry_run).map(number).sum::<u64>()
     };
     let of = |number| rate(sum(before, number), sum(now, number), elapsed(before, now));
-    // XDP leaves it to the stack to judge an ACK of a tuple in TIME_WAIT.
-    let reincarnated = |stats: &Stats| {
-        stats.totals.get("stack").and_then(|counters| counters.get("reincarnated")).copied().unwrap_or(0)
-    };
-    let reincarnated = rate(reincarnated(before), reincarnated(now), elapsed(before, now));
     Rates {
         syns: of(|service| service.syns),
         cookies: of(|service| service.cookies_sent),
-        acks_valid: of(|service| service.acks_valid) + reincarnated,
+        acks_valid: of(|service| service.acks_valid),
         acks_invalid: of(|service| service.acks_invalid),
         attacked: !reading.status.attacks.is_empty(),
     }

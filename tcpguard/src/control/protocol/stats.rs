@@ -63,7 +63,8 @@ pub struct ServiceCount {
     /// Of these, those handed to an engine, which remembers them.
     #[serde(default)]
     pub stateful: u64,
-    /// ACKs with a valid cookie whose flow was opened.
+    /// ACKs with a valid cookie whose flow was opened; with those that open a new incarnation of a flow that is known or in
+    /// TIME_WAIT, which the stack judges.
     pub acks_valid: u64,
     /// ACKs with an invalid cookie.
     pub acks_invalid: u64,

@@ -366,7 +366,7 @@ fn a_reused_tuples_first_segment_is_not_adopted_by_the_next_daemon() {
             let mut stream = client.connect_from(5000).await.unwrap();
             let (accepted, _) = listener.accept().await;
             let stats = guard.handle.stats().await.unwrap();
-            assert_eq!(stats.stack.reincarnated, 1);
+            assert_eq!((stats.stack.reincarnated, stats.reincarnated), (1, vec![(SERVICE, 1)]));
             world.lose.set(1);
             stream.write_all(b"request").await.unwrap();
             eventually("the request lost", || world.lose.get() == 0).await;
