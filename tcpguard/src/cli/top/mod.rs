@@ -7,11 +7,14 @@ mod model;
 mod tests;
 mod view;
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
-use ratatui::DefaultTerminal;
+use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::crossterm::terminal::{BeginSynchronizedUpdate, EndSynchronizedUpdate};
+use ratatui::crossterm::{execute, queue};
+use ratatui::{DefaultTerminal, Frame};
 
 use crate::control::client::Client;
 use crate::control::protocol::{Flows, Reply, Request, Sort, Which};
@@ -71,7 +74,7 @@ fn live(
 ) -> Result<(), Failure> {
     let (mut next, mut listed) = (Instant::now() + args.interval, None::<Instant>);
     loop {
-        terminal.draw(|frame| view::draw(frame, model, colours))?;
+        draw_whole(terminal, |frame| view::draw(frame, model, colours))?;
         let wait = next.saturating_duration_since(Instant::now());
         if event::poll(wait)? {
             match event::read()? {
@@ -99,6 +102,19 @@ fn live(
             }
         }
     }
+}
+
+/// Draws a frame that is not seen before it is whole, on terminals that know synchronized updates (DEC mode 2026); others
+/// pass over a mode that they do not know.
+fn draw_whole<W: Write>(
+    terminal: &mut ratatui::Terminal<CrosstermBackend<W>>,
+    draw: impl FnOnce(&mut Frame<'_>),
+) -> io::Result<()> {
+    queue!(terminal.backend_mut(), BeginSynchronizedUpdate)?;
+    let drawn = terminal.draw(draw).map(drop);
+    // Even then: the terminal would wait for the rest.
+    execute!(terminal.backend_mut(), EndSynchronizedUpdate)?;
+    drawn
 }
 
 fn read(client: &Client) -> Result<Reading, Failure> {

@@ -190,3 +190,32 @@ fn a_daemon_that_is_gone_is_said_until_it_is_back() {
     let text = screen(&model, (80, 24), true).to_string();
     assert!(text.contains("no attack") && text.contains("SYNs/s 0"), "{text}");
 }
+
+/// What is written to it, for others to see.
+#[derive(Clone, Default)]
+struct Written(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_frame_is_one_update_of_the_terminal() {
+    let written = Written::default();
+    let backend = ratatui::backend::CrosstermBackend::new(written.clone());
+    let viewport = ratatui::Viewport::Fixed(ratatui::layout::Rect::new(0, 0, 20, 2));
+    let options = ratatui::TerminalOptions { viewport };
+    let mut terminal = ratatui::Terminal::with_options(backend, options).unwrap();
+    super::draw_whole(&mut terminal, |frame| frame.render_widget("content", frame.area())).unwrap();
+    let bytes = written.0.take();
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.starts_with("\x1b[?2026h") && text.ends_with("\x1b[?2026l"), "{text:?}");
+    assert!(text.contains("content"), "{text:?}");
+}
