@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::shown::brief;
 use super::{
     Action, AttachMode, Backends, Balance, Config, ConfigError, Control, Destination, Events, Filter,
     FilterSet, Interface, Limits, MetricsListen, OnDaemonExit, Overrides, Part, ProxyProtocol, Readers,
@@ -211,10 +212,13 @@ pub fn read_from(path: &Path, source: impl Read) -> Result<Written, ConfigError>
 ///
 /// The first thing in it that cannot be, with its line.
 pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
-    let source = Source { path, text };
+    let source = Source::new(path, text);
     let raw: RawFile = toml::from_str(text).map_err(|error| {
         source.error(error.span().map_or(0, |span| span.start), with_suggestion(one_line(error.message())))
     })?;
+    // Before each of them is looked at.
+    super::check_service_count(raw.service.len())
+        .map_err(|message| ConfigError::Whole(format!("{}: {message}", path.display())))?;
     let mut config = Config::empty();
     let mut lines = Lines::default();
     for interface in raw.interface {
@@ -253,7 +257,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
 ///
 /// The first thing in it that cannot be, without a line.
 pub(super) fn parse_service(text: &str) -> Result<Service, String> {
-    let source = Source { path: Path::new(""), text };
+    let source = Source::new(Path::new(""), text);
     let raw: RawService = toml::from_str(text).map_err(|error| with_suggestion(one_line(error.message())))?;
     read_service(&source, raw).map_err(|error| match error {
         ConfigError::At { message, .. } | ConfigError::Whole(message) => message,
@@ -404,10 +408,15 @@ fn read_destination(source: &Source<'_>, raw: &RawService) -> Result<Option<Dest
 
 struct Source<'a> {
     path: &'a Path,
-    text: &'a str,
+    /// Where lines end.
+    ends: Vec<usize>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(path: &'a Path, text: &str) -> Self {
+        Self { path, ends: text.match_indices('\n').map(|(at, _)| at).collect() }
+    }
+
     fn at<T, U>(
         &self,
         value: &Spanned<T>,
@@ -427,13 +436,12 @@ impl Source<'_> {
 
     fn error(&self, offset: usize, message: String) -> ConfigError {
         // A message may quote what stands in the file, line breaks included.
-        let message = one_line(&message);
+        let message = brief(&one_line(&message));
         ConfigError::At { path: self.path.to_owned(), line: self.line(offset), message }
     }
 
     fn line(&self, offset: usize) -> usize {
-        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
-        1 + before.iter().filter(|&&byte| byte == b'\n').count()
+        1 + self.ends.partition_point(|&end| end < offset)
     }
 }
 

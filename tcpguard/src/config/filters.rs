@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tcpguard_common::filter::MAX_FILTERS;
 
+use super::shown::brief;
 use super::{ConfigError, duration};
 
 /// A hundred thousand lines of 300 bytes: what is larger is some other file.
@@ -227,7 +228,8 @@ impl FilterSet {
                 continue;
             }
             let added = Filter::parse(text, Some(Action::Deny)).and_then(|filter| self.insert(filter));
-            let at = |message| ConfigError::At { path: path.to_owned(), line, message };
+            let at =
+                |message: String| ConfigError::At { path: path.to_owned(), line, message: brief(&message) };
             repeated += usize::from(added.map_err(at)?);
         }
         Ok(repeated)
@@ -322,6 +324,16 @@ mod tests {
         assert!(error.starts_with("/nonexistent/list: "), "{error}");
         let error = set.read_file(Path::new("/dev/zero")).unwrap_err().to_string();
         assert!(error.contains("larger than"), "{error}");
+    }
+
+    #[test]
+    fn of_a_line_without_end_the_error_has_but_the_beginning() {
+        let error = read(&"x".repeat(1 << 20)).unwrap_err();
+        assert!(
+            error.starts_with("list:1: `xxx") && error.contains("is not an address or prefix"),
+            "{error}"
+        );
+        assert!(error.len() < 1000, "{} bytes", error.len());
     }
 
     #[test]

@@ -14,9 +14,11 @@ pub(crate) mod near;
 mod overrides;
 mod presets;
 mod service;
+pub(crate) mod shown;
 pub mod tunables;
 mod write;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -389,6 +391,14 @@ pub fn check_services(services: &[Service]) -> Result<(), String> {
     services_contradiction(services).map_err(|contradiction| contradiction.message)
 }
 
+/// Refuses more services than there is room for.
+fn check_service_count(count: usize) -> Result<(), String> {
+    match count > MAX_SERVICES as usize {
+        true => Err(format!("{count} services: the most is {MAX_SERVICES}")),
+        false => Ok(()),
+    }
+}
+
 fn services_contradiction(services: &[Service]) -> Result<(), Contradiction> {
     let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
     if services.is_empty() {
@@ -396,12 +406,11 @@ fn services_contradiction(services: &[Service]) -> Result<(), Contradiction> {
             "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file".into(),
         );
     }
-    if services.len() > MAX_SERVICES as usize {
-        return whole(format!("{} services: the most is {MAX_SERVICES}", services.len()));
-    }
+    check_service_count(services.len()).or_else(whole)?;
+    let mut given = HashSet::new();
     for (index, service) in services.iter().enumerate() {
         let refuse = |message: String| Err(Contradiction { part: Part::Service(index), message });
-        if services[..index].iter().any(|other| other.listen == service.listen) {
+        if !given.insert(service.listen) {
             return refuse(format!("service {} is given twice", service.listen));
         }
         match (service.mode, &service.destination) {

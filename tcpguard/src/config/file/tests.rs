@@ -250,3 +250,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn how_many_services_there_are_is_judged_before_what_each_of_them_says() {
+    let mut text = String::from("[[interface]]\nname = \"eth0\"\n");
+    for service in 0..=tcpguard_common::map::MAX_SERVICES {
+        text += &format!("[[service]]\nlisten = \"nonsense {service}\"\n");
+    }
+    let error = parse(Path::new("f"), &text).unwrap_err().to_string();
+    assert!(error.contains("services: the most is"), "{error}");
+}
