@@ -1,5 +1,6 @@
 //! How verbs write: aligned tables for people, versioned JSON for programs. No colour.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use ratatui::crossterm::terminal;
 use serde::Serialize;
 
 use crate::config::duration;
+use crate::config::shown::{brief, printable};
 use crate::control::protocol::Versioned;
 
 /// How a column is aligned.
@@ -28,9 +30,13 @@ impl Table {
         Self { align: columns.iter().map(|&(_, align)| align).collect(), rows: vec![header] }
     }
 
-    /// Adds a row. One cell for each column.
+    /// Adds a row. One cell for each column; what a terminal would obey is escaped.
     pub(super) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        let cells = cells.into_iter().map(|cell| match printable(&cell) {
+            Cow::Borrowed(_) => cell,
+            Cow::Owned(escaped) => escaped,
+        });
+        self.rows.push(cells.collect());
     }
 
     /// Whether there is nothing under the header.
@@ -160,9 +166,11 @@ pub(super) fn rate(before: u64, now: u64, elapsed_ms: u64) -> u64 {
     u64::try_from(count * 1000 / u128::from(elapsed_ms.max(1))).unwrap_or(u64::MAX)
 }
 
-/// The message without its line breaks, so that a log holds one line for it.
+/// The message without its line breaks, so that a log holds one line for it, what a terminal would obey escaped, and not its
+/// whole length if it quotes something long.
 pub(super) fn one_line(message: &str) -> String {
-    message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    let line = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    brief(&printable(&line))
 }
 
 #[cfg(test)]
@@ -177,6 +185,17 @@ mod tests {
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "NAME     N  END\na     1000  x\n");
+    }
+
+    #[test]
+    fn nothing_in_a_table_or_a_message_is_obeyed_by_a_terminal() {
+        let mut table = Table::new(&[("PATH", Align::Left)]);
+        table.row(vec!["unix:/run/\u{1b}]0;title\u{7}".into()]);
+        let mut out = Vec::new();
+        table.write(&mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "PATH\nunix:/run/\\u{1b}]0;title\\u{7}\n");
+        assert_eq!(one_line("no `\u{1b}[2J`\n  there"), "no `\\u{1b}[2J`; there");
+        assert!(one_line(&"x".repeat(1 << 20)).len() < 1000);
     }
 
     fn within(table: &Table, columns: usize) -> String {

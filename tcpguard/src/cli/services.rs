@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config;
+use crate::config::shown::printable;
 use crate::control::client::Client;
 use crate::control::protocol::{self as wire, Reply, Request, ServicesChanged};
 
@@ -192,10 +193,10 @@ fn table(services: &[wire::Service]) -> Table {
     table
 }
 
-/// Where a service's connections go.
+/// Where a service's connections go, as a terminal may be shown it.
 pub(super) fn destination(service: &wire::Service) -> Option<String> {
     let addresses: Vec<_> = service.backends.iter().map(|backend| backend.address.as_str()).collect();
-    let backends = (!addresses.is_empty()).then(|| addresses.join(","));
+    let backends = (!addresses.is_empty()).then(|| printable(&addresses.join(",")).into_owned());
     backends.or_else(|| service.respond.as_ref().map(|responder| format!("respond:{responder}")))
 }
 

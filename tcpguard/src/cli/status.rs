@@ -2,6 +2,7 @@
 
 use std::io::{self, BufWriter, Write};
 
+use crate::config::shown::printable;
 use crate::control::client::Client;
 use crate::control::protocol::{Backend, EngineState, HeldUp, Keys, Limit, Reply, Request};
 
@@ -156,6 +157,7 @@ fn table(limits: &[Limit]) -> Table {
 /// One line about a backend.
 fn line(backend: &Backend) -> String {
     let Backend { address, connections, connected, failed, rests_ms, held } = backend;
+    let address = printable(address);
     let rests = rests_ms.map(|left| format!(", rests for {}", age(left))).unwrap_or_default();
     let held = held.iter().map(|HeldUp { state, connections, oldest_ms }| {
         format!(", {state} {connections} (for {} at most)", age(*oldest_ms))
@@ -220,6 +222,14 @@ mod tests {
                 .is_some_and(|said| said.starts_with("engine eth0 queue 3 STANDS STILL for 7s"))
         );
         assert!(engine_line(&engine(true, true)).is_some_and(|said| said.contains("flow-rate")));
+    }
+
+    #[test]
+    fn the_path_of_a_backend_is_not_obeyed_by_a_terminal() {
+        let address = "unix:/run/\u{1b}[2J\nservice".to_owned();
+        let backend =
+            Backend { address, connections: 0, connected: 0, failed: 0, rests_ms: None, held: Vec::new() };
+        assert!(line(&backend).starts_with("backend unix:/run/\\u{1b}[2J\\nservice: "), "{}", line(&backend));
     }
 
     #[test]

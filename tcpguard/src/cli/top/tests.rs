@@ -212,7 +212,7 @@ fn a_frame_is_one_update_of_the_terminal() {
     let backend = ratatui::backend::CrosstermBackend::new(written.clone());
     let viewport = ratatui::Viewport::Fixed(ratatui::layout::Rect::new(0, 0, 20, 2));
     let options = ratatui::TerminalOptions { viewport };
-    let mut terminal = ratatui::Terminal::with_options(backend, options).unwrap();
+    let mut terminal = Terminal::with_options(backend, options).unwrap();
     super::draw_whole(&mut terminal, |frame| frame.render_widget("content", frame.area())).unwrap();
     let bytes = written.0.take();
     let text = String::from_utf8(bytes).unwrap();
