@@ -5,9 +5,10 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use ppp::{v1, v2};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
@@ -45,6 +46,7 @@ impl Backend {
                 };
                 // The stack paces what it sends; the backend's side must not wait for more either.
                 stream.set_nodelay(true)?;
+                SockRef::from(&stream).set_tcp_keepalive(&ALIVE)?;
                 stream.write_all(greeting).await?;
                 Ok(Self::Tcp(stream))
             }
@@ -124,6 +126,16 @@ impl Backend {
     }
 }
 
+/// When a backend that says nothing is asked whether it still has the connection. That finds a host that is gone while
+/// nothing is on its way to it, and an end that never came: behind bytes for which there was no room here, the kernel
+/// of a process that has closed gives up some time, without a word. What is on its way is sent again meanwhile, as often
+/// as the kernel does (net.ipv4.tcp_retries2, 15 minutes). `TCP_USER_TIMEOUT` would bound that, but it also ends
+/// connections to backends that are there and just do not read for so long.
+const ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(6);
+
 /// What tells how a socket's other end went.
 const ENDS: Interest = Interest::READABLE.add(Interest::ERROR);
 
@@ -162,6 +174,25 @@ mod tests {
 
     fn addr(text: &str) -> SocketAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn backends_that_say_nothing_are_asked_whether_they_are_there() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for host in ["127.0.0.1:0", "[::1]:0"] {
+                let listener = tokio::net::TcpListener::bind(host).await.unwrap();
+                let backend = BackendAddr::Tcp(listener.local_addr().unwrap());
+                let Ok(Backend::Tcp(stream)) = Backend::connect(&backend, None, b"").await else {
+                    panic!("no connection")
+                };
+                let options = SockRef::from(&stream);
+                assert!(options.keepalive().unwrap());
+                assert_eq!(options.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+                assert_eq!(options.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+                assert_eq!(options.tcp_keepalive_retries().unwrap(), 6);
+            }
+        });
     }
 
     /// Byte for byte as the protocol's document has them.
