@@ -13,7 +13,7 @@ impl From<Error> for Errno {
             Error::WouldBlock => libc::EAGAIN,
             Error::Reset => libc::ECONNRESET,
             Error::Refused => libc::ECONNREFUSED,
-            Error::TimedOut => libc::ETIMEDOUT,
+            Error::TimedOut | Error::Unread => libc::ETIMEDOUT,
             Error::Unreachable => libc::EHOSTUNREACH,
             Error::NotWritable => libc::EPIPE,
             Error::Aborted => libc::ECONNABORTED,

@@ -368,7 +368,7 @@ pub(crate) fn io_error(error: Error) -> io::Error {
         Error::WouldBlock => io::ErrorKind::WouldBlock,
         Error::Reset => io::ErrorKind::ConnectionReset,
         Error::Refused => io::ErrorKind::ConnectionRefused,
-        Error::TimedOut => io::ErrorKind::TimedOut,
+        Error::TimedOut | Error::Unread => io::ErrorKind::TimedOut,
         Error::Unreachable => io::ErrorKind::HostUnreachable,
         Error::NotWritable => io::ErrorKind::BrokenPipe,
         Error::Aborted => io::ErrorKind::ConnectionAborted,

@@ -123,6 +123,11 @@ impl TcpStream {
         })
     }
 
+    /// Whether it was reset for memory because nobody read it.
+    pub(crate) fn was_unread(&self) -> bool {
+        self.net.with(|state| state.error(self.conn) == Some(Error::Unread))
+    }
+
     /// Bytes sent that the peer has not acknowledged yet.
     pub(crate) fn unacknowledged(&self) -> u32 {
         self.net.with(|state| state.stack.info(now(), self.conn).map_or(0, |flow| flow.send_queued))

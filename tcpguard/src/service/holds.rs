@@ -77,6 +77,8 @@ struct Kind {
     /// How many last moved when.
     since: BTreeMap<Instant, usize>,
     warnings: Throttle,
+    /// Of those reset for memory.
+    resets: Throttle,
 }
 
 /// How many connections of a kind there are, and for how long the oldest is.
@@ -93,7 +95,10 @@ pub struct Held {
 impl Holds {
     /// None yet; somebody is to be told of those that are held up for longer than `patience`.
     pub(super) fn new(patience: Duration) -> Self {
-        let kind = |_| Mutex::new(Kind { since: BTreeMap::new(), warnings: Throttle::new(TELL) });
+        let kind = |_| {
+            let (warnings, resets) = (Throttle::new(TELL), Throttle::new(TELL));
+            Mutex::new(Kind { since: BTreeMap::new(), warnings, resets })
+        };
         Self { kinds: Hold::ALL.map(kind), patience }
     }
 
@@ -111,6 +116,12 @@ impl Holds {
         let mut kind = self.kind(hold);
         kind.warnings.event(now)?;
         kind.held(hold, now)
+    }
+
+    /// A connection was reset for memory because `hold` kept it from being read. How many were since somebody was told, if
+    /// somebody is to be told now.
+    pub(super) fn reset_unread(&self, hold: Hold, now: Instant) -> Option<u64> {
+        self.kind(hold).resets.event(now)
     }
 
     fn enter(self: &Arc<Self>, hold: Hold, since: Instant) -> Entry {
@@ -214,6 +225,16 @@ mod tests {
         assert_eq!(holds.stats(at(10)), [held(Hold::CloseWait, 1, 5)]);
         drop(younger);
         assert_eq!(holds.stats(at(10)), []);
+    }
+
+    #[test]
+    fn somebody_is_told_once_a_minute_for_whom_connections_are_reset_of_what_nobody_reads() {
+        let (holds, start) = (Holds::new(PATIENCE), Instant::now());
+        let reset = |hold, second| holds.reset_unread(hold, start + Duration::from_secs(second));
+        assert_eq!(reset(Hold::BackendStalled, 0), Some(1));
+        assert_eq!(reset(Hold::ClientStalled, 1), Some(1), "who is to blame is told apart");
+        assert_eq!([1, TELL.as_secs() - 1].map(|second| reset(Hold::BackendStalled, second)), [None; 2]);
+        assert_eq!(reset(Hold::BackendStalled, TELL.as_secs()), Some(3));
     }
 
     #[test]

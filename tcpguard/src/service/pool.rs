@@ -185,6 +185,11 @@ impl Lease {
         self.pool.members[self.index].holds.complaint(hold, age, now)
     }
 
+    /// As [`Holds::reset_unread`].
+    pub(super) fn reset_unread(&self, hold: Hold, now: Instant) -> Option<u64> {
+        self.pool.members[self.index].holds.reset_unread(hold, now)
+    }
+
     /// It accepted. Returns whether it had failed before.
     pub(super) fn connected(&self) -> bool {
         self.pool.members[self.index].connected.fetch_add(1, Ordering::Relaxed);

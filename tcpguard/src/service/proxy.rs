@@ -106,6 +106,14 @@ impl Proxy {
         warn!(%service, %backend, client, state, connections, ?oldest, "connections are held up: {why}");
     }
 
+    /// Says for whom connections are reset to free memory, one of which is this client's.
+    fn complain_of_unread(&self, lease: &Lease, client: SocketAddr, hold: Hold) {
+        let Some(connections) = lease.reset_unread(hold, Instant::now()) else { return };
+        let (service, backend, why) = (self.spec.listen, lease.addr(), hold.culprit());
+        let client = hold.is_of_clients().then(|| display(client));
+        warn!(%service, %backend, client, connections, "reset for memory that nobody reads, unread-reset: {why}");
+    }
+
     /// The far end of a client's connection, and what it takes as long as it lasts.
     async fn far_end(&self, client: &TcpStream) -> Result<(Backend, Option<(Lease, Share)>), Refusal> {
         match &self.far {
@@ -189,6 +197,9 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
         End::Finished => add(&counters.finished, 1),
         End::ClientFailed => {
             add(&counters.client_failed, 1);
+            if let (Some(lease), Some(hold)) = (lease, relay.unread()) {
+                proxy.complain_of_unread(lease, relay.client_addr(), hold);
+            }
             relay.reset_backend();
         }
         End::BackendFailed => {

@@ -189,6 +189,13 @@ impl Relay {
         }
     }
 
+    /// What held it up, if it was reset for memory because nobody read what its client had sent. A client that takes nothing
+    /// has itself to blame: its backend then does not read on.
+    pub(super) fn unread(&self) -> Option<Hold> {
+        let blamed = if self.client_full { Hold::ClientStalled } else { Hold::BackendStalled };
+        self.client.was_unread().then_some(blamed)
+    }
+
     /// How long a backend may be silent after its client's end; zero is no limit.
     pub(super) fn close_wait(&self) -> Duration {
         self.client.close_wait()

@@ -198,6 +198,9 @@ pub enum Error {
     /// Nothing came back for the configured number of retransmissions (ETIMEDOUT).
     #[error("connection timed out")]
     TimedOut,
+    /// We reset it for memory: what the peer had sent was not read for too long (ETIMEDOUT).
+    #[error("reset to free memory: what the peer had sent was not read")]
+    Unread,
     /// The network said that the peer cannot be reached, and it did not answer (EHOSTUNREACH).
     #[error("host unreachable")]
     Unreachable,

@@ -482,7 +482,7 @@ impl Tcb {
         if let Some(transfer) = &mut self.transfer {
             transfer.recv.clear(&mut shared.recv_pool);
         }
-        self.fail(Error::TimedOut, true, shared);
+        self.fail(Error::Unread, true, shared);
     }
 
     fn wait_for_pool(&mut self, shared: &mut Shared) {
