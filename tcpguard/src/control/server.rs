@@ -12,11 +12,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::background;
-use super::pace::Pace;
+use super::pace::{Crowd, Pace, Place};
 use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
 use super::socket::{ListenError, Socket, SocketSpec};
 
@@ -31,6 +31,8 @@ pub struct Limits {
     pub work_time: Duration,
     /// A client has this long to read one whole reply.
     pub reply_time: Duration,
+    /// The user that may come, and be refused, as often as it likes; root, who could end the daemon as well.
+    pub exempt: Option<u32>,
 }
 
 impl Default for Limits {
@@ -40,6 +42,7 @@ impl Default for Limits {
             request_time: Duration::from_secs(5),
             work_time: Duration::from_secs(20),
             reply_time: Duration::from_secs(30),
+            exempt: Some(0),
         }
     }
 }
@@ -49,6 +52,10 @@ const ONLY_READING: &str =
     "this socket is for reading alone; ask through the control socket, as root or one of its group";
 /// How long a client that waits already may take to be let in.
 const AT_ONCE: Duration = Duration::from_millis(10);
+/// So many clients are turned away, for coming too often, before all who come to this socket wait for a while.
+const TURNED_AWAY: u32 = 8;
+/// That while.
+const BREATHER: Duration = Duration::from_millis(5);
 /// Pause when not even the reserved descriptor lets a client in.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -104,7 +111,8 @@ impl Server {
     pub async fn serve<H: Handler + 'static>(&self, handler: Rc<H>) {
         let (limits, rights) = (self.limits, self.rights);
         let places = Arc::new(Semaphore::new(limits.clients));
-        let pace = Rc::new(Pace::new());
+        let (pace, crowd) = (Rc::new(Pace::new()), Rc::new(Crowd::new(limits.clients, limits.exempt)));
+        let mut turned_away = 0_u32;
         let mut reserve = Reserve::new(self.reserve.take());
         loop {
             let client = match self.socket.listener().accept().await {
@@ -115,11 +123,23 @@ impl Server {
                 },
             };
             reserve.relax();
+            // Whoever cannot be told apart is one user.
+            let user = client.peer_cred().map_or(u32::MAX, |peer| peer.uid());
+            let Some((due, own)) = crowd.enter(user, Instant::now()) else {
+                turn_away(&client, "your user has too many clients here, or they come too often");
+                drop(client);
+                turned_away = (turned_away + 1) % TURNED_AWAY;
+                if turned_away == 0 {
+                    sleep(BREATHER).await;
+                }
+                continue;
+            };
             match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
                     let (handler, pace) = (Rc::clone(&handler), Rc::clone(&pace));
                     tokio::task::spawn_local(async move {
-                        serve_client(client, &*handler, rights, &limits, &pace).await;
+                        sleep_until(due).await;
+                        serve_client(client, &*handler, rights, &limits, &pace, &own).await;
                         drop(place);
                     });
                 }
@@ -197,6 +217,7 @@ async fn serve_client(
     rights: Rights,
     limits: &Limits,
     pace: &Pace,
+    own: &Place,
 ) {
     let mut buffer = Vec::new();
     loop {
@@ -234,6 +255,7 @@ async fn serve_client(
             }
             Ok(Err(LineError::Io(error))) => return debug!(%error, "control client went away"),
         };
+        let is_refusal = matches!(reply, Reply::Error(_));
         let line = match reply.is_long() {
             // Not where everybody waits for it. A defect in it ends this client's service alone.
             true => match background::begin(move || reply.to_long_line()).await {
@@ -243,6 +265,9 @@ async fn serve_client(
             false => reply.to_line(),
         };
         drop(turn);
+        if is_refusal {
+            own.refused().await;
+        }
         let _unread = pace.unread(line.len());
         let written = timeout(limits.reply_time, client.write_all(&line)).await;
         if !more || !matches!(written, Ok(Ok(()))) {
@@ -364,6 +389,7 @@ mod tests {
         request_time: Duration::from_millis(300),
         work_time: Duration::from_millis(300),
         reply_time: Duration::from_millis(300),
+        exempt: Some(0),
     };
 
     fn directory(name: &str) -> PathBuf {
@@ -378,11 +404,20 @@ mod tests {
     }
 
     fn against(rights: Rights, name: &str, clients: impl FnOnce(&Path) + Send + 'static) {
+        against_limited(QUICK, rights, name, clients);
+    }
+
+    fn against_limited(
+        limits: Limits,
+        rights: Rights,
+        name: &str,
+        clients: impl FnOnce(&Path) + Send + 'static,
+    ) {
         let path = directory(name).join("s");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let spec = SocketSpec { path: &path, group: None, mode: 0o660 };
-            let server = Server::bind(&spec, rights).unwrap().with_limits(QUICK);
+            let server = Server::bind(&spec, rights).unwrap().with_limits(limits);
             let socket = path.clone();
             let clients = tokio::task::spawn_blocking(move || clients(&socket));
             tokio::select! {
@@ -556,6 +591,34 @@ mod tests {
         let count = |what: &str| said.lines().filter(|line| line.contains(what)).count();
         assert_eq!((count("WARN"), count("let in on the control socket again")), (1, 1), "{said}");
         std::fs::remove_dir_all(log.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn bad_requests_and_clients_that_come_and_go_are_served_so_often_and_no_more() {
+        let limits = Limits { exempt: None, ..QUICK };
+        against_limited(limits, Rights::All, "often", |path| {
+            let began = std::time::Instant::now();
+            let mut client = Blocking::connect(path).unwrap();
+            let mut requests = client.try_clone().unwrap();
+            let writer = std::thread::spawn(move || while requests.write_all(b"x\n").is_ok() {});
+            let (mut answers, mut bytes) = (0, [0; 1 << 12]);
+            while began.elapsed() < Duration::from_secs(2) {
+                let read = client.read(&mut bytes).unwrap();
+                answers += bytes[..read].iter().filter(|&&byte| byte == b'\n').count();
+            }
+            drop(client.shutdown(std::net::Shutdown::Both));
+            writer.join().unwrap();
+            let most = |began: std::time::Instant| 520 + 500 * began.elapsed().as_millis() as usize / 1000;
+            assert!(answers > 100 && answers <= most(began), "{answers}");
+
+            let (mut came, mut let_in) = (0, 0);
+            while began.elapsed() < Duration::from_secs(3) {
+                came += 1;
+                let answer = exchange(path, b"", true);
+                let_in += usize::from(answer.is_empty());
+            }
+            assert!(let_in + answers <= most(began), "{let_in} of {came} after {answers}");
+        });
     }
 
     #[test]
