@@ -210,8 +210,16 @@ fn service() -> Section {
                 10_000,
                 "Connections at once; without it, as many as there are descriptors.",
             ),
-            key("idle_time", "10m", "How long one may go without a byte either way; without it, for ever."),
-            key("total_time", "24h", "How long one may last; without it, for ever."),
+            key(
+                "idle_time",
+                "10m",
+                "How long one may go without a byte either way; without it, for ever. A byte now and then is enough.",
+            ),
+            key(
+                "total_time",
+                "24h",
+                "How long one may last, whatever it moves; without it, for ever. It alone ends one that trickles.",
+            ),
             key(
                 "tunables",
                 Value::Table([("close-wait".to_owned(), Value::from("5m"))].into_iter().collect()),

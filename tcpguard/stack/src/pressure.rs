@@ -21,6 +21,10 @@ const MODERATE: usize = 64 << 10;
 /// read.
 pub(super) const SMALL: usize = 16 << 10;
 
+/// When next to nothing is left, whoever holds anything has this part of the stall time to be read: thousands that each hold
+/// too little for a share of their own would else keep everybody out for all of it.
+const HASTE: u32 = 4;
+
 /// From how many sixteenths of the pool in use on a connection may hold how many bytes. Who holds more keeps it, but
 /// takes no more of what is left for others.
 const SHARES: [(usize, usize); 3] = [(15, CHUNK), (14, SMALL), (12, MODERATE)];
@@ -143,7 +147,8 @@ impl Stack {
             return;
         }
         let scarce = share == CHUNK;
-        let (spared, patience) = (if scarce { 0 } else { SMALL }, self.shared.config.stall_time);
+        let stall_time = self.shared.config.stall_time;
+        let (spared, patience) = if scarce { (0, stall_time / HASTE) } else { (SMALL, stall_time) };
         let hoard = |tcb: &Tcb| {
             let held = tcb.neglected(now, patience);
             if held > spared { held } else { 0 }

@@ -359,6 +359,26 @@ fn who_reads_on_is_not_reset_while_receive_memory_is_short_and_who_reads_a_littl
     assert_eq!(t.stack.recv(t.now, reads_on, &mut [0; 10]), Ok(10));
 }
 
+/// Each held less than anybody is reset for, so that for a whole stall time nobody was taken in.
+#[test]
+fn many_that_hold_little_keep_nobody_out_for_longer_than_a_quarter_of_the_stall_time() {
+    const POOL: usize = 4 << 20;
+    let mut t = Script::syn_with(modern(), Config { recv_pool: POOL, ..Config::default() });
+    for port in 1..=400 {
+        uploader(&mut t, port, 12_000);
+    }
+    assert_eq!(t.stack.buffered_bytes(), POOL);
+    let newcomer = uploader(&mut t, 1000, 100);
+    assert_eq!(t.stack.recv(t.now, newcomer, &mut [0; 10]), Err(Error::WouldBlock), "nothing is left");
+    t.wait(7 * SECOND);
+    uploads(&mut t, 1, 101);
+    assert_eq!(t.stack.counters().unread_reset, 0);
+    t.wait(SECOND);
+    uploads(&mut t, 1, 101);
+    t.server_reads(1, 100);
+    assert!((1..=64).contains(&t.stack.counters().unread_reset));
+}
+
 #[test]
 fn nobody_is_reset_for_what_is_not_read_with_memory_to_spare() {
     let mut t = Script::syn_with(modern(), Config { recv_pool: 1 << 20, ..Config::default() });
