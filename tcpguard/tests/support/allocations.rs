@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use peer::{FRAME, ISN, Segment, cookie, flow, keys, write};
 use tcpguard::config::{Service, Tunables};
 use tcpguard::engine::{
-    EngineConfig, EngineHandle, Exchange, FramePort, Net, Placement, SharedTables, spawn, tap,
+    EngineConfig, EngineHandle, Exchange, FramePort, Net, NoTables, Placement, spawn, tap,
 };
 use tcpguard::service::{ServiceSpec, Services};
-use tcpguard_common::flow::{AnyFlowKey, FlowKey, V4};
+use tcpguard_common::flow::{FlowKey, V4};
 use tcpguard_common::map::Flow;
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
@@ -128,39 +128,6 @@ impl FramePort for Port {
         }
         Poll::Ready(Ok(()))
     }
-}
-
-/// The flow table of two engines: whoever asks, every flow is the first's.
-struct OwnedByTheFirst;
-
-impl SharedTables for OwnedByTheFirst {
-    fn lookup(&self, _: &AnyFlowKey) -> Option<Flow> {
-        Some(Flow { owner: 0, generation: GENERATION, ..Flow::default() })
-    }
-
-    fn insert(&self, _: &AnyFlowKey, _: &Flow) -> bool {
-        true
-    }
-
-    fn remove_batch(&self, _: &[AnyFlowKey]) {}
-
-    fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    fn show(&self, _: &AnyFlowKey) {}
-
-    fn set_fingerprint(&self, _: &AnyFlowKey) -> bool {
-        false
-    }
-
-    fn clear_fingerprint(&self, _: &AnyFlowKey) {}
-
-    fn has_fingerprint(&self, _: &AnyFlowKey) -> bool {
-        false
-    }
-
-    fn beat(&self, _: u64, _: bool) {}
 }
 
 /// A client that keeps its connection.
@@ -271,7 +238,9 @@ fn start(engine: u32, exchange: &Exchange, wire: &Arc<Mutex<Wire>>, services: &S
         IS_COUNTED.set(true);
         services.start(net)
     };
-    spawn(config, OwnedByTheFirst, || Ok(port), start).expect("an engine").start()
+    // Whoever asks, every flow is the first's.
+    let flow = Flow { owner: 0, generation: GENERATION, ..Flow::default() };
+    spawn(config, NoTables { flow: Some(flow) }, || Ok(port), start).expect("an engine").start()
 }
 
 /// What engines allocate in 2000 requests to a service at least, once they had as many. The frames arrive at the last of them, and the

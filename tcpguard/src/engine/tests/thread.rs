@@ -103,7 +103,7 @@ fn prepare(
         placement: Placement::default(),
         tap: tap().0,
     };
-    spawn(config, NoTables, open, application)
+    spawn(config, NoTables { flow: None }, open, application)
 }
 
 #[test]

@@ -231,7 +231,7 @@ impl World {
     /// The client's host, which is no guarded one.
     pub(crate) fn client(self: &Rc<Self>) -> Host {
         let port = MemoryPort { world: Rc::clone(self), place: Place::Client };
-        self.host(0, port, NoTables, Vec::new(), Exchange::new(1), Tunables::default())
+        self.host(0, port, NoTables { flow: None }, Vec::new(), Exchange::new(1), Tunables::default())
     }
 
     fn host<P: FramePort + 'static, T: SharedTables + 'static>(
