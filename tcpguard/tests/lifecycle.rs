@@ -2,11 +2,13 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData};
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use support::{Guarded, PORT, lab_object, wait_for};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4};
@@ -61,7 +63,10 @@ fn read_answer(stream: &mut TcpStream) {
 
 /// A connection that the server closes first.
 fn closed_by_server(guarded: &Guarded) {
-    let mut stream = connect(guarded, PORT);
+    served_to_the_end(connect(guarded, PORT));
+}
+
+fn served_to_the_end(mut stream: TcpStream) {
     stream.write_all(LAST_REQUEST).expect("sending a request");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("an answer and the server's FIN");
@@ -84,6 +89,43 @@ fn a_server_side_close_leaves_time_wait_for_2msl_and_a_tuned_value_applies_at_on
     closed_by_server(&guarded);
     wait_for("a short TIME_WAIT to end", SOON, || guarded.flows(None).is_empty());
     wait_for("XDP to forget them too", SOON, || remembered(&guarded) == (0, 0));
+}
+
+/// Clients behind one address translator use its ports one after the other, each with timestamps of its own. Here it is one
+/// whose timestamps lose, or get, the offset that its kernel gives them: one of the two goes back in time.
+#[test]
+fn a_port_is_used_again_at_once_by_a_client_whose_clock_is_behind_whichever_answers_its_syn() {
+    let guarded = guarded_with_hello();
+    guarded.tune("time-wait", "10m");
+    let service = format!("{GUARD_ADDRESS}:{PORT}");
+    let open_from = |port: u16, clock: &str| {
+        let client = guarded.lab.client();
+        client.sysctl(&[("net/ipv4/tcp_timestamps", clock)]).expect("the clock is set");
+        let stream = client.enter(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_read_timeout(Some(SOON))?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+            socket.connect_timeout(&guarded.address().into(), SOON)?;
+            io::Result::Ok(TcpStream::from(socket))
+        });
+        stream.expect("the client's namespace").expect("a connection")
+    };
+    let mut port = 50_000;
+    for mode in ["stateful", "cookie"] {
+        assert!(guarded.cli(&["mode", &service, mode]).status.success());
+        for (first, then) in [("1", "2"), ("2", "1")] {
+            port += 1;
+            served_to_the_end(open_from(port, first));
+            wait_for("its TIME_WAIT", SOON, || guarded.flows(Some("TIME_WAIT")).iter().any(is_from(port)));
+            served_to_the_end(open_from(port, then));
+        }
+    }
+    assert_eq!(guarded.stack("reincarnated"), 4);
+}
+
+fn is_from(port: u16) -> impl Fn(&Value) -> bool {
+    move |flow| flow["peer"].as_str().is_some_and(|peer| peer.ends_with(&format!(":{port}")))
 }
 
 #[test]
@@ -159,8 +201,8 @@ fn a_backend_that_does_not_read_stops_the_client_and_loses_nothing() {
         }
         assert!(sent < 256 << 20, "no back-pressure: {sent} bytes went nowhere");
     };
-    assert_eq!(stalled, std::io::ErrorKind::WouldBlock);
-    let reader = std::thread::spawn(move || std::io::copy(&mut server, &mut std::io::sink()));
+    assert_eq!(stalled, io::ErrorKind::WouldBlock);
+    let reader = std::thread::spawn(move || io::copy(&mut server, &mut io::sink()));
     drop(client);
     let received = reader.join().expect("the reader").expect("reading to the end");
     assert_eq!(received, sent as u64);
@@ -173,7 +215,7 @@ fn a_refused_backend_answers_the_client_with_a_reset() {
     let asked = || TcpStream::connect((GUARD_ADDRESS, 81))?.read(&mut [0; 8]);
     let refused = guarded.lab.client().enter(asked).expect("the client's namespace");
     let error = refused.expect_err("a reset");
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     wait_for("the flow to be gone", SOON, || guarded.flows(None).is_empty());
 }
 
@@ -192,7 +234,7 @@ fn sigkill_leaves_the_machine_reachable_and_a_fresh_daemon_takes_over() {
     survivor.set_read_timeout(Some(Duration::from_secs(20))).expect("a read timeout");
     // The reset may come before the request.
     let end = survivor.write_all(REQUEST).and_then(|()| survivor.read(&mut [0; 512]));
-    assert_eq!(end.expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(end.expect_err("a reset").kind(), io::ErrorKind::ConnectionReset);
     wait_for("only what the fresh daemon knows", SOON, || guarded.flows(Some("ESTABLISHED")).is_empty());
 }
 

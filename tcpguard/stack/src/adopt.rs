@@ -1,6 +1,8 @@
 //! How flows come to us: cookies judged, connections adopted, new incarnations told from old duplicates, replays
 //! refused, TIME_WAIT answered. Not how connections live.
 
+use core::time::Duration;
+
 use tcpguard_common::cookie::{Accepted, validate};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::{FLOW_TIMESTAMPS, Flow};
@@ -19,9 +21,16 @@ use super::{ConnId, Event, Instant, Received, Reply, Stack, StackDrop};
 struct Earlier {
     rcv_nxt: Seq,
     ts_recent: Option<u32>,
-    /// The epoch of the cookie that opened it. A TIME_WAIT entry knows none: it ends soon enough.
+    /// The epoch of the cookie that opened it. A TIME_WAIT entry knows none.
     cookie_epoch: Option<u32>,
+    /// Whether whoever completes a handshake now is believed without a later timestamp or sequence number.
+    is_over: bool,
 }
+
+/// For so long after a connection has closed, a new one of its flow has to prove by its timestamp or sequence number that it is
+/// one. Clients behind one address translator have each a clock of their own; by then what was under way has arrived.
+/// Linux's SYN that was challenged comes again after this time, and opens a connection.
+const DISTRUST: Duration = Duration::from_secs(1);
 
 impl Stack {
     /// Adopts a flow from XDP's entry, for when the frame that created it was lost on the way. Harmless when the
@@ -47,8 +56,8 @@ impl Stack {
         let window = flow.window;
         let adoption =
             Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived, queued: None };
-        if let Some((remains, _)) = self.time_wait_entry(&key, now) {
-            if !self.may_follow(&key, &adoption, &Earlier::from(&remains)) {
+        if let Some((remains, age)) = self.time_wait_entry(&key, now) {
+            if !self.may_follow(&key, &adoption, &Earlier::closed(&remains, age)) {
                 self.shared.events.push_back(Event::FlowReleased { key });
                 return Received::Consumed;
             }
@@ -98,16 +107,21 @@ impl Stack {
     }
 
     /// A segment of a flow in TIME_WAIT (RFC 9293 §3.10.7.4): a retransmitted FIN is acknowledged and restarts
-    /// 2MSL, a reset is ignored (RFC 1337 §3), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
+    /// 2MSL, a reset ends nothing (RFC 1337 §3), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
     /// `at_once` that incarnation may be another engine's: XDP forgets flows in TIME_WAIT when it has no room for them.
     pub(super) fn handle_in_time_wait(
         &mut self,
         segment: &Incoming<'_>,
-        remains: Remains,
+        (remains, age): (Remains, Duration),
         at_once: bool,
         now: Instant,
     ) -> Received {
         if segment.has(Flags::RST) {
+            // What a client answers that opens a new connection, and whose SYN was acknowledged as an old duplicate. But so does
+            // one that is long gone when anybody else sends that SYN: only a handshake ends the entry.
+            if segment.seq == remains.rcv_nxt {
+                self.time_waits.disown(&segment.key);
+            }
             return Received::Consumed;
         }
         let expected = segment.seq == remains.rcv_nxt && segment.len() == 0 && segment.has(Flags::ACK);
@@ -115,7 +129,7 @@ impl Stack {
             return Received::Consumed;
         }
         if let Some(adoption) = self.adoption(segment)
-            && self.may_follow(&segment.key, &adoption, &Earlier::from(&remains))
+            && self.may_follow(&segment.key, &adoption, &Earlier::closed(&remains, age))
         {
             if !at_once {
                 return Received::Adoptable(segment.key);
@@ -156,6 +170,7 @@ impl Stack {
             rcv_nxt: tcb.rcv_nxt,
             ts_recent: tcb.remaining_timestamps().map(|(recent, _)| recent),
             cookie_epoch: tcb.cookie_epoch(),
+            is_over: false,
         };
         if duplicate || !self.may_follow(&segment.key, &adoption, &earlier) {
             return false;
@@ -207,8 +222,9 @@ impl Stack {
     }
 
     /// Whether a valid cookie may follow an earlier incarnation: its flow has not closed before, and either RFC 6191 §2
-    /// holds (a later timestamp, or without one a later sequence number) or its epoch shows that it is younger: the
-    /// clocks of a client that was rebooted start anywhere.
+    /// holds (a later timestamp, or without one a later sequence number), or its epoch shows that it is younger: the
+    /// clocks of a client that was rebooted start anywhere. Where the earlier one is over, that it was not used yet is enough:
+    /// who has it received our SYN-ACK, and believed in it.
     fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier) -> bool {
         if self.recall(key, adoption) != Recall::New {
             self.shared.counters.replays_refused += 1;
@@ -217,7 +233,9 @@ impl Stack {
         let tsval = adoption.timestamps.map(|(value, _)| value);
         let newer = is_newer((adoption.seq - 1, tsval), (earlier.rcv_nxt, earlier.ts_recent));
         let epoch = adoption.accepted.slot.epoch;
-        let newer = newer || earlier.cookie_epoch.is_some_and(|earlier| is_certainly_younger(epoch, earlier));
+        let newer = newer
+            || earlier.is_over
+            || earlier.cookie_epoch.is_some_and(|earlier| is_certainly_younger(epoch, earlier));
         self.shared.counters.incarnations_refused += u64::from(!newer);
         newer
     }
@@ -339,12 +357,14 @@ pub(super) fn is_newer((isn, tsval): (Seq, Option<u32>), (rcv_nxt, recent): (Seq
     }
 }
 
-impl From<&Remains> for Earlier {
-    fn from(remains: &Remains) -> Self {
+impl Earlier {
+    /// One that closed this long ago.
+    fn closed(remains: &Remains, age: Duration) -> Self {
         Self {
             rcv_nxt: remains.rcv_nxt,
             ts_recent: remains.timestamps.map(|(recent, _)| recent),
             cookie_epoch: None,
+            is_over: remains.disowned || age >= DISTRUST,
         }
     }
 }

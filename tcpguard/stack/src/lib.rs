@@ -284,8 +284,8 @@ impl Stack {
             self.handle_syn(&segment, now)
         } else if segment.has(Flags::RST) && self.reset_half_open(&segment, now) {
             Received::Consumed
-        } else if let Some((remains, _)) = self.time_wait_entry(&segment.key, now) {
-            self.handle_in_time_wait(&segment, remains, at_once, now)
+        } else if let Some(closed) = self.time_wait_entry(&segment.key, now) {
+            self.handle_in_time_wait(&segment, closed, at_once, now)
         } else {
             self.handle_unknown(&segment, at_once, now)
         }

@@ -161,8 +161,8 @@ impl Stack {
         let reset = tcb.reset(now);
         let ending = reset.map(|_| Ending { snd_nxt: tcb.snd_nxt, flight: tcb.flight() });
         let last = if waits { tcb.last_ack(now, &self.shared.config) } else { reset };
-        let remains =
-            Remains { snd_nxt: tcb.snd_nxt, rcv_nxt: tcb.rcv_nxt, timestamps: tcb.remaining_timestamps() };
+        let (snd_nxt, rcv_nxt, timestamps) = (tcb.snd_nxt, tcb.rcv_nxt, tcb.remaining_timestamps());
+        let remains = Remains { snd_nxt, rcv_nxt, timestamps, disowned: false };
         tcb.tell_end(&mut self.shared);
         tcb.void(&mut self.shared);
         if let Some(segment) = last {

@@ -27,7 +27,7 @@ impl TimeWaitTable {
 
     /// Adds what stays of a connection with timestamps.
     pub fn insert(&mut self, key: &AnyFlowKey, now: Instant) {
-        let remains = Remains { snd_nxt: Seq(1), rcv_nxt: Seq(2), timestamps: Some((3, 4)) };
+        let remains = Remains { snd_nxt: Seq(1), rcv_nxt: Seq(2), timestamps: Some((3, 4)), disowned: false };
         self.0.insert(key, remains, now);
     }
 

@@ -26,12 +26,13 @@ impl Stack {
     pub(super) fn handle_syn(&mut self, segment: &Incoming<'_>, now: Instant) -> Received {
         let key = segment.key;
         let tsval = segment.options.timestamps.map(|(value, _)| value);
-        if let Some((remains, _)) = self.time_wait_entry(&key, now) {
+        if let Some((remains, age)) = self.time_wait_entry(&key, now) {
             let recent = remains.timestamps.map(|(recent, _)| recent);
-            // RFC 6191 §2. What is not newer may be an old duplicate, and is acknowledged. The entry stays until the
-            // handshake is complete: anybody can send a SYN.
-            if !is_newer((segment.seq, tsval), (remains.rcv_nxt, recent)) {
-                return self.handle_in_time_wait(segment, remains, true, now);
+            // RFC 6191 §2. What is not newer may be an old duplicate, and is acknowledged; a client that does open a new
+            // connection answers that with a reset and comes again. The entry stays until the handshake is complete: anybody
+            // can send a SYN.
+            if !remains.disowned && !is_newer((segment.seq, tsval), (remains.rcv_nxt, recent)) {
+                return self.handle_in_time_wait(segment, (remains, age), true, now);
             }
         }
         if self.service(key.local_addr()).is_none() {

@@ -17,6 +17,8 @@ pub(crate) struct Remains {
     pub(crate) rcv_nxt: Seq,
     /// `ts_recent` and the offset of our timestamp clock, when timestamps were in use.
     pub(crate) timestamps: Option<(u32, u32)>,
+    /// Whether a reset came from the peer, exactly at RCV.NXT: it knows nothing of the connection any more.
+    pub(crate) disowned: bool,
 }
 
 /// Both families' entries.
@@ -79,9 +81,14 @@ impl TimeWaits {
         (age < time_wait).then(|| (unpack(&tail), age))
     }
 
-    /// Starts an entry's time afresh.
+    /// Starts an entry's time afresh: the peer still has the connection.
     pub(crate) fn restart(&mut self, key: &AnyFlowKey, now: Instant) {
-        self.tables.update(key, |tail| tail[4] = stamped(tail[4], now));
+        self.tables.update(key, |tail| tail[4] = stamped(tail[4] & !DISOWNED, now));
+    }
+
+    /// Notes that the peer has [disowned](Remains::disowned) the connection. The entry stays as long as it would have.
+    pub(crate) fn disown(&mut self, key: &AnyFlowKey) {
+        self.tables.update(key, |tail| tail[4] |= DISOWNED);
     }
 
     /// Whether an entry may acknowledge something now: once in a while (RFC 5961 §10), however often it is asked to.
@@ -161,18 +168,20 @@ fn alive(
     entries.map(move |(key, tail)| (key, age(&tail, now))).filter(move |(_, age)| *age < time_wait)
 }
 
-/// Bits of the last word: whether it has timestamps; and when it last answered, in units of [`ANSWER_EVERY`] milliseconds,
-/// modulo [`ANSWER_MASK`] and counted from 1.
+/// Bits of the last word: whether it has timestamps; whether the peer has disowned it; and when it last answered, in units of
+/// [`ANSWER_EVERY`] milliseconds, modulo [`ANSWER_MASK`] and counted from 1.
 const STAMPED: u32 = 2;
-const ANSWER_SHIFT: u32 = 2;
-const ANSWER_MASK: u32 = 0x3f;
+const DISOWNED: u32 = 4;
+const ANSWER_SHIFT: u32 = 3;
+const ANSWER_MASK: u32 = 0x1f;
 const ANSWER_EVERY: u64 = 128;
-const _: () = assert!((STAMPED | ANSWER_MASK << ANSWER_SHIFT) & !OWN_MASK == 0);
+const _: () = assert!((STAMPED | DISOWNED | ANSWER_MASK << ANSWER_SHIFT) & !OWN_MASK == 0);
 
 fn pack(remains: &Remains) -> Tail {
     let (recent, offset) = remains.timestamps.unwrap_or_default();
-    let flags = if remains.timestamps.is_some() { STAMPED } else { 0 };
-    [remains.snd_nxt.0, remains.rcv_nxt.0, recent, offset, flags]
+    let stamped = if remains.timestamps.is_some() { STAMPED } else { 0 };
+    let disowned = if remains.disowned { DISOWNED } else { 0 };
+    [remains.snd_nxt.0, remains.rcv_nxt.0, recent, offset, stamped | disowned]
 }
 
 fn unpack(tail: &Tail) -> Remains {
@@ -181,6 +190,7 @@ fn unpack(tail: &Tail) -> Remains {
         snd_nxt: Seq(snd_nxt),
         rcv_nxt: Seq(rcv_nxt),
         timestamps: (last & STAMPED != 0).then_some((recent, offset)),
+        disowned: last & DISOWNED != 0,
     }
 }
 
@@ -204,7 +214,8 @@ mod tests {
 
     fn remains(flow: u16) -> Remains {
         let timestamps = flow.is_multiple_of(3).then_some((7, 8));
-        Remains { snd_nxt: Seq(flow.into()), rcv_nxt: Seq(u32::MAX - u32::from(flow)), timestamps }
+        let (snd_nxt, rcv_nxt) = (Seq(flow.into()), Seq(u32::MAX - u32::from(flow)));
+        Remains { snd_nxt, rcv_nxt, timestamps, disowned: false }
     }
 
     fn at(seconds: u64) -> Instant {
@@ -243,6 +254,23 @@ mod tests {
             let age = Duration::from_secs(59);
             assert_eq!(table.get(&key(flow), at(79), LONG), Some((remains(flow), age)));
             assert!(!table.may_answer(&key(flow + 2), at(20)), "there is no such entry");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_disowned_a_connection_owns_it_again_with_its_next_fin() {
+        for flow in [3, 4] {
+            let mut table = TimeWaits::new(100, [1, 2]);
+            let disowned = |table: &TimeWaits| table.get(&key(flow), at(20), LONG).unwrap();
+            table.insert(&key(flow), remains(flow), at(10));
+            table.disown(&key(flow));
+            let (found, age) = disowned(&table);
+            assert_eq!(found, Remains { disowned: true, ..remains(flow) });
+            assert_eq!(age, Duration::from_secs(10), "nothing is restarted by it");
+            assert!(table.may_answer(&key(flow), at(20)));
+            assert!(disowned(&table).0.disowned, "nor forgotten with an answer");
+            table.restart(&key(flow), at(20));
+            assert_eq!(disowned(&table), (remains(flow), Duration::ZERO));
         }
     }
 

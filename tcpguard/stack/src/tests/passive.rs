@@ -409,6 +409,80 @@ fn in_time_wait_a_newer_syn_is_answered_and_the_entry_stays_until_its_ack() {
     }
 }
 
+/// A connection in TIME_WAIT whose flow another client behind the same address translator opens anew: neither its timestamp
+/// nor its sequence number is later.
+fn taken_over_by_a_slower_clock(offer: Offer) -> Script {
+    let mut t = Script::established(offer);
+    t.stack.shutdown(t.now, t.conn()).unwrap();
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    t.offer.isn -= 1_000_000;
+    t.tsval = t.tsval.wrapping_sub(1000);
+    t.offer.options.timestamps = t.offer.options.timestamps.map(|_| t.tsval);
+    t.next_cookie(EPOCH);
+    t
+}
+
+/// What is sent now acknowledges nothing of the client's, which therefore does not echo its timestamp (RFC 7323 §4.3).
+fn is_no_news(t: &mut Script) {
+    let echo = t.tsecr;
+    while t.next_sent().is_some() {}
+    t.tsecr = echo;
+}
+
+#[test]
+fn in_time_wait_a_reset_that_answers_our_challenge_has_the_next_syn_answered_and_ends_nothing() {
+    for offer in [modern(), plain()] {
+        let mut t = taken_over_by_a_slower_clock(offer);
+        let rcv_nxt = 1_000_002;
+        for reset in ["R 2:2(0)", &format!("R {}:{0}(0)", rcv_nxt - 1), &format!("R {}:{0}(0)", rcv_nxt + 1)]
+        {
+            t.sends("S 0:0(0)");
+            let challenge = t.next_sent().expect("a challenge");
+            assert!(challenge.starts_with('.'), "{challenge}");
+            t.sends(reset);
+            assert_eq!(t.stack.half_open_count(), 0, "{reset} is not of that connection");
+            t.wait(200 * MS);
+        }
+        t.sends(&format!("R {rcv_nxt}:{rcv_nxt}(0)"));
+        t.state(State::TimeWait);
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+        t.state(State::TimeWait);
+        // Who cannot know the answer gets no further.
+        let cookie = t.cookie;
+        t.cookie.isn += 1;
+        t.sends("P. 1:11(10) ack 1");
+        is_no_news(&mut t);
+        t.state(State::TimeWait);
+        t.cookie = cookie;
+        t.sends("P. 1:11(10) ack 1");
+        t.state(State::Established);
+        t.server_reads(1, 10);
+        assert_eq!((t.stack.time_wait_count(), t.stack.half_open_count()), (0, 0));
+        assert_eq!(t.stack.counters().reincarnated, 1);
+    }
+}
+
+#[test]
+fn in_time_wait_a_completed_handshake_is_believed_without_a_later_clock_after_a_second() {
+    for offer in [modern(), plain()] {
+        // XDP answered the SYN itself.
+        let mut t = taken_over_by_a_slower_clock(offer);
+        t.wait(900 * MS);
+        t.sends("P. 1:11(10) ack 1");
+        t.state(State::TimeWait);
+        assert_eq!(t.stack.counters().incarnations_refused, 1);
+        is_no_news(&mut t);
+        t.wait(100 * MS);
+        t.sends("P. 1:11(10) ack 1");
+        t.state(State::Established);
+        t.server_reads(1, 10);
+        assert_eq!((t.stack.time_wait_count(), t.stack.counters().reincarnated), (0, 1));
+    }
+}
+
 #[test]
 fn a_syn_to_a_live_connection_is_challenged_and_enters_no_queue() {
     let mut t = Script::established(modern());

@@ -35,7 +35,7 @@ const TABLE: &[Line] = &[
     ("SYN-ACK at RCV.NXT",         "S.",  0,       0,  "n",       "-      -             -           ack>ESTAB    ack         ack         ack           ack           ack     ack        ack      ack"),
     ("SYN-ACK just before it",     "S.",  -1,      0,  "n",       "-      -             -           ack>ESTAB    >ESTAB      ack         ack           ack           ack     ack        ack      ack"),
     ("SYN-ACK of something else",  "S.",  0,       0,  "n+1",     "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
-    // Only a reset at RCV.NXT is believed, one elsewhere in the window challenged (RFC 5961 §3); TIME_WAIT ignores all (RFC 1337).
+    // Only a reset at RCV.NXT is believed, one elsewhere in the window challenged (RFC 5961 §3); none ends TIME_WAIT (RFC 1337).
     ("RST at RCV.NXT",             "R",   0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
     ("RST in the window",          "R",   1,       0,  "",        "-      -             ack         -            ack         ack         ack           ack           ack     ack        ack      -"),
     ("RST outside the window",     "R",   900_000, 0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
