@@ -34,8 +34,8 @@ fn assert_success(output: &Output) {
 fn assert_relayed(guarded: &Guarded, least: usize) {
     wait_for("every connection to end", SOON, || guarded.flows(Some("ESTABLISHED")).is_empty());
     let counted = |name: &str| guarded.json(&["stats"])["totals"]["service"][name].as_u64();
-    let failed = ["client-failed", "backend-failed", "client-silent"].map(counted);
-    assert_eq!(failed, [Some(0); 3], "connections that broke");
+    let failed = ["client-failed", "unread-reset", "backend-failed", "client-silent"].map(counted);
+    assert_eq!(failed, [Some(0); 4], "connections that broke");
     assert!(counted("bytes-to-client") >= Some(least as u64), "{:?}", counted("bytes-to-client"));
     assert!(counted("bytes-to-backend") >= Some(least as u64), "{:?}", counted("bytes-to-backend"));
 }

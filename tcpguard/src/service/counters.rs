@@ -42,8 +42,11 @@ counters! {
     connected = "connected";
     /// Connections that both sides closed in order.
     finished = "finished";
-    /// Connections that the client reset or left unanswered.
+    /// Connections that the client reset or left unanswered, or whose window it kept closed for stall-time while memory was
+    /// short.
     client_failed = "client-failed";
+    /// Clients reset to free memory because what they had sent was not read for stall-time.
+    unread_reset = "unread-reset";
     /// Connections that the backend reset, or stopped reading from.
     backend_failed = "backend-failed";
     /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's, or the responder's, end.

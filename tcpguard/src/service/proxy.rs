@@ -180,6 +180,7 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
     let watch = proxy.spec.limits.watch();
     let (backend, taken) = match proxy.far_end(&client).await {
         Ok(far_end) => far_end,
+        Err(Refusal::Client) if client.was_unread() => return add(&counters.unread_reset, 1),
         Err(Refusal::Client) => return add(&counters.client_failed, 1),
         Err(Refusal::Exhausted) => {
             add(&counters.exhausted, 1);
@@ -196,8 +197,9 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
     match end(&proxy, &mut relay, lease, watch).await {
         End::Finished => add(&counters.finished, 1),
         End::ClientFailed => {
-            add(&counters.client_failed, 1);
-            if let (Some(lease), Some(hold)) = (lease, relay.unread()) {
+            let unread = relay.unread();
+            add(if unread.is_some() { &counters.unread_reset } else { &counters.client_failed }, 1);
+            if let (Some(lease), Some(hold)) = (lease, unread) {
                 proxy.complain_of_unread(lease, relay.client_addr(), hold);
             }
             relay.reset_backend();

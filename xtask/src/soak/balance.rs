@@ -15,9 +15,10 @@ use crate::run::daemon::Daemon;
 /// allocator keeps of freed pages. A few hundred bytes that each connection leaves behind are more, even in two minutes.
 const MEMORY_SLACK: u64 = 8 << 10;
 /// The ways in which a connection that a service accepted can have ended.
-const ENDS: [&str; 13] = [
+const ENDS: [&str; 14] = [
     "finished",
     "client-failed",
+    "unread-reset",
     "backend-failed",
     "client-silent",
     "backend-silent",

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{BackendStream, Lab, backend, to};
 use crate::config::{BackendAddr, Limits, Tunables};
+use crate::dataplane::monotonic_ns;
 use crate::engine::tests::world::{SERVICE, eventually};
 use crate::engine::tests::{on_one_thread, pair, pattern, read_all};
 use crate::service::Hold;
@@ -22,6 +23,7 @@ use crate::service::counters::ServiceCounters;
 use crate::service::holds::{Holds, Lookout, PATIENCE};
 use crate::service::relay::Relay;
 use crate::service::scratch::Scratch;
+use crate::stack;
 use crate::telemetry::said::Said;
 
 /// What is held up, by kind, with how many.
@@ -320,6 +322,34 @@ fn what_a_client_says_to_a_backend_that_is_gone_keeps_no_memory() {
         };
         timeout(Duration::from_secs(10), emptied).await.expect("nobody reads it");
         assert_eq!(lab.stats().backend_failed, 0, "the client has time to take the answer");
+    });
+}
+
+/// It was counted as if the client had failed.
+#[test]
+fn who_is_reset_because_its_backend_does_not_read_is_counted_as_that() {
+    on_one_thread(async {
+        let (said, _until_the_end) = Said::listen();
+        let (listener, addr) = backend().await;
+        let lab = Lab::tuned(addr, impatient());
+        lab.guard.net.with(|state| {
+            let config = stack::Config { recv_pool: 1 << 20, ..state.stack.config().clone() };
+            state.stack.set_config(stack::Instant(monotonic_ns()), config);
+        });
+        let chunk = pattern(256 << 10);
+        let mut open = Vec::new();
+        while open.len() < 8 {
+            let mut client = lab.client.connect().await;
+            let (server, _) = listener.accept().await.unwrap();
+            while timeout(Duration::from_millis(200), client.write(&chunk)).await.is_ok() {}
+            open.push((client, server));
+        }
+        eventually("reset", || lab.guard.net.with(|state| state.stack.counters().unread_reset) > 0).await;
+        eventually("counted", || lab.stats().unread_reset > 0).await;
+        let resets = lab.guard.net.with(|state| state.stack.counters().unread_reset);
+        eventually("each", || lab.stats().unread_reset >= resets).await;
+        assert_eq!(lab.stats().client_failed, 0);
+        assert!(said.text().contains("unread-reset: the backend takes nothing"), "{}", said.text());
     });
 }
 
