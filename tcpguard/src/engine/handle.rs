@@ -123,9 +123,9 @@ impl Hasher for Hashed {
 }
 
 impl Met {
-    /// Whether this one was not met before; from now on it was.
+    /// Whether this one was not met before; from now on it was. A flow may be half-open beside its TIME_WAIT.
     pub(crate) fn is_new(&mut self, flow: &FlowInfo) -> bool {
-        self.hashes.insert(self.hasher.hash_one(flow.key))
+        self.hashes.insert(self.hasher.hash_one((flow.key, flow.state == State::SynReceived)))
     }
 }
 

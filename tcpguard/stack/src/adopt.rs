@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use tcpguard_common::cookie::{Accepted, validate};
+use tcpguard_common::cookie::{self, Accepted, validate};
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::map::{FLOW_TIMESTAMPS, Flow};
 use tcpguard_common::packet::build::Link;
@@ -23,13 +23,16 @@ struct Earlier {
     ts_recent: Option<u32>,
     /// The epoch of the cookie that opened it. A TIME_WAIT entry knows none.
     cookie_epoch: Option<u32>,
-    /// Whether whoever completes a handshake now is believed without a later timestamp or sequence number.
-    is_over: bool,
+    /// How long ago it closed, if it has.
+    closed: Option<Duration>,
+    /// Whether its peer has [disowned](Remains::disowned) it.
+    disowned: bool,
 }
 
-/// For so long after a connection has closed, a new one of its flow has to prove by its timestamp or sequence number that it is
-/// one. Clients behind one address translator have each a clock of their own; by then what was under way has arrived.
-/// Linux's SYN that was challenged comes again after this time, and opens a connection.
+/// For so long after a connection has closed, a new one of its flow has to prove that it is one: by its timestamp or sequence
+/// number, or because our SYN-ACK that it echoes left later. Clients behind one address translator have each a clock of their
+/// own; by then what was under way has arrived. Linux's SYN that was challenged comes again after this time, and opens a
+/// connection.
 const DISTRUST: Duration = Duration::from_secs(1);
 
 impl Stack {
@@ -57,7 +60,7 @@ impl Stack {
         let adoption =
             Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived, queued: None };
         if let Some((remains, age)) = self.time_wait_entry(&key, now) {
-            if !self.may_follow(&key, &adoption, &Earlier::closed(&remains, age)) {
+            if !self.may_follow(&key, &adoption, &Earlier::closed(&remains, age), now) {
                 self.shared.events.push_back(Event::FlowReleased { key });
                 return Received::Consumed;
             }
@@ -107,7 +110,7 @@ impl Stack {
     }
 
     /// A segment of a flow in TIME_WAIT (RFC 9293 §3.10.7.4): a retransmitted FIN is acknowledged and restarts
-    /// 2MSL, a reset ends nothing (RFC 1337 §3), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
+    /// 2MSL, a reset ends nothing (RFC 1337 §3; see [`Self::disowned`]), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
     /// `at_once` that incarnation may be another engine's: XDP forgets flows in TIME_WAIT when it has no room for them.
     pub(super) fn handle_in_time_wait(
         &mut self,
@@ -117,11 +120,6 @@ impl Stack {
         now: Instant,
     ) -> Received {
         if segment.has(Flags::RST) {
-            // What a client answers that opens a new connection, and whose SYN was acknowledged as an old duplicate. But so does
-            // one that is long gone when anybody else sends that SYN: only a handshake ends the entry.
-            if segment.seq == remains.rcv_nxt {
-                self.time_waits.disown(&segment.key);
-            }
             return Received::Consumed;
         }
         let expected = segment.seq == remains.rcv_nxt && segment.len() == 0 && segment.has(Flags::ACK);
@@ -129,7 +127,7 @@ impl Stack {
             return Received::Consumed;
         }
         if let Some(adoption) = self.adoption(segment)
-            && self.may_follow(&segment.key, &adoption, &Earlier::closed(&remains, age))
+            && self.may_follow(&segment.key, &adoption, &Earlier::closed(&remains, age), now)
         {
             if !at_once {
                 return Received::Adoptable(segment.key);
@@ -160,6 +158,17 @@ impl Stack {
         Received::Consumed
     }
 
+    /// Takes note of a reset exactly at RCV.NXT of what is in TIME_WAIT: what a client sends that opens a new connection, and
+    /// whose SYN was acknowledged as an old duplicate. But so does one that is long gone when anybody else sends that SYN:
+    /// the entry stays, and only a handshake ends it.
+    pub(super) fn disowned(&mut self, reset: &Incoming<'_>, now: Instant) {
+        if let Some((remains, _)) = self.time_wait_entry(&reset.key, now)
+            && reset.seq == remains.rcv_nxt
+        {
+            self.time_waits.disown(&reset.key);
+        }
+    }
+
     /// Replaces a connection by a newer incarnation of its flow, if `segment`, which fits the old one nowhere,
     /// proves that there is one.
     pub(super) fn reincarnate(&mut self, id: ConnId, segment: &Incoming<'_>, now: Instant) -> bool {
@@ -170,9 +179,10 @@ impl Stack {
             rcv_nxt: tcb.rcv_nxt,
             ts_recent: tcb.remaining_timestamps().map(|(recent, _)| recent),
             cookie_epoch: tcb.cookie_epoch(),
-            is_over: false,
+            closed: None,
+            disowned: false,
         };
-        if duplicate || !self.may_follow(&segment.key, &adoption, &earlier) {
+        if duplicate || !self.may_follow(&segment.key, &adoption, &earlier, now) {
             return false;
         }
         self.count_reincarnated(&segment.key);
@@ -223,9 +233,9 @@ impl Stack {
 
     /// Whether a valid cookie may follow an earlier incarnation: its flow has not closed before, and either RFC 6191 §2
     /// holds (a later timestamp, or without one a later sequence number), or its epoch shows that it is younger: the
-    /// clocks of a client that was rebooted start anywhere. Where the earlier one is over, that it was not used yet is enough:
-    /// who has it received our SYN-ACK, and believed in it.
-    fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier) -> bool {
+    /// clocks of a client that was rebooted start anywhere. Where the earlier one is over, that the cookie was not used yet is
+    /// enough in the end: who has it received our SYN-ACK, and believed in it.
+    fn may_follow(&mut self, key: &AnyFlowKey, adoption: &Adoption, earlier: &Earlier, now: Instant) -> bool {
         if self.recall(key, adoption) != Recall::New {
             self.shared.counters.replays_refused += 1;
             return false;
@@ -234,7 +244,8 @@ impl Stack {
         let newer = is_newer((adoption.seq - 1, tsval), (earlier.rcv_nxt, earlier.ts_recent));
         let epoch = adoption.accepted.slot.epoch;
         let newer = newer
-            || earlier.is_over
+            || earlier.disowned
+            || earlier.closed.is_some_and(|ago| ago >= DISTRUST || began_within(ago, adoption, now))
             || earlier.cookie_epoch.is_some_and(|earlier| is_certainly_younger(epoch, earlier));
         self.shared.counters.incarnations_refused += u64::from(!newer);
         newer
@@ -347,6 +358,13 @@ impl Stack {
     }
 }
 
+/// Whether the SYN-ACK that an adoption echoes left within this time, give or take a unit of the echo (4.2 ms): so nothing from
+/// before can be an answer to it. The echo is not authenticated, but the cookie is, and nobody else knows it.
+fn began_within(time: Duration, adoption: &Adoption, now: Instant) -> bool {
+    let age = adoption.accepted.sent.map(|sent| cookie::age(sent, adoption.arrived.unwrap_or(now).0));
+    age.is_some_and(|age| Duration::from_nanos(age) <= time)
+}
+
 /// RFC 6191 §2: whether a SYN with this sequence number and TSval is newer than a connection that got as far as this
 /// RCV.NXT and TS.Recent.
 pub(super) fn is_newer((isn, tsval): (Seq, Option<u32>), (rcv_nxt, recent): (Seq, Option<u32>)) -> bool {
@@ -364,7 +382,8 @@ impl Earlier {
             rcv_nxt: remains.rcv_nxt,
             ts_recent: remains.timestamps.map(|(recent, _)| recent),
             cookie_epoch: None,
-            is_over: remains.disowned || age >= DISTRUST,
+            closed: Some(age),
+            disowned: remains.disowned,
         }
     }
 }

@@ -282,7 +282,7 @@ impl Stack {
             self.handle_known(id, &segment, now)
         } else if passive::opens(&segment) {
             self.handle_syn(&segment, now)
-        } else if segment.has(Flags::RST) && self.reset_half_open(&segment, now) {
+        } else if segment.has(Flags::RST) && self.handle_reset(&segment, now) {
             Received::Consumed
         } else if let Some(closed) = self.time_wait_entry(&segment.key, now) {
             self.handle_in_time_wait(&segment, closed, at_once, now)

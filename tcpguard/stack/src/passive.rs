@@ -72,8 +72,14 @@ impl Stack {
         Received::Consumed
     }
 
-    /// A reset of a flow that is no connection's; whether it is of a half-open one (RFC 9293 §3.10.7.4, RFC 5961 §3.2).
-    pub(super) fn reset_half_open(&mut self, segment: &Incoming<'_>, now: Instant) -> bool {
+    /// A reset of a flow that is no connection's; whether it was of a half-open one, in front of TIME_WAIT perhaps.
+    pub(super) fn handle_reset(&mut self, segment: &Incoming<'_>, now: Instant) -> bool {
+        self.disowned(segment, now);
+        self.reset_half_open(segment, now)
+    }
+
+    /// RFC 9293 §3.10.7.4, RFC 5961 §3.2.
+    fn reset_half_open(&mut self, segment: &Incoming<'_>, now: Instant) -> bool {
         let Some(entry) = self.half_opens.get(&segment.key, self.clock.epoch) else { return false };
         let rcv_nxt = Seq(entry.irs) + 1;
         if segment.seq == rcv_nxt {

@@ -413,6 +413,8 @@ fn in_time_wait_a_newer_syn_is_answered_and_the_entry_stays_until_its_ack() {
 /// nor its sequence number is later.
 fn taken_over_by_a_slower_clock(offer: Offer) -> Script {
     let mut t = Script::established(offer);
+    let opened = t.now;
+    t.wait(10 * MS);
     t.stack.shutdown(t.now, t.conn()).unwrap();
     t.expect("F. 1:1(0) ack 1");
     t.sends("F. 1:1(0) ack 2");
@@ -420,7 +422,10 @@ fn taken_over_by_a_slower_clock(offer: Offer) -> Script {
     t.offer.isn -= 1_000_000;
     t.tsval = t.tsval.wrapping_sub(1000);
     t.offer.options.timestamps = t.offer.options.timestamps.map(|_| t.tsval);
+    // Its cookie is from before, as long as no other is made.
+    let now = std::mem::replace(&mut t.now, opened);
     t.next_cookie(EPOCH);
+    t.now = now;
     t
 }
 
@@ -462,6 +467,44 @@ fn in_time_wait_a_reset_that_answers_our_challenge_has_the_next_syn_answered_and
         t.server_reads(1, 10);
         assert_eq!((t.stack.time_wait_count(), t.stack.half_open_count()), (0, 0));
         assert_eq!(t.stack.counters().reincarnated, 1);
+    }
+}
+
+/// In cookie mode, with a server that speaks first, this ACK is all that the client ever says.
+#[test]
+fn in_time_wait_a_handshake_that_began_after_it_is_believed_at_once() {
+    let mut t = taken_over_by_a_slower_clock(modern());
+    t.wait(10 * MS);
+    t.next_cookie(EPOCH);
+    t.sends(". 1:1(0) ack 1");
+    t.state(State::Established);
+    assert_eq!((t.stack.time_wait_count(), t.stack.counters().reincarnated), (0, 1));
+}
+
+#[test]
+fn in_time_wait_a_reset_is_seen_behind_a_spoofed_syn_that_is_half_open() {
+    for offer in [modern(), plain()] {
+        let mut t = taken_over_by_a_slower_clock(offer);
+        let (client, cookie, tsval) = (t.offer, t.cookie, t.tsval);
+        t.offer.isn += 10_000_000;
+        t.tsval = t.tsval.wrapping_add(100_000);
+        t.offer.options.timestamps = t.offer.options.timestamps.map(|_| t.tsval);
+        t.next_cookie(EPOCH);
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+        let listed: Vec<State> = t.stack.flows(t.now).map(|flow| flow.state).collect();
+        assert!(listed.contains(&State::SynReceived) && listed.contains(&State::TimeWait), "{listed:?}");
+        (t.offer, t.cookie, t.tsval) = (client, cookie, tsval);
+        t.sends("S 0:0(0)");
+        let challenge = t.next_sent().expect("a challenge");
+        assert!(challenge.starts_with('.'), "{challenge}");
+        t.sends("R 1000002:1000002(0)");
+        while t.next_sent().is_some() {}
+        t.next_cookie(EPOCH);
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+        t.sends(". 1:1(0) ack 1");
+        t.state(State::Established);
     }
 }
 
