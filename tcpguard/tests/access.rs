@@ -93,6 +93,16 @@ fn metrics_are_what_stats_says_and_the_dashboard_uses_no_others() -> Result<()> 
     assert_eq!((counted("request")?, counted("handshake")?), (1.0, 1.0), "{text}");
     sample(&text, "tcpguard_engine_gap_seconds_bucket{le=\"+Inf\",interface=\"guard0\",queue=\"1\"}")?;
 
+    let explained = setup.json(&["explain"])?;
+    let explained = strings(&explained);
+    for label in ["event=\"", "class=\"", "reason=\""] {
+        let named: BTreeSet<_> =
+            text.split(label).skip(1).filter_map(|after| after.split('"').next()).collect();
+        ensure!(named.len() > 5, "{label}: {named:?}");
+        let unknown: Vec<_> = named.iter().filter(|name| !explained.contains(name)).collect();
+        ensure!(unknown.is_empty(), "{unknown:?} cannot be explained");
+    }
+
     let there: BTreeSet<_> = text
         .lines()
         .filter(|line| !line.starts_with('#'))

@@ -95,7 +95,11 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["completions", "tcsh"], "'tcsh'"),
         (
             &["explain", "ack-invald"],
-            "unknown reason `ack-invald` (`tcpguard explain` lists them), did you mean `ack-invalid`?",
+            "unknown reason or counter `ack-invald` (`tcpguard explain` lists them), did you mean `ack-invalid`?",
+        ),
+        (
+            &["explain", "no-bufer"],
+            "unknown reason or counter `no-bufer` (`tcpguard explain` lists them), did you mean `no-buffer`?",
         ),
         (&["explain", "ack-invalid", "--packet", "00"], "cannot be used with"),
         (&["explain", "--pcap", "/nonexistent.pcap"], "/nonexistent.pcap: No such file"),
@@ -163,14 +167,15 @@ fn check_says_of_a_file_where_and_why_it_is_not_good_and_what_a_good_one_is_abou
 }
 
 #[test]
-fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do() {
+fn explain_says_of_all_that_is_counted_what_it_means_and_where_it_is_decided_or_counted() {
     let said = |args: &[&str]| {
         let output = tcpguard(args);
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}");
         String::from_utf8(output.stdout).unwrap()
     };
     let list = said(&["explain"]);
-    for line in list.lines().skip(1) {
+    let (reasons, counters) = list.split_once("\n\n").unwrap();
+    for line in reasons.lines().skip(1) {
         let name = line.split(' ').next().unwrap();
         let text = said(&["explain", name]);
         assert!(
@@ -179,6 +184,22 @@ fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do
                 && text.contains("\nDo       ")
         );
     }
+    for line in counters.lines().skip(1) {
+        let [name, group] = line.split_whitespace().take(2).collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let text = said(&["explain", name]);
+        assert!(text.contains(&format!("{name}: {group} ")) && text.contains("\nCounted  "), "{text}");
+    }
+    assert_eq!(
+        said(&["explain", "unread-reset"]),
+        "unread-reset: stack counter\n\nConnections reset because nobody read what they had received while receive \
+         memory was short.\n\nCounted  by each engine's TCP stack, since the daemon started\n"
+    );
+    // A reason, an amount of each engine, and nothing else.
+    let both = said(&["explain", "time-wait"]);
+    assert!(
+        both.starts_with("time-wait: redirected\n") && both.contains("\n\ntime-wait: engine amount\n"),
+        "{both}"
+    );
     assert_eq!(
         said(&["explain", "no-flow-rst"]),
         "no-flow-rst: dropped\n\nRST of an unknown flow, to a service that answers with cookies.\n\n\
@@ -186,7 +207,8 @@ fn explain_says_of_every_reason_what_it_means_where_it_is_decided_and_what_to_do
          Do       Nothing: clients reset what ended here already. Many are a RST flood, dropped at once.\n"
     );
     let json: serde_json::Value = serde_json::from_str(&said(&["explain", "--json"])).unwrap();
-    assert_eq!(json["reasons"].as_array().map(Vec::len), Some(list.lines().count() - 1));
+    assert_eq!(json["reasons"].as_array().map(Vec::len), Some(reasons.lines().count() - 1));
+    assert_eq!(json["counters"].as_array().map(Vec::len), Some(counters.lines().count() - 1));
     assert_eq!((&json["version"], &json["reasons"][0]["name"]), (&1.into(), &"cookie-sent".into()));
 }
 

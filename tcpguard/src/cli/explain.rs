@@ -1,4 +1,5 @@
-//! `tcpguard explain`: what a reason means and what to do about it; and what would become of a packet, step by step.
+//! `tcpguard explain`: what a reason means and what to do about it; what another counter means; and what would become of a
+//! packet, step by step.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -10,11 +11,13 @@ use tcpguard_common::reason::Reason;
 
 use crate::config::near;
 use crate::control::client::Client;
-use crate::control::protocol::{Explained, Reply, Request};
+use crate::control::counted;
+use crate::control::protocol::{AMOUNTS, Explained, Reply, Request, is_amount};
 use crate::telemetry::advice::Advice;
 
 use super::output::{Align, Table, terminal_columns, write_json};
 use super::pcap::Pcap;
+use super::stats::SERVICE_COLUMNS;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
@@ -24,14 +27,15 @@ nothing is counted, charged, remembered or sent.
 
 Examples:
   tcpguard explain ack-invalid
-  tcpguard explain                          every reason, with what it means
+  tcpguard explain no-buffer                a counter of the stack
+  tcpguard explain                          every reason and counter, with what it means
   tcpguard explain --packet '02 00 00 00 00 01 ...'
   tcpguard explain --pcap attack.pcap --limit 20
   tcpdump -i eth0 -c 1 -w - | tcpguard explain --pcap - --steps")]
 pub(super) struct Args {
-    /// A reason, as `tcpguard stats` names it
+    /// A reason or a counter, as `tcpguard stats` or a metric names it
     #[arg(conflicts_with_all = ["packet", "pcap"])]
-    reason: Option<String>,
+    name: Option<String>,
     /// A frame in hexadecimal digits; blanks and colons do not matter
     #[arg(long, value_name = "HEX", conflicts_with = "pcap")]
     packet: Option<String>,
@@ -50,7 +54,7 @@ pub(super) struct Args {
     /// Every step for each frame of a file
     #[arg(long)]
     steps: bool,
-    /// Print one line of JSON for each frame, or for all reasons
+    /// Print one line of JSON for each frame, or for all that is counted
     #[arg(long)]
     json: bool,
 }
@@ -70,11 +74,28 @@ struct Entry {
     act: &'static str,
 }
 
-/// Reasons, and what there is to say about them.
+/// What there is to say about a counter that is no reason.
+#[derive(Serialize, JsonSchema)]
+struct Count {
+    /// Its name.
+    name: &'static str,
+    /// The group that `tcpguard stats` lists it in; `segments` or `services` if it is one of each service.
+    group: &'static str,
+    /// `counter`, or `amount` if it goes down as well as up.
+    kind: &'static str,
+    /// What it means.
+    help: &'static str,
+    /// Where it is counted, and over what time.
+    counted: String,
+}
+
+/// What is counted, and what there is to say about it.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Entries {
-    /// All of them, or the one that was asked for.
+    /// Reasons: all of them, or the one that was asked for.
     reasons: Vec<Entry>,
+    /// What else is counted: all of it, or what has the name that was asked for.
+    counters: Vec<Count>,
 }
 
 impl Entry {
@@ -82,6 +103,21 @@ impl Entry {
         let Advice { decided, act } = Advice::on(reason);
         let outcome = reason.outcome().name();
         Self { name: reason.name(), outcome, help: reason.help().trim(), decided, act }
+    }
+}
+
+impl Count {
+    /// All there are.
+    fn all() -> Vec<Self> {
+        let of = |name, group, help| {
+            let kind = if is_amount(name) { "amount" } else { "counter" };
+            let time = if AMOUNTS.contains(&name) { "at this moment" } else { "since the daemon started" };
+            Self { name, group, kind, help, counted: format!("{}, {time}", counted::place(group)) }
+        };
+        let counted = counted::all();
+        let groups = counted.iter().map(|row| of(row.name, row.group, row.help));
+        let columns = SERVICE_COLUMNS.map(|(name, help)| of(name, "services", help));
+        groups.chain(columns).collect()
     }
 }
 
@@ -94,35 +130,63 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     }
     match &args.pcap {
         Some(path) => file(args, client, path, &mut out),
-        None => reasons(args, &mut out),
+        None => names(args, &mut out),
     }
 }
 
-fn reasons(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
-    let known = || Reason::ALL.iter().map(|reason| reason.name());
-    let chosen = match args.reason.as_deref() {
-        None => Reason::ALL.to_vec(),
-        Some(name) => vec![Reason::from_name(name).ok_or_else(|| {
-            let meant = near::suggestion(name, known());
-            Failure::BadInput(format!("unknown reason `{name}` (`tcpguard explain` lists them){meant}"))
-        })?],
-    };
-    let entries: Vec<_> = chosen.into_iter().map(Entry::of).collect();
+fn names(args: &Args, out: &mut impl Write) -> Result<(), Failure> {
+    let name = args.name.as_deref();
+    let (mut reasons, mut counters) = (Reason::ALL.to_vec(), Count::all());
+    if let Some(name) = name {
+        let known: Vec<_> = reasons
+            .iter()
+            .map(|reason| reason.name())
+            .chain(counters.iter().map(|count| count.name))
+            .collect();
+        reasons.retain(|reason| reason.name() == name);
+        counters.retain(|count| count.name == name);
+        if reasons.is_empty() && counters.is_empty() {
+            let meant = near::suggestion(name, known);
+            return Err(Failure::BadInput(format!(
+                "unknown reason or counter `{name}` (`tcpguard explain` lists them){meant}"
+            )));
+        }
+    }
+    let entries = Entries { reasons: reasons.into_iter().map(Entry::of).collect(), counters };
     if args.json {
-        return Ok(write_json(out, &Entries { reasons: entries })?);
+        return Ok(write_json(out, &entries)?);
     }
-    if let ([entry], Some(_)) = (entries.as_slice(), &args.reason) {
-        let Entry { name, outcome, help, decided, act } = entry;
-        writeln!(out, "{name}: {outcome}\n\n{help}\n\nDecided  {decided}\nDo       {act}")?;
-        return Ok(out.flush()?);
+    match name {
+        Some(_) => write_each(out, &entries)?,
+        None => write_tables(out, &entries)?,
     }
+    Ok(out.flush()?)
+}
+
+/// All that there is to say about each.
+fn write_each(out: &mut impl Write, Entries { reasons, counters }: &Entries) -> io::Result<()> {
+    let reasons = reasons.iter().map(|Entry { name, outcome, help, decided, act }| {
+        format!("{name}: {outcome}\n\n{help}\n\nDecided  {decided}\nDo       {act}\n")
+    });
+    let counters = counters.iter().map(|Count { name, group, kind, help, counted }| {
+        format!("{name}: {group} {kind}\n\n{help}\n\nCounted  {counted}\n")
+    });
+    write!(out, "{}", reasons.chain(counters).collect::<Vec<_>>().join("\n"))
+}
+
+fn write_tables(out: &mut impl Write, Entries { reasons, counters }: &Entries) -> io::Result<()> {
     let mut table =
         Table::new(&[("REASON", Align::Left), ("OUTCOME", Align::Left), ("MEANING", Align::Left)]);
-    for Entry { name, outcome, help, .. } in entries {
-        table.row(vec![name.to_owned(), outcome.to_owned(), help.to_owned()]);
+    for Entry { name, outcome, help, .. } in reasons {
+        table.row(vec![(*name).to_owned(), (*outcome).to_owned(), (*help).to_owned()]);
     }
     table.write_within(out, terminal_columns())?;
-    Ok(out.flush()?)
+    writeln!(out)?;
+    let mut table = Table::new(&[("COUNTER", Align::Left), ("GROUP", Align::Left), ("MEANING", Align::Left)]);
+    for Count { name, group, help, .. } in counters {
+        table.row(vec![(*name).to_owned(), (*group).to_owned(), (*help).to_owned()]);
+    }
+    table.write_within(out, terminal_columns())
 }
 
 fn file(args: &Args, client: &Client, path: &Path, out: &mut impl Write) -> Result<(), Failure> {

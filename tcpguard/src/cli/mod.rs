@@ -94,7 +94,7 @@ enum Verb {
     Confirm(confirm::Args),
     /// Replace the secret that cookie keys derive from
     Keys(keys::Args),
-    /// Say what a reason means, or what would become of a packet, step by step
+    /// Say what a reason or a counter means, or what would become of a packet, step by step
     Explain(explain::Args),
     /// Say whether a configuration file is good
     Check(check::Args),

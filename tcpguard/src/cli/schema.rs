@@ -55,7 +55,7 @@ const FORMS: [Form; 28] = [
     form::<wire::DryRunSet>("dry-run", "dry-run ADDR:PORT on|off"),
     form::<wire::Events>("events", "events"),
     form::<wire::Event>("events-follow", "events --follow"),
-    form::<explain::Entries>("explain", "explain [REASON]"),
+    form::<explain::Entries>("explain", "explain [NAME]"),
     form::<wire::Explained>("explain-packet", "explain --packet HEX, --pcap FILE"),
     form::<doctor::Features>("features", "features"),
     form::<wire::Filters>("filters", "filters"),

@@ -201,10 +201,21 @@ fn reasons(args: &Args, before: &Stats, now: &Stats, elapsed: u64) -> Table {
     table
 }
 
+/// What is counted for each service, and what it means.
+pub(super) const SERVICE_COLUMNS: [(&str, &str); 9] = [
+    ("SYN", "Well-formed SYNs, answered or not; without those of denied sources."),
+    ("COOKIE", "Of the SYNs, those answered with a cookie."),
+    ("STATEFUL", "Of the SYNs, those handed to an engine, which remembers them."),
+    ("ACK-VALID", "ACKs with a valid cookie; with those that open a new incarnation of a flow."),
+    ("ACK-INVALID", "ACKs with an invalid cookie."),
+    ("REDIRECTED", "Segments handed to an engine, those under STATEFUL and ACK-VALID among them."),
+    ("RESET", "Segments answered with a reset."),
+    ("DROPPED", "Segments dropped, those under ACK-INVALID and unanswered SYNs among them."),
+    ("PASSED", "Segments left to the host."),
+];
+
 fn services(title: &str, counts: &[ServiceCount]) -> Table {
-    let names =
-        ["SYN", "COOKIE", "STATEFUL", "ACK-VALID", "ACK-INVALID", "REDIRECTED", "RESET", "DROPPED", "PASSED"];
-    let columns = names.map(|name| (name, Align::Right));
+    let columns = SERVICE_COLUMNS.map(|(name, _)| (name, Align::Right));
     let mut table = Table::new(&[&[(title, Align::Left), ("MODE", Align::Left)][..], &columns].concat());
     for service in counts {
         let ServiceCount {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Destination, Filter, FilterSet, Service, ServiceMode, Tunables};
 use crate::dataplane::{ServiceCounters, coarse_clock_ns, monotonic_ns};
-use crate::engine::EngineStats;
+use crate::engine::{EngineStats, Rows};
 use crate::service::{BackendStats, Far, Held, Purpose, ServiceSpec};
 use crate::stack::State;
 
@@ -430,8 +430,7 @@ pub(super) fn millis(duration: Duration) -> u64 {
 
 /// An engine's counters by group, and its services', by name.
 fn groups(engine: &Engine, stats: &EngineStats) -> Groups {
-    let named =
-        |rows: Vec<(&str, u64)>| rows.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+    let named = |rows: Rows| rows.into_iter().map(|(name, count, _)| (name.to_owned(), count)).collect();
     let groups = stats.groups().into_iter().map(|(group, rows)| (group.to_owned(), named(rows)));
     let mut services = BTreeMap::new();
     for (_, counted) in engine.services.stats() {

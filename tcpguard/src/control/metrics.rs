@@ -23,17 +23,17 @@ use super::guard::{Engine, Guard, engine_error};
 use super::protocol::{self as wire, AMOUNTS, GAPS};
 use super::services::Known;
 
-/// What services' segments are counted as.
-const CLASSES: [(Class, &str); 9] = [
-    (Class::CookieSent, "cookie-sent"),
-    (Class::SynRefused, "syn-refused"),
-    (Class::SynStateful, "syn-stateful"),
-    (Class::AckValid, "ack-valid"),
-    (Class::AckInvalid, "ack-invalid"),
-    (Class::Redirected, "redirected"),
-    (Class::Dropped, "dropped"),
-    (Class::Passed, "passed"),
-    (Class::Reset, "reset"),
+/// What services' segments are counted as: each segment as one of these.
+pub(super) const CLASSES: [(Class, &str, &str); 9] = [
+    (Class::CookieSent, "cookie-sent", "SYNs answered with a cookie."),
+    (Class::SynRefused, "syn-refused", "SYNs that were dropped."),
+    (Class::SynStateful, "syn-stateful", "SYNs handed to an engine, which remembers them."),
+    (Class::AckValid, "ack-valid", "ACKs with a valid cookie, whose flow was opened."),
+    (Class::AckInvalid, "ack-invalid", "ACKs with an invalid cookie, which were dropped."),
+    (Class::Redirected, "redirected", "Segments of no other class that were handed to an engine."),
+    (Class::Dropped, "dropped", "Segments of no other class that were dropped."),
+    (Class::Passed, "passed", "Segments left to the host."),
+    (Class::Reset, "reset", "Segments answered with a reset."),
 ];
 
 impl Guard {
@@ -128,7 +128,7 @@ impl Guard {
         for Known { id, service } in &self.modes.known() {
             let listen = service.listen.to_string();
             let [done, would] = self.counted_of(*id)?;
-            for (class, name) in CLASSES {
+            for (class, name, _) in CLASSES {
                 let labels = [("service", listen.as_str()), ("class", name)];
                 segments.add(labels, Value::Whole(done.of(class)));
                 dry_run.add(labels, Value::Whole(would.of(class)));
@@ -245,7 +245,7 @@ fn engine_metrics(engines: &[(&Engine, EngineStats)]) -> Vec<Metric> {
         let queue = engine.queue.to_string();
         let labels = [("interface", engine.interface.as_str()), ("queue", queue.as_str())];
         for (group, rows) in counted.groups() {
-            for (name, count) in rows {
+            for (name, count, _) in rows {
                 let metric = if AMOUNTS.contains(&name) { &mut amounts } else { &mut events };
                 // The histogram tells these better.
                 if !name.starts_with(GAPS) {
@@ -300,7 +300,7 @@ mod tests {
     fn every_class_of_segments_has_a_name_of_its_own() {
         for &reason in Reason::ALL {
             let class = reason.class();
-            assert!(CLASSES.iter().any(|(known, _)| *known as u32 == class), "{}", reason.name());
+            assert!(CLASSES.iter().any(|(known, ..)| *known as u32 == class), "{}", reason.name());
         }
     }
 

@@ -7,6 +7,7 @@ mod background;
 pub mod client;
 mod condition;
 mod confirm;
+pub(crate) mod counted;
 pub mod daemon;
 mod descriptors;
 pub mod doctor;

@@ -416,7 +416,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             flows: self.desk.flows.counters,
             stack: *state.stack.counters(),
             reincarnated: state.stack.reincarnated().collect(),
-            rings: self.port.rows(),
+            rings: self.port.counters(),
             gaps: self.gaps.clone(),
             handshakes: *state.stack.handshakes(),
         })

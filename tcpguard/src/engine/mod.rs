@@ -40,7 +40,7 @@ pub use handle::{DrainReport, End, EngineHandle, ReadyEngine, ServiceTunables};
 pub use listener::TcpListener;
 pub use net::{Net, NetCounters};
 pub use port::{FramePort, XskPort};
-pub use stats::{EngineStats, FrameCounters, Gaps};
+pub use stats::{EngineStats, FrameCounters, Gaps, RingCounters, Rows};
 pub use stream::{LendError, TcpStream};
 pub use tap::{Tap, TapReader, tap};
 

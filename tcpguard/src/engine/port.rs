@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::unix::AsyncFd;
 
+use super::stats::RingCounters;
 use crate::dataplane::{FrameAudit, SocketStatistics, XskSocket};
 
 /// A pair of frame queues. The engine drives it from one thread.
@@ -32,8 +33,8 @@ pub trait FramePort {
     /// Whether frames still come and go: without traffic nothing else would tell that the interface has gone.
     fn check(&self) -> io::Result<()>;
 
-    /// Counters of the queues themselves, by name.
-    fn rows(&self) -> Vec<(&'static str, u64)>;
+    /// Counters of the queues themselves.
+    fn counters(&self) -> RingCounters;
 
     /// Ready when a frame may have arrived since the last [`Self::receive`] that found the queue empty.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -79,37 +80,30 @@ impl FramePort for XskPort {
         self.socket.fd.get_ref().check()
     }
 
-    fn rows(&self) -> Vec<(&'static str, u64)> {
+    fn counters(&self) -> RingCounters {
         let FrameAudit { total, free, fill, rx, tx, completion } = self.socket.fd.get_ref().audit();
-        let mut rows = [
-            ("frames", total),
-            ("free", free),
-            ("fill", fill),
-            ("rx", rx),
-            ("tx", tx),
-            ("completion", completion),
-        ]
-        .map(|(name, frames)| (name, u64::from(frames)))
-        .to_vec();
-        if let Ok(statistics) = self.socket.fd.get_ref().statistics() {
-            let SocketStatistics {
-                rx_dropped,
-                rx_ring_full,
-                rx_fill_ring_empty,
-                rx_invalid,
-                tx_invalid,
-                tx_driver_drops,
-            } = statistics;
-            rows.extend([
-                ("rx-dropped", rx_dropped),
-                ("rx-ring-full", rx_ring_full),
-                ("rx-fill-ring-empty", rx_fill_ring_empty),
-                ("rx-invalid", rx_invalid),
-                ("tx-invalid", tx_invalid),
-                ("tx-driver-drops", tx_driver_drops),
-            ]);
+        let SocketStatistics {
+            rx_dropped,
+            rx_ring_full,
+            rx_fill_ring_empty,
+            rx_invalid,
+            tx_invalid,
+            tx_driver_drops,
+        } = self.socket.fd.get_ref().statistics().unwrap_or_default();
+        RingCounters {
+            frames: total.into(),
+            free: free.into(),
+            fill: fill.into(),
+            rx: rx.into(),
+            tx: tx.into(),
+            completion: completion.into(),
+            rx_dropped,
+            rx_ring_full,
+            rx_fill_ring_empty,
+            rx_invalid,
+            tx_invalid,
+            tx_driver_drops,
         }
-        rows
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

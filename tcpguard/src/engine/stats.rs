@@ -32,9 +32,9 @@ counters! {
         turns = "turns";
         /// Frames of flows the stack did not know.
         misses = "misses";
-        /// Of these, frames dropped unseen because one turn had too many.
+        /// Of the misses, frames dropped unseen because one turn had too many.
         misses_dropped = "misses-dropped";
-        /// Of these, frames of flows that nobody has.
+        /// Of the misses, frames of flows that nobody has.
         orphans = "orphans";
         /// Resets sent to peers of flows that an earlier daemon had.
         old_generation_resets = "old-generation-resets";
@@ -50,6 +50,36 @@ counters! {
         transmit_blocked = "transmit-blocked";
         /// Errors of the transmit system call, other than "try again".
         kick_errors = "kick-errors";
+    }
+}
+
+counters! {
+    /// An AF_XDP socket's frames, where they are at this moment, and what the kernel lost, since the engine started.
+    RingCounters {
+        /// Frames that the socket has in all, at this moment.
+        frames = "frames";
+        /// Frames at this moment that are free to fill and send.
+        free = "free";
+        /// Frames at this moment that wait for the kernel to receive into.
+        fill = "fill";
+        /// Frames at this moment that were received and wait for the engine.
+        rx = "rx";
+        /// Frames at this moment that are queued and wait for the kernel to send.
+        tx = "tx";
+        /// Frames at this moment that were sent and wait to become free.
+        completion = "completion";
+        /// Frames dropped for reasons other than a full ring: mostly, too long.
+        rx_dropped = "rx-dropped";
+        /// Frames dropped because the receive ring was full: the engine did not keep up.
+        rx_ring_full = "rx-ring-full";
+        /// Frames dropped because no frame waited for the kernel to receive into: the engine did not keep up.
+        rx_fill_ring_empty = "rx-fill-ring-empty";
+        /// Descriptors to receive into that the kernel refused. Never, or the account of frames is wrong.
+        rx_invalid = "rx-invalid";
+        /// Descriptors to send that the kernel refused. Never, or the account of frames is wrong.
+        tx_invalid = "tx-invalid";
+        /// Frames that the driver refused to send and dropped.
+        tx_driver_drops = "tx-driver-drops";
     }
 }
 
@@ -95,8 +125,11 @@ impl Gaps {
     }
 }
 
+/// Counters of one group: name, count and meaning.
+pub type Rows = Vec<(&'static str, u64, &'static str)>;
+
 /// One engine at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct EngineStats {
     /// The engine's XSKMAP index.
     pub engine: u32,
@@ -120,8 +153,8 @@ pub struct EngineStats {
     pub stack: StackCounters,
     /// New incarnations of flows that were known or in TIME_WAIT, by service.
     pub reincarnated: Vec<(u32, u64)>,
-    /// The rings, by name.
-    pub rings: Vec<(&'static str, u64)>,
+    /// The rings.
+    pub rings: RingCounters,
     /// Time between two looks at the receive ring.
     pub gaps: Gaps,
     /// From SYN-ACKs to their acknowledgements.
@@ -129,8 +162,8 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
-    /// Every counter by group and name.
-    pub fn groups(&self) -> Vec<(&'static str, Vec<(&'static str, u64)>)> {
+    /// Every counter by group, and what else `stats` shows with them.
+    pub fn groups(&self) -> [(&'static str, Rows); 4] {
         let Self {
             engine: _,
             connections,
@@ -147,22 +180,34 @@ impl EngineStats {
             gaps,
             handshakes: _,
         } = self;
-        let plain = |rows: &mut dyn Iterator<Item = (&'static str, u64, &'static str)>| {
-            rows.map(|(name, count, _)| (name, count)).collect::<Vec<_>>()
-        };
-        let gauges = vec![
-            ("connections", *connections),
-            ("time-wait", *time_wait),
-            ("half-open", *half_open),
-            ("gap-p50-us", gaps.percentile(50.0)),
-            ("gap-p99-us", gaps.percentile(99.0)),
-            ("gap-max-us", gaps.max / 1000),
+        let gauges = [
+            ("connections", *connections, "Connections at this moment, TIME_WAIT not counted."),
+            ("time-wait", *time_wait, "Flows in TIME_WAIT at this moment."),
+            ("half-open", *half_open, "Half-open connections that are remembered at this moment."),
+            (
+                "gap-p50-us",
+                gaps.percentile(50.0),
+                "An upper bound, to a power of two of microseconds, of half of the times between two looks at the receive \
+                 ring, sleep not counted.",
+            ),
+            (
+                "gap-p99-us",
+                gaps.percentile(99.0),
+                "An upper bound, to a power of two of microseconds, of 99 % of the times between two looks at the receive \
+                 ring, sleep not counted.",
+            ),
+            (
+                "gap-max-us",
+                gaps.max / 1000,
+                "The longest time between two looks at the receive ring, microseconds, sleep not counted: how long frames may \
+                 have waited.",
+            ),
         ];
-        vec![
-            ("engine", [plain(&mut frames.rows()), plain(&mut net.rows()), gauges].concat()),
-            ("flow-table", plain(&mut flows.rows())),
-            ("ring", rings.clone()),
-            ("stack", plain(&mut stack.rows())),
+        [
+            ("engine", frames.rows().chain(net.rows()).chain(gauges).collect()),
+            ("flow-table", flows.rows().collect()),
+            ("ring", rings.rows().collect()),
+            ("stack", stack.rows().collect()),
         ]
     }
 }

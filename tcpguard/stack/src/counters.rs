@@ -34,9 +34,9 @@ counters! {
     unknown = "unknown";
     /// Connections created from a valid cookie.
     adopted = "adopted";
-    /// Of these, from a flow entry whose frame was lost before it reached us.
+    /// Of the adopted, connections from a flow entry whose frame was lost before it reached us.
     adopted_swept = "adopted-swept";
-    /// Of these, in place of an earlier incarnation of the same flow.
+    /// Of the adopted, connections in place of an earlier incarnation of the same flow.
     reincarnated = "reincarnated";
     /// Valid cookies refused because their flow was here and has closed.
     replays_refused = "replays-refused";

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use peer::{FRAME, ISN, Segment, cookie, flow, keys, write};
 use tcpguard::config::{Service, Tunables};
 use tcpguard::engine::{
-    EngineConfig, EngineHandle, Exchange, FramePort, Net, NoTables, Placement, spawn, tap,
+    EngineConfig, EngineHandle, Exchange, FramePort, Net, NoTables, Placement, RingCounters, spawn, tap,
 };
 use tcpguard::service::{ServiceSpec, Services};
 use tcpguard_common::flow::{FlowKey, V4};
@@ -116,8 +116,8 @@ impl FramePort for Port {
         Ok(())
     }
 
-    fn rows(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+    fn counters(&self) -> RingCounters {
+        RingCounters::default()
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -100,6 +100,35 @@ fn lines<'a>(said: &'a str, kept: &[&str]) -> String {
     said.lines().filter(keeps).map(|line| line.to_owned() + "\n").collect()
 }
 
+/// Whatever `stats` prints a number for, `explain` knows.
+fn every_count_is_explained(setup: &Setup, explained: &Value) -> Result<()> {
+    let names = |of: &str, key: &str| -> Result<BTreeSet<String>> {
+        let entries = explained[of].as_array().with_context(|| format!("no {of}"))?;
+        Ok(entries.iter().filter_map(|entry| Some(entry[key].as_str()?.to_owned())).collect())
+    };
+    let (reasons, counters, groups) =
+        (names("reasons", "name")?, names("counters", "name")?, names("counters", "group")?);
+    let stats = setup.json(&["stats", "--all"])?;
+    let rows = stats["reasons"].as_array().context("no reasons")?;
+    for row in rows {
+        ensure!(row["name"].as_str().is_some_and(|name| reasons.contains(name)), "{row}");
+    }
+    let totals = stats["totals"].as_object().context("no totals")?;
+    ensure!(totals.contains_key("ring"), "{totals:?}");
+    for (group, counted) in totals {
+        ensure!(groups.contains(group), "nothing of group {group} is explained");
+        for name in counted.as_object().context("no counters")?.keys() {
+            ensure!(counters.contains(name), "{group} {name} is not explained");
+        }
+    }
+    let text = setup.text(&["stats", "--all"])?;
+    let head = text.lines().find(|line| line.starts_with("SERVICE ")).context("no table of services")?;
+    for column in head.split_whitespace().skip(2) {
+        ensure!(counters.contains(column), "column {column} is not explained");
+    }
+    Ok(())
+}
+
 /// Services have rates only if something came within the quarter of a second that they are over.
 fn without_rates(said: &str) -> String {
     let sections = said.split("\n\n").filter(|section| !section.starts_with("EACH SECOND"));
@@ -165,10 +194,11 @@ fn every_verb_prints_what_its_snapshot_has_and_json_that_its_schema_describes() 
         .part("config", &["config"], |said| said.split("[tunables]").next().unwrap_or_default().to_owned())?;
     stage.json("config", &["config"])?;
     stage.exact("explain-reason", &["explain", "ack-invalid"])?;
+    stage.exact("explain-counter", &["explain", "no-buffer"])?;
     stage.part("explain", &["explain"], |said| {
-        lines(&lasting(said), &["REASON", "ack-invalid", "cookie-sent "])
+        lines(&lasting(said), &["REASON", "ack-invalid", "cookie-sent ", "COUNTER", "no-buffer"])
     })?;
-    stage.json("explain", &["explain"])?;
+    every_count_is_explained(setup, &stage.json("explain", &["explain"])?)?;
     let file = setup.lab.dir().join("tcpguard.toml").display().to_string();
     stage.exact("check", &["check", &file])?;
     stage.json("check", &["check", &file])?;

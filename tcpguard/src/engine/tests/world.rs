@@ -34,8 +34,8 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::super::handle::COMMANDS;
 use super::super::{
-    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, NoTables, Placement, SharedTables,
-    TcpListener, TcpStream, assemble, tap,
+    EngineConfig, EngineHandle, Exchange, FramePort, Listen, Net, NoTables, Placement, RingCounters,
+    SharedTables, TcpListener, TcpStream, assemble, tap,
 };
 use super::router::{TOO_BIG_V4, complaint};
 use crate::config::Tunables;
@@ -369,8 +369,8 @@ impl FramePort for MemoryPort {
         Ok(())
     }
 
-    fn rows(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+    fn counters(&self) -> RingCounters {
+        RingCounters::default()
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
