@@ -364,19 +364,24 @@ fn detach_removes_what_a_killed_daemon_left_and_refuses_while_one_runs() -> Resu
     let before = setup.link()?;
     let detach = || -> Result<Output> {
         let mut command = setup.lab.guard().command(BINARY);
-        Ok(command.args(["detach", "--pin-dir"]).arg(setup.lab.pin_dir()).output()?)
+        command.args(["detach", "--pin-dir"]).arg(setup.lab.pin_dir()).arg("--control").arg(setup.control());
+        Ok(command.output()?)
     };
     let daemon = setup.daemon(&[])?;
     let said = one_line(&detach()?, 2)?;
     assert!(said.contains("another tcpguard is running"), "{said}");
     setup.fetch()?;
     daemon.kill()?;
-    assert!(setup.link()?.contains("xdp"));
+    assert!(setup.link()?.contains("xdp") && setup.control().exists());
     let output = detach()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stdout.starts_with(b"detached"));
+    let said = String::from_utf8(output.stdout)?;
+    let removed = format!("removed {}, where nobody listened", setup.control().display());
+    assert!(said.starts_with("detached") && said.contains(&removed), "{said}");
     assert_eq!((setup.pins(), setup.link()?), (0, before));
-    assert!(detach()?.stdout.starts_with(b"nothing was pinned"));
+    assert!(!setup.control().exists());
+    let again = String::from_utf8(detach()?.stdout)?;
+    assert!(again.starts_with("nothing was pinned") && again.lines().count() == 1, "{again}");
     Ok(())
 }
 

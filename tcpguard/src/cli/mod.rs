@@ -110,7 +110,7 @@ enum Verb {
     Man(generate::ManArgs),
     /// Print the JSON schema of what a verb prints with --json
     Schema(schema::Args),
-    /// Remove what a killed daemon left in the kernel
+    /// Remove what a killed daemon left: in the kernel, and its sockets
     Detach(detach::Args),
 }
 
@@ -186,7 +186,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
         Verb::Schema(args) => schema::run(&args),
-        Verb::Detach(args) => detach::run(&args),
+        Verb::Detach(args) => detach::run(&args, control),
     }
 }
 

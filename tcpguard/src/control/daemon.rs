@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, ConfigError, Destination, Limits, Overrides, Service, ServiceMode};
+use crate::config::{Config, ConfigError, Control, Destination, Limits, Overrides, Service, ServiceMode};
 use crate::dataplane::{
     Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError, XdpLog,
 };
@@ -250,6 +250,16 @@ pub fn run(config: Config, origin: Option<Origin>, confirm: Option<Duration>) ->
 /// A running daemon's pins are refused.
 pub fn detach(pin_dir: &Path) -> Result<bool, DaemonError> {
     Ok(Dataplane::remove(pin_dir)?)
+}
+
+/// Removes the control socket, and the one for readers, that a killed daemon left, and says which there were. One at which
+/// somebody listens stays, and what is no socket.
+///
+/// # Errors
+///
+/// What cannot be looked at or removed.
+pub fn remove_sockets(control: &Control) -> Result<Vec<PathBuf>, DaemonError> {
+    Ok(doors::remove_left_ones(control)?)
 }
 
 /// Refuses a secret file in which there is no secret. One that is absent is made when a daemon starts, and one that this

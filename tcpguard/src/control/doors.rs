@@ -1,6 +1,6 @@
 //! Where clients come in: the control socket, the one for readers, and the metrics' endpoint.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::config::{Config, Control, MetricsListen, Readers};
@@ -8,7 +8,7 @@ use crate::config::{Config, Control, MetricsListen, Readers};
 use super::guard::Guard;
 use super::scrape::{self, Scrape};
 use super::server::{Limits, Rights, Server};
-use super::socket::{ListenError, SocketSpec};
+use super::socket::{ListenError, SocketSpec, remove_left};
 
 /// All of them, open.
 pub(super) struct Doors {
@@ -30,6 +30,18 @@ fn readers_spec(Readers { socket, group, mode }: &Readers) -> SocketSpec<'_> {
 pub(super) fn check(control: &Control) -> Result<(), ListenError> {
     control_spec(control).check()?;
     control.readers.as_ref().map_or(Ok(()), |readers| readers_spec(readers).check())
+}
+
+/// Removes those sockets at which nobody listens any more, and says which.
+pub(super) fn remove_left_ones(control: &Control) -> Result<Vec<PathBuf>, ListenError> {
+    let readers = control.readers.as_ref().map(|readers| &readers.socket);
+    let mut removed = Vec::new();
+    for path in std::iter::once(&control.socket).chain(readers) {
+        if remove_left(path)? {
+            removed.push(path.clone());
+        }
+    }
+    Ok(removed)
 }
 
 /// How many clients there may be at once.

@@ -71,6 +71,25 @@ pub(super) fn connect(path: &Path, patience: Duration) -> io::Result<std::os::un
     Ok(std::os::fd::OwnedFd::from(socket).into())
 }
 
+/// Removes a socket's file if nobody listens there any more. Whether it did; what is no socket, or not refused at once, stays.
+pub(super) fn remove_left(path: &Path) -> Result<bool, ListenError> {
+    let system = |source| ListenError::System { path: path.to_owned(), source };
+    let found = || match path.symlink_metadata() {
+        Ok(meta) => Ok(meta.file_type().is_socket().then(|| (meta.dev(), meta.ino()))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(system(error)),
+    };
+    let Some(left) = found()? else { return Ok(false) };
+    let is_left = connect(path, AT_ONCE).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    // A daemon that starts meanwhile puts its own there.
+    if !is_left || found()? != Some(left) {
+        return Ok(false);
+    }
+    std::fs::remove_file(path).map(|()| true).map_err(system)
+}
+
 impl SocketSpec<'_> {
     /// Refuses what [`Socket::bind`] would refuse, and touches nothing.
     pub fn check(&self) -> Result<(), ListenError> {
@@ -167,6 +186,31 @@ fn group_id(group: &str) -> Result<u32, ListenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_socket_where_nobody_listens_is_removed() {
+        let directory = std::env::temp_dir().join(format!("tcpguard-left-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let [path, file, link, datagrams, missing] =
+            ["s", "file", "link", "datagrams", "missing"].map(|name| directory.join(name));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::fs::write(&file, "precious").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let _datagrams = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+        assert!(!remove_left(&path).unwrap(), "somebody listens");
+        drop(listener);
+        // A process that another test starts has it open until it becomes another program.
+        while std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for other in [&file, &link, &datagrams, &missing, &file.join("below")] {
+            assert!(!remove_left(other).unwrap(), "{}", other.display());
+        }
+        assert!(remove_left(&path).unwrap());
+        assert!(!path.exists() && link.symlink_metadata().is_ok() && datagrams.exists());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 
     #[test]
     fn a_socket_has_its_mode_replaces_a_dead_one_and_spares_what_is_not_a_dead_socket() {
