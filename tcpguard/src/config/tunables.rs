@@ -274,13 +274,15 @@ tunables! {
     /// How fast connections send: newreno (RFC 5681, RFC 6582) or cubic (RFC 9438), which is as fast on short paths and
     /// recovers sooner on long ones.
     congestion_control: CongestionControl = "congestion-control", 1, 0 => 1, per service;
-    /// How long a client may keep its receive window closed while memory for sending is short; it is reset then, the
-    /// longest-stalled first. With memory to spare it may do so for as long as it answers probes, unless the backend has
-    /// closed: then nobody else would ever let it go. That a backend has closed with more to say than the kernel here has
-    /// room for is seen minutes later, when its kernel has given up; a service's idle_time ends such a client, too. Also how
-    /// long less than 16 KB may be read of what a client has sent while memory for receiving is short; of the clients of whom
-    /// more than that waits, the one with most is reset then. With a sixteenth of it left, a quarter of that time, of any
-    /// client.
+    /// How long a client may keep its receive window closed to what waits for it, though it answers probes, before it is reset:
+    /// a download that is paused, or an attacker who lets buffers fill. 0s lets it for ever, as TCP does.
+    zero_window: Duration = "zero-window", H, 0 => 24 * H, per service;
+    /// How long a client may keep its receive window closed while memory for sending is short, the longest-stalled first, and
+    /// once the backend has closed: then nobody else would let the client go. That a backend has closed with more to say
+    /// than the kernel here has room for is seen minutes later, when its kernel has given up; zero-window and a service's
+    /// idle_time end such a client, too. Also how long less than 16 KB may be read of what a client has sent while memory for
+    /// receiving is short; of the clients of whom more than that waits, the one with most is reset then. With a sixteenth of
+    /// it left, a quarter of that time, of any client.
     stall_time: Duration = "stall-time", 30 * S, S => H;
     /// How long to wait for the answer to a SYN-ACK before it is sent again, twice as long each time after that (RFC 6298
     /// §2.1, §5.5). XDP's answers are sent once.

@@ -298,6 +298,7 @@ pub(crate) fn stack_config(base: Config, tunables: &Tunables) -> Config {
             config::CongestionControl::NewReno => CongestionControl::NewReno,
             config::CongestionControl::Cubic => CongestionControl::Cubic,
         },
+        zero_window: tunables.zero_window,
         stall_time: tunables.stall_time,
         syn_timeout: tunables.syn_timeout,
         syn_ack_retries: u8::try_from(tunables.syn_ack_retries).unwrap_or(u8::MAX),

@@ -38,9 +38,11 @@ pub struct Config {
     pub keepalive_interval: Duration,
     /// Questions in a row without an answer before the connection is given up.
     pub keepalive_probes: u8,
-    /// How long a peer may keep its window closed while send memory is short, and how long an application may read less
-    /// than 16 KB of what has arrived while receive memory is. With memory to spare both may do so for as long as the peer
-    /// answers probes (RFC 9293 §3.8.6.1).
+    /// How long a peer may keep its window closed to what waits for it before the connection is given up, though it answers
+    /// probes. RFC 9293 §3.8.6.1 would have it wait for ever; zero is that.
+    pub zero_window: Duration,
+    /// The same while send memory is short, and how long an application may read less than 16 KB of what has arrived while
+    /// receive memory is. With memory to spare it may do so for as long as it wants.
     pub stall_time: Duration,
     /// Retransmissions of an active open's SYN before the attempt is given up.
     pub syn_retries: u8,
@@ -109,6 +111,7 @@ impl Default for Config {
             keepalive_time: Duration::ZERO,
             keepalive_interval: Duration::from_secs(75),
             keepalive_probes: 9,
+            zero_window: Duration::from_secs(3600),
             stall_time: Duration::from_secs(30),
             syn_retries: 6,
             syn_timeout: Duration::from_secs(1),

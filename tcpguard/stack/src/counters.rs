@@ -124,6 +124,8 @@ counters! {
     tail_loss_probes = "tail-loss-probes";
     /// Zero-window probes sent.
     window_probes = "window-probes";
+    /// Connections given up because their peer kept its window closed for too long.
+    zero_window_expired = "zero-window-expired";
     /// Connections reset because their peer kept its window closed while send memory was short.
     stalls_reset = "stalls-reset";
     /// Connections reset because nobody read what they had received while receive memory was short.

@@ -48,6 +48,8 @@ pub(super) struct Client {
     tunables: Tunables,
     own: Overrides,
     slots: [EpochSlot; EPOCH_SLOTS as usize],
+    /// What its segments say of its window.
+    pub(super) window: u16,
     pub(super) closed: Vec<(ConnId, Option<Error>)>,
 }
 
@@ -64,7 +66,7 @@ impl Client {
         let mut stack = Stack::new(now, stack_config(Config::default(), &tunables), 42);
         stack.set_epochs(&slots, Clock { epoch: EPOCH, second_half: false, extra: 1 });
         stack.listen(None, 80, SERVICE);
-        Self { stack, now, tunables, own: Overrides::default(), slots, closed: Vec::new() }
+        Self { stack, now, tunables, own: Overrides::default(), slots, window: WINDOW, closed: Vec::new() }
     }
 
     /// Sets tunables as the daemon does: those of all services, or within [`for_the_service_alone`] its own.
@@ -127,7 +129,7 @@ impl Client {
             seq: Seq(ISN) + seq,
             ack: if has_ack { self.cookie(port) + ack } else { Seq(0) },
             flags,
-            window: WINDOW,
+            window: self.window,
             options: if flags.contains(Flags::SYN) {
                 Options { mss: Some(1460), ..Options::default() }
             } else {

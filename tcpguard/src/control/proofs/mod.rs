@@ -47,6 +47,7 @@ const PROOFS: &[(&str, Proof)] = &[
     ("keepalive-probes", Here(stack::as_many_questions_are_asked_as_the_tunable_says)),
     ("delayed-ack", Here(stack::an_acknowledgment_waits_for_as_long_as_delayed_ack)),
     ("congestion-control", Here(stack::a_loss_leaves_half_a_window_to_newreno_and_more_to_cubic)),
+    ("zero-window", Here(stack::a_closed_window_ends_a_connection_after_zero_window)),
     (
         "stall-time",
         there("src/service/tests/ends.rs", "a_client_that_shuts_its_window_after_the_backends_end_is_let_go"),
@@ -153,5 +154,5 @@ fn what_a_service_may_have_for_itself_takes_effect_where_the_common_values_do_no
         for_the_service_alone(*proof);
         true
     });
-    assert_eq!(proven.count(), 12, "those of the stack");
+    assert_eq!(proven.count(), 13, "those of the stack");
 }

@@ -176,6 +176,31 @@ pub(super) fn unacknowledged_data_ends_a_connection_after_the_user_timeout() {
 }
 
 #[test]
+pub(super) fn a_closed_window_ends_a_connection_after_zero_window() {
+    let mut client = Client::new(&[]);
+    client.window = 0;
+    let conn = client.connect(PORT);
+    assert_eq!(client.stack.send(client.now, conn, &[7; 100]), Ok(100));
+    let answer_for = |client: &mut Client, seconds: u64| {
+        for _ in 0..seconds {
+            for _ in client.wait(SECOND) {
+                client.send(PORT, Flags::ACK, 1, 1);
+            }
+        }
+    };
+    answer_for(&mut client, 3590);
+    assert_eq!(client.closed, []);
+    client.tune(&[("zero-window", "0s")]);
+    answer_for(&mut client, 3600);
+    assert_eq!(client.closed, []);
+    client.tune(&[("zero-window", "2h1m")]);
+    answer_for(&mut client, 60);
+    assert_eq!(client.closed, []);
+    answer_for(&mut client, 120);
+    assert!(matches!(client.closed[..], [(_, Some(Error::TimedOut))]), "{:?}", client.closed);
+}
+
+#[test]
 pub(super) fn a_silent_client_is_asked_after_keepalive_time() {
     let mut client = Client::new(&[]);
     client.connect(PORT);

@@ -103,7 +103,8 @@ impl Tcb {
             acked -= 1;
         }
         transfer.send.advance(acked as usize, &mut shared.send_pool);
-        transfer.stall.progress(acked, self.mss.into());
+        let rest = transfer.send.len();
+        transfer.stall.progress(acked, if rest == 0 { 0 } else { self.mss.into() });
         self.bytes_out += u64::from(acked);
         self.snd_una = ack;
         if ack.after(una) {

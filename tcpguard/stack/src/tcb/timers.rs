@@ -12,7 +12,7 @@ impl Tcb {
     /// The next point in time at which something is to be done; [`Instant::NEVER`] for none.
     pub(crate) fn deadline(&self, now: Instant, config: &Config) -> Instant {
         let timers = self.work.retransmit_at.min(self.work.ack_at).min(self.user_timeout_at(config));
-        let timers = timers.min(self.keepalive_at(now, config));
+        let timers = timers.min(self.keepalive_at(now, config)).min(self.zero_window_at(config));
         match self.linger(config) {
             Some(linger) => timers.min(now + linger.saturating_sub(self.rested(now))),
             None => timers,
@@ -41,6 +41,11 @@ impl Tcb {
             self.give_up(shared);
             return;
         }
+        if self.zero_window_at(shared.config_of(self.service())) <= now {
+            shared.counters.zero_window_expired += 1;
+            self.end_by_timeout(shared);
+            return;
+        }
         if self.work.retransmit_at <= now {
             self.handle_retransmit_timer(now, shared);
         }
@@ -58,6 +63,14 @@ impl Tcb {
         };
         let limited = !config.user_timeout.is_zero() && waits && !self.orphan;
         if limited { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
+    }
+
+    /// When a closed window has been closed for too long. That it opened for less than a segment does not count.
+    fn zero_window_at(&self, config: &Config) -> Instant {
+        if config.zero_window.is_zero() || !self.is_blocked() {
+            return Instant::NEVER;
+        }
+        self.stalled_since().unwrap_or(self.work.unacked_since) + config.zero_window
     }
 
     /// When a silent peer is asked whether it is still there. As long as anything is on its way to it, other timers do

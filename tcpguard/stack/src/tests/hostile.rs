@@ -8,7 +8,7 @@ use tcpguard_common::seq::Seq;
 use super::script::{CLIENT, Offer, Script, modern, plain};
 use super::{EPOCH, Rng, stream};
 use crate::wire::Outgoing;
-use crate::{Config, Error, Received, State};
+use crate::{Config, Error, Event, Received, State};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -399,7 +399,7 @@ fn writers_that_found_the_pool_empty_are_woken_when_it_is_not() {
     assert_eq!(t.stack.send(t.now, second, b"x"), Err(Error::WouldBlock));
     t.stack.abort(t.now, first);
     t.sends(". 1:1(0) ack 1");
-    assert!(t.events.contains(&crate::Event::Writable(second)));
+    assert!(t.events.contains(&Event::Writable(second)));
     assert_eq!(t.stack.send(t.now, second, b"x"), Ok(1));
 }
 
@@ -467,12 +467,13 @@ fn peers_that_keep_their_windows_closed_are_reset_while_memory_is_short_the_long
 }
 
 #[test]
-fn a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
-    let mut t = Script::established(modern());
+fn without_a_limit_a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
+    let config = Config { zero_window: Duration::ZERO, ..Config::default() };
+    let mut t = Script::established_with(modern(), config);
     t.window = 0;
     t.sends(". 1:1(0) ack 1");
     t.server_sends(1, 100_000);
-    for _ in 0..3600 {
+    for _ in 0..7200 {
         t.wait(SECOND);
         while t.next_sent().is_some() {
             t.tsval += 1;
@@ -481,6 +482,54 @@ fn a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
     }
     t.state(State::Established);
     assert!(t.stack.counters().window_probes > 25);
+}
+
+#[test]
+fn a_zero_window_stall_lasts_as_long_as_the_tunable_says_however_well_probes_are_answered() {
+    let config = Config { zero_window: 300 * SECOND, ..Config::default() };
+    let mut t = Script::established_with(plain(), config);
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 10_000);
+    for second in 0..299 {
+        t.wait(SECOND);
+        while let Some(probe) = t.next_sent() {
+            assert_eq!(probe, ". 0:0(0) ack 1", "after {second} s");
+            t.sends(". 1:1(0) ack 1");
+        }
+    }
+    t.state(State::Established);
+    t.wait(2 * SECOND);
+    t.expect("R. 1:1(0) ack 1");
+    t.gone();
+    assert!(t.events.contains(&Event::Closed { conn: t.conn(), error: Some(Error::TimedOut) }));
+    assert_eq!(t.stack.counters().zero_window_expired, 1);
+}
+
+/// What it takes of a little that waits ends the stall: the next one has all its time.
+#[test]
+fn a_stall_that_ended_with_less_than_a_segment_is_not_held_against_the_next() {
+    let config = Config { zero_window: 300 * SECOND, ..Config::default() };
+    let mut t = Script::established_with(plain(), config);
+    let closed = |t: &mut Script, from: u64, seconds: u64| {
+        t.window = 0;
+        t.sends(&format!(". 1:1(0) ack {from}"));
+        t.server_sends(from, 10);
+        for _ in 0..seconds {
+            t.wait(SECOND);
+            while t.next_sent().is_some() {
+                t.sends(&format!(". 1:1(0) ack {from}"));
+            }
+        }
+    };
+    closed(&mut t, 1, 200);
+    t.window = 1000;
+    t.sends(". 1:1(0) ack 1");
+    t.expect("P. 1:11(10) ack 1");
+    t.sends(". 1:1(0) ack 11");
+    closed(&mut t, 11, 200);
+    t.state(State::Established);
+    assert_eq!(t.stack.counters().zero_window_expired, 0);
 }
 
 #[test]
