@@ -257,6 +257,20 @@ mod tests {
         }
     }
 
+    /// The whole table, slack included, when it is as full as it may be.
+    #[test]
+    fn an_entry_takes_40_bytes_for_ipv4_and_64_for_ipv6_at_most() {
+        const LIMIT: u32 = 30_000;
+        let mut table = TimeWaits::new(LIMIT, [1, 2]);
+        let mut evicted = 0;
+        for flow in 0..60_000 {
+            evicted += usize::from(table.insert(&key(flow), remains(flow), at(10)).is_some());
+        }
+        assert_eq!((table.lens(), evicted), ([30_000; 2], 0), "each family has room for its own");
+        let [v4, v6] = table.bytes().map(|bytes| bytes / LIMIT as usize);
+        assert!((32..=40).contains(&v4) && (56..=64).contains(&v6), "{v4} and {v6} bytes");
+    }
+
     #[test]
     fn a_peer_that_disowned_a_connection_owns_it_again_with_its_next_fin() {
         for flow in [3, 4] {

@@ -264,6 +264,50 @@ fn a_newer_cookie_reuses_a_flow_in_time_wait_and_a_replayed_one_does_not() {
     }
 }
 
+/// What is left of the earlier incarnation in the network comes while the next one is at work, right where its window is: PAWS
+/// tells it apart, or that its sequence numbers lie before the new ones (RFC 7323 §5, RFC 9293 §3.4.3).
+#[test]
+fn old_duplicates_never_reach_the_connection_that_reuses_their_flow() {
+    for offer in [modern(), plain()] {
+        let mut t = Script::established(offer);
+        t.sends("P. 1:101(100) ack 1");
+        t.server_reads(1, 100);
+        let old = [
+            "P. 1:101(100) ack 1",
+            "P. 51:101(50) ack 1",
+            "F. 101:101(0) ack 2",
+            "R. 101:101(0) ack 2",
+            ". 101:101(0) ack 2",
+        ]
+        .map(|segment| t.frame(segment));
+        let id = t.conn();
+        t.stack.close(t.now, id);
+        while t.next_sent().is_some() {}
+        t.sends("F. 101:101(0) ack 2");
+        while t.next_sent().is_some() {}
+        t.state(State::TimeWait);
+        t.wait(SECOND);
+        // With timestamps sequence numbers may begin below the old ones: all of those are in the new window then.
+        t.offer.isn = if offer.options.timestamps.is_some() { t.offer.isn - 20 } else { t.offer.isn + 102 };
+        t.tsval += 1000;
+        t.next_cookie(EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        t.state(State::Established);
+        for _ in 0..3 {
+            for frame in &old {
+                t.stack.handle_frame(t.now, frame);
+                while t.next_sent().is_some() {}
+                t.state(State::Established);
+            }
+        }
+        let conn = t.conn();
+        assert_eq!(t.stack.recv(t.now, conn, &mut [0; 500]), Err(Error::WouldBlock));
+        t.sends("P. 1:201(200) ack 1");
+        t.server_reads(1, 200);
+        assert_eq!(t.stack.recv(t.now, conn, &mut [0; 500]), Err(Error::WouldBlock));
+    }
+}
+
 #[test]
 fn a_reset_at_rcv_nxt_ends_the_connection_and_what_arrived_can_be_read() {
     let mut t = Script::established(modern());

@@ -192,6 +192,39 @@ fn nonsense_in_sack_blocks_is_ignored() {
     t.expect("P. 4001:4011(10) ack 1");
 }
 
+/// Blocks that overlap each other, repeat each other, or cover part of a segment count each byte once, and no byte that they leave
+/// out: what is lost is sent again, and only that.
+#[test]
+fn overlapping_sack_blocks_count_no_byte_twice_and_none_too_many() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 1448 * 6);
+    let sent: Vec<String> = std::iter::from_fn(|| t.next_sent()).collect();
+    assert_eq!(sent.len(), 6);
+    // The first and the fourth are missing; of the sixth, one byte.
+    t.sends(". 1:1(0) ack 1 sack 1449:4345,1449:2897,2000:4345");
+    t.sends(". 1:1(0) ack 1 sack 5793:8688,5793:7241,6000:8000");
+    t.sends(". 1:1(0) ack 1 sack 5793:8688,1449:4345,4000:4345");
+    let mut again = Vec::new();
+    for (acknowledged, times) in [("1 sack 1449:4345,5793:8688", 8), ("7241 sack 7241:8688", 40)] {
+        for _ in 0..times {
+            t.wait(SECOND / 8);
+            again.extend(std::iter::from_fn(|| t.next_sent()));
+            t.sends(&format!(". 1:1(0) ack {acknowledged}"));
+        }
+    }
+    let missing = |from: u64| format!(" {from}:{}(1448) ack 1", from + 1448);
+    for from in [1, 4345, 7241] {
+        assert!(again.iter().any(|segment| segment.ends_with(&missing(from))), "{from}: {again:?}");
+    }
+    for from in [1449, 2897, 5793] {
+        assert!(!again.iter().any(|segment| segment.ends_with(&missing(from))), "{from}: {again:?}");
+    }
+    t.sends(". 1:1(0) ack 8689");
+    t.silent();
+    t.server_sends(8689, 10);
+    t.expect("P. 8689:8699(10) ack 1");
+}
+
 #[test]
 fn a_peer_that_goes_back_on_its_sack_gets_everything_again() {
     let mut t = Script::established(modern());

@@ -8,7 +8,8 @@ use tcpguard_common::packet::Options;
 
 use super::script::{Offer, Script, modern, plain};
 use super::{ADVERTISED, CLIENT_MAC, EPOCH, Family, SERVER_MAC, link};
-use crate::{Config, Cursor, FlowInfo, Received, StackDrop, State};
+use crate::wire::Incoming;
+use crate::{Config, Cursor, FlowInfo, Instant, Received, Stack, StackDrop, State};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -532,6 +533,37 @@ fn a_syn_to_a_live_connection_is_challenged_and_enters_no_queue() {
     t.sends("S 0:0(0)");
     t.expect(". 1:1(0) ack 1");
     assert_eq!(t.stack.half_open_count(), 0);
+}
+
+/// RFC 6528 §3: a clock of 4 µs, and an offset that differs from flow to flow, address family and secret.
+#[test]
+fn active_opens_begin_where_a_clock_and_a_secret_of_the_flow_say() {
+    let isn = |secret: u64, wait: Duration, family: Family, port: u16| {
+        let mut stack = Stack::new(Instant(1_000_000_000), Config::default(), secret);
+        let now = Instant(1_000_000_000) + wait;
+        let (client, server) = (family.client(port), family.server());
+        stack.connect(now, server, client, link(SERVER_MAC, CLIENT_MAC)).unwrap();
+        let mut frame = vec![0; 2000];
+        let len = stack.poll_transmit(now, &mut frame).expect("a SYN");
+        Incoming::parse(&frame[..len]).expect("well-formed").seq
+    };
+    let first = isn(1, Duration::ZERO, Family::V4, 40_000);
+    assert_eq!(isn(1, Duration::ZERO, Family::V4, 40_000), first, "nothing else decides");
+    for seconds in [1, 60, 3600] {
+        let later = isn(1, Duration::from_secs(seconds), Family::V4, 40_000);
+        assert_eq!(later.distance(first), (seconds * 250_000) as u32, "{seconds} s");
+    }
+    let mut flows: Vec<u32> =
+        (40_000..41_000).map(|port| isn(1, Duration::ZERO, Family::V4, port).0).collect();
+    flows.extend((40_000..41_000).map(|port| isn(1, Duration::ZERO, Family::V6, port).0));
+    flows.extend((40_000..41_000).map(|port| isn(2, Duration::ZERO, Family::V4, port).0));
+    for bit in 0..32 {
+        let set = flows.iter().filter(|&&isn| isn >> bit & 1 != 0).count();
+        assert!((1300..1700).contains(&set), "bit {bit} is set in {set} of 3000");
+    }
+    flows.sort_unstable();
+    flows.dedup();
+    assert!(flows.len() > 2990, "{}", flows.len());
 }
 
 #[test]

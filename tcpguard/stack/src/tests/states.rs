@@ -65,6 +65,20 @@ const TABLE: &[Line] = &[
     ("FIN behind a hole",          "F.",  50,      0,  "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
     ("FIN once more",              "F.",  -1,      0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
     ("FIN outside the window",     "F.",  900_000, 0,  "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
+    // Flags that contradict each other: RST is looked at first, then SYN, and nothing without ACK goes on (RFC 9293 §3.10.7.4).
+    // XDP drops most of it before.
+    ("SYN with FIN",               "SF",  0,       0,  "",        "-      -             -           syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN with FIN and ACK",       "SF.", 0,       0,  "n",       "-      -             -           ack>ESTAB    ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("SYN with RST",               "SR",  0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("SYN with RST and ACK",       "SR.", 0,       0,  "n",       "-      -             >LISTEN     >CLOSED      >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("FIN with RST and ACK",       "FR.", 0,       0,  "u",       "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    ("FIN without ACK",            "F",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("FIN, PSH and URG alone",     "FPU", 0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("every flag there is",        "SFRPU.EW", 0,  0,  "n",       "-      -             >LISTEN     >CLOSED      >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
+    // Marks of congestion change nothing where ECN was not agreed upon (RFC 3168 §6.1).
+    ("SYN that offers ECN",        "SEW", 0,       0,  "",        "-      syn>HALF_OPEN syn         syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      ack"),
+    ("data with ECE and CWR",      "P.EW", 0,      10, "u",       "rst    ack>ESTAB     -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
+    ("RST with ECE",               "RE",  0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
     ("no flags at all",            "-",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
 ];
 
