@@ -190,9 +190,9 @@ fn explain_says_of_all_that_is_counted_what_it_means_and_where_it_is_decided_or_
         assert!(text.contains(&format!("{name}: {group} ")) && text.contains("\nCounted  "), "{text}");
     }
     assert_eq!(
-        said(&["explain", "unread-reset"]),
-        "unread-reset: stack counter\n\nConnections reset because nobody read what they had received while receive \
-         memory was short.\n\nCounted  by each engine's TCP stack, since the daemon started\n"
+        said(&["explain", "zero-window-expired"]),
+        "zero-window-expired: stack counter\n\nConnections given up because their peer kept its window closed for too \
+         long.\n\nCounted  by each engine's TCP stack, since the daemon started\n"
     );
     // A reason, an amount of each engine, and nothing else.
     let both = said(&["explain", "time-wait"]);

@@ -129,6 +129,33 @@ fn curl_speaks_http2_over_tls_to_a_web_server() {
 }
 
 #[test]
+fn wrk_has_every_request_answered_on_connections_that_are_kept_and_on_one_for_each() {
+    let guarded = Guarded::simple();
+    guarded.backend.file("hello", 5).expect("a file");
+    for kept in [true, false] {
+        let adopted = guarded.stack("adopted");
+        let mut wrk = guarded.lab.client().command("wrk");
+        wrk.args(["--threads", "1", "--connections", "32", "--duration", "2s"]);
+        if !kept {
+            wrk.args(["--header", "Connection: close"]);
+        }
+        let output = wrk.arg(guarded.url("hello")).output().expect("running wrk");
+        assert_success(&output);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let trouble = ["Socket errors", "Non-2xx"].iter().any(|trouble| said.contains(trouble));
+        let requests =
+            said.split_once(" requests in").and_then(|(before, _)| before.split_whitespace().last());
+        let requests: u64 = requests.and_then(|count| count.parse().ok()).expect("how many requests");
+        assert!(!trouble && requests > 64, "{said}");
+        let connections = guarded.stack("adopted") - adopted;
+        assert!(
+            if kept { connections < requests / 10 } else { connections >= requests },
+            "{connections}: {said}"
+        );
+    }
+}
+
+#[test]
 fn iperf3_measures_both_ways() {
     let guarded = guarded(5201, 15201);
     let mut server = guarded.lab.guard().command("iperf3");

@@ -244,6 +244,75 @@ fn a_kernel_client_and_the_guard_may_close_at_once() {
     assert_eq!((guarded.stack("resets-in"), guarded.stack("resets-out")), (0, 0));
 }
 
+/// Reads and writes until the other side's reset is known: one that was lost is sent again in answer to what comes.
+fn fails(stream: &mut TcpStream) {
+    let failed = || stream.write_all(b"?").is_err();
+    wait_for("a reset", Duration::from_secs(60), failed);
+}
+
+#[test]
+fn connections_end_as_they_should_over_a_path_that_takes_time_whatever_is_lost() {
+    let config = LabConfig { delay: Some(Duration::from_millis(20)), ..LabConfig::new(lab_object()) };
+    let guarded = Guarded::up(config, &["--protect", RELAYED]);
+    for (name, value) in [("time-wait", "1s"), ("keepalive-time", "1s"), ("keepalive-interval", "1s")] {
+        guarded.tune(name, value);
+    }
+    let answer: Vec<u8> = (0..200_000_u32).map(|byte| (byte % 251) as u8).collect();
+    for percent in [0, 1, 5] {
+        guarded.lab.lose(f64::from(percent) / 100.0).expect("losses");
+        // Half-closed by the client, and answered at length.
+        let (mut client, mut server) = relayed(&guarded);
+        client.write_all(&answer[..50_000]).expect("a question");
+        client.shutdown(Shutdown::Write).expect("the client closes");
+        let mut read = Vec::new();
+        server.read_to_end(&mut read).expect("the question and its end");
+        assert!(read == answer[..50_000], "{percent} %");
+        server.write_all(&answer).expect("an answer");
+        drop(server);
+        read.clear();
+        client.read_to_end(&mut read).expect("the answer and its end");
+        assert!(read == answer, "{percent} %");
+        // By the server, which hears the client out.
+        let (mut client, mut server) = relayed(&guarded);
+        server.shutdown(Shutdown::Write).expect("the server closes");
+        assert_eq!(client.read(&mut [0; 9]).expect("the server's end"), 0);
+        client.write_all(&answer[..50_000]).expect("the rest");
+        drop(client);
+        read.clear();
+        server.read_to_end(&mut read).expect("the rest and its end");
+        assert!(read == answer[..50_000], "{percent} %");
+        // By both at once.
+        let (mut client, mut server) = relayed(&guarded);
+        client.shutdown(Shutdown::Write).expect("the client closes");
+        server.shutdown(Shutdown::Write).expect("the server closes");
+        assert_eq!(client.read(&mut [0; 9]).expect("the server's end"), 0);
+        assert_eq!(server.read(&mut [0; 9]).expect("the client's end"), 0);
+        drop((client, server));
+        // Reset, by one and by the other.
+        for by_server in [true, false] {
+            let (client, server) = relayed(&guarded);
+            let (ends, mut stays) = if by_server { (server, client) } else { (client, server) };
+            SockRef::from(&ends).set_linger(Some(Duration::ZERO)).expect("no lingering");
+            drop(ends);
+            fails(&mut stays);
+        }
+        // Kept alive, by probes that are answered.
+        let (mut client, mut server) = relayed(&guarded);
+        let probes = guarded.stack("keepalive-probes");
+        wait_for("probes", Duration::from_secs(20), || guarded.stack("keepalive-probes") > probes + 2);
+        client.write_all(b"still").expect("the client is there");
+        let mut still = [0; 5];
+        server.read_exact(&mut still).expect("what the client says");
+        server.write_all(&still).expect("so is the server");
+        client.read_exact(&mut still).expect("what the server says");
+        assert_eq!(&still, b"still");
+        drop((client, server));
+        wait_for("everything to be over", Duration::from_secs(60), || guarded.flows(None).is_empty());
+    }
+    assert_eq!(guarded.stack("keepalive-expired"), 0);
+    assert!(guarded.stack("retransmitted") > 0, "something was lost");
+}
+
 #[test]
 fn keepalive_probes_are_answered_both_ways_until_one_end_is_gone() {
     const ESTABLISHED: &str = "01";
