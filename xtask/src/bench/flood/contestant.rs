@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use serde_json::Value;
 use socket2::SockRef;
 
 use super::super::defence;
@@ -214,15 +215,30 @@ fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<()> {
     let dir = lab.pin_dir().join("xdp_synproxy");
     std::fs::create_dir_all(&dir)?;
     let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
-    let (program, maps) = (at("program"), at("maps"));
-    tool::run("bpftool", ["prog", "load", text, &program, "type", "xdp", "pinmaps", &maps])
+    let (programs, maps) = (at("programs"), at("maps"));
+    tool::run("bpftool", ["prog", "loadall", text, &programs, "pinmaps", &maps])
         .with_context(|| format!("loading {text}"))?;
+    let program =
+        first_for_xdp(Path::new(&programs))?.with_context(|| format!("no XDP program in {text}"))?;
     // One port of two bytes; its other options are fine as they are when nobody sets them.
     let [low, high] = port.to_ne_bytes().map(|byte| byte.to_string());
     let map = format!("{maps}/allowed_ports");
     let entry = ["key", "0", "0", "0", "0", "value", &low, &high];
     tool::run("bpftool", ["map", "update", "pinned", &map].into_iter().chain(entry))?;
     attach_pinned(lab, &program)
+}
+
+/// The sample's object has the same program once more for tc.
+fn first_for_xdp(programs: &Path) -> Result<Option<String>> {
+    for entry in std::fs::read_dir(programs)? {
+        let pin = entry?.path().to_string_lossy().into_owned();
+        let shown: Value =
+            serde_json::from_str(&tool::output("bpftool", ["--json", "prog", "show", "pinned", &pin])?)?;
+        if shown["type"] == "xdp" {
+            return Ok(Some(pin));
+        }
+    }
+    Ok(None)
 }
 
 /// Not by `ip -n`, which hides the pins.

@@ -351,21 +351,38 @@ fn scale(rows: &[Value]) -> Vec<Plot> {
         .collect()
 }
 
+/// Where it was measured: the machine, or each with the suites that it measured.
+fn machines(reports: &[Value]) -> String {
+    let of = |report: &Value| {
+        let machine = &report["machine"];
+        (string(machine, "cpu").to_owned(), plain(&machine["cores"]), string(machine, "kernel").to_owned())
+    };
+    let mut machines: Vec<_> = Vec::new();
+    for report in reports {
+        let (machine, suite) = (of(report), string(report, "suite"));
+        match machines.iter_mut().find(|(known, _)| *known == machine) {
+            Some((_, suites)) => suites.push(suite),
+            None => machines.push((machine, vec![suite])),
+        }
+    }
+    let alone = machines.len() == 1;
+    let says = machines.iter().map(|((cpu, cores, kernel), suites)| {
+        let suites = if alone { String::new() } else { format!(": {}", suites.join(", ")) };
+        format!("{cpu} ({cores} cores, kernel {kernel}{suites})")
+    });
+    says.collect::<Vec<_>>().join(" and on ")
+}
+
 /// The page.
 fn page(reports: &[Value]) -> String {
     let mut out = String::from(HEAD);
     out += "<header><h1>tcpguard, measured</h1>\n";
-    if let Some(report) = reports.last() {
-        let machine = &report["machine"];
+    if !reports.is_empty() {
         let _ = writeln!(
             out,
-            "<p>On {} with {} cores and {}B of memory, kernel {}. Contestants take turns in every round; every ratio is one of \
-             figures of the same round. Generator, link, guard, server and clients share the machine: ratios say more than \
-             rates.</p>",
-            escape(string(machine, "cpu")),
-            machine["cores"],
-            short(number(machine, "memory")),
-            escape(string(machine, "kernel")),
+            "<p>On {}. Contestants take turns in every round; every ratio is one of figures of the same round. Generator, link, \
+             guard, server and clients share the machine: ratios say more than rates.</p>",
+            escape(&machines(reports)),
         );
     }
     out += "</header>\n<nav><a href=\"#targets\">targets</a> ";

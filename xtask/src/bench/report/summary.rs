@@ -1,27 +1,26 @@
 //! What a stranger reads first, as Markdown for documents beside which the plots lie: which targets are met, then what each
 //! defence made of a flood, then where and by which commands it was measured. Every other figure is on the page.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use super::claims::{Claim, Verdict, claims};
 use super::plot::short;
-use super::{distinct, number, plain, rows, string};
+use super::{distinct, machines, number, plain, rows, string};
 
 /// All of it.
 pub(super) fn markdown(reports: &[Value]) -> String {
     let mut out = String::new();
-    if let Some(report) = reports.last() {
-        let machine = &report["machine"];
+    if !reports.is_empty() {
+        let days: BTreeSet<&str> = reports.iter().map(day).collect();
         let _ = writeln!(
             out,
-            "Measured {} on {} ({} cores, kernel {}). Contestants take turns in every round, and every ratio is of figures of one \
-             round. Generator, link, guard, server and clients share the machine: ratios say more than rates.\n",
-            day(report),
-            string(machine, "cpu"),
-            machine["cores"],
-            string(machine, "kernel")
+            "Measured {} on {}. Contestants take turns in every round, and every ratio is of figures of one round. Generator, \
+             link, guard, server and clients share the machine: ratios say more than rates.\n",
+            Vec::from_iter(days).join(" and "),
+            machines(reports)
         );
     }
     targets(&mut out, &claims(reports));
@@ -195,6 +194,17 @@ mod tests {
         assert!(summary.contains("| tcpguard | 30000 | 30000 | 9k | – | 0 | 0.9 ms |"), "{summary}");
         assert!(summary.contains("| `syn_v4`, right answers | 1M |"), "{summary}");
         assert!(summary.ends_with("- control, 2026-01-02: `cargo xtask bench`\n"), "{summary}");
+    }
+
+    #[test]
+    fn suites_of_other_machines_are_not_taken_for_one_machines() {
+        let mut reports = reports();
+        reports[1]["machine"]["cpu"] = json!("B");
+        reports[1]["measured"] = json!("2026-02-03T00:00:00Z");
+        let summary = markdown(&reports);
+        let says = "Measured 2026-01-02 and 2026-02-03 on A<B (2 cores, kernel 6.18: goodput, scale, stack, control) and on B (2 \
+                    cores, kernel 6.18: flood). ";
+        assert!(summary.starts_with(says), "{summary}");
     }
 
     #[test]
