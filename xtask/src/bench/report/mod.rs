@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use claims::{Claim, Verdict};
-use plot::{Bars, Lines, Point, Scale, Series, escape, short};
+use plot::{Bars, Lines, Point, Scale, Series, escape};
 
 /// What one plot is called in files, what it says in words, and what it shows.
 struct Plot {
@@ -357,7 +357,7 @@ fn machines(reports: &[Value]) -> String {
         let machine = &report["machine"];
         (string(machine, "cpu").to_owned(), plain(&machine["cores"]), string(machine, "kernel").to_owned())
     };
-    let mut machines: Vec<_> = Vec::new();
+    let mut machines: Vec<((String, String, String), Vec<&str>)> = Vec::new();
     for report in reports {
         let (machine, suite) = (of(report), string(report, "suite"));
         match machines.iter_mut().find(|(known, _)| *known == machine) {
