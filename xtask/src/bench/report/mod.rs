@@ -355,20 +355,19 @@ fn scale(rows: &[Value]) -> Vec<Plot> {
 fn machines(reports: &[Value]) -> String {
     let of = |report: &Value| {
         let machine = &report["machine"];
-        (string(machine, "cpu").to_owned(), plain(&machine["cores"]), string(machine, "kernel").to_owned())
+        let (cpu, cores, kernel) =
+            (string(machine, "cpu"), plain(&machine["cores"]), string(machine, "kernel"));
+        (cpu.to_owned(), format!("{cores} cores, kernel {kernel}"))
     };
-    let mut machines: Vec<((String, String, String), Vec<&str>)> = Vec::new();
-    for report in reports {
-        let (machine, suite) = (of(report), string(report, "suite"));
-        match machines.iter_mut().find(|(known, _)| *known == machine) {
-            Some((_, suites)) => suites.push(suite),
-            None => machines.push((machine, vec![suite])),
-        }
-    }
+    let mut machines: Vec<_> = reports.iter().map(of).collect();
+    let mut seen = BTreeSet::new();
+    machines.retain(|machine| seen.insert(machine.clone()));
     let alone = machines.len() == 1;
-    let says = machines.iter().map(|((cpu, cores, kernel), suites)| {
-        let suites = if alone { String::new() } else { format!(": {}", suites.join(", ")) };
-        format!("{cpu} ({cores} cores, kernel {kernel}{suites})")
+    let says = machines.iter().map(|machine| {
+        let suites =
+            reports.iter().filter(|report| of(report) == *machine).map(|report| string(report, "suite"));
+        let suites = if alone { String::new() } else { format!(": {}", Vec::from_iter(suites).join(", ")) };
+        format!("{} ({}{suites})", machine.0, machine.1)
     });
     says.collect::<Vec<_>>().join(" and on ")
 }
