@@ -455,9 +455,10 @@ impl Tcb {
         }
     }
 
-    /// Whether data waits for a window that is closed.
+    /// Whether data waits for a window that is closed: for one that would let it go, or in flight for one that would take it.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.work.retransmit == Retransmit::Persist
+        let shut_over_flight = self.snd_wnd == 0 && self.flight() > 0 && self.state.synchronized();
+        shut_over_flight || self.work.retransmit == Retransmit::Persist
     }
 
     /// The peer's window is closed: since when, if that is new.

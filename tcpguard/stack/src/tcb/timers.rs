@@ -54,15 +54,19 @@ impl Tcb {
         }
     }
 
-    /// When what is not acknowledged has waited for too long (RFC 5482 §2), or a closed window's probe for an answer.
+    /// When what is not acknowledged has waited for too long (RFC 5482 §2), or what asks a closed window for an answer.
     fn user_timeout_at(&self, config: &Config) -> Instant {
+        if config.user_timeout.is_zero() {
+            return Instant::NEVER;
+        }
         let waits = match self.work.retransmit {
             Retransmit::Off => false,
             Retransmit::Persist => self.work.retries > 0,
-            Retransmit::Timeout | Retransmit::Probe | Retransmit::Reordering => true,
+            Retransmit::Timeout | Retransmit::Probe | Retransmit::Reordering => {
+                !self.is_blocked() || self.work.retries > 0
+            }
         };
-        let limited = !config.user_timeout.is_zero() && waits && !self.orphan;
-        if limited { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
+        if waits && !self.orphan { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
     }
 
     /// When a closed window has been closed for too long. That it opened for less than a segment does not count.
@@ -125,6 +129,7 @@ impl Tcb {
             return;
         }
         shared.counters.retries_r1 += u64::from(self.work.retries == R1);
+        self.ask(now);
         self.begin_frto(self.work.recovery == Recovery::None);
         self.remember_window(true, shared);
         let flight = self.flight();
@@ -166,13 +171,18 @@ impl Tcb {
         if !self.count_retry(shared) {
             return;
         }
-        if self.work.retries == 1 {
-            self.work.unacked_since = now;
-        }
+        self.ask(now);
         self.work.persist = true;
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
         self.work.rto_base = now;
         self.arm_retransmit(now, shared.config_of(self.service()));
+    }
+
+    /// A peer whose window is closed is about to be asked: from now on it is silent, if it was heard before.
+    fn ask(&mut self, now: Instant) {
+        if self.work.retries == 1 && self.is_blocked() {
+            self.work.unacked_since = now;
+        }
     }
 
     /// Whether one more attempt is allowed; ends the connection otherwise (RFC 9293 §3.8.3, R2).

@@ -539,6 +539,76 @@ fn a_zero_window_stall_lasts_as_long_as_the_tunable_says_however_well_probes_are
     assert_eq!(t.stack.counters().zero_window_expired, 1);
 }
 
+/// A server whose client took back all it had promised once ten segments were on their way.
+fn shut_over_flight(config: Config) -> Script {
+    let mut t = Script::established_with(plain(), config);
+    t.server_sends(1, 14_600);
+    assert_eq!(t.drain().len(), 10);
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.silent();
+    t
+}
+
+/// It used to be given up like one that says nothing. RFC 9293 §3.8.6: what is out already is repeated to a window that
+/// shrank (SHLD-17), and whoever answers a closed window's probes keeps it (MUST-36).
+#[test]
+fn a_window_closed_over_data_in_flight_is_a_stall_as_long_as_the_peer_answers() {
+    for user_timeout in [Duration::ZERO, 10 * SECOND] {
+        let config = Config { retries: 3, user_timeout, zero_window: 300 * SECOND, ..Config::default() };
+        let mut t = shut_over_flight(config);
+        let mut repeated = 0;
+        for second in 0..299 {
+            t.wait(SECOND);
+            for segment in t.drain() {
+                assert!(segment.ends_with("(1460) ack 1"), "{segment} after {second} s");
+                repeated += 1;
+                t.sends(". 1:1(0) ack 1");
+            }
+        }
+        assert!(repeated >= 5, "{repeated}");
+        t.state(State::Established);
+        t.wait(2 * SECOND);
+        assert_eq!(t.drain().last().map(String::as_str), Some("R. 14601:14601(0) ack 1"));
+        t.gone();
+        assert!(t.events.contains(&Event::Closed { conn: t.conn(), error: Some(Error::TimedOut) }));
+        assert_eq!((t.stack.counters().zero_window_expired, t.stack.counters().timed_out), (1, 0));
+    }
+}
+
+#[test]
+fn a_window_closed_over_data_in_flight_opens_again() {
+    let mut t = shut_over_flight(Config { retries: 3, ..Config::default() });
+    for _ in 0..100 {
+        t.wait(10 * SECOND);
+        while t.next_sent().is_some() {
+            t.sends(". 1:1(0) ack 1");
+        }
+    }
+    t.window = 60_000;
+    for acknowledged in (1461..=14_601).step_by(1460) {
+        t.sends(&format!(". 1:1(0) ack {acknowledged}"));
+        t.drain();
+    }
+    t.server_sends(14_601, 10);
+    t.expect("P. 14601:14611(10) ack 1");
+}
+
+#[test]
+fn who_closes_a_window_over_data_in_flight_and_falls_silent_is_given_up() {
+    for (user_timeout, seconds) in [(Duration::ZERO, 15), (8 * SECOND, 9)] {
+        let mut t = shut_over_flight(Config { retries: 3, user_timeout, ..Config::default() });
+        for _ in 0..seconds * 100 - 50 {
+            t.wait(SECOND / 100);
+            t.drain();
+        }
+        t.state(State::Established);
+        t.wait(SECOND);
+        t.gone();
+        assert_eq!((t.stack.counters().zero_window_expired, t.stack.counters().timed_out), (0, 1));
+    }
+}
+
 /// What it takes of a little that waits ends the stall: the next one has all its time.
 #[test]
 fn a_stall_that_ended_with_less_than_a_segment_is_not_held_against_the_next() {
