@@ -70,11 +70,13 @@ pub(super) struct Stall {
 
 impl Default for Stall {
     fn default() -> Self {
-        Self { since: Instant::NEVER, taken: 0 }
+        Self::NONE
     }
 }
 
 impl Stall {
+    pub(super) const NONE: Self = Self { since: Instant::NEVER, taken: 0 };
+
     /// Something waits; whether that is new.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
         let begins = !self.since.is_set();

@@ -105,8 +105,10 @@ impl Tcb {
             acked -= 1;
         }
         transfer.send.advance(acked as usize, &mut shared.send_pool);
-        let rest = transfer.send.len();
-        transfer.stall.progress(acked, if rest == 0 { 0 } else { self.mss.into() });
+        if self.work.stall.since().is_some() {
+            let enough = if self.outstanding() == 0 { 0 } else { self.mss.into() };
+            self.work.stall.progress(acked, enough);
+        }
         self.bytes_out += u64::from(acked);
         self.snd_una = ack;
         if ack.after(una) {

@@ -96,8 +96,6 @@ pub(crate) struct Transfer {
     pub(crate) send: SendBuffer,
     pub(crate) recv: RecvBuffer,
     pub(crate) scoreboard: Scoreboard,
-    /// Since when the peer takes nothing.
-    stall: Stall,
     /// Since when the application reads nothing of what is in order.
     unread: Stall,
 }
@@ -422,7 +420,7 @@ impl Tcb {
         };
         if let Some(mut transfer) = self.transfer.take_if(|transfer| idle(transfer)) {
             transfer.scoreboard.clear();
-            (transfer.stall, transfer.unread) = (Stall::default(), Stall::default());
+            transfer.unread = Stall::default();
             shared.spare_transfers.give(transfer);
         }
     }
@@ -463,12 +461,12 @@ impl Tcb {
 
     /// The peer's window is closed: since when, if that is new.
     pub(crate) fn stalls(&mut self, now: Instant) -> Option<Instant> {
-        self.transfer.as_mut()?.stall.begin(now).then_some(now)
+        self.work.stall.begin(now).then_some(now)
     }
 
     /// Since when the peer takes nothing.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
-        self.transfer.as_ref()?.stall.since()
+        self.work.stall.since()
     }
 
     /// Bytes in order that wait to be read, if the application has read next to nothing for so long and the flow is not over.
@@ -549,6 +547,12 @@ impl Tcb {
         queued.saturating_sub(self.snd_nxt.max(self.buffer_start()).distance(self.buffer_start()))
     }
 
+    /// Sequence numbers that wait to be acknowledged, sent or not: data, and our FIN.
+    fn outstanding(&self) -> u32 {
+        let data = self.transfer.as_ref().map_or(0, |transfer| transfer.send.len() as u32);
+        data + u32::from(matches!(self.fin, Fin::Queued | Fin::Sent))
+    }
+
     /// Our timestamp clock now: milliseconds (RFC 7323 §5.4).
     fn ts_now(&self, now: Instant) -> u32 {
         self.ts_offset.wrapping_add(now.millis() as u32)
@@ -599,6 +603,7 @@ impl Tcb {
             assert_eq!(self.snd_una, self.snd_nxt, "in flight without a scoreboard");
         }
         assert_eq!(self.work.retransmit == Retransmit::Off, !self.work.retransmit_at.is_set());
+        assert!(self.stalled_since().is_none() || self.outstanding() > 0, "a stall of nothing");
     }
 }
 

@@ -539,6 +539,46 @@ fn a_zero_window_stall_lasts_as_long_as_the_tunable_says_however_well_probes_are
     assert_eq!(t.stack.counters().zero_window_expired, 1);
 }
 
+/// Nothing but our FIN waits: its stall used to begin anew with every answer.
+#[test]
+fn a_fin_waits_no_longer_behind_a_closed_window_than_data_does() {
+    let config = Config { zero_window: 300 * SECOND, ..Config::default() };
+    let mut t = Script::established_with(plain(), config);
+    t.server_sends(1, 100);
+    t.drain();
+    t.window = 0;
+    t.sends(". 1:1(0) ack 101");
+    t.stack.shutdown(t.now, t.conn()).unwrap();
+    for second in 0..299 {
+        t.wait(SECOND);
+        while let Some(probe) = t.next_sent() {
+            assert_eq!(probe, ". 100:100(0) ack 1", "after {second} s");
+            t.sends(". 1:1(0) ack 101");
+        }
+    }
+    t.state(State::FinWait1);
+    t.wait(2 * SECOND);
+    t.expect("R. 101:101(0) ack 1");
+    t.gone();
+    assert!(t.events.contains(&Event::Closed { conn: t.conn(), error: Some(Error::TimedOut) }));
+    assert_eq!(t.stack.counters().zero_window_expired, 1);
+}
+
+#[test]
+fn a_fin_that_waited_behind_a_closed_window_leaves_when_it_opens() {
+    let mut t = Script::established(plain());
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.stack.shutdown(t.now, t.conn()).unwrap();
+    t.wait_for_output(". 0:0(0) ack 1");
+    t.window = 1000;
+    t.sends(". 1:1(0) ack 1");
+    t.expect("F. 1:1(0) ack 1");
+    t.sends(". 1:1(0) ack 2");
+    t.state(State::FinWait2);
+    assert!(t.stack.connections.iter().all(crate::tcb::Tcb::is_at_rest), "and nothing of it stays");
+}
+
 /// A server whose client took back all it had promised once ten segments were on their way.
 fn shut_over_flight(config: Config) -> Script {
     let mut t = Script::established_with(plain(), config);
