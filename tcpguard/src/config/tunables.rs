@@ -277,8 +277,9 @@ tunables! {
     /// How long a client may keep its receive window closed to what waits for it, though it answers probes, before it is reset:
     /// a download that is paused, or an attacker who lets buffers fill. 0s lets it for ever, as TCP does.
     zero_window: Duration = "zero-window", H, 0 => 24 * H, per service;
-    /// How long a client may keep its receive window closed while memory for sending is short, the longest-stalled first, and
-    /// once the backend has closed: then nobody else would let the client go. That a backend has closed with more to say
+    /// How long a client may keep its receive window closed, or acknowledge less than 1460 bytes of what waits for it, while
+    /// memory for sending is short, the longest-stalled first; and how long it may keep it closed once the backend has
+    /// closed: then nobody else would let the client go. That a backend has closed with more to say
     /// than the kernel here has room for is seen minutes later, when its kernel has given up; zero-window and a service's
     /// idle_time end such a client, too. Also how long less than 16 KB may be read of what a client has sent while memory for
     /// receiving is short; of the clients of whom more than that waits, the one with most is reset then. With a sixteenth of

@@ -41,7 +41,8 @@ pub struct Config {
     /// How long a peer may keep its window closed to what waits for it before the connection is given up, though it answers
     /// probes. RFC 9293 §3.8.6.1 would have it wait for ever; zero is that.
     pub zero_window: Duration,
-    /// The same while send memory is short, and how long an application may read less than 16 KB of what has arrived while
+    /// The same while send memory is short, also for a peer whose window is open and which acknowledges less than a segment
+    /// (1460 bytes) of what waits for it; and how long an application may read less than 16 KB of what has arrived while
     /// receive memory is. With memory to spare it may do so for as long as it wants.
     pub stall_time: Duration,
     /// Retransmissions of an active open's SYN before the attempt is given up.

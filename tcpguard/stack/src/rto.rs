@@ -34,11 +34,15 @@ impl Rtt {
     /// The timeout now, back-off included (§2.4, §5.5). The least timeout is on top of the round trip, as on Linux: on a steady path
     /// longer than that, nothing else would be left for an acknowledgement that is late.
     pub(crate) fn timeout(&self, config: &Config) -> Duration {
-        let base = match self.smoothed() {
+        self.first_timeout(config).saturating_mul(1 << self.backoff.min(20)).min(config.max_rto)
+    }
+
+    /// The same without back-off.
+    pub(crate) fn first_timeout(&self, config: &Config) -> Duration {
+        match self.smoothed() {
             None => config.initial_rto,
             Some(srtt) => srtt + Duration::from_micros(4 * u64::from(self.rttvar)).max(config.min_rto),
-        };
-        base.saturating_mul(1 << self.backoff.min(20)).min(config.max_rto)
+        }
     }
 
     /// The smoothed round-trip time, once there is one.

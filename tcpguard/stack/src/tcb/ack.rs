@@ -105,9 +105,9 @@ impl Tcb {
             acked -= 1;
         }
         transfer.send.advance(acked as usize, &mut shared.send_pool);
-        if self.work.stall.since().is_some() {
-            let enough = if self.outstanding() == 0 { 0 } else { self.mss.into() };
-            self.work.stall.progress(acked, enough);
+        if self.work.pace.is_set() {
+            let waiting = self.outstanding();
+            self.work.pace.progress(acked, waiting, now);
         }
         self.bytes_out += u64::from(acked);
         self.snd_una = ack;

@@ -459,14 +459,18 @@ impl Tcb {
         shut_over_flight || self.work.retransmit == Retransmit::Persist
     }
 
-    /// The peer's window is closed: since when, if that is new.
-    pub(crate) fn stalls(&mut self, now: Instant) -> Option<Instant> {
-        self.work.stall.begin(now).then_some(now)
+    /// Whether the peer has just turned out to take next to nothing: its window is closed to what waits, or a retransmission
+    /// timeout was not enough for as much as a segment.
+    pub(crate) fn stalls(&mut self, now: Instant, config: &Config) -> bool {
+        let pace = &self.work.pace;
+        let known = !pace.is_set() || pace.stalled_since().is_some();
+        let late = || pace.since() + self.rtt.first_timeout(config) <= now;
+        !known && (self.is_blocked() || late()) && self.work.pace.stalls(now)
     }
 
-    /// Since when the peer takes nothing.
+    /// Since when the peer takes next to nothing of what waits for it.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
-        self.work.stall.since()
+        self.work.pace.stalled_since()
     }
 
     /// Bytes in order that wait to be read, if the application has read next to nothing for so long and the flow is not over.
@@ -603,7 +607,7 @@ impl Tcb {
             assert_eq!(self.snd_una, self.snd_nxt, "in flight without a scoreboard");
         }
         assert_eq!(self.work.retransmit == Retransmit::Off, !self.work.retransmit_at.is_set());
-        assert!(self.stalled_since().is_none() || self.outstanding() > 0, "a stall of nothing");
+        assert!(!self.work.pace.is_set() || self.outstanding() > 0, "the pace of nothing");
     }
 }
 

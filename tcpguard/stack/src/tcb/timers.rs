@@ -69,12 +69,12 @@ impl Tcb {
         if waits && !self.orphan { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
     }
 
-    /// When a closed window has been closed for too long. That it opened for less than a segment does not count.
+    /// When a closed window has let nothing in for too long. That it opened for less than a segment does not count.
     fn zero_window_at(&self, config: &Config) -> Instant {
         if config.zero_window.is_zero() || !self.is_blocked() {
             return Instant::NEVER;
         }
-        self.stalled_since().unwrap_or(self.work.unacked_since) + config.zero_window
+        self.stalled_since().unwrap_or(self.work.pace.since()) + config.zero_window
     }
 
     /// When a silent peer is asked whether it is still there. As long as anything is on its way to it, other timers do
@@ -233,6 +233,11 @@ impl Tcb {
         };
         if timer != (self.work.retransmit, self.work.retransmit_at) {
             (self.work.retransmit, self.work.retransmit_at) = timer;
+        }
+        let waits = timer.0 != Retransmit::Off && self.state.synchronized();
+        if waits && !self.work.pace.is_set() {
+            let waiting = self.outstanding();
+            self.work.pace.begin(waiting, now);
         }
     }
 

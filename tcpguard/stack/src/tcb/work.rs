@@ -9,7 +9,7 @@ use super::frto::Frto;
 use super::undo::Undo;
 use super::{Config, Error, Instant};
 use crate::congestion::{CongestionControl, Cubic, Reduction};
-use crate::pressure::Stall;
+use crate::pressure::Pace;
 use crate::spares::Spares;
 
 /// Whether losses are being repaired.
@@ -45,8 +45,8 @@ pub(super) struct Work {
     pub(super) rto_base: Instant,
     /// Since when what is out, or waits for a window, is not acknowledged.
     pub(super) unacked_since: Instant,
-    /// Since when the peer takes nothing of that.
-    pub(super) stall: Stall,
+    /// How the peer takes that.
+    pub(super) pace: Pace,
     pub(super) retries: u8,
     /// Why nothing is acknowledged, if the network said so.
     pub(super) trouble: Option<Error>,
@@ -103,7 +103,7 @@ impl Work {
         retransmit_at: Instant::NEVER,
         rto_base: Instant(0),
         unacked_since: Instant(0),
-        stall: Stall::NONE,
+        pace: Pace::NONE,
         retries: 0,
         trouble: None,
         keepalives: 0,
@@ -138,7 +138,7 @@ impl Work {
             && !self.persist
             && self.keepalives == 0
             && !self.ack_at.is_set()
-            && self.stall.since().is_none()
+            && !self.pace.is_set()
             && self.probed.is_none()
             && self.peer_fin.is_none()
             && self.dsack.is_none()

@@ -499,6 +499,44 @@ fn peers_that_keep_their_windows_closed_are_reset_while_memory_is_short_the_long
     assert_eq!(gone, [true, false]);
 }
 
+/// Sixty clients for each of whom a chunk waits, of 64 that there are. In each of so many seconds they acknowledge up to what
+/// `acknowledges` says.
+fn sixty_that(seconds: u32, acknowledges: impl Fn(u32) -> Option<u32>) -> Script {
+    let mut t = Script::syn_with(modern(), Config { send_pool: 64 * 4096, ..Config::default() });
+    let discard = |t: &mut Script| while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {};
+    for port in 1..=60 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.send(t.now, id, &[0; 4096]).unwrap();
+        discard(&mut t);
+    }
+    for second in 1..=seconds {
+        t.wait(SECOND);
+        discard(&mut t);
+        for port in (1..=60).filter(|_| acknowledges(second).is_some()) {
+            t.next_client(port, EPOCH);
+            t.sends(&format!(". 1:1(0) ack {}", 1 + acknowledges(second).unwrap_or(0)));
+        }
+    }
+    t
+}
+
+/// Their windows are open all the time: they used to keep their memory until the last retry, and for ever with a byte now and
+/// then.
+#[test]
+fn peers_that_acknowledge_next_to_nothing_are_reset_while_memory_is_short() {
+    let reset = |t: &Script| (t.stack.counters().stalls_reset, t.stack.buffered_bytes());
+    let silent = |seconds| sixty_that(seconds, |_| None);
+    let trickle = |seconds| sixty_that(seconds, |second| second.is_multiple_of(5).then_some(second));
+    assert_eq!((reset(&silent(29)), reset(&trickle(29))), ((0, 60 * 4096), (0, 60 * 4096)));
+    // As many as make memory one that is not short.
+    assert_eq!((reset(&silent(35)), reset(&trickle(35))), ((4, 56 * 4096), (4, 56 * 4096)));
+    // Who takes a segment now and then goes on.
+    let slow = sixty_that(45, |second| second.is_multiple_of(20).then_some(second * 75));
+    assert_eq!(reset(&slow), (0, 60 * 4096));
+}
+
 #[test]
 fn without_a_limit_a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
     let config = Config { zero_window: Duration::ZERO, ..Config::default() };
