@@ -57,8 +57,9 @@ impl Stack {
         };
         let arrived = Some(Instant(flow.created));
         let window = flow.window;
+        let (has_data, queued, repeats) = (false, None, 0);
         let adoption =
-            Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived, queued: None };
+            Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued, repeats };
         if let Some((remains, age)) = self.time_wait_entry(&key, now) {
             if !self.may_follow(&key, &adoption, &Earlier::closed(&remains, age), now) {
                 self.shared.events.push_back(Event::FlowReleased { key });
@@ -207,7 +208,8 @@ impl Stack {
         let Incoming { seq, ack, window, options: Options { timestamps, .. }, .. } = *segment;
         let accepted = self.judge(&segment.key, seq, ack, timestamps)?;
         let has_data = !segment.data.is_empty();
-        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived: None, queued: None })
+        let (arrived, queued, repeats) = (None, None, 0);
+        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued, repeats })
     }
 
     fn judge(
@@ -314,7 +316,7 @@ impl Stack {
 
     /// An adoption with the MSS and the window shift of the SYN itself, where the half-open queue remembers it: a cookie
     /// rounds them down. An MSS below the least that a cookie can say stays that. Without timestamps a cookie does not say
-    /// either when it left, and the queue does.
+    /// either when it left, and the queue does; and it alone knows how often the answer was repeated.
     fn refined(&self, key: &AnyFlowKey, adoption: &Adoption, now: Instant) -> Adoption {
         let mut refined = *adoption;
         let entry = self.half_opens.get(key, self.clock.epoch);
@@ -323,6 +325,7 @@ impl Stack {
             accepted.mss = accepted.mss.max(entry.syn.mss.unwrap_or(0));
             accepted.window_scale = accepted.window_scale.and(entry.syn.window_scale);
             refined.queued = self.half_opens.since_answer(key, adoption.arrived.unwrap_or(now));
+            refined.repeats = self.half_opens.repeats(key);
         }
         refined
     }

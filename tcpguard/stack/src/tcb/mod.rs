@@ -160,6 +160,8 @@ pub(crate) struct Adoption {
     pub(crate) arrived: Option<Instant>,
     /// How long before that the stack itself had sent the SYN-ACK, if that was once and is remembered.
     pub(crate) queued: Option<Duration>,
+    /// How often the SYN-ACK was sent again, as far as that is remembered.
+    pub(crate) repeats: u8,
 }
 
 /// The transmission control block. What every segment touches comes first, in two cache lines.
@@ -254,7 +256,8 @@ impl Tcb {
         now: Instant,
         config: &Config,
     ) -> Self {
-        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued } = adoption;
+        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued, repeats } =
+            adoption;
         let mss = accepted.mss.min(segment_limit(&key, config));
         let mut tcb = Self::new(key, link, now, (*ack - 1, *seq - 1), mss);
         tcb.state = State::Established;
@@ -282,6 +285,7 @@ impl Tcb {
         if let Some(rtt) = queued.or(by_cookie.map(Duration::from_nanos)).filter(|_| !has_data) {
             tcb.rtt.sample(rtt);
         }
+        tcb.heed_repeats(*repeats);
         tcb
     }
 
@@ -352,6 +356,17 @@ impl Tcb {
             waits_for_pool: false,
             challenges: (0, 0),
             recv_growth: RecvGrowth::default(),
+        }
+    }
+
+    /// The handshake is complete; our SYN, or SYN-ACK, was sent so many times more than once. One that was lost may be chance:
+    /// two say that the path is loaded (RFC 6928 §2).
+    fn heed_repeats(&mut self, repeats: u8) {
+        if repeats > 0 {
+            self.rtt.distrust();
+        }
+        if repeats > 1 {
+            self.congestion = Congestion::after_lost_syns(self.mss.into());
         }
     }
 

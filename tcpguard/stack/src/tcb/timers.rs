@@ -255,7 +255,7 @@ impl Tcb {
         let board = &self.transfer.as_ref()?.scoreboard;
         let calm =
             self.work.recovery == Recovery::None && self.work.probed.is_none() && !board.is_disturbed();
-        if !calm || !self.sack_permitted || !self.state.synchronized() {
+        if !calm || !self.sack_permitted || !self.state.synchronized() || self.rtt.is_distrusted() {
             return None;
         }
         let single = self.flight() <= u32::from(self.mss);
