@@ -244,7 +244,7 @@ tunables! {
     /// acknowledged everything yet. When they are more, those left for longest are reset.
     orphan_limit: u32 = "orphan-limit", 65_536, 16 => 1_048_576;
     /// How often what such a connection still has to say, its FIN at last, is sent again before it is given up: how long
-    /// FIN_WAIT_1, CLOSING and LAST_ACK may last.
+    /// FIN_WAIT_1, CLOSING and LAST_ACK may last. In the time that takes a client must acknowledge 1460 bytes, or all.
     orphan_retries: u32 = "orphan-retries", 8, 1 => 50;
     /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
     /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.

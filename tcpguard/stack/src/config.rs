@@ -23,7 +23,8 @@ pub struct Config {
     pub max_rto: Duration,
     /// Retransmissions of the same data before the connection is given up (RFC 9293 §3.8.3, R2).
     pub retries: u8,
-    /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner.
+    /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner. So does the time that
+    /// takes, for a peer that acknowledges less than 1460 bytes meanwhile.
     pub orphan_retries: u8,
     /// Most connections at once whose application is gone, TIME_WAIT not counted. When they are more, those that have been
     /// without one for longest are reset, counted.

@@ -128,6 +128,11 @@ impl Pace {
         }
     }
 
+    /// The present step has all its time again.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.since = now;
+    }
+
     /// Whether anything waits.
     pub(super) fn is_set(&self) -> bool {
         self.since.is_set()

@@ -38,6 +38,13 @@ impl Rtt {
         self.first_timeout(config).saturating_mul(1 << self.backoff.min(20)).min(config.max_rto)
     }
 
+    /// How long so many retransmissions take, and the wait for an answer to the last.
+    pub(crate) fn patience(&self, retries: u8, config: &Config) -> Duration {
+        let first = self.first_timeout(config);
+        let timeouts = (0..=u32::from(retries)).map(|backoff| first.saturating_mul(1 << backoff.min(20)));
+        timeouts.map(|timeout| timeout.min(config.max_rto)).sum()
+    }
+
     /// The handshake's SYN or SYN-ACK was sent again. Where it told no round trip, data has three seconds at first (RFC 6298
     /// §5.7): the path may well take longer than the first timeout.
     pub(crate) fn distrust(&mut self) {

@@ -13,6 +13,7 @@ impl Tcb {
     pub(crate) fn deadline(&self, now: Instant, config: &Config) -> Instant {
         let timers = self.work.retransmit_at.min(self.work.ack_at).min(self.user_timeout_at(config));
         let timers = timers.min(self.keepalive_at(now, config)).min(self.zero_window_at(config));
+        let timers = timers.min(self.orphan_until(config));
         match self.linger(config) {
             Some(linger) => timers.min(now + linger.saturating_sub(self.rested(now))),
             None => timers,
@@ -37,7 +38,8 @@ impl Tcb {
             self.fail(Error::TimedOut, true, shared);
             return;
         }
-        if self.user_timeout_at(shared.config_of(self.service())) <= now {
+        let config = shared.config_of(self.service());
+        if self.user_timeout_at(config).min(self.orphan_until(config)) <= now {
             self.give_up(shared);
             return;
         }
@@ -67,6 +69,15 @@ impl Tcb {
             }
         };
         if waits && !self.orphan { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
+    }
+
+    /// When an orphan's peer has taken next to nothing for as long as all retransmissions take. It need not let them: with
+    /// each byte that it acknowledges their count begins anew.
+    fn orphan_until(&self, config: &Config) -> Instant {
+        if !self.orphan || !self.work.pace.is_set() {
+            return Instant::NEVER;
+        }
+        self.work.pace.since() + self.rtt.patience(config.orphan_retries, config)
     }
 
     /// When a closed window has let nothing in for too long. That it opened for less than a segment does not count.

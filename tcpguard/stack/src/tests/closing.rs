@@ -178,6 +178,38 @@ fn a_last_ack_that_nobody_answers_ends() {
     assert_eq!(t.stack.counters().timed_out, 1);
 }
 
+/// With each byte the count of retries begins anew: it stayed for as long as its peer had bytes to acknowledge.
+#[test]
+fn an_orphan_whose_peer_takes_a_byte_now_and_then_is_given_up_and_one_that_gets_on_is_not() {
+    for (closes_first, taken) in [(true, 1), (true, 1460), (false, 1), (false, 1460)] {
+        let mut t = Script::established(plain());
+        let (id, rcv_nxt) = (t.conn(), if closes_first { 1 } else { 2 });
+        t.server_sends(1, 100_000);
+        if !closes_first {
+            t.sends("F. 1:1(0) ack 1");
+        }
+        t.stack.close(t.now, id);
+        t.drain();
+        let mut acknowledged = 1;
+        let mut go_on = |t: &mut Script, times| {
+            for _ in 0..times {
+                t.wait(30 * SECOND);
+                t.drain();
+                acknowledged += taken;
+                t.sends(&format!(". {rcv_nxt}:{rcv_nxt}(0) ack {acknowledged}"));
+                t.drain();
+            }
+        };
+        // 1, 2, 4 … 64 and twice 120 seconds are eight retransmissions, and the wait for an answer to the last.
+        go_on(&mut t, 12);
+        t.state(if closes_first { State::FinWait1 } else { State::LastAck });
+        go_on(&mut t, 2);
+        let is_gone = t.stack.flow_state(t.now, &t.key()).is_none();
+        assert_eq!((is_gone, t.stack.counters().timed_out), (taken == 1, u64::from(taken == 1)));
+        assert_eq!(t.stack.buffered_bytes() == 0, is_gone);
+    }
+}
+
 #[test]
 fn a_retransmitted_fin_is_acknowledged_and_restarts_two_msl() {
     let mut t = Script::established(modern());
