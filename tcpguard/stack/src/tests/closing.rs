@@ -250,6 +250,30 @@ fn time_wait_is_not_assassinated() {
     t.silent();
 }
 
+/// RFC 9293 §3.10.7.4: where the sequence number fits, a segment without ACK is dropped; where it does not, it is acknowledged,
+/// but it is no retransmission of ours to restart 2MSL for: a FIN has ACK.
+#[test]
+fn in_time_wait_what_acknowledges_nothing_is_dropped_and_prolongs_nothing() {
+    let mut t = Script::established(modern());
+    t.stack.close(t.now, t.conn());
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    for segment in ["P 2:12(10)", "F 2:2(0)", "FPU 2:2(0)", "- 2:2(0)", "P 1:12(11)", "P 60000:60010(10)"] {
+        t.wait(SECOND);
+        t.sends(segment);
+        assert_eq!(t.next_sent(), None, "{segment}");
+    }
+    for segment in ["F 1:1(0)", "P 1:2(1)", "- 1:1(0)", "P 900000:900010(10)"] {
+        t.wait(SECOND);
+        t.sends(segment);
+        t.expect(". 2:2(0) ack 2");
+    }
+    assert_eq!(t.stack.counters().time_wait_restarted, 0);
+    t.wait(50 * SECOND);
+    t.gone();
+}
+
 #[test]
 fn a_tuned_two_msl_applies_at_once_to_entries_already_there() {
     let mut t = Script::established(modern());

@@ -58,7 +58,7 @@ const TABLE: &[Line] = &[
     ("data once more",             "P.",  -10,     10, "u",       "-      -             -           rst          ack         ack         ack           ack           ack     ack        ack      ack"),
     ("data, old and new",          "P.",  -5,      10, "u",       "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
     ("data with a wrong ACK",      "P.",  0,       10, "n+1",     "-      -             -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
-    ("data without ACK",           "P",   0,       10, "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("data without ACK",           "P",   0,       10, "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
     ("FIN in order",               "F.",  0,       0,  "u",       "rst    ack>CLOSE_W   -           rst          rst         ack>CLOSE_W ack>CLOSING   ack>TIME_WAIT ack     ack        ack      ack"),
     ("FIN that acknowledges all",  "F.",  0,       0,  "n",       "rst    ack>CLOSE_W   ack>CLOSE_W -            ack>CLOSE_W ack>CLOSE_W ack>TIME_WAIT ack>TIME_WAIT ack     >TIME_WAIT >CLOSED  ack"),
     ("FIN with data",              "F.",  0,       10, "u",       "rst    ack>CLOSE_W   -           rst          rst         ack>CLOSE_W ack>CLOSING   ack>TIME_WAIT ack     ack        ack      ack"),
@@ -72,14 +72,14 @@ const TABLE: &[Line] = &[
     ("SYN with RST",               "SR",  0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
     ("SYN with RST and ACK",       "SR.", 0,       0,  "n",       "-      -             >LISTEN     >CLOSED      >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
     ("FIN with RST and ACK",       "FR.", 0,       0,  "u",       "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
-    ("FIN without ACK",            "F",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
-    ("FIN, PSH and URG alone",     "FPU", 0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("FIN without ACK",            "F",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
+    ("FIN, PSH and URG alone",     "FPU", 0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
     ("every flag there is",        "SFRPU.EW", 0,  0,  "n",       "-      -             >LISTEN     >CLOSED      >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
     // Marks of congestion change nothing where ECN was not agreed upon (RFC 3168 §6.1).
     ("SYN that offers ECN",        "SEW", 0,       0,  "",        "-      syn>HALF_OPEN syn         syn>SYN_RCVD ack         ack         ack           ack           ack     ack        ack      ack"),
     ("data with ECE and CWR",      "P.EW", 0,      10, "u",       "rst    ack>ESTAB     -           rst          rst         ack         ack           ack           ack     ack        ack      ack"),
     ("RST with ECE",               "RE",  0,       0,  "",        "-      -             >LISTEN     -            >CLOSED     >CLOSED     >CLOSED       >CLOSED       >CLOSED >CLOSED    >CLOSED  -"),
-    ("no flags at all",            "-",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        ack"),
+    ("no flags at all",            "-",   0,       0,  "",        "-      -             -           -            -           -           -             -             -       -          -        -"),
 ];
 
 /// RCV.NXT, SND.UNA and SND.NXT of [`in_state`], counted from the initial sequence numbers.
