@@ -13,7 +13,7 @@ impl Tcb {
     pub(crate) fn deadline(&self, now: Instant, config: &Config) -> Instant {
         let timers = self.work.retransmit_at.min(self.work.ack_at).min(self.user_timeout_at(config));
         let timers = timers.min(self.keepalive_at(now, config)).min(self.zero_window_at(config));
-        let timers = timers.min(self.orphan_until(config));
+        let timers = timers.min(self.orphan_until(config)).min(self.probe_lapses_at(config));
         match self.linger(config) {
             Some(linger) => timers.min(now + linger.saturating_sub(self.rested(now))),
             None => timers,
@@ -47,6 +47,9 @@ impl Tcb {
             shared.counters.zero_window_expired += 1;
             self.end_by_timeout(shared);
             return;
+        }
+        if self.probe_lapses_at(config) <= now {
+            self.work.probed = None;
         }
         if self.work.retransmit_at <= now {
             self.handle_retransmit_timer(now, shared);
@@ -86,6 +89,13 @@ impl Tcb {
             return Instant::NEVER;
         }
         self.stalled_since().unwrap_or(self.work.pace.since()) + config.zero_window
+    }
+
+    /// When nobody will ask any more what the last tail loss probe was good for: all that left is acknowledged, and what leaves
+    /// after so long a rest is of a window that begins anew (RFC 5681 §4.1).
+    fn probe_lapses_at(&self, config: &Config) -> Instant {
+        let rests = self.work.retransmit == Retransmit::Off && self.work.probed.is_some();
+        if rests { self.work.rto_base + self.rtt.timeout(config) } else { Instant::NEVER }
     }
 
     /// When a silent peer is asked whether it is still there. As long as anything is on its way to it, other timers do
