@@ -772,3 +772,38 @@ fn a_flood_of_syns_at_a_time_wait_tuple_neither_ends_nor_hijacks_it() {
         t.gone();
     }
 }
+
+/// As `wrk` or a proxy's health checks do it: each finds the TIME_WAIT of the one before at its port.
+#[test]
+fn a_thousand_short_connections_from_eight_ports_follow_each_other_at_once() {
+    const CONNECTIONS: u16 = 1000;
+    for (offer, stateful) in [(modern(), true), (modern(), false), (plain(), true), (plain(), false)] {
+        let mut t = Script::syn(offer);
+        for number in 0..CONNECTIONS {
+            t.wait(MS);
+            // A client's timestamps and initial sequence numbers go on with its clock.
+            t.tsval += 1;
+            t.offer.options.timestamps = offer.options.timestamps.map(|_| t.tsval);
+            t.offer.isn = t.offer.isn.wrapping_add(15_625);
+            t.next_client(50_000 + number % 8, EPOCH);
+            if stateful {
+                t.sends("S 0:0(0)");
+                t.expect("S. 0:0(0) ack 1");
+            }
+            t.conn = None;
+            t.sends("P. 1:101(100) ack 1");
+            assert!(t.conn.is_some(), "connection {number} was refused");
+            t.server_reads(1, 100);
+            t.server_sends(1, 1000);
+            t.stack.close(t.now, t.conn());
+            t.drain();
+            t.sends("F. 101:101(0) ack 1002");
+            t.expect(". 1002:1002(0) ack 102");
+            t.state(State::TimeWait);
+        }
+        let counters = t.stack.counters();
+        assert_eq!((counters.incarnations_refused, counters.replays_refused), (0, 0));
+        assert_eq!((counters.adopted, counters.reincarnated), (1000, 1000 - 8));
+        assert_eq!((t.stack.connection_count(), t.stack.time_wait_count()), (0, 8));
+    }
+}
