@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -122,6 +123,36 @@ fn a_port_is_used_again_at_once_by_a_client_whose_clock_is_behind_whichever_answ
         }
     }
     assert_eq!(guarded.stack("reincarnated"), 4);
+}
+
+/// Short connections that the server closes first, one right after the other: each but the first of a port finds a TIME_WAIT where
+/// it comes from.
+#[test]
+fn a_thousand_short_connections_from_eight_ports_are_served_one_after_the_other_in_either_mode() {
+    const CONNECTIONS: u64 = 1000;
+    let guarded = guarded_with_hello();
+    guarded.tune("time-wait", "10m");
+    let client = guarded.lab.client();
+    client.sysctl(&[("net/ipv4/ip_local_port_range", "50000 50007")]).expect("eight ports");
+    let service = format!("{GUARD_ADDRESS}:{PORT}");
+    let mut ports = BTreeSet::new();
+    for mode in ["stateful", "cookie"] {
+        assert!(guarded.cli(&["mode", &service, mode]).status.success());
+        let all = || {
+            for number in 0..CONNECTIONS {
+                let stream = TcpStream::connect((GUARD_ADDRESS, PORT));
+                let stream = stream.unwrap_or_else(|error| panic!("{mode}, connection {number}: {error}"));
+                stream.set_read_timeout(Some(SOON)).expect("a read timeout");
+                ports.insert(stream.local_addr().expect("an address").port());
+                served_to_the_end(stream);
+            }
+        };
+        client.enter(all).expect("the client's namespace");
+    }
+    wait_for("the last TIME_WAIT", SOON, || guarded.stack("time-wait-entered") == 2 * CONNECTIONS);
+    assert!(ports.len() <= 8, "{ports:?}");
+    assert_eq!(guarded.stack("reincarnated"), 2 * CONNECTIONS - ports.len() as u64);
+    assert_eq!((guarded.stack("incarnations-refused"), guarded.stack("replays-refused")), (0, 0));
 }
 
 fn is_from(port: u16) -> impl Fn(&Value) -> bool {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::thread;
@@ -202,14 +202,44 @@ fn relayed(guarded: &Guarded) -> (TcpStream, TcpStream) {
     (client, server)
 }
 
-/// Sockets of the client's kernel to port 81 in this state, in the numbers of `/proc/net/tcp`.
-fn kernel_sockets(guarded: &Guarded, state: &str) -> usize {
+/// In the numbers of `/proc/net/tcp`.
+const TIME_WAIT: &str = "06";
+
+/// The ports of the client's kernel that have a socket to port 81, and its state in the numbers of `/proc/net/tcp`.
+fn kernel_states(guarded: &Guarded) -> Vec<(u16, String)> {
     let listed = guarded.lab.client().output("cat", &["/proc/net/tcp"]).expect("the client's sockets");
-    let in_state = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.get(2).is_some_and(|peer| peer.ends_with(":0051")) && fields.get(3) == Some(&state)
+    let socket = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, peer, state) = (fields.next()?, fields.next()?, fields.next()?);
+        let port = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
+        peer.ends_with(":0051").then(|| (port, state.to_owned()))
     };
-    listed.lines().filter(|line| in_state(line)).count()
+    listed.lines().filter_map(socket).collect()
+}
+
+/// How many of them are in this state.
+fn kernel_sockets(guarded: &Guarded, state: &str) -> usize {
+    kernel_states(guarded).iter().filter(|(_, known)| known == state).count()
+}
+
+/// Both ends of a connection close; whether neither had heard of the other's end. Who closes second never waits: both do only when
+/// both were first.
+fn close_at_once(guarded: &Guarded) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    wait_for("earlier connections to be over", PATIENCE, || guarded.flows(None).is_empty());
+    let waits = guarded.stack("time-wait-entered");
+    let (mut client, mut server) = relayed(guarded);
+    let port = client.local_addr().expect("an address").port();
+    client.shutdown(Shutdown::Write).expect("the client closes");
+    server.shutdown(Shutdown::Write).expect("the server closes");
+    assert_eq!(client.read(&mut [0; 9]).expect("the server's end"), 0);
+    assert_eq!(server.read(&mut [0; 9]).expect("the client's end"), 0);
+    drop((client, server));
+    let state =
+        || kernel_states(guarded).into_iter().find(|(known, _)| *known == port).map(|(_, state)| state);
+    let is_over = || guarded.flows(None).iter().all(|flow| flow["state"] == "TIME_WAIT");
+    wait_for("both to be done", PATIENCE, || is_over() && state().is_none_or(|state| state == TIME_WAIT));
+    state().is_some() && guarded.stack("time-wait-entered") > waits
 }
 
 #[test]
@@ -227,7 +257,6 @@ fn transfers_over_a_path_that_takes_time_and_loses_are_byte_for_byte_equal() {
 
 #[test]
 fn a_kernel_client_and_the_guard_may_close_at_once() {
-    const TIME_WAIT: &str = "06";
     let config = LabConfig { delay: Some(Duration::from_millis(400)), ..LabConfig::new(lab_object()) };
     let guarded = Guarded::up(config, &["--protect", RELAYED]);
     let (mut client, mut server) = relayed(&guarded);
@@ -244,9 +273,21 @@ fn a_kernel_client_and_the_guard_may_close_at_once() {
     assert_eq!((guarded.stack("resets-in"), guarded.stack("resets-out")), (0, 0));
 }
 
-/// Reads and writes until the other side's reset is known: one that was lost is sent again in answer to what comes.
-fn fails(stream: &mut TcpStream) {
-    let failed = || stream.write_all(b"?").is_err();
+/// Reads and writes until the other side's reset is known: one that was lost is sent again in answer to what comes. An orderly
+/// end is none.
+fn is_reset(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(Duration::from_millis(50))).expect("a time limit");
+    let failed = || {
+        let told = match stream.read(&mut [0; 9]) {
+            Ok(len) => panic!("{len} bytes instead of a reset"),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => stream.write_all(b"?"),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &told {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
+        told.is_err()
+    };
     wait_for("a reset", Duration::from_secs(60), failed);
 }
 
@@ -260,6 +301,7 @@ fn connections_end_as_they_should_over_a_path_that_takes_time_whatever_is_lost()
     let answer: Vec<u8> = (0..200_000_u32).map(|byte| (byte % 251) as u8).collect();
     for percent in [0, 1, 5] {
         guarded.lab.lose(f64::from(percent) / 100.0).expect("losses");
+        let retransmitted = guarded.stack("retransmitted");
         // Half-closed by the client, and answered at length.
         let (mut client, mut server) = relayed(&guarded);
         client.write_all(&answer[..50_000]).expect("a question");
@@ -281,20 +323,15 @@ fn connections_end_as_they_should_over_a_path_that_takes_time_whatever_is_lost()
         read.clear();
         server.read_to_end(&mut read).expect("the rest and its end");
         assert!(read == answer[..50_000], "{percent} %");
-        // By both at once.
-        let (mut client, mut server) = relayed(&guarded);
-        client.shutdown(Shutdown::Write).expect("the client closes");
-        server.shutdown(Shutdown::Write).expect("the server closes");
-        assert_eq!(client.read(&mut [0; 9]).expect("the server's end"), 0);
-        assert_eq!(server.read(&mut [0; 9]).expect("the client's end"), 0);
-        drop((client, server));
+        // By both at once, as far as that can be had: a busy machine may be slower than the path.
+        assert!((0..10).any(|_| close_at_once(&guarded)), "never at once, {percent} %");
         // Reset, by one and by the other.
         for by_server in [true, false] {
             let (client, server) = relayed(&guarded);
             let (ends, mut stays) = if by_server { (server, client) } else { (client, server) };
             SockRef::from(&ends).set_linger(Some(Duration::ZERO)).expect("no lingering");
             drop(ends);
-            fails(&mut stays);
+            is_reset(&mut stays);
         }
         // Kept alive, by probes that are answered.
         let (mut client, mut server) = relayed(&guarded);
@@ -307,10 +344,19 @@ fn connections_end_as_they_should_over_a_path_that_takes_time_whatever_is_lost()
         client.read_exact(&mut still).expect("what the server says");
         assert_eq!(&still, b"still");
         drop((client, server));
+        // Until something was lost: a hundred segments may all arrive.
+        wait_for("a retransmission", Duration::from_secs(60), || {
+            let (mut client, mut server) = relayed(&guarded);
+            server.write_all(&answer).expect("an answer");
+            drop(server);
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).expect("the answer and its end");
+            assert!(read == answer, "{percent} %");
+            percent == 0 || guarded.stack("retransmitted") > retransmitted
+        });
         wait_for("everything to be over", Duration::from_secs(60), || guarded.flows(None).is_empty());
     }
     assert_eq!(guarded.stack("keepalive-expired"), 0);
-    assert!(guarded.stack("retransmitted") > 0, "something was lost");
 }
 
 #[test]

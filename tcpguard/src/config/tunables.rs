@@ -244,7 +244,7 @@ tunables! {
     /// acknowledged everything yet. When they are more, those left for longest are reset.
     orphan_limit: u32 = "orphan-limit", 65_536, 16 => 1_048_576;
     /// How often what such a connection still has to say, its FIN at last, is sent again before it is given up: how long
-    /// FIN_WAIT_1, CLOSING and LAST_ACK may last.
+    /// FIN_WAIT_1, CLOSING and LAST_ACK may last. In the time that takes a client must acknowledge 1460 bytes, or all.
     orphan_retries: u32 = "orphan-retries", 8, 1 => 50;
     /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
     /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
@@ -277,8 +277,9 @@ tunables! {
     /// How long a client may keep its receive window closed to what waits for it, though it answers probes, before it is reset:
     /// a download that is paused, or an attacker who lets buffers fill. 0s lets it for ever, as TCP does.
     zero_window: Duration = "zero-window", H, 0 => 24 * H, per service;
-    /// How long a client may keep its receive window closed while memory for sending is short, the longest-stalled first, and
-    /// once the backend has closed: then nobody else would let the client go. That a backend has closed with more to say
+    /// How long a client may keep its receive window closed, or acknowledge less than 1460 bytes of what waits for it, while
+    /// memory for sending is short, the longest-stalled first; and how long it may keep it closed once the backend has
+    /// closed: then nobody else would let the client go. That a backend has closed with more to say
     /// than the kernel here has room for is seen minutes later, when its kernel has given up; zero-window and a service's
     /// idle_time end such a client, too. Also how long less than 16 KB may be read of what a client has sent while memory for
     /// receiving is short; of the clients of whom more than that waits, the one with most is reset then. With a sixteenth of

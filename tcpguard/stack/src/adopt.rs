@@ -35,6 +35,9 @@ struct Earlier {
 /// connection.
 const DISTRUST: Duration = Duration::from_secs(1);
 
+/// What is offered in TIME_WAIT: the peer has closed, and will not send into any window.
+const TIME_WAIT_WINDOW: u16 = u16::MAX;
+
 impl Stack {
     /// Adopts a flow from XDP's entry, for when the frame that created it was lost on the way. Harmless when the
     /// flow is ours already, or was reset a moment ago.
@@ -57,8 +60,9 @@ impl Stack {
         };
         let arrived = Some(Instant(flow.created));
         let window = flow.window;
+        let (has_data, queued, repeats) = (false, None, 0);
         let adoption =
-            Adoption { accepted, seq, ack, window, timestamps, has_data: false, arrived, queued: None };
+            Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued, repeats };
         if let Some((remains, age)) = self.time_wait_entry(&key, now) {
             if !self.may_follow(&key, &adoption, &Earlier::closed(&remains, age), now) {
                 self.shared.events.push_back(Event::FlowReleased { key });
@@ -110,7 +114,7 @@ impl Stack {
     }
 
     /// A segment of a flow in TIME_WAIT (RFC 9293 §3.10.7.4): a retransmitted FIN is acknowledged and restarts
-    /// 2MSL, a reset ends nothing (RFC 1337 §3; see [`Self::disowned`]), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
+    /// 2MSL, what is in sequence and acknowledges nothing is dropped, a reset ends nothing (RFC 1337 §3; see [`Self::disowned`]), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
     /// `at_once` that incarnation may be another engine's: XDP forgets flows in TIME_WAIT when it has no room for them.
     pub(super) fn handle_in_time_wait(
         &mut self,
@@ -145,7 +149,10 @@ impl Stack {
         if !at_once && is_beyond(segment, &remains) {
             return Received::Unknown(segment.key);
         }
-        let fin_again = segment.has(Flags::FIN) && segment.end() == remains.rcv_nxt;
+        if is_in_sequence(segment, &remains) && !segment.flags.intersects(Flags::SYN | Flags::ACK) {
+            return Received::Consumed;
+        }
+        let fin_again = segment.has(Flags::FIN | Flags::ACK) && segment.end() == remains.rcv_nxt;
         if fin_again && is_current(segment, &remains) {
             self.time_waits.restart(&segment.key, now);
             self.shared.counters.time_wait_restarted += 1;
@@ -207,7 +214,8 @@ impl Stack {
         let Incoming { seq, ack, window, options: Options { timestamps, .. }, .. } = *segment;
         let accepted = self.judge(&segment.key, seq, ack, timestamps)?;
         let has_data = !segment.data.is_empty();
-        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived: None, queued: None })
+        let (arrived, queued, repeats) = (None, None, 0);
+        Some(Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued, repeats })
     }
 
     fn judge(
@@ -314,7 +322,7 @@ impl Stack {
 
     /// An adoption with the MSS and the window shift of the SYN itself, where the half-open queue remembers it: a cookie
     /// rounds them down. An MSS below the least that a cookie can say stays that. Without timestamps a cookie does not say
-    /// either when it left, and the queue does.
+    /// either when it left, and the queue does; and it alone knows how often the answer was repeated.
     fn refined(&self, key: &AnyFlowKey, adoption: &Adoption, now: Instant) -> Adoption {
         let mut refined = *adoption;
         let entry = self.half_opens.get(key, self.clock.epoch);
@@ -323,6 +331,7 @@ impl Stack {
             accepted.mss = accepted.mss.max(entry.syn.mss.unwrap_or(0));
             accepted.window_scale = accepted.window_scale.and(entry.syn.window_scale);
             refined.queued = self.half_opens.since_answer(key, adoption.arrived.unwrap_or(now));
+            refined.repeats = self.half_opens.repeats(key);
         }
         refined
     }
@@ -350,8 +359,7 @@ impl Stack {
             seq: remains.snd_nxt,
             ack: remains.rcv_nxt,
             flags: Flags::ACK,
-            // The peer has closed: it will not send into any window.
-            window: u16::MAX,
+            window: TIME_WAIT_WINDOW,
             options: Options { timestamps, ..Options::default() },
         };
         self.reply(Reply { key: segment.key, link: segment.link, segment: reply });
@@ -399,6 +407,12 @@ fn is_certainly_younger(epoch: u32, earlier: u32) -> bool {
 /// acknowledges what comes after ours.
 fn is_beyond(segment: &Incoming<'_>, remains: &Remains) -> bool {
     segment.seq.after(remains.rcv_nxt) || segment.has(Flags::ACK) && segment.ack.after(remains.snd_nxt)
+}
+
+/// RFC 9293 §3.10.7.4, first check, with the window that TIME_WAIT's acknowledgements offer.
+fn is_in_sequence(segment: &Incoming<'_>, remains: &Remains) -> bool {
+    let in_window = |seq: Seq| seq.within(remains.rcv_nxt, TIME_WAIT_WINDOW.into());
+    in_window(segment.seq) || segment.len() > 0 && in_window(segment.end() - 1)
 }
 
 /// RFC 7323 §5.3: not an old duplicate.

@@ -23,7 +23,8 @@ pub struct Config {
     pub max_rto: Duration,
     /// Retransmissions of the same data before the connection is given up (RFC 9293 §3.8.3, R2).
     pub retries: u8,
-    /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner.
+    /// The same once the application is gone: bounds FIN_WAIT_1, CLOSING and LAST_ACK without an owner. So does the time that
+    /// takes, for a peer that acknowledges less than 1460 bytes meanwhile.
     pub orphan_retries: u8,
     /// Most connections at once whose application is gone, TIME_WAIT not counted. When they are more, those that have been
     /// without one for longest are reset, counted.
@@ -41,7 +42,8 @@ pub struct Config {
     /// How long a peer may keep its window closed to what waits for it before the connection is given up, though it answers
     /// probes. RFC 9293 §3.8.6.1 would have it wait for ever; zero is that.
     pub zero_window: Duration,
-    /// The same while send memory is short, and how long an application may read less than 16 KB of what has arrived while
+    /// The same while send memory is short, also for a peer whose window is open and which acknowledges less than a segment
+    /// (1460 bytes) of what waits for it; and how long an application may read less than 16 KB of what has arrived while
     /// receive memory is. With memory to spare it may do so for as long as it wants.
     pub stall_time: Duration,
     /// Retransmissions of an active open's SYN before the attempt is given up.

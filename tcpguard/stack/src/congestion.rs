@@ -85,8 +85,8 @@ impl Congestion {
         Self { cwnd: INITIAL_SEGMENTS * mss, ssthresh: MAX_WINDOW, acked: 0 }
     }
 
-    /// RFC 6928 §2: when the SYN had to be repeated, one segment.
-    pub(crate) fn after_lost_syn(mss: u32) -> Self {
+    /// RFC 6928 §2: when the SYN had to be repeated more than once, one segment.
+    pub(crate) fn after_lost_syns(mss: u32) -> Self {
         Self { cwnd: mss, ..Self::new(mss) }
     }
 

@@ -126,7 +126,7 @@ counters! {
     window_probes = "window-probes";
     /// Connections given up because their peer kept its window closed for too long.
     zero_window_expired = "zero-window-expired";
-    /// Connections reset because their peer kept its window closed while send memory was short.
+    /// Connections reset because their peer took next to nothing of what waited for it while send memory was short.
     stalls_reset = "stalls-reset";
     /// Connections reset because nobody read what they had received while receive memory was short.
     unread_reset = "unread-reset";

@@ -164,6 +164,13 @@ impl HalfOpens {
         once.then(|| age(&tail, now).max(TICK)).filter(|age| *age < LONGEST)
     }
 
+    /// How often an entry's SYN-ACK was sent again. Answers to a client that repeats its SYN count as one: it does that for the
+    /// same loss.
+    pub(crate) fn repeats(&self, key: &AnyFlowKey) -> u8 {
+        let repeats = |tail: Tail| retransmits_of(&tail).max(u8::from(tail[4] & ANSWERED_AGAIN != 0));
+        self.tables.get(key).map_or(0, repeats)
+    }
+
     /// Takes an entry out; whether it was there.
     pub(crate) fn remove(&mut self, key: &AnyFlowKey) -> bool {
         let removed = self.tables.remove(key);

@@ -96,7 +96,7 @@ pub struct Stack {
     waiting: BTreeMap<u32, u32>,
     /// Connections that have something to send, in turn.
     ready: VecDeque<ConnId>,
-    /// Connections whose peers closed their windows, and since when; some have opened them again.
+    /// Connections whose peers took next to nothing of what waited, and since when; some have gone on since.
     stalls: VecDeque<(ConnId, Instant)>,
     /// Connections that applications have left.
     orphans: Orphans,

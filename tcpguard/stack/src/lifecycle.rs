@@ -88,13 +88,14 @@ impl Stack {
         tcb.rest(&mut self.shared);
         #[cfg(test)]
         tcb.check();
+        let stalls = tcb.stalls(now, self.shared.config_of(tcb.service()));
         let deadline = tcb.deadline(now, self.shared.config_of(tcb.service()));
         self.wheel.arm(id.index, deadline);
         if !tcb.queued && tcb.has_output(&self.shared.config) {
             tcb.queued = true;
             self.ready.push_back(id);
         }
-        if tcb.is_blocked() {
+        if stalls {
             self.note_stall(id, now);
         }
     }

@@ -1,5 +1,5 @@
 //! Connections whose application is gone and whose flow is not over: FIN_WAIT_1, FIN_WAIT_2, CLOSING and LAST_ACK without an
-//! owner. Timers of their own bound each in time; this bounds all of them in number. When one more would be too many, the
+//! owner. Timers of their own bound each in time, the retransmissions' or FIN_WAIT_2's; this bounds all of them in number. When one more would be too many, the
 //! one that has been without an owner for longest is reset: of all it is the likeliest whose peer has everything and merely
 //! does not close, and whoever closes now has not had time to.
 

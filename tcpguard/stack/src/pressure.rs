@@ -1,7 +1,7 @@
 //! What happens when buffer memory runs short. Receiving: windows stop growing first; then the rest is kept for whoever holds
 //! little, whatever was promised; whoever holds much that its application does not read is reset; and data that waits
 //! behind holes is given up, the largest holders' first. Sending: everybody's share shrinks with what is left, and peers
-//! that take nothing for long are reset, the longest-stalled first.
+//! that take next to nothing for long, with their windows closed or open, are reset, the longest-stalled first.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ fn is_short(pool: &Pool) -> bool {
     pool.room_bytes() < pool.budget_bytes() / 8
 }
 
-/// Since when one side takes next to nothing of what waits for it: a peer, or an application.
+/// Since when an application takes next to nothing of what waits for it.
 #[derive(Debug)]
 pub(super) struct Stall {
     since: Instant,
@@ -75,13 +75,11 @@ impl Default for Stall {
 }
 
 impl Stall {
-    /// Something waits; whether that is new.
-    pub(super) fn begin(&mut self, now: Instant) -> bool {
-        let begins = !self.since.is_set();
-        if begins {
+    /// Something waits.
+    pub(super) fn begin(&mut self, now: Instant) {
+        if !self.since.is_set() {
             *self = Self { since: now, taken: 0 };
         }
-        begins
     }
 
     /// `bytes` were taken. When they are `enough` in all the stall is over: a byte now and then does not end it.
@@ -97,10 +95,70 @@ impl Stall {
     }
 }
 
+/// How a peer takes what waits for its acknowledgement, sent or not. It makes a step when it has all that waited when the step
+/// began, or a segment of it. What comes to less is nothing: a byte now and then holds the memory of all the others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// When the present step began; [`Instant::NEVER`] when nothing waits.
+    since: Instant,
+    /// Bytes it lacks.
+    missing: u32,
+    /// Since when it is a stall: a step that takes too long.
+    stalled: Instant,
+}
+
+impl Pace {
+    pub(super) const NONE: Self = Self { since: Instant::NEVER, missing: 0, stalled: Instant::NEVER };
+
+    /// A segment, as large as Ethernet carries it. Not the peer's: that may be as small as it likes.
+    const STEP: u32 = 1460;
+
+    /// `waiting` bytes wait, where none did before, or after a step.
+    pub(super) fn begin(&mut self, waiting: u32, now: Instant) {
+        *self = Self { since: now, missing: waiting.min(Self::STEP), ..Self::NONE };
+    }
+
+    /// `bytes` were taken, and `waiting` still wait.
+    pub(super) fn progress(&mut self, bytes: u32, waiting: u32, now: Instant) {
+        self.missing = self.missing.saturating_sub(bytes);
+        if waiting == 0 {
+            *self = Self::NONE;
+        } else if self.missing == 0 {
+            self.begin(waiting, now);
+        }
+    }
+
+    /// The present step has all its time again.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// Whether anything waits.
+    pub(super) fn is_set(&self) -> bool {
+        self.since.is_set()
+    }
+
+    /// The present step began so long ago, or the peer said that it will take nothing: it is a stall. Whether that is new.
+    pub(super) fn stalls(&mut self, now: Instant) -> bool {
+        let begins = !self.stalled.is_set();
+        if begins {
+            self.stalled = now;
+        }
+        begins
+    }
+
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        self.stalled.is_set().then_some(self.stalled)
+    }
+}
+
 impl Stack {
-    /// Notes a connection whose peer has just closed its window.
-    pub(super) fn note_stall(&mut self, id: ConnId, now: Instant) {
-        let Some(since) = self.connections.get_mut(id).and_then(|tcb| tcb.stalls(now)) else { return };
+    /// Notes a connection whose peer has just turned out to take next to nothing of what waits for it.
+    pub(super) fn note_stall(&mut self, id: ConnId, since: Instant) {
         let connections = &self.connections;
         if self.stalls.len() > 2 * connections.len() as usize + 64 {
             let lasts = |&(id, since): &(ConnId, Instant)| {
@@ -192,7 +250,7 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
-    use super::{CHUNK, MODERATE, Pool, SMALL, recv_limit, recv_share};
+    use super::{CHUNK, Instant, MODERATE, Pace, Pool, SMALL, recv_limit, recv_share};
 
     #[test]
     fn the_fuller_the_receive_pool_the_less_anybody_may_add_and_be_offered() {
@@ -215,5 +273,25 @@ mod tests {
             (30, CHUNK, CHUNK as u32),
         ];
         assert_eq!(steps, expected);
+    }
+
+    #[test]
+    fn a_step_is_all_that_waited_when_it_began_or_a_segment_of_it() {
+        let at = Instant;
+        let mut pace = Pace::NONE;
+        pace.begin(10, at(1));
+        assert!(pace.stalls(at(2)) && !pace.stalls(at(3)));
+        // More is always under way, and each byte is taken in time.
+        pace.progress(10, 10, at(4));
+        assert_eq!((pace.since(), pace.stalled_since()), (at(4), None));
+        pace.progress(10, 100_000, at(5));
+        for byte in 0..1459 {
+            pace.progress(1, 100_000, at(6 + byte));
+            assert_eq!(pace.since(), at(5));
+        }
+        pace.progress(1, 100_000, at(9000));
+        assert_eq!(pace.since(), at(9000));
+        pace.progress(1, 0, at(9001));
+        assert!(!pace.is_set());
     }
 }

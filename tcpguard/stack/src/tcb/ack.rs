@@ -22,8 +22,10 @@ impl Tcb {
         if segment.ack.at_or_after(self.snd_una) && self.window_is_newer(segment) {
             self.update_send_window(segment.window, segment.seq, segment.ack);
         }
-        if !self.orphan && flight == 0 && self.work.retries > 0 {
-            // The peer answers: a closed window alone does not end the connection.
+        let is_shut = flight == 0 || self.snd_wnd == 0;
+        if !self.orphan && is_shut && self.work.retries > 0 {
+            // The peer answers: a closed window alone does not end the connection, not even one that was closed over data
+            // in flight (RFC 9293 §3.8.6.1).
             (self.work.retries, self.work.unacked_since) = (0, now);
         }
         let advanced = segment.ack.after(self.snd_una);
@@ -103,8 +105,10 @@ impl Tcb {
             acked -= 1;
         }
         transfer.send.advance(acked as usize, &mut shared.send_pool);
-        let rest = transfer.send.len();
-        transfer.stall.progress(acked, if rest == 0 { 0 } else { self.mss.into() });
+        if self.work.pace.is_set() {
+            let waiting = self.outstanding();
+            self.work.pace.progress(acked, waiting, now);
+        }
         self.bytes_out += u64::from(acked);
         self.snd_una = ack;
         if ack.after(una) {

@@ -135,6 +135,9 @@ impl Tcb {
         self.release_idle(shared);
         self.shutdown();
         self.start_linger(now);
+        if self.work.pace.is_set() {
+            self.work.pace.renew(now);
+        }
     }
 
     /// Ends the connection at once, with a reset if the peer still has one (RFC 9293 §3.10.5).

@@ -213,7 +213,7 @@ impl Tcb {
 
     /// Our SYN is acknowledged.
     fn established(&mut self, segment: &Incoming<'_>, now: Instant, shared: &mut Shared) {
-        let syn_was_resent = self.work.retries > 0;
+        let repeats = self.work.retries;
         if let Some(transfer) = &mut self.transfer {
             let progress = transfer.scoreboard.acknowledge(self.iss + 1, now);
             if let Some(rtt) = progress.rtt {
@@ -230,10 +230,7 @@ impl Tcb {
         self.rtt.backoff = 0;
         self.work.reset();
         self.work.rto_base = now;
-        if syn_was_resent {
-            // RFC 6928 §2: a lost SYN says the path is loaded.
-            self.congestion = super::Congestion::after_lost_syn(self.mss.into());
-        }
+        self.heed_repeats(repeats);
         shared.events.push_back(Event::Connected(self.id));
     }
 

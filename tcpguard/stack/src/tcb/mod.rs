@@ -96,8 +96,6 @@ pub(crate) struct Transfer {
     pub(crate) send: SendBuffer,
     pub(crate) recv: RecvBuffer,
     pub(crate) scoreboard: Scoreboard,
-    /// Since when the peer takes nothing.
-    stall: Stall,
     /// Since when the application reads nothing of what is in order.
     unread: Stall,
 }
@@ -162,6 +160,8 @@ pub(crate) struct Adoption {
     pub(crate) arrived: Option<Instant>,
     /// How long before that the stack itself had sent the SYN-ACK, if that was once and is remembered.
     pub(crate) queued: Option<Duration>,
+    /// How often the SYN-ACK was sent again, as far as that is remembered.
+    pub(crate) repeats: u8,
 }
 
 /// The transmission control block. What every segment touches comes first, in two cache lines.
@@ -256,7 +256,8 @@ impl Tcb {
         now: Instant,
         config: &Config,
     ) -> Self {
-        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued } = adoption;
+        let Adoption { accepted, seq, ack, window, timestamps, has_data, arrived, queued, repeats } =
+            adoption;
         let mss = accepted.mss.min(segment_limit(&key, config));
         let mut tcb = Self::new(key, link, now, (*ack - 1, *seq - 1), mss);
         tcb.state = State::Established;
@@ -284,6 +285,7 @@ impl Tcb {
         if let Some(rtt) = queued.or(by_cookie.map(Duration::from_nanos)).filter(|_| !has_data) {
             tcb.rtt.sample(rtt);
         }
+        tcb.heed_repeats(*repeats);
         tcb
     }
 
@@ -357,6 +359,17 @@ impl Tcb {
         }
     }
 
+    /// The handshake is complete; our SYN, or SYN-ACK, was sent so many times more than once. One that was lost may be chance:
+    /// two say that the path is loaded (RFC 6928 §2).
+    fn heed_repeats(&mut self, repeats: u8) {
+        if repeats > 0 {
+            self.rtt.distrust();
+        }
+        if repeats > 1 {
+            self.congestion = Congestion::after_lost_syns(self.mss.into());
+        }
+    }
+
     /// Of a connection that we opened.
     const NO_SERVICE: u16 = u16::MAX;
 
@@ -422,7 +435,7 @@ impl Tcb {
         };
         if let Some(mut transfer) = self.transfer.take_if(|transfer| idle(transfer)) {
             transfer.scoreboard.clear();
-            (transfer.stall, transfer.unread) = (Stall::default(), Stall::default());
+            transfer.unread = Stall::default();
             shared.spare_transfers.give(transfer);
         }
     }
@@ -455,19 +468,24 @@ impl Tcb {
         }
     }
 
-    /// Whether data waits for a window that is closed.
+    /// Whether data waits for a window that is closed: for one that would let it go, or in flight for one that would take it.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.work.retransmit == Retransmit::Persist
+        let shut_over_flight = self.snd_wnd == 0 && self.flight() > 0 && self.state.synchronized();
+        shut_over_flight || self.work.retransmit == Retransmit::Persist
     }
 
-    /// The peer's window is closed: since when, if that is new.
-    pub(crate) fn stalls(&mut self, now: Instant) -> Option<Instant> {
-        self.transfer.as_mut()?.stall.begin(now).then_some(now)
+    /// Whether the peer has just turned out to take next to nothing: its window is closed to what waits, or a retransmission
+    /// timeout was not enough for as much as a segment.
+    pub(crate) fn stalls(&mut self, now: Instant, config: &Config) -> bool {
+        let pace = &self.work.pace;
+        let known = !pace.is_set() || pace.stalled_since().is_some();
+        let late = || pace.since() + self.rtt.first_timeout(config) <= now;
+        !known && (self.is_blocked() || late()) && self.work.pace.stalls(now)
     }
 
-    /// Since when the peer takes nothing.
+    /// Since when the peer takes next to nothing of what waits for it.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
-        self.transfer.as_ref()?.stall.since()
+        self.work.pace.stalled_since()
     }
 
     /// Bytes in order that wait to be read, if the application has read next to nothing for so long and the flow is not over.
@@ -548,6 +566,12 @@ impl Tcb {
         queued.saturating_sub(self.snd_nxt.max(self.buffer_start()).distance(self.buffer_start()))
     }
 
+    /// Sequence numbers that wait to be acknowledged, sent or not: data, and our FIN.
+    fn outstanding(&self) -> u32 {
+        let data = self.transfer.as_ref().map_or(0, |transfer| transfer.send.len() as u32);
+        data + u32::from(matches!(self.fin, Fin::Queued | Fin::Sent))
+    }
+
     /// Our timestamp clock now: milliseconds (RFC 7323 §5.4).
     fn ts_now(&self, now: Instant) -> u32 {
         self.ts_offset.wrapping_add(now.millis() as u32)
@@ -598,6 +622,7 @@ impl Tcb {
             assert_eq!(self.snd_una, self.snd_nxt, "in flight without a scoreboard");
         }
         assert_eq!(self.work.retransmit == Retransmit::Off, !self.work.retransmit_at.is_set());
+        assert!(!self.work.pace.is_set() || self.outstanding() > 0, "the pace of nothing");
     }
 }
 

@@ -13,6 +13,7 @@ impl Tcb {
     pub(crate) fn deadline(&self, now: Instant, config: &Config) -> Instant {
         let timers = self.work.retransmit_at.min(self.work.ack_at).min(self.user_timeout_at(config));
         let timers = timers.min(self.keepalive_at(now, config)).min(self.zero_window_at(config));
+        let timers = timers.min(self.orphan_until(config)).min(self.probe_lapses_at(config));
         match self.linger(config) {
             Some(linger) => timers.min(now + linger.saturating_sub(self.rested(now))),
             None => timers,
@@ -37,7 +38,8 @@ impl Tcb {
             self.fail(Error::TimedOut, true, shared);
             return;
         }
-        if self.user_timeout_at(shared.config_of(self.service())) <= now {
+        let config = shared.config_of(self.service());
+        if self.user_timeout_at(config).min(self.orphan_until(config)) <= now {
             self.give_up(shared);
             return;
         }
@@ -45,6 +47,9 @@ impl Tcb {
             shared.counters.zero_window_expired += 1;
             self.end_by_timeout(shared);
             return;
+        }
+        if self.probe_lapses_at(config) <= now {
+            self.work.probed = None;
         }
         if self.work.retransmit_at <= now {
             self.handle_retransmit_timer(now, shared);
@@ -54,23 +59,43 @@ impl Tcb {
         }
     }
 
-    /// When what is not acknowledged has waited for too long (RFC 5482 §2), or a closed window's probe for an answer.
+    /// When what is not acknowledged has waited for too long (RFC 5482 §2), or what asks a closed window for an answer.
     fn user_timeout_at(&self, config: &Config) -> Instant {
+        if config.user_timeout.is_zero() {
+            return Instant::NEVER;
+        }
         let waits = match self.work.retransmit {
             Retransmit::Off => false,
             Retransmit::Persist => self.work.retries > 0,
-            Retransmit::Timeout | Retransmit::Probe | Retransmit::Reordering => true,
+            Retransmit::Timeout | Retransmit::Probe | Retransmit::Reordering => {
+                !self.is_blocked() || self.work.retries > 0
+            }
         };
-        let limited = !config.user_timeout.is_zero() && waits && !self.orphan;
-        if limited { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
+        if waits && !self.orphan { self.work.unacked_since + config.user_timeout } else { Instant::NEVER }
     }
 
-    /// When a closed window has been closed for too long. That it opened for less than a segment does not count.
+    /// When an orphan's peer has taken next to nothing for as long as all retransmissions take. It need not let them: with
+    /// each byte that it acknowledges their count begins anew.
+    fn orphan_until(&self, config: &Config) -> Instant {
+        if !self.orphan || !self.work.pace.is_set() {
+            return Instant::NEVER;
+        }
+        self.work.pace.since() + self.rtt.patience(config.orphan_retries, config)
+    }
+
+    /// When a closed window has let nothing in for too long. That it opened for less than a segment does not count.
     fn zero_window_at(&self, config: &Config) -> Instant {
         if config.zero_window.is_zero() || !self.is_blocked() {
             return Instant::NEVER;
         }
-        self.stalled_since().unwrap_or(self.work.unacked_since) + config.zero_window
+        self.stalled_since().unwrap_or(self.work.pace.since()) + config.zero_window
+    }
+
+    /// When nobody will ask any more what the last tail loss probe was good for: all that left is acknowledged, and what leaves
+    /// after so long a rest is of a window that begins anew (RFC 5681 §4.1).
+    fn probe_lapses_at(&self, config: &Config) -> Instant {
+        let rests = self.work.retransmit == Retransmit::Off && self.work.probed.is_some();
+        if rests { self.work.rto_base + self.rtt.timeout(config) } else { Instant::NEVER }
     }
 
     /// When a silent peer is asked whether it is still there. As long as anything is on its way to it, other timers do
@@ -125,6 +150,7 @@ impl Tcb {
             return;
         }
         shared.counters.retries_r1 += u64::from(self.work.retries == R1);
+        self.ask(now);
         self.begin_frto(self.work.recovery == Recovery::None);
         self.remember_window(true, shared);
         let flight = self.flight();
@@ -166,13 +192,18 @@ impl Tcb {
         if !self.count_retry(shared) {
             return;
         }
-        if self.work.retries == 1 {
-            self.work.unacked_since = now;
-        }
+        self.ask(now);
         self.work.persist = true;
         self.rtt.backoff = self.rtt.backoff.saturating_add(1);
         self.work.rto_base = now;
         self.arm_retransmit(now, shared.config_of(self.service()));
+    }
+
+    /// A peer whose window is closed is about to be asked: from now on it is silent, if it was heard before.
+    fn ask(&mut self, now: Instant) {
+        if self.work.retries == 1 && self.is_blocked() {
+            self.work.unacked_since = now;
+        }
     }
 
     /// Whether one more attempt is allowed; ends the connection otherwise (RFC 9293 §3.8.3, R2).
@@ -224,6 +255,11 @@ impl Tcb {
         if timer != (self.work.retransmit, self.work.retransmit_at) {
             (self.work.retransmit, self.work.retransmit_at) = timer;
         }
+        let waits = timer.0 != Retransmit::Off && self.state.synchronized();
+        if waits && !self.work.pace.is_set() {
+            let waiting = self.outstanding();
+            self.work.pace.begin(waiting, now);
+        }
     }
 
     /// New data behind a closed window: nothing but the persist timer will ever move it.
@@ -240,7 +276,7 @@ impl Tcb {
         let board = &self.transfer.as_ref()?.scoreboard;
         let calm =
             self.work.recovery == Recovery::None && self.work.probed.is_none() && !board.is_disturbed();
-        if !calm || !self.sack_permitted || !self.state.synchronized() {
+        if !calm || !self.sack_permitted || !self.state.synchronized() || self.rtt.is_distrusted() {
             return None;
         }
         let single = self.flight() <= u32::from(self.mss);

@@ -9,6 +9,7 @@ use super::frto::Frto;
 use super::undo::Undo;
 use super::{Config, Error, Instant};
 use crate::congestion::{CongestionControl, Cubic, Reduction};
+use crate::pressure::Pace;
 use crate::spares::Spares;
 
 /// Whether losses are being repaired.
@@ -44,6 +45,8 @@ pub(super) struct Work {
     pub(super) rto_base: Instant,
     /// Since when what is out, or waits for a window, is not acknowledged.
     pub(super) unacked_since: Instant,
+    /// How the peer takes that.
+    pub(super) pace: Pace,
     pub(super) retries: u8,
     /// Why nothing is acknowledged, if the network said so.
     pub(super) trouble: Option<Error>,
@@ -100,6 +103,7 @@ impl Work {
         retransmit_at: Instant::NEVER,
         rto_base: Instant(0),
         unacked_since: Instant(0),
+        pace: Pace::NONE,
         retries: 0,
         trouble: None,
         keepalives: 0,
@@ -134,6 +138,7 @@ impl Work {
             && !self.persist
             && self.keepalives == 0
             && !self.ack_at.is_set()
+            && !self.pace.is_set()
             && self.probed.is_none()
             && self.peer_fin.is_none()
             && self.dsack.is_none()

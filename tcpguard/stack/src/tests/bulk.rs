@@ -68,6 +68,7 @@ fn many_connections_over_every_kind_of_weather() {
             network.open(port, client, server);
         }
         assert!(network.run(), "did not end, seed {seed}");
+        network.assert_pairs();
         network.drain();
         total += network.finished.len();
         failed += network.finished.iter().filter(|(_, error)| error.is_some()).count();
@@ -209,6 +210,7 @@ fn crowd(seed: u64) -> usize {
     }
     assert!(network.run(), "did not end, seed {seed}");
     assert_eq!(network.finished.len(), 16, "seed {seed}");
+    network.assert_pairs();
     network.drain();
     network.finished.iter().filter(|(_, error)| error.is_some()).count()
 }

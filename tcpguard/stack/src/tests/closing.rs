@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::packet::{Flags, Options};
+use tcpguard_common::seq::Seq;
 
-use super::script::{Script, modern, plain};
-use super::{EPOCH, Family};
+use super::script::{CLIENT, Script, modern, plain};
+use super::{EPOCH, Family, stream};
+use crate::wire::Outgoing;
 use crate::{Config, Error, Event, Received, StackDrop, State};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -178,6 +181,38 @@ fn a_last_ack_that_nobody_answers_ends() {
     assert_eq!(t.stack.counters().timed_out, 1);
 }
 
+/// With each byte the count of retries begins anew: it stayed for as long as its peer had bytes to acknowledge.
+#[test]
+fn an_orphan_whose_peer_takes_a_byte_now_and_then_is_given_up_and_one_that_gets_on_is_not() {
+    for (closes_first, taken) in [(true, 1), (true, 1460), (false, 1), (false, 1460)] {
+        let mut t = Script::established(plain());
+        let (id, rcv_nxt) = (t.conn(), if closes_first { 1 } else { 2 });
+        t.server_sends(1, 100_000);
+        if !closes_first {
+            t.sends("F. 1:1(0) ack 1");
+        }
+        t.stack.close(t.now, id);
+        t.drain();
+        let mut acknowledged = 1;
+        let mut go_on = |t: &mut Script, times| {
+            for _ in 0..times {
+                t.wait(30 * SECOND);
+                t.drain();
+                acknowledged += taken;
+                t.sends(&format!(". {rcv_nxt}:{rcv_nxt}(0) ack {acknowledged}"));
+                t.drain();
+            }
+        };
+        // 1, 2, 4 … 64 and twice 120 seconds are eight retransmissions, and the wait for an answer to the last.
+        go_on(&mut t, 12);
+        t.state(if closes_first { State::FinWait1 } else { State::LastAck });
+        go_on(&mut t, 2);
+        let is_gone = t.stack.flow_state(t.now, &t.key()).is_none();
+        assert_eq!((is_gone, t.stack.counters().timed_out), (taken == 1, u64::from(taken == 1)));
+        assert_eq!(t.stack.buffered_bytes() == 0, is_gone);
+    }
+}
+
 #[test]
 fn a_retransmitted_fin_is_acknowledged_and_restarts_two_msl() {
     let mut t = Script::established(modern());
@@ -216,6 +251,30 @@ fn time_wait_is_not_assassinated() {
     // The stray acknowledgement of a late segment is not answered: no loop.
     t.sends(". 2:2(0) ack 2");
     t.silent();
+}
+
+/// RFC 9293 §3.10.7.4: where the sequence number fits, a segment without ACK is dropped; where it does not, it is acknowledged,
+/// but it is no retransmission of ours to restart 2MSL for: a FIN has ACK.
+#[test]
+fn in_time_wait_what_acknowledges_nothing_is_dropped_and_prolongs_nothing() {
+    let mut t = Script::established(modern());
+    t.stack.close(t.now, t.conn());
+    t.expect("F. 1:1(0) ack 1");
+    t.sends("F. 1:1(0) ack 2");
+    t.expect(". 2:2(0) ack 2");
+    for segment in ["P 2:12(10)", "F 2:2(0)", "FPU 2:2(0)", "- 2:2(0)", "P 1:12(11)", "P 60000:60010(10)"] {
+        t.wait(SECOND);
+        t.sends(segment);
+        assert_eq!(t.next_sent(), None, "{segment}");
+    }
+    for segment in ["F 1:1(0)", "P 1:2(1)", "- 1:1(0)", "P 900000:900010(10)"] {
+        t.wait(SECOND);
+        t.sends(segment);
+        t.expect(". 2:2(0) ack 2");
+    }
+    assert_eq!(t.stack.counters().time_wait_restarted, 0);
+    t.wait(50 * SECOND);
+    t.gone();
 }
 
 #[test]
@@ -265,21 +324,19 @@ fn a_newer_cookie_reuses_a_flow_in_time_wait_and_a_replayed_one_does_not() {
 }
 
 /// What is left of the earlier incarnation in the network comes while the next one is at work, right where its window is: PAWS
-/// tells it apart, or that its sequence numbers lie before the new ones (RFC 7323 §5, RFC 9293 §3.4.3).
+/// tells it apart, or that its sequence numbers lie before the new ones (RFC 7323 §5, RFC 9293 §3.4.3). That its ACK is of other
+/// sequence numbers of ours is chance: here some of it has one that fits.
 #[test]
 fn old_duplicates_never_reach_the_connection_that_reuses_their_flow() {
+    const ACK: Flags = Flags::ACK;
+    let pieces =
+        [(ACK | Flags::PSH, 1, 100), (ACK | Flags::PSH, 51, 50), (ACK | Flags::FIN, 101, 0), (ACK, 101, 0)];
     for offer in [modern(), plain()] {
         let mut t = Script::established(offer);
         t.sends("P. 1:101(100) ack 1");
         t.server_reads(1, 100);
-        let old = [
-            "P. 1:101(100) ack 1",
-            "P. 51:101(50) ack 1",
-            "F. 101:101(0) ack 2",
-            "R. 101:101(0) ack 2",
-            ". 101:101(0) ack 2",
-        ]
-        .map(|segment| t.frame(segment));
+        let (isn, tsval, reset) = (Seq(t.offer.isn), t.tsval, t.frame("R. 101:101(0) ack 2"));
+        let acknowledged = Seq(t.cookie.isn) + 1;
         let id = t.conn();
         t.stack.close(t.now, id);
         while t.next_sent().is_some() {}
@@ -288,14 +345,20 @@ fn old_duplicates_never_reach_the_connection_that_reuses_their_flow() {
         t.state(State::TimeWait);
         t.wait(SECOND);
         // With timestamps sequence numbers may begin below the old ones: all of those are in the new window then.
-        t.offer.isn = if offer.options.timestamps.is_some() { t.offer.isn - 20 } else { t.offer.isn + 102 };
+        let stamped = offer.options.timestamps.is_some();
+        t.offer.isn = if stamped { t.offer.isn - 20 } else { t.offer.isn + 102 };
         t.tsval += 1000;
         t.next_cookie(EPOCH);
         t.sends(". 1:1(0) ack 1");
         t.state(State::Established);
-        for _ in 0..3 {
-            for frame in &old {
-                t.stack.handle_frame(t.now, frame);
+        for ack in [acknowledged, Seq(t.cookie.isn) + 1] {
+            for &(flags, from, len) in &pieces {
+                let timestamps = stamped.then_some((tsval, t.tsecr));
+                let options = Options { timestamps, ..Options::default() };
+                let old = Outgoing { seq: isn + from, ack, flags, window: t.window, options };
+                let frame = t.write(old, &stream(CLIENT, from.into(), len));
+                t.stack.handle_frame(t.now, &frame);
+                t.stack.handle_frame(t.now, &reset);
                 while t.next_sent().is_some() {}
                 t.state(State::Established);
             }
@@ -305,6 +368,7 @@ fn old_duplicates_never_reach_the_connection_that_reuses_their_flow() {
         t.sends("P. 1:201(200) ack 1");
         t.server_reads(1, 200);
         assert_eq!(t.stack.recv(t.now, conn, &mut [0; 500]), Err(Error::WouldBlock));
+        assert_eq!(t.stack.counters().paws_dropped, if stamped { 8 } else { 0 });
     }
 }
 

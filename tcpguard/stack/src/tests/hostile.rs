@@ -499,6 +499,44 @@ fn peers_that_keep_their_windows_closed_are_reset_while_memory_is_short_the_long
     assert_eq!(gone, [true, false]);
 }
 
+/// Sixty clients for each of whom a chunk waits, of 64 that there are. In each of so many seconds they acknowledge up to what
+/// `acknowledges` says.
+fn sixty_that(seconds: u32, acknowledges: impl Fn(u32) -> Option<u32>) -> Script {
+    let mut t = Script::syn_with(modern(), Config { send_pool: 64 * 4096, ..Config::default() });
+    let discard = |t: &mut Script| while t.stack.poll_transmit(t.now, &mut [0; 2000]).is_some() {};
+    for port in 1..=60 {
+        t.next_client(port, EPOCH);
+        t.sends(". 1:1(0) ack 1");
+        let id = t.conn();
+        t.stack.send(t.now, id, &[0; 4096]).unwrap();
+        discard(&mut t);
+    }
+    for second in 1..=seconds {
+        t.wait(SECOND);
+        discard(&mut t);
+        for port in (1..=60).filter(|_| acknowledges(second).is_some()) {
+            t.next_client(port, EPOCH);
+            t.sends(&format!(". 1:1(0) ack {}", 1 + acknowledges(second).unwrap_or(0)));
+        }
+    }
+    t
+}
+
+/// Their windows are open all the time: they used to keep their memory until the last retry, and for ever with a byte now and
+/// then.
+#[test]
+fn peers_that_acknowledge_next_to_nothing_are_reset_while_memory_is_short() {
+    let reset = |t: &Script| (t.stack.counters().stalls_reset, t.stack.buffered_bytes());
+    let silent = |seconds| sixty_that(seconds, |_| None);
+    let trickle = |seconds| sixty_that(seconds, |second| second.is_multiple_of(5).then_some(second));
+    assert_eq!((reset(&silent(29)), reset(&trickle(29))), ((0, 60 * 4096), (0, 60 * 4096)));
+    // As many as make memory one that is not short.
+    assert_eq!((reset(&silent(35)), reset(&trickle(35))), ((4, 56 * 4096), (4, 56 * 4096)));
+    // Who takes a segment now and then goes on.
+    let slow = sixty_that(45, |second| second.is_multiple_of(20).then_some(second * 75));
+    assert_eq!(reset(&slow), (0, 60 * 4096));
+}
+
 #[test]
 fn without_a_limit_a_window_stays_closed_for_as_long_as_it_wants_with_memory_to_spare() {
     let config = Config { zero_window: Duration::ZERO, ..Config::default() };
@@ -537,6 +575,116 @@ fn a_zero_window_stall_lasts_as_long_as_the_tunable_says_however_well_probes_are
     t.gone();
     assert!(t.events.contains(&Event::Closed { conn: t.conn(), error: Some(Error::TimedOut) }));
     assert_eq!(t.stack.counters().zero_window_expired, 1);
+}
+
+/// Nothing but our FIN waits: its stall used to begin anew with every answer.
+#[test]
+fn a_fin_waits_no_longer_behind_a_closed_window_than_data_does() {
+    let config = Config { zero_window: 300 * SECOND, ..Config::default() };
+    let mut t = Script::established_with(plain(), config);
+    t.server_sends(1, 100);
+    t.drain();
+    t.window = 0;
+    t.sends(". 1:1(0) ack 101");
+    t.stack.shutdown(t.now, t.conn()).unwrap();
+    for second in 0..299 {
+        t.wait(SECOND);
+        while let Some(probe) = t.next_sent() {
+            assert_eq!(probe, ". 100:100(0) ack 1", "after {second} s");
+            t.sends(". 1:1(0) ack 101");
+        }
+    }
+    t.state(State::FinWait1);
+    t.wait(2 * SECOND);
+    t.expect("R. 101:101(0) ack 1");
+    t.gone();
+    assert!(t.events.contains(&Event::Closed { conn: t.conn(), error: Some(Error::TimedOut) }));
+    assert_eq!(t.stack.counters().zero_window_expired, 1);
+}
+
+#[test]
+fn a_fin_that_waited_behind_a_closed_window_leaves_when_it_opens() {
+    let mut t = Script::established(plain());
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.stack.shutdown(t.now, t.conn()).unwrap();
+    t.wait_for_output(". 0:0(0) ack 1");
+    t.window = 1000;
+    t.sends(". 1:1(0) ack 1");
+    t.expect("F. 1:1(0) ack 1");
+    t.sends(". 1:1(0) ack 2");
+    t.state(State::FinWait2);
+    assert!(t.stack.connections.iter().all(crate::tcb::Tcb::is_at_rest), "and nothing of it stays");
+}
+
+/// A server whose client took back all it had promised once ten segments were on their way.
+fn shut_over_flight(config: Config) -> Script {
+    let mut t = Script::established_with(plain(), config);
+    t.server_sends(1, 14_600);
+    assert_eq!(t.drain().len(), 10);
+    t.window = 0;
+    t.sends(". 1:1(0) ack 1");
+    t.silent();
+    t
+}
+
+/// It used to be given up like one that says nothing. RFC 9293 §3.8.6: what is out already is repeated to a window that
+/// shrank (SHLD-17), and whoever answers a closed window's probes keeps it (MUST-36).
+#[test]
+fn a_window_closed_over_data_in_flight_is_a_stall_as_long_as_the_peer_answers() {
+    for user_timeout in [Duration::ZERO, 10 * SECOND] {
+        let config = Config { retries: 3, user_timeout, zero_window: 300 * SECOND, ..Config::default() };
+        let mut t = shut_over_flight(config);
+        let mut repeated = 0;
+        for second in 0..299 {
+            t.wait(SECOND);
+            for segment in t.drain() {
+                assert!(segment.ends_with("(1460) ack 1"), "{segment} after {second} s");
+                repeated += 1;
+                t.sends(". 1:1(0) ack 1");
+            }
+        }
+        assert!(repeated >= 5, "{repeated}");
+        t.state(State::Established);
+        t.wait(2 * SECOND);
+        assert_eq!(t.drain().last().map(String::as_str), Some("R. 14601:14601(0) ack 1"));
+        t.gone();
+        assert!(t.events.contains(&Event::Closed { conn: t.conn(), error: Some(Error::TimedOut) }));
+        assert_eq!((t.stack.counters().zero_window_expired, t.stack.counters().timed_out), (1, 0));
+    }
+}
+
+#[test]
+fn a_window_closed_over_data_in_flight_opens_again() {
+    let mut t = shut_over_flight(Config { retries: 3, ..Config::default() });
+    for _ in 0..100 {
+        t.wait(10 * SECOND);
+        while t.next_sent().is_some() {
+            t.sends(". 1:1(0) ack 1");
+        }
+    }
+    t.window = 60_000;
+    for acknowledged in (1461..=14_601).step_by(1460) {
+        t.sends(&format!(". 1:1(0) ack {acknowledged}"));
+        t.drain();
+    }
+    t.server_sends(14_601, 10);
+    t.expect("P. 14601:14611(10) ack 1");
+}
+
+#[test]
+fn who_closes_a_window_over_data_in_flight_and_falls_silent_is_given_up() {
+    for (user_timeout, seconds) in [(Duration::ZERO, 15), (8 * SECOND, 9)] {
+        let mut t = shut_over_flight(Config { retries: 3, user_timeout, ..Config::default() });
+        for _ in 0..seconds * 100 - 50 {
+            t.wait(SECOND / 100);
+            t.drain();
+        }
+        t.state(State::Established);
+        t.wait(SECOND);
+        t.gone();
+        assert_eq!((t.stack.counters().zero_window_expired, t.stack.counters().timed_out), (0, 1));
+    }
 }
 
 /// What it takes of a little that waits ends the stall: the next one has all its time.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tcpguard_common::seq::Seq;
 
 use super::script::{Script, modern, plain};
+use super::{CLIENT_MAC, SERVER_MAC, link};
 use crate::{Config, Error, Event, State};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -125,6 +126,47 @@ fn a_peer_that_never_answers_is_given_up_after_the_configured_retries() {
     assert_eq!(t.stack.recv(t.now, id, &mut [0; 8]), Err(Error::TimedOut));
     t.stack.close(t.now, id);
     assert_eq!((t.stack.connection_count(), t.stack.buffered_bytes()), (0, 0));
+}
+
+/// An active open whose SYN was sent again so many times before it was answered.
+fn opened_after(repeats: u32) -> Script {
+    let mut t = Script::syn(plain());
+    let (client, server) = (t.key().peer_addr(), t.key().local_addr());
+    t.conn = t.stack.connect(t.now, server, client, link(SERVER_MAC, CLIENT_MAC)).ok();
+    t.next_sent().unwrap();
+    t.cookie.isn = t.last.unwrap().0.0;
+    for _ in 0..repeats {
+        t.wait_for_output("S 0:0(0)");
+    }
+    t.wait(10 * TICK);
+    t.sends("S. 0:0(0) ack 1");
+    t.expect(". 1:1(0) ack 1");
+    t
+}
+
+/// RFC 6298 §5.7.
+#[test]
+fn after_a_repeated_syn_data_has_three_seconds() {
+    let first_timeout = |config: Config, repeats: u32| {
+        let mut t = opened_after(repeats);
+        t.stack.set_config(t.now, config);
+        t.server_sends(1, 100);
+        t.expect("P. 1:101(100) ack 1");
+        t.wait_for_output("P. 1:101(100) ack 1")
+    };
+    about(first_timeout(Config::default(), 1), 3 * SECOND);
+    about(first_timeout(Config { initial_rto: 5 * SECOND, ..Config::default() }, 1), 5 * SECOND);
+    about(first_timeout(Config::default(), 0), Duration::from_millis(220));
+}
+
+/// RFC 6928 §2: one that was lost may be chance.
+#[test]
+fn more_than_one_repeated_syn_makes_the_initial_window_one_segment() {
+    for (repeats, segments) in [(0, 10), (1, 10), (2, 1), (3, 1)] {
+        let mut t = opened_after(repeats);
+        t.server_sends(1, 50_000);
+        assert_eq!(t.drain().len(), segments, "after {repeats} repetitions");
+    }
 }
 
 #[test]

@@ -37,6 +37,22 @@ fn a_connection_at_rest_costs_256_bytes_at_most_all_told() {
     assert!(bytes <= 256 * CONNECTIONS, "{} a connection", bytes / CONNECTIONS);
 }
 
+/// The acknowledgement of just what a tail loss probe repeated leaves open what it was good for. That used to be remembered until
+/// the next one, by every idle connection whose peer acknowledges late.
+#[test]
+fn a_connection_at_rest_does_not_keep_what_a_tail_loss_probe_was_for() {
+    let mut t = Script::established(modern());
+    t.server_sends(1, 100);
+    t.expect("P. 1:101(100) ack 1");
+    t.wait_for_output("P. 1:101(100) ack 1");
+    assert_eq!(t.stack.counters().tail_loss_probes, 1);
+    t.sends(". 1:1(0) ack 101");
+    let at_rest = |t: &Script| t.stack.connections.iter().all(Tcb::is_at_rest);
+    assert!(!at_rest(&t), "the next acknowledgement may tell");
+    t.wait(Duration::from_secs(1));
+    assert!(at_rest(&t));
+}
+
 #[test]
 fn a_timer_that_is_not_needed_any_more_calls_nobody() {
     let mut t = Script::established(modern());

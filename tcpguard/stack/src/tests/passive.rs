@@ -679,6 +679,58 @@ fn without_timestamps_the_first_round_trip_is_that_of_a_syn_ack_which_was_sent_o
     assert_eq!(t.stack.info(t.now, t.conn()).and_then(|info| info.rtt), None);
 }
 
+/// RFC 6298 §5.7. It was a second, the first timeout: a path that takes longer had everything sent twice.
+#[test]
+fn after_a_repeated_syn_ack_that_told_no_round_trip_data_has_three_seconds() {
+    let repeated = |t: &mut Script| assert!(t.wait_for_output("S. 0:0(0) ack 1") >= SECOND);
+    let asked_again = |t: &mut Script| {
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+    };
+    let once = |_: &mut Script| {};
+    let ways: [&dyn Fn(&mut Script); 3] = [&repeated, &asked_again, &once];
+    for (way, milliseconds) in ways.into_iter().zip([3000, 3000, 210]) {
+        let mut t = half_open(plain(), Config::default());
+        way(&mut t);
+        t.wait(10 * MS);
+        t.sends(". 1:1(0) ack 1");
+        t.server_sends(1, 100);
+        t.expect("P. 1:101(100) ack 1");
+        let waited = t.wait_for_output("P. 1:101(100) ack 1").as_millis();
+        assert!((milliseconds..milliseconds + 5).contains(&waited), "{waited} ms");
+    }
+    // Nor is the tail probed for any sooner.
+    let mut t = half_open(windows(), Config::default());
+    repeated(&mut t);
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 100);
+    t.expect("P. 1:101(100) ack 1");
+    assert!(t.wait_for_output("P. 1:101(100) ack 1") >= 3 * SECOND);
+}
+
+/// RFC 6928 §2: one that was lost may be chance.
+#[test]
+fn more_than_one_repeated_syn_ack_makes_the_initial_window_one_segment() {
+    for (repeats, segments) in [(0, 10), (1, 10), (2, 1), (4, 1)] {
+        let mut t = half_open(modern(), Config::default());
+        for _ in 0..repeats {
+            t.wait_for_output("S. 0:0(0) ack 1");
+        }
+        t.sends(". 1:1(0) ack 1");
+        t.server_sends(1, 100_000);
+        assert_eq!(t.drain().len(), segments, "after {repeats} repetitions");
+    }
+    // A client that repeats its SYN does so for the same losses.
+    let mut t = half_open(modern(), Config::default());
+    for _ in 0..3 {
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+    }
+    t.sends(". 1:1(0) ack 1");
+    t.server_sends(1, 100_000);
+    assert_eq!(t.drain().len(), 10);
+}
+
 #[test]
 fn a_flood_of_syns_at_a_time_wait_tuple_neither_ends_nor_hijacks_it() {
     for offer in [modern(), plain()] {
@@ -718,5 +770,40 @@ fn a_flood_of_syns_at_a_time_wait_tuple_neither_ends_nor_hijacks_it() {
         t.state(State::TimeWait);
         t.wait(2 * SECOND);
         t.gone();
+    }
+}
+
+/// As `wrk` or a proxy's health checks do it: each finds the TIME_WAIT of the one before at its port.
+#[test]
+fn a_thousand_short_connections_from_eight_ports_follow_each_other_at_once() {
+    const CONNECTIONS: u16 = 1000;
+    for (offer, stateful) in [(modern(), true), (modern(), false), (plain(), true), (plain(), false)] {
+        let mut t = Script::syn(offer);
+        for number in 0..CONNECTIONS {
+            t.wait(MS);
+            // A client's timestamps and initial sequence numbers go on with its clock.
+            t.tsval += 1;
+            t.offer.options.timestamps = offer.options.timestamps.map(|_| t.tsval);
+            t.offer.isn = t.offer.isn.wrapping_add(15_625);
+            t.next_client(50_000 + number % 8, EPOCH);
+            if stateful {
+                t.sends("S 0:0(0)");
+                t.expect("S. 0:0(0) ack 1");
+            }
+            t.conn = None;
+            t.sends("P. 1:101(100) ack 1");
+            assert!(t.conn.is_some(), "connection {number} was refused");
+            t.server_reads(1, 100);
+            t.server_sends(1, 1000);
+            t.stack.close(t.now, t.conn());
+            t.drain();
+            t.sends("F. 101:101(0) ack 1002");
+            t.expect(". 1002:1002(0) ack 102");
+            t.state(State::TimeWait);
+        }
+        let counters = t.stack.counters();
+        assert_eq!((counters.incarnations_refused, counters.replays_refused), (0, 0));
+        assert_eq!((counters.adopted, counters.reincarnated), (1000, 1000 - 8));
+        assert_eq!((t.stack.connection_count(), t.stack.time_wait_count()), (0, 8));
     }
 }
