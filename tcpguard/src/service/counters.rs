@@ -51,7 +51,8 @@ counters! {
     backend_failed = "backend-failed";
     /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's, or the responder's, end.
     client_silent = "client-silent";
-    /// Clients reset because the backend neither sent nor closed for close-wait after their end.
+    /// Clients reset because the backend neither took nor sent anything, nor closed, for close-wait after their end; or because
+    /// it took nothing of what they sent for zero-window.
     backend_silent = "backend-silent";
     /// Connections tried at another backend after one had failed.
     retried = "retried";

@@ -21,13 +21,13 @@ const TELL: Duration = Duration::from_secs(60);
 /// Who holds a connection up, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// The client has closed; the backend neither says anything nor closes.
+    /// The client has closed; the backend neither takes nor says anything, nor closes.
     CloseWait,
     /// The backend has closed; the client neither says anything nor closes.
     FinWait2,
     /// The client takes nothing of what the backend says.
     ClientStalled,
-    /// The backend takes nothing of what the client says.
+    /// The backend takes nothing of what a client says that is there.
     BackendStalled,
 }
 

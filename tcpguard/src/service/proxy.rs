@@ -242,8 +242,8 @@ async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch:
         let Some((lease, lookout)) = &mut lookout else { return Poll::Pending };
         while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.moved()) {
             proxy.complain_of_hold(lease, relay.client_addr(), hold, age);
-            let limit = relay.close_wait();
-            if hold == Hold::CloseWait && !limit.is_zero() && age >= limit {
+            let limit = relay.limit(hold);
+            if !limit.is_zero() && age >= limit {
                 return Poll::Ready(End::BackendSilent);
             }
         }
