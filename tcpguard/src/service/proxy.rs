@@ -240,7 +240,7 @@ async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch:
             return Poll::Ready(end);
         }
         let Some((lease, lookout)) = &mut lookout else { return Poll::Pending };
-        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.moved()) {
+        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), || relay.come()) {
             proxy.complain_of_hold(lease, relay.client_addr(), hold, age);
             let limit = relay.limit(hold);
             if !limit.is_zero() && age >= limit {

@@ -219,6 +219,17 @@ impl Relay {
         self.asked_bytes + self.answered_bytes
     }
 
+    /// How far it has come: what it has moved, and what of it the client has acknowledged. A client may be long about what is
+    /// in the stack already.
+    pub(super) fn come(&self) -> u64 {
+        self.moved().wrapping_add(self.taken())
+    }
+
+    /// Bytes that the client has acknowledged.
+    fn taken(&self) -> u64 {
+        self.answered_bytes.wrapping_sub(self.client.unacknowledged().into())
+    }
+
     /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
     pub(super) fn reset_backend(self) {
         self.backend.reset();
@@ -288,7 +299,7 @@ impl Relay {
 
     /// How far the client has come, and since when, as long as it has to take something before anything goes on.
     fn look_at_stall(&mut self) -> Stall {
-        let taken = self.answered_bytes.wrapping_sub(self.client.unacknowledged().into());
+        let taken = self.taken();
         match self.stall {
             Some(stall) if stall.taken == taken => stall,
             _ => *self.stall.insert(Stall { taken, since: Instant::now() }),

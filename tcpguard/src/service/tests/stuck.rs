@@ -14,7 +14,7 @@ use tokio::net::UnixListener;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{BackendListener, BackendStream, Lab, backend, to};
+use super::{BackendListener, BackendStream, Lab, backend, serve, to};
 use crate::config::{BackendAddr, Limits, Tunables};
 use crate::dataplane::monotonic_ns;
 use crate::engine::tests::world::{SERVICE, eventually};
@@ -196,6 +196,35 @@ async fn narrow_backend() -> (BackendListener, SocketAddr) {
     (listener, addr)
 }
 
+/// It moved nothing any more between backend and stack, and so it was held for one that takes nothing.
+#[test]
+fn a_client_that_is_slow_to_take_the_end_of_an_answer_holds_nothing_up() {
+    on_one_thread(async {
+        const PART: usize = 64 << 10;
+        // More than the client's receive buffer, and no more than that and the guard's send buffer.
+        const ANSWER: usize = 980 << 10;
+        let (listener, addr) = backend().await;
+        serve(listener, async |mut stream: BackendStream| stream.write_all(&pattern(ANSWER)).await.unwrap());
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut received, mut part) = (0, vec![0; PART]);
+        let mut last_words = 0;
+        while received < ANSWER {
+            client.read_exact(&mut part[..PART.min(ANSWER - received)]).await.unwrap();
+            received += PART.min(ANSWER - received);
+            sleep(Duration::from_millis(500)).await;
+            let flow = lab.guard.handle.flows(|_| true, 1).await.unwrap()[0];
+            last_words += u32::from(flow.state == stack::State::FinWait1);
+            assert!(
+                !held(&lab).iter().any(|(hold, _)| *hold == Hold::ClientStalled),
+                "after {received} bytes"
+            );
+        }
+        // Long enough for one that takes nothing to be seen.
+        assert!(last_words > 4, "{last_words} looks");
+    });
+}
+
 /// The client's end was behind what the backend did not take: nobody saw it, and both stayed for ever.
 #[test]
 fn a_backend_that_takes_nothing_is_let_go_close_wait_after_its_clients_end() {
@@ -233,9 +262,8 @@ fn a_backend_that_takes_nothing_is_let_go_close_wait_after_its_clients_end() {
 #[test]
 fn a_backend_that_takes_nothing_of_an_open_client_is_let_go_after_zero_window() {
     on_one_thread(async {
-        let tunables = |seconds| {
-            Arc::new(Tunables { zero_window: Duration::from_secs(seconds), ..Tunables::default() })
-        };
+        let tunables =
+            |seconds| Arc::new(Tunables { zero_window: Duration::from_secs(seconds), ..Tunables::default() });
         let (listener, addr) = narrow_backend().await;
         let lab = Lab::new(addr);
         for (before, half_closed) in [false, true].into_iter().enumerate() {
@@ -446,7 +474,7 @@ fn nothing_spins_while_a_client_is_stalled_whatever_its_backend_does() {
                 counted.set(counted.get() + 1);
                 let end = relay.poll(cx);
                 moved.set(relay.moved());
-                while lookout.poll(cx, relay.hold(), relay.moved()).is_ready() {}
+                while lookout.poll(cx, relay.hold(), || relay.come()).is_ready() {}
                 end
             }));
             fill(&mut server, || relayed.get()).await;
