@@ -2,10 +2,10 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{Guarded, lab_object, wait_for};
@@ -155,6 +155,70 @@ fn clients_of_a_dead_backend_get_the_living_one_which_is_told_who_they_are() {
     assert_eq!(counted(&guarded, "backend-refused"), 0);
     let said = String::from_utf8(guarded.cli(&["status"]).stdout).expect("text");
     assert!(said.contains("-> 127.0.0.1:9001,[::1]:9002, auto (calm)\n  backend 127.0.0.1:9001: "), "{said}");
+}
+
+/// Asks, and whether somebody took the question at `backend`; if not, it was a reset.
+fn asks(guarded: &Guarded, backend: &TcpListener) -> Option<(TcpStream, TcpStream)> {
+    backend.set_nonblocking(true).expect("a listener that can be given up");
+    let ask = || -> io::Result<TcpStream> {
+        let mut client = TcpStream::connect((GUARD_ADDRESS, 84))?;
+        client.set_read_timeout(Some(Duration::from_millis(20)))?;
+        client.write_all(b"?")?;
+        Ok(client)
+    };
+    let mut client = guarded.lab.client().enter(ask).expect("the client's namespace");
+    let deadline = Instant::now() + SOON;
+    loop {
+        assert!(Instant::now() < deadline, "neither a question nor a reset");
+        // The reset may be there before the handshake is noticed.
+        let said = match &mut client {
+            Ok(client) => client.read(&mut [0]).expect_err("an answer").kind(),
+            Err(error) => error.kind(),
+        };
+        match said {
+            ErrorKind::WouldBlock => {}
+            ErrorKind::ConnectionReset => return None,
+            other => panic!("neither a question nor a reset: {other:?}"),
+        }
+        if let Ok((mut server, _)) = backend.accept() {
+            server.set_nonblocking(false).expect("a blocking stream");
+            server.read_exact(&mut [0]).expect("the question");
+            return Some((client.expect("a connection"), server));
+        }
+    }
+}
+
+/// It was taken for a lack of ports that no other backend could mend: every second client was reset, and nothing showed why.
+#[test]
+fn a_backend_of_a_family_that_this_host_has_switched_off_costs_no_client() {
+    let guarded = guarded_with("family", "backend = [\"[::1]:9001\", \"127.0.0.1:9001\"]\n");
+    guarded.lab.guard().sysctl(&[("net/ipv6/conf/all/disable_ipv6", "1")]).expect("no IPv6");
+    let alive = guarded.listen("127.0.0.1:9001");
+    for _ in 0..6 {
+        asks(&guarded, &alive).expect("a reset");
+    }
+    let backends = backends(&guarded);
+    assert_eq!((&backends[1]["connected"], &backends[1]["failed"]), (&6.into(), &0.into()), "{backends}");
+    let failed = backends[0]["failed"].as_u64().expect("a count");
+    assert!(failed >= 3 && backends[0]["rests_ms"].is_null(), "it never said anything: {backends}");
+    assert_eq!((counted(&guarded, "retried"), counted(&guarded, "exhausted")), (failed, 0));
+}
+
+#[test]
+fn clients_for_whom_there_is_no_port_left_towards_one_backend_get_another_as_long_as_there_is_one() {
+    let guarded = guarded_with("ports", "backend = [\"127.0.0.1:9001\", \"127.0.0.1:9002\"]\n");
+    let ports = [("net/ipv4/ip_local_port_range", "41000 41001")];
+    guarded.lab.guard().sysctl(&ports).expect("two ports");
+    let [full, alive] = [9001, 9002].map(|port| guarded.listen(("127.0.0.1", port)));
+    let fill = || [(); 2].map(|()| TcpStream::connect(("127.0.0.1", 9001)).expect("a port"));
+    let filling = guarded.lab.guard().enter(fill).expect("the guard's namespace");
+    let served = [(); 2].map(|()| asks(&guarded, &alive).expect("a reset"));
+    let backends = backends(&guarded);
+    assert_eq!((&backends[0]["connected"], &backends[1]["connected"]), (&0.into(), &2.into()), "{backends}");
+    assert_eq!((&backends[0]["failed"], counted(&guarded, "exhausted")), (&2.into(), 0), "{backends}");
+    assert!(asks(&guarded, &alive).is_none(), "served without a port");
+    assert_eq!(counted(&guarded, "exhausted"), 1);
+    drop((full, filling, served));
 }
 
 #[test]

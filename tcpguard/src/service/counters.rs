@@ -68,7 +68,8 @@ counters! {
     backend_unreachable = "backend-unreachable";
     /// Clients reset because the backend did not answer in time.
     backend_timeout = "backend-timeout";
-    /// Clients reset because descriptors, ports or memory for the backend's connection ran out.
+    /// Clients reset because descriptors or memory for the backend's connection ran out, or because there is no address or port
+    /// to connect to any backend from.
     exhausted = "exhausted";
     /// Clients reset because connecting to the backend failed for another reason.
     backend_error = "backend-error";

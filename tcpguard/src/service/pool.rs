@@ -197,6 +197,11 @@ impl Lease {
         before.failures > 0
     }
 
+    /// It could not be asked, for want of something here. That says nothing of its health.
+    pub(super) fn not_asked(&self) {
+        self.pool.members[self.index].failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// It could not be had.
     pub(super) fn failed(&self, now: Instant) {
         self.pool.members[self.index].failed.fetch_add(1, Ordering::Relaxed);
