@@ -257,6 +257,36 @@ fn a_unix_socket_serves_clients_and_limits_hold() {
     std::fs::remove_file(path).expect("removing the socket");
 }
 
+/// Has what backends at ports 9003 and 9004 answer to clients come back to the guard.
+fn route_back(guarded: &Guarded, family: &str, from: &str) {
+    let guard = guarded.lab.guard();
+    let rule = [family, "rule", "add", "from", from, "ipproto", "tcp", "sport", "9003-9004", "lookup", "100"];
+    guard.output("ip", &rule).expect("a rule");
+    let route = [family, "route", "add", "local", "default", "dev", "lo", "table", "100"];
+    guard.output("ip", &route).expect("a route");
+}
+
+/// A port that the client had towards one backend used to be taken towards all; and when there was none left, all of them were
+/// put to rest for everybody.
+#[test]
+fn a_client_has_its_own_ports_towards_each_backend_that_sees_its_address() {
+    let keys = "backend = [\"127.0.0.1:9003\", \"127.0.0.1:9004\"]\nsource = \"client\"\n";
+    let guarded = guarded_with("own-ports", keys);
+    route_back(&guarded, "-4", "127.0.0.1");
+    let ports = [("net/ipv4/ip_local_port_range", "41000 41001")];
+    guarded.lab.guard().sysctl(&ports).expect("two ports");
+    let [first, second] = [9003, 9004].map(|port| guarded.listen(("127.0.0.1", port)));
+    let served = [&first, &second, &first, &second].map(|backend| asks(&guarded, backend).expect("a reset"));
+    assert!(asks(&guarded, &first).is_none(), "served without a port");
+    assert_eq!((counted(&guarded, "connected"), counted(&guarded, "exhausted")), (4, 1));
+    let backends = backends(&guarded);
+    for backend in [&backends[0], &backends[1]] {
+        assert_eq!((&backend["connected"], &backend["failed"]), (&2.into(), &1.into()), "{backends}");
+        assert!(backend["rests_ms"].is_null(), "that is nobody else's affair: {backends}");
+    }
+    drop(served);
+}
+
 #[test]
 fn backends_see_their_clients_own_addresses_where_routes_bring_answers_back() {
     const BACKENDS: [&str; 2] = ["127.0.0.1:9003", "[::1]:9003"];
@@ -285,13 +315,8 @@ fn backends_see_their_clients_own_addresses_where_routes_bring_answers_back() {
         assert_eq!(ask(service).expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
         assert_eq!(counted(&guarded, "backend-timeout"), done as u64 + 1);
     }
-    let routes = [("-4", "127.0.0.1"), ("-6", "::1")];
-    for (family, from) in routes {
-        let rule = [family, "rule", "add", "from", from, "ipproto", "tcp", "sport", "9003", "lookup", "100"];
-        guard.output("ip", &rule).expect("a rule");
-        let route = [family, "route", "add", "local", "default", "dev", "lo", "table", "100"];
-        guard.output("ip", &route).expect("a route");
-    }
+    route_back(&guarded, "-4", "127.0.0.1");
+    route_back(&guarded, "-6", "::1");
     for ((listener, service), from) in listeners.iter().zip(&services).zip(["10.77.0.2", "fd77::2"]) {
         let (answer, peer) = std::thread::scope(|scope| {
             let asking = scope.spawn(|| ask(service));

@@ -279,7 +279,7 @@ async fn unless_gone<T>(client: &TcpStream, future: impl Future<Output = T>) -> 
 /// Whether there is no address or port here to connect to a backend from. There may be for another: families of addresses can
 /// be switched off, and ports are taken towards one destination at a time.
 fn is_unaddressed(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE))
 }
 
 /// Whether descriptors or memory ran out here. A Unix socket whose backlog is full says EAGAIN too, but there that
