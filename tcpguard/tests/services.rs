@@ -3,11 +3,13 @@
 mod support;
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use support::{Guarded, lab_object, wait_for};
 use xtask::lab::{GUARD_ADDRESS, LabConfig};
 
@@ -38,7 +40,7 @@ fn counted(guarded: &Guarded, name: &str) -> u64 {
 /// Sends `bytes` and ends, while it reads to the end.
 fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let mut writer = stream.try_clone().expect("a second handle");
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(move || {
             writer.write_all(bytes).expect("sending");
             writer.shutdown(Shutdown::Write).expect("ending");
@@ -125,10 +127,14 @@ fn backends(guarded: &Guarded) -> Value {
 
 /// A guard with one more service, as `[[service]]` has it.
 fn guarded_with(name: &str, service: &str) -> Guarded {
+    guarded_in(LabConfig::new(lab_object()), name, service)
+}
+
+fn guarded_in(lab: LabConfig, name: &str, service: &str) -> Guarded {
     let file = std::env::temp_dir().join(format!("tcpguard-services-{name}-{}.toml", std::process::id()));
     std::fs::write(&file, format!("[[service]]\nlisten = \"{GUARD_ADDRESS}:84\"\n{service}\n"))
         .expect("a file");
-    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--config", &file.display().to_string()]);
+    let guarded = Guarded::up(lab, &["--config", &file.display().to_string()]);
     std::fs::remove_file(file).expect("removing the file");
     guarded
 }
@@ -245,13 +251,13 @@ fn a_unix_socket_serves_clients_and_limits_hold() {
         let attempt = || TcpStream::connect((GUARD_ADDRESS, 84))?.read(&mut [0; 1]);
         let refused = guarded.lab.client().enter(attempt).expect("the client's namespace");
         let refused = refused.expect_err("a reset: one connection at a time");
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
         assert!(guarded.cli(&["services", "set", &service, timeout]).status.success());
         let backend = backends(&guarded)[0].clone();
         assert_eq!((&backend["connections"], &backend["connected"]), (&1.into(), &1.into()), "{backend}");
     }
     let idle = client.read(&mut [0; 1]).expect_err("a reset: idle for too long");
-    assert_eq!(idle.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(idle.kind(), ErrorKind::ConnectionReset);
     assert_eq!(server.read(&mut [0; 1]).expect("the end"), 0);
     assert_eq!((counted(&guarded, "over-limit"), counted(&guarded, "idle")), (2, 1));
     std::fs::remove_file(path).expect("removing the socket");
@@ -287,6 +293,57 @@ fn a_client_has_its_own_ports_towards_each_backend_that_sees_its_address() {
     drop(served);
 }
 
+/// One address that a backend's firewall drops used to put that backend to rest for everybody.
+#[test]
+fn a_client_that_one_backend_does_not_answer_costs_others_nothing_until_it_answers_several() {
+    let keys = "backend = [\"127.0.0.1:9003\", \"127.0.0.1:9004\"]\nsource = \"client\"\n";
+    let lab = LabConfig { client_addresses: 3, ..LabConfig::new(lab_object()) };
+    let guarded = guarded_in(lab, "banned", &format!("{keys}connect_timeout = \"200ms\"\n"));
+    route_back(&guarded, "-4", "127.0.0.1");
+    let ban = |client: Ipv4Addr| {
+        let rule = format!("rule add pref 10 from 127.0.0.1 to {client} ipproto tcp sport 9003 blackhole");
+        guarded.lab.guard().ip(&rule).expect("a rule");
+    };
+    for port in [9003, 9004] {
+        let listener = guarded.listen(("127.0.0.1", port));
+        thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                // What goes wrong here, the client notices.
+                let _ = client.write_all(&port.to_be_bytes());
+            }
+        });
+    }
+    let ask = |client: Ipv4Addr| {
+        let asked = || -> io::Result<u16> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.bind(&SocketAddr::from((client, 0)).into())?;
+            socket.connect_timeout(&SocketAddr::from((GUARD_ADDRESS, 84)).into(), SOON)?;
+            socket.set_read_timeout(Some(SOON))?;
+            let mut answer = [0; 2];
+            TcpStream::from(socket).read_exact(&mut answer)?;
+            Ok(u16::from_be_bytes(answer))
+        };
+        guarded.lab.client().enter(asked).expect("the client's namespace").expect("an answer")
+    };
+    let [banned, other, third]: [Ipv4Addr; 3] = guarded.lab.client_addresses().try_into().expect("three");
+    ban(banned);
+    assert_eq!(ask(banned), 9004);
+    let mut answered = [(); 4].map(|()| ask(other));
+    answered.sort_unstable();
+    assert_eq!(answered, [9003, 9003, 9004, 9004], "{}", backends(&guarded));
+    let of_first = backends(&guarded)[0].clone();
+    assert_eq!((&of_first["connected"], &of_first["failed"]), (&2.into(), &1.into()), "{of_first}");
+    assert!(of_first["rests_ms"].is_null(), "{of_first}");
+    // It left it alone for a moment itself.
+    thread::sleep(Duration::from_secs(1));
+    ban(other);
+    for client in [banned, banned, other, other] {
+        assert_eq!(ask(client), 9004);
+    }
+    assert_eq!([(); 2].map(|()| ask(third)), [9004; 2], "it answers nobody, as far as anybody can tell");
+    assert!(!backends(&guarded)[0]["rests_ms"].is_null());
+}
+
 #[test]
 fn backends_see_their_clients_own_addresses_where_routes_bring_answers_back() {
     const BACKENDS: [&str; 2] = ["127.0.0.1:9003", "[::1]:9003"];
@@ -312,13 +369,13 @@ fn backends_see_their_clients_own_addresses_where_routes_bring_answers_back() {
     let services = [format!("{GUARD_ADDRESS}:84"), "[fd77::1]:84".to_owned()];
     // What the backend answers goes to the client itself, which knows nothing of it.
     for (done, service) in services.iter().enumerate() {
-        assert_eq!(ask(service).expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(ask(service).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
         assert_eq!(counted(&guarded, "backend-timeout"), done as u64 + 1);
     }
     route_back(&guarded, "-4", "127.0.0.1");
     route_back(&guarded, "-6", "::1");
     for ((listener, service), from) in listeners.iter().zip(&services).zip(["10.77.0.2", "fd77::2"]) {
-        let (answer, peer) = std::thread::scope(|scope| {
+        let (answer, peer) = thread::scope(|scope| {
             let asking = scope.spawn(|| ask(service));
             // Attempts from before there were routes may be there first, and go on being tried.
             let peer = loop {

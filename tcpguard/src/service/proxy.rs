@@ -141,7 +141,7 @@ impl Proxy {
             Source::Client => Some(client.peer_addr().ip()),
         };
         let (mut tried, mut failure) = (Vec::new(), None);
-        while let Some(lease) = pool.pick(&tried, Instant::now()) {
+        while let Some(lease) = pool.pick(source, &tried, Instant::now()) {
             if !tried.is_empty() {
                 add(&self.counters.retried, 1);
             }
