@@ -3,18 +3,16 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{BackendListener, BackendStream, Lab, backend, serve, to};
+use super::{BackendStream, Lab, backend, narrow_backend, serve, to};
 use crate::config::{BackendAddr, Limits, Tunables};
 use crate::dataplane::monotonic_ns;
 use crate::engine::tests::world::{SERVICE, eventually};
@@ -187,13 +185,6 @@ fn a_service_waits_for_silent_backends_as_long_as_its_own_close_wait_says() {
         assert_eq!((lab.stats().backend_silent, held(&lab).len()), (1, 0));
         drop(server);
     });
-}
-
-/// A backend for which the kernel keeps little.
-async fn narrow_backend() -> (BackendListener, SocketAddr) {
-    let (listener, addr) = backend().await;
-    SockRef::from(&listener).set_recv_buffer_size(64 << 10).unwrap();
-    (listener, addr)
 }
 
 /// It moved nothing any more between backend and stack, and so it was held for one that takes nothing.
