@@ -228,6 +228,27 @@ fn clients_for_whom_there_is_no_port_left_towards_one_backend_get_another_as_lon
 }
 
 #[test]
+fn a_backend_that_no_route_leads_to_is_a_reset_and_a_cause_and_serves_as_soon_as_one_does() {
+    let guarded = guarded_with("unreachable", "backend = \"192.0.2.9:9001\"\n");
+    let guard = guarded.lab.guard();
+    guard.ip("route add unreachable 192.0.2.9/32").expect("a route that leads nowhere");
+    for done in 1..=2 {
+        // The reset may be there before the handshake is noticed.
+        let attempt = || TcpStream::connect((GUARD_ADDRESS, 84))?.read(&mut [0; 1]);
+        let end = guarded.lab.client().enter(attempt).expect("the client's namespace");
+        assert_eq!(end.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+        assert_eq!(counted(&guarded, "backend-unreachable"), done);
+    }
+    assert_eq!(backends(&guarded)[0]["failed"], 2);
+    guard.ip("route del unreachable 192.0.2.9/32\naddr add 192.0.2.9/32 dev lo").expect("an address");
+    let listener = guarded.listen("192.0.2.9:9001");
+    asks(&guarded, &listener).expect("a reset");
+    let backend = backends(&guarded)[0].clone();
+    assert_eq!((&backend["connected"], &backend["rests_ms"]), (&1.into(), &Value::Null), "{backend}");
+    assert_eq!((counted(&guarded, "accepted"), counted(&guarded, "backend-unreachable")), (3, 2));
+}
+
+#[test]
 fn a_unix_socket_serves_clients_and_limits_hold() {
     let path = std::env::temp_dir().join(format!("tcpguard-services-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).expect("a socket");
