@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::SockRef;
 use support::{Guarded, lab_object, wait_for};
 use xtask::lab::{CLIENT_INTERFACE, GUARD_ADDRESS, LabConfig};
 
@@ -242,10 +243,20 @@ fn a_reset_passes_through_in_both_directions() {
 
 #[test]
 fn whoever_does_not_read_stops_whoever_writes() {
+    /// What the guard holds of a connection each way.
+    const WINDOW: u64 = (4 << 20) + (16 << 10);
+    /// That, as much in its kernel's socket, and the little that the others have.
+    const MOST: usize = 10 << 20;
     let setup = Setup::new(1, None);
-    for client_writes in [true, false] {
+    let limits = [("net/ipv4/tcp_wmem", "4096 16384 4194304"), ("net/ipv4/tcp_rmem", "4096 131072 4194304")];
+    setup.guarded.lab.guard().sysctl(&limits).expect("limits");
+    for (client_writes, queue) in [(true, "recv_queued"), (false, "send_queued")] {
         let (client, server) = setup.pair();
+        let peer = client.local_addr().expect("an address").to_string();
         let (mut writer, mut reader) = if client_writes { (client, server) } else { (server, client) };
+        SockRef::from(&writer).set_send_buffer_size(64 << 10).expect("a small buffer");
+        SockRef::from(&reader).set_recv_buffer_size(64 << 10).expect("a small buffer");
+        let memory = setup.guarded.memory();
         writer.set_write_timeout(Some(Duration::from_secs(2))).expect("a timeout");
         let chunk = pattern(0, 256 << 10);
         let mut sent = 0;
@@ -254,10 +265,14 @@ fn whoever_does_not_read_stops_whoever_writes() {
                 Ok(written) => sent += written,
                 Err(error) => break error,
             }
-            // The kernels at both ends hold some megabytes, the guard in between no more than its windows.
-            assert!(sent < 256 << 20, "nothing stops the writer");
+            assert!(sent <= MOST, "nothing stops the writer");
         };
         assert_eq!(stopped.kind(), ErrorKind::WouldBlock, "{stopped}");
+        let flows = setup.guarded.flows(None);
+        let flow = flows.iter().find(|flow| flow["peer"] == peer.as_str()).expect("the flow");
+        assert!((1..=WINDOW).contains(&flow[queue].as_u64().expect("bytes")), "{flow}");
+        let more = setup.guarded.memory().saturating_sub(memory);
+        assert!(more <= 4 * WINDOW, "{more} bytes of memory for {flow}");
         assert_eq!(setup.count("stack", "no-buffer"), 0);
         writer.shutdown(Shutdown::Write).expect("closing");
         let mut received = Vec::new();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use support::{Guarded, PORT, lab_object, wait_for};
 use tcpguard_common::fingerprint::WAYS;
 use tcpguard_common::flow::{FlowKey, V4};
@@ -218,11 +218,19 @@ fn half_close_passes_through_in_both_directions_for_as_long_as_wanted() {
 
 #[test]
 fn a_backend_that_does_not_read_stops_the_client_and_loses_nothing() {
+    /// What the guard takes of a connection that nobody reads.
+    const WINDOW: u64 = (4 << 20) + (16 << 10);
+    /// That, as much in its kernel's socket, and the little that the others have.
+    const MOST: usize = 10 << 20;
     let guarded = guarded_with_port_81();
+    guarded.lab.guard().sysctl(&[("net/ipv4/tcp_wmem", "4096 16384 4194304")]).expect("a limit");
     let listener = guarded.listen(BACKEND);
+    SockRef::from(&listener).set_recv_buffer_size(64 << 10).expect("a small buffer");
     let mut client = connect(&guarded, 81);
+    SockRef::from(&client).set_send_buffer_size(64 << 10).expect("a small buffer");
     let (mut server, _) = listener.accept().expect("the relayed connection");
     client.set_write_timeout(Some(Duration::from_secs(3))).expect("a write timeout");
+    let memory = guarded.memory();
     let block = vec![0x5a_u8; 1 << 20];
     let mut sent = 0;
     let stalled = loop {
@@ -230,9 +238,13 @@ fn a_backend_that_does_not_read_stops_the_client_and_loses_nothing() {
             Ok(len) => sent += len,
             Err(error) => break error.kind(),
         }
-        assert!(sent < 256 << 20, "no back-pressure: {sent} bytes went nowhere");
+        assert!(sent <= MOST, "no back-pressure: {sent} bytes went nowhere");
     };
     assert_eq!(stalled, io::ErrorKind::WouldBlock);
+    let unread = guarded.flows(Some("ESTABLISHED"))[0]["recv_queued"].as_u64().expect("bytes");
+    assert!((1..=WINDOW).contains(&unread), "{unread} bytes");
+    let more = guarded.memory().saturating_sub(memory);
+    assert!(more <= 4 * WINDOW, "{more} bytes of memory for {unread}");
     let reader = std::thread::spawn(move || io::copy(&mut server, &mut io::sink()));
     drop(client);
     let received = reader.join().expect("the reader").expect("reading to the end");

@@ -2,12 +2,14 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use support::{Guarded, lab_object, wait_for};
 use xtask::lab::{GUARD_ADDRESS, LabConfig};
 
@@ -38,7 +40,7 @@ fn counted(guarded: &Guarded, name: &str) -> u64 {
 /// Sends `bytes` and ends, while it reads to the end.
 fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let mut writer = stream.try_clone().expect("a second handle");
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(move || {
             writer.write_all(bytes).expect("sending");
             writer.shutdown(Shutdown::Write).expect("ending");
@@ -125,10 +127,14 @@ fn backends(guarded: &Guarded) -> Value {
 
 /// A guard with one more service, as `[[service]]` has it.
 fn guarded_with(name: &str, service: &str) -> Guarded {
+    guarded_in(LabConfig::new(lab_object()), name, service)
+}
+
+fn guarded_in(lab: LabConfig, name: &str, service: &str) -> Guarded {
     let file = std::env::temp_dir().join(format!("tcpguard-services-{name}-{}.toml", std::process::id()));
     std::fs::write(&file, format!("[[service]]\nlisten = \"{GUARD_ADDRESS}:84\"\n{service}\n"))
         .expect("a file");
-    let guarded = Guarded::up(LabConfig::new(lab_object()), &["--config", &file.display().to_string()]);
+    let guarded = Guarded::up(lab, &["--config", &file.display().to_string()]);
     std::fs::remove_file(file).expect("removing the file");
     guarded
 }
@@ -157,6 +163,91 @@ fn clients_of_a_dead_backend_get_the_living_one_which_is_told_who_they_are() {
     assert!(said.contains("-> 127.0.0.1:9001,[::1]:9002, auto (calm)\n  backend 127.0.0.1:9001: "), "{said}");
 }
 
+/// Asks, and whether somebody took the question at `backend`; if not, it was a reset.
+fn asks(guarded: &Guarded, backend: &TcpListener) -> Option<(TcpStream, TcpStream)> {
+    backend.set_nonblocking(true).expect("a listener that can be given up");
+    let ask = || -> io::Result<TcpStream> {
+        let mut client = TcpStream::connect((GUARD_ADDRESS, 84))?;
+        client.set_read_timeout(Some(Duration::from_millis(20)))?;
+        client.write_all(b"?")?;
+        Ok(client)
+    };
+    let mut client = guarded.lab.client().enter(ask).expect("the client's namespace");
+    let deadline = Instant::now() + SOON;
+    loop {
+        assert!(Instant::now() < deadline, "neither a question nor a reset");
+        // The reset may be there before the handshake is noticed.
+        let said = match &mut client {
+            Ok(client) => client.read(&mut [0]).expect_err("an answer").kind(),
+            Err(error) => error.kind(),
+        };
+        match said {
+            ErrorKind::WouldBlock => {}
+            ErrorKind::ConnectionReset => return None,
+            other => panic!("neither a question nor a reset: {other:?}"),
+        }
+        if let Ok((mut server, _)) = backend.accept() {
+            server.set_nonblocking(false).expect("a blocking stream");
+            server.read_exact(&mut [0]).expect("the question");
+            return Some((client.expect("a connection"), server));
+        }
+    }
+}
+
+/// It was taken for a lack of ports that no other backend could mend: every second client was reset, and nothing showed why.
+#[test]
+fn a_backend_of_a_family_that_this_host_has_switched_off_costs_no_client() {
+    let guarded = guarded_with("family", "backend = [\"[::1]:9001\", \"127.0.0.1:9001\"]\n");
+    guarded.lab.guard().sysctl(&[("net/ipv6/conf/all/disable_ipv6", "1")]).expect("no IPv6");
+    let alive = guarded.listen("127.0.0.1:9001");
+    for _ in 0..6 {
+        asks(&guarded, &alive).expect("a reset");
+    }
+    let backends = backends(&guarded);
+    assert_eq!((&backends[1]["connected"], &backends[1]["failed"]), (&6.into(), &0.into()), "{backends}");
+    let failed = backends[0]["failed"].as_u64().expect("a count");
+    assert!(failed >= 3 && backends[0]["rests_ms"].is_null(), "it never said anything: {backends}");
+    assert_eq!((counted(&guarded, "retried"), counted(&guarded, "exhausted")), (failed, 0));
+}
+
+#[test]
+fn clients_for_whom_there_is_no_port_left_towards_one_backend_get_another_as_long_as_there_is_one() {
+    let guarded = guarded_with("ports", "backend = [\"127.0.0.1:9001\", \"127.0.0.1:9002\"]\n");
+    let ports = [("net/ipv4/ip_local_port_range", "41000 41001")];
+    guarded.lab.guard().sysctl(&ports).expect("two ports");
+    let [full, alive] = [9001, 9002].map(|port| guarded.listen(("127.0.0.1", port)));
+    let fill = || [(); 2].map(|()| TcpStream::connect(("127.0.0.1", 9001)).expect("a port"));
+    let filling = guarded.lab.guard().enter(fill).expect("the guard's namespace");
+    let served = [(); 2].map(|()| asks(&guarded, &alive).expect("a reset"));
+    let backends = backends(&guarded);
+    assert_eq!((&backends[0]["connected"], &backends[1]["connected"]), (&0.into(), &2.into()), "{backends}");
+    assert_eq!((&backends[0]["failed"], counted(&guarded, "exhausted")), (&2.into(), 0), "{backends}");
+    assert!(asks(&guarded, &alive).is_none(), "served without a port");
+    assert_eq!(counted(&guarded, "exhausted"), 1);
+    drop((full, filling, served));
+}
+
+#[test]
+fn a_backend_that_no_route_leads_to_is_a_reset_and_a_cause_and_serves_as_soon_as_one_does() {
+    let guarded = guarded_with("unreachable", "backend = \"192.0.2.9:9001\"\n");
+    let guard = guarded.lab.guard();
+    guard.ip("route add unreachable 192.0.2.9/32").expect("a route that leads nowhere");
+    for done in 1..=2 {
+        // The reset may be there before the handshake is noticed.
+        let attempt = || TcpStream::connect((GUARD_ADDRESS, 84))?.read(&mut [0; 1]);
+        let end = guarded.lab.client().enter(attempt).expect("the client's namespace");
+        assert_eq!(end.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+        assert_eq!(counted(&guarded, "backend-unreachable"), done);
+    }
+    assert_eq!(backends(&guarded)[0]["failed"], 2);
+    guard.ip("route del unreachable 192.0.2.9/32\naddr add 192.0.2.9/32 dev lo").expect("an address");
+    let listener = guarded.listen("192.0.2.9:9001");
+    asks(&guarded, &listener).expect("a reset");
+    let backend = backends(&guarded)[0].clone();
+    assert_eq!((&backend["connected"], &backend["rests_ms"]), (&1.into(), &Value::Null), "{backend}");
+    assert_eq!((counted(&guarded, "accepted"), counted(&guarded, "backend-unreachable")), (3, 2));
+}
+
 #[test]
 fn a_unix_socket_serves_clients_and_limits_hold() {
     let path = std::env::temp_dir().join(format!("tcpguard-services-{}.sock", std::process::id()));
@@ -181,16 +272,97 @@ fn a_unix_socket_serves_clients_and_limits_hold() {
         let attempt = || TcpStream::connect((GUARD_ADDRESS, 84))?.read(&mut [0; 1]);
         let refused = guarded.lab.client().enter(attempt).expect("the client's namespace");
         let refused = refused.expect_err("a reset: one connection at a time");
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
         assert!(guarded.cli(&["services", "set", &service, timeout]).status.success());
         let backend = backends(&guarded)[0].clone();
         assert_eq!((&backend["connections"], &backend["connected"]), (&1.into(), &1.into()), "{backend}");
     }
     let idle = client.read(&mut [0; 1]).expect_err("a reset: idle for too long");
-    assert_eq!(idle.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(idle.kind(), ErrorKind::ConnectionReset);
     assert_eq!(server.read(&mut [0; 1]).expect("the end"), 0);
     assert_eq!((counted(&guarded, "over-limit"), counted(&guarded, "idle")), (2, 1));
     std::fs::remove_file(path).expect("removing the socket");
+}
+
+/// Has what backends at ports 9003 and 9004 answer to clients come back to the guard.
+fn route_back(guarded: &Guarded, family: &str, from: &str) {
+    let guard = guarded.lab.guard();
+    let rule = [family, "rule", "add", "from", from, "ipproto", "tcp", "sport", "9003-9004", "lookup", "100"];
+    guard.output("ip", &rule).expect("a rule");
+    let route = [family, "route", "add", "local", "default", "dev", "lo", "table", "100"];
+    guard.output("ip", &route).expect("a route");
+}
+
+/// A port that the client had towards one backend used to be taken towards all; and when there was none left, all of them were
+/// put to rest for everybody.
+#[test]
+fn a_client_has_its_own_ports_towards_each_backend_that_sees_its_address() {
+    let keys = "backend = [\"127.0.0.1:9003\", \"127.0.0.1:9004\"]\nsource = \"client\"\n";
+    let guarded = guarded_with("own-ports", keys);
+    route_back(&guarded, "-4", "127.0.0.1");
+    let ports = [("net/ipv4/ip_local_port_range", "41000 41001")];
+    guarded.lab.guard().sysctl(&ports).expect("two ports");
+    let [first, second] = [9003, 9004].map(|port| guarded.listen(("127.0.0.1", port)));
+    let served = [&first, &second, &first, &second].map(|backend| asks(&guarded, backend).expect("a reset"));
+    assert!(asks(&guarded, &first).is_none(), "served without a port");
+    assert_eq!((counted(&guarded, "connected"), counted(&guarded, "exhausted")), (4, 1));
+    let backends = backends(&guarded);
+    for backend in [&backends[0], &backends[1]] {
+        assert_eq!((&backend["connected"], &backend["failed"]), (&2.into(), &1.into()), "{backends}");
+        assert!(backend["rests_ms"].is_null(), "that is nobody else's affair: {backends}");
+    }
+    drop(served);
+}
+
+/// One address that a backend's firewall drops used to put that backend to rest for everybody.
+#[test]
+fn a_client_that_one_backend_does_not_answer_costs_others_nothing_until_it_answers_several() {
+    let keys = "backend = [\"127.0.0.1:9003\", \"127.0.0.1:9004\"]\nsource = \"client\"\n";
+    let lab = LabConfig { client_addresses: 3, ..LabConfig::new(lab_object()) };
+    let guarded = guarded_in(lab, "banned", &format!("{keys}connect_timeout = \"200ms\"\n"));
+    route_back(&guarded, "-4", "127.0.0.1");
+    let ban = |client: Ipv4Addr| {
+        let rule = format!("rule add pref 10 from 127.0.0.1 to {client} ipproto tcp sport 9003 blackhole");
+        guarded.lab.guard().ip(&rule).expect("a rule");
+    };
+    for port in [9003, 9004] {
+        let listener = guarded.listen(("127.0.0.1", port));
+        thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                // What goes wrong here, the client notices.
+                let _ = client.write_all(&port.to_be_bytes());
+            }
+        });
+    }
+    let ask = |client: Ipv4Addr| {
+        let asked = || -> io::Result<u16> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.bind(&SocketAddr::from((client, 0)).into())?;
+            socket.connect_timeout(&SocketAddr::from((GUARD_ADDRESS, 84)).into(), SOON)?;
+            socket.set_read_timeout(Some(SOON))?;
+            let mut answer = [0; 2];
+            TcpStream::from(socket).read_exact(&mut answer)?;
+            Ok(u16::from_be_bytes(answer))
+        };
+        guarded.lab.client().enter(asked).expect("the client's namespace").expect("an answer")
+    };
+    let [banned, other, third]: [Ipv4Addr; 3] = guarded.lab.client_addresses().try_into().expect("three");
+    ban(banned);
+    assert_eq!(ask(banned), 9004);
+    let mut answered = [(); 4].map(|()| ask(other));
+    answered.sort_unstable();
+    assert_eq!(answered, [9003, 9003, 9004, 9004], "{}", backends(&guarded));
+    let of_first = backends(&guarded)[0].clone();
+    assert_eq!((&of_first["connected"], &of_first["failed"]), (&2.into(), &1.into()), "{of_first}");
+    assert!(of_first["rests_ms"].is_null(), "{of_first}");
+    // It left it alone for a moment itself.
+    thread::sleep(Duration::from_secs(1));
+    ban(other);
+    for client in [banned, banned, other, other] {
+        assert_eq!(ask(client), 9004);
+    }
+    assert_eq!([(); 2].map(|()| ask(third)), [9004; 2], "it answers nobody, as far as anybody can tell");
+    assert!(!backends(&guarded)[0]["rests_ms"].is_null());
 }
 
 #[test]
@@ -218,18 +390,13 @@ fn backends_see_their_clients_own_addresses_where_routes_bring_answers_back() {
     let services = [format!("{GUARD_ADDRESS}:84"), "[fd77::1]:84".to_owned()];
     // What the backend answers goes to the client itself, which knows nothing of it.
     for (done, service) in services.iter().enumerate() {
-        assert_eq!(ask(service).expect_err("a reset").kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(ask(service).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
         assert_eq!(counted(&guarded, "backend-timeout"), done as u64 + 1);
     }
-    let routes = [("-4", "127.0.0.1"), ("-6", "::1")];
-    for (family, from) in routes {
-        let rule = [family, "rule", "add", "from", from, "ipproto", "tcp", "sport", "9003", "lookup", "100"];
-        guard.output("ip", &rule).expect("a rule");
-        let route = [family, "route", "add", "local", "default", "dev", "lo", "table", "100"];
-        guard.output("ip", &route).expect("a route");
-    }
+    route_back(&guarded, "-4", "127.0.0.1");
+    route_back(&guarded, "-6", "::1");
     for ((listener, service), from) in listeners.iter().zip(&services).zip(["10.77.0.2", "fd77::2"]) {
-        let (answer, peer) = std::thread::scope(|scope| {
+        let (answer, peer) = thread::scope(|scope| {
             let asking = scope.spawn(|| ask(service));
             // Attempts from before there were routes may be there first, and go on being tried.
             let peer = loop {

@@ -246,8 +246,8 @@ tunables! {
     /// How often what such a connection still has to say, its FIN at last, is sent again before it is given up: how long
     /// FIN_WAIT_1, CLOSING and LAST_ACK may last. In the time that takes a client must acknowledge 1460 bytes, or all.
     orphan_retries: u32 = "orphan-retries", 8, 1 => 50;
-    /// How long a backend may say nothing, not even goodbye, after its client has closed: both are reset then. 0 lets it
-    /// for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
+    /// How long a backend may neither take nor say anything, not even goodbye, after its client has closed: both are reset then.
+    /// 0 lets it for ever, as TCP does. `tcpguard status` shows how many connections each backend holds up.
     close_wait: Duration = "close-wait", H, 0 => 24 * H, per service;
     /// Retransmission timeout before the first round-trip measurement (RFC 6298 §2.1).
     initial_rto: Duration = "initial-rto", S, 10 * MS => MIN, per service;
@@ -275,7 +275,8 @@ tunables! {
     /// recovers sooner on long ones.
     congestion_control: CongestionControl = "congestion-control", 1, 0 => 1, per service;
     /// How long a client may keep its receive window closed to what waits for it, though it answers probes, before it is reset:
-    /// a download that is paused, or an attacker who lets buffers fill. 0s lets it for ever, as TCP does.
+    /// a download that is paused, or an attacker who lets buffers fill. And how long a backend may take nothing of what a client
+    /// says that has not closed, before both are reset. 0s lets either for ever, as TCP does.
     zero_window: Duration = "zero-window", H, 0 => 24 * H, per service;
     /// How long a client may keep its receive window closed, or acknowledge less than 1460 bytes of what waits for it, while
     /// memory for sending is short, the longest-stalled first; and how long it may keep it closed once the backend has

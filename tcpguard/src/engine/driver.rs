@@ -5,12 +5,10 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Sleep;
 use tracing::warn;
 
 use super::desk::Desk;
@@ -19,6 +17,7 @@ use super::flows::{Ownership, SharedTables};
 use super::handle::{Command, DrainReport, SURVEY, States};
 use super::net::{Net, State, now};
 use super::port::FramePort;
+use super::sleep::Sleep;
 use super::stats::{EngineStats, Gaps};
 use super::tap::{Tap, Tapped};
 use super::{EngineConfig, EngineError, stack_config, tune_services};
@@ -53,14 +52,15 @@ pub(crate) struct Driver<P, T: SharedTables> {
     woken_by: Option<Command>,
     drain: Option<Drain>,
     stopping: bool,
-    timer: Pin<Box<Sleep>>,
-    turned: Instant,
+    timer: Pin<Box<tokio::time::Sleep>>,
+    /// When the ring was last looked at, and how long the thread had slept by then.
+    looked: (Instant, u64),
     /// When the port was last asked whether it still has its interface.
     checked: Instant,
     /// Frames that the port had lost by then.
     lost: u64,
     pressed_until: Instant,
-    unparked: Arc<AtomicU64>,
+    slept: Arc<Sleep>,
     gaps: Gaps,
     complaints: Throttle,
     busy_poll: bool,
@@ -94,8 +94,8 @@ pub(crate) struct Parts {
     pub(crate) exchange: Exchange,
     pub(crate) tap: Tap,
     pub(crate) commands: mpsc::Receiver<Command>,
-    /// When the thread last woke from sleep, `CLOCK_MONOTONIC` nanoseconds.
-    pub(crate) unparked: Arc<AtomicU64>,
+    /// How long the thread has slept.
+    pub(crate) slept: Arc<Sleep>,
     pub(crate) busy_poll: bool,
 }
 
@@ -104,18 +104,17 @@ impl Parts {
         config: &EngineConfig,
         net: Net,
         commands: mpsc::Receiver<Command>,
-        unparked: Arc<AtomicU64>,
+        slept: Arc<Sleep>,
     ) -> Self {
         let EngineConfig { engine, generation, local_mac, ref exchange, ref tap, placement, .. } = *config;
         let (exchange, tap, busy_poll) = (exchange.clone(), tap.clone(), placement.busy_poll);
-        Self { engine, generation, local_mac, net, exchange, tap, commands, unparked, busy_poll }
+        Self { engine, generation, local_mac, net, exchange, tap, commands, slept, busy_poll }
     }
 }
 
 impl<P: FramePort, T: SharedTables> Driver<P, T> {
     pub(crate) fn new(port: P, tables: T, parts: Parts) -> Self {
-        let Parts { engine, generation, local_mac, net, exchange, tap, commands, unparked, busy_poll } =
-            parts;
+        let Parts { engine, generation, local_mac, net, exchange, tap, commands, slept, busy_poll } = parts;
         let started = now();
         Self {
             port,
@@ -128,11 +127,11 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             drain: None,
             stopping: false,
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
-            turned: started,
+            looked: (started, slept.total()),
             checked: started,
             lost: 0,
             pressed_until: started,
-            unparked,
+            slept,
             gaps: Gaps::default(),
             complaints: Throttle::new(COMPLAIN),
             busy_poll,
@@ -167,7 +166,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             return Err(EngineError::Poisoned);
         }
         let now = now();
-        self.measure(now);
+        self.desk.counters.turns += 1;
         self.check_port(now)?;
         self.beat(now);
         self.obey(now);
@@ -186,18 +185,17 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             let next = self.transmit(now, state)?;
             Ok::<_, EngineError>(self.conclude_drain(state, next))
         })?;
-        self.turned = super::net::now();
         Ok(match more_to_send {
             Next::Sleep if received >= BURST => Next::Again,
             next => next,
         })
     }
 
-    /// The gap since the last turn, sleep not counted.
-    fn measure(&mut self, now: Instant) {
-        let awake = self.turned.0.max(self.unparked.load(Ordering::Relaxed));
-        self.gaps.record(now.0.saturating_sub(awake));
-        self.desk.counters.turns += 1;
+    /// The ring is about to be looked at: how long it was not, sleep not counted. What comes during that ends it.
+    fn measure(&mut self) {
+        let (before, look) = (self.looked, (now(), self.slept.total()));
+        self.gaps.record((look.0.0 - before.0.0).saturating_sub(look.1 - before.1));
+        self.looked = look;
     }
 
     fn check_port(&mut self, now: Instant) -> Result<(), EngineError> {
@@ -227,6 +225,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
 
     /// Takes a burst from the ring and from the other engines. Returns the larger of the two counts.
     fn receive(&mut self, now: Instant) -> usize {
+        self.measure();
         let Self { port, net, desk, inbox, .. } = self;
         desk.begin_turn();
         let received = net.with(|state| {

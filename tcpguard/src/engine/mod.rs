@@ -11,6 +11,7 @@ mod listener;
 mod net;
 mod port;
 mod probe;
+mod sleep;
 mod stats;
 mod stream;
 mod tap;
@@ -22,7 +23,6 @@ use std::any::Any;
 use std::io;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -45,10 +45,10 @@ pub use stream::{LendError, TcpStream};
 pub use tap::{Tap, TapReader, tap};
 
 use crate::config::{self, AcceptOverflow, Tunables};
-use crate::dataplane::monotonic_ns;
 use crate::stack::{Config, CongestionControl, Instant, Stack};
 use driver::{Driver, Parts};
 use handle::{COMMANDS, Command};
+use sleep::Sleep;
 use turns::take_turns;
 
 /// What one engine is to do.
@@ -207,18 +207,19 @@ fn run<P: FramePort + 'static, T: SharedTables + 'static>(
     if let Some(cpu) = config.placement.cpu {
         pin(cpu).map_err(|source| EngineError::Cpu { cpu, source })?;
     }
-    let unparked = Arc::new(AtomicU64::new(0));
-    let woken = Arc::clone(&unparked);
+    let slept = Arc::new(Sleep::default());
+    let (falls_asleep, wakes) = (Arc::clone(&slept), Arc::clone(&slept));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .on_thread_unpark(move || woken.store(monotonic_ns(), Ordering::Relaxed))
+        .on_thread_park(move || falls_asleep.begin())
+        .on_thread_unpark(move || wakes.end())
         .build()
         .map_err(EngineError::Thread)?;
     let tasks = LocalSet::new();
     let prepare = tasks.run_until(async move {
         let port = open().map_err(EngineError::Port)?;
-        let (net, driver) = assemble(&config, port, tables, commands, unparked);
+        let (net, driver) = assemble(&config, port, tables, commands, slept);
         application(&net).map_err(EngineError::Application)?;
         // Who prepares it waits for nothing else, so there is room.
         let _ = prepared.try_send(Ok(()));
@@ -248,11 +249,11 @@ fn assemble<P: FramePort, T: SharedTables>(
     port: P,
     tables: T,
     commands: mpsc::Receiver<Command>,
-    unparked: Arc<AtomicU64>,
+    slept: Arc<Sleep>,
 ) -> (Net, Driver<P, T>) {
     let tunables = (Arc::clone(&config.tunables), Arc::clone(&config.service_tunables));
     let net = Net::new(stack(config), tunables);
-    let driver = Driver::new(port, tables, Parts::new(config, net.clone(), commands, unparked));
+    let driver = Driver::new(port, tables, Parts::new(config, net.clone(), commands, slept));
     (net, driver)
 }
 

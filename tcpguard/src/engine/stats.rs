@@ -86,8 +86,8 @@ counters! {
 /// Powers of two of microseconds that [`Gaps`] tells apart.
 const GAP_BUCKETS: usize = 20;
 
-/// How long frames may have waited because application tasks held the thread: the time between two looks at the
-/// receive ring, sleep not counted.
+/// How long frames may have waited because the engine itself or application tasks held the thread: the time between two looks
+/// at the receive ring, sleep not counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gaps {
     /// Gaps below 1 µs, 2 µs, 4 µs, …; the last counts all longer ones.

@@ -128,6 +128,11 @@ impl TcpStream {
         self.net.with(|state| state.error(self.conn) == Some(Error::Unread))
     }
 
+    /// Whether the peer has closed, though what it said before may not have been read.
+    pub(crate) fn peer_closed(&self) -> bool {
+        self.net.with(|state| state.stack.peer_closed(self.conn))
+    }
+
     /// Bytes sent that the peer has not acknowledged yet.
     pub(crate) fn unacknowledged(&self) -> u32 {
         self.net.with(|state| state.stack.info(now(), self.conn).map_or(0, |flow| flow.send_queued))
@@ -141,6 +146,11 @@ impl TcpStream {
     /// The tunable in force.
     pub(crate) fn close_wait(&self) -> Duration {
         self.net.with(|state| state.tunables_of(self.conn).close_wait)
+    }
+
+    /// The tunable in force.
+    pub(crate) fn zero_window(&self) -> Duration {
+        self.net.with(|state| state.tunables_of(self.conn).zero_window)
     }
 
     /// The tunable in force.

@@ -14,6 +14,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::responder::Responder;
 use crate::config::{BackendAddr, ProxyProtocol};
+use crate::dataplane::choose_port_late;
 
 /// The far end of a relayed connection.
 pub(super) enum Backend {
@@ -139,7 +140,7 @@ const ALIVE: TcpKeepalive = TcpKeepalive::new()
 /// What tells how a socket's other end went.
 const ENDS: Interest = Interest::READABLE.add(Interest::ERROR);
 
-/// Connects from an address that is not this host's, with any free port. Takes `CAP_NET_RAW`; answers come here only where
+/// Connects from an address that is not this host's, with any port that is free towards that backend. Takes `CAP_NET_RAW`; answers come here only where
 /// routes say so.
 async fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -148,6 +149,7 @@ async fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<TcpStream>
         IpAddr::V4(_) => options.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => options.set_ip_transparent_v6(true)?,
     }
+    choose_port_late(&socket)?;
     socket.bind(SocketAddr::new(source, 0))?;
     socket.connect(addr).await
 }

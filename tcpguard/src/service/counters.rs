@@ -51,7 +51,8 @@ counters! {
     backend_failed = "backend-failed";
     /// Clients reset because they neither sent nor closed for fin-wait-2 after the backend's, or the responder's, end.
     client_silent = "client-silent";
-    /// Clients reset because the backend neither sent nor closed for close-wait after their end.
+    /// Clients reset because the backend neither took nor sent anything, nor closed, for close-wait after their end; or because
+    /// it took nothing of what they sent for zero-window.
     backend_silent = "backend-silent";
     /// Connections tried at another backend after one had failed.
     retried = "retried";
@@ -67,7 +68,8 @@ counters! {
     backend_unreachable = "backend-unreachable";
     /// Clients reset because the backend did not answer in time.
     backend_timeout = "backend-timeout";
-    /// Clients reset because descriptors, ports or memory for the backend's connection ran out.
+    /// Clients reset because descriptors or memory for the backend's connection ran out, or because there is no address or port
+    /// to connect to any backend from.
     exhausted = "exhausted";
     /// Clients reset because connecting to the backend failed for another reason.
     backend_error = "backend-error";

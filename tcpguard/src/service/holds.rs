@@ -21,13 +21,13 @@ const TELL: Duration = Duration::from_secs(60);
 /// Who holds a connection up, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// The client has closed; the backend neither says anything nor closes.
+    /// The client has closed; the backend neither takes nor says anything, nor closes.
     CloseWait,
     /// The backend has closed; the client neither says anything nor closes.
     FinWait2,
     /// The client takes nothing of what the backend says.
     ClientStalled,
-    /// The backend takes nothing of what the client says.
+    /// The backend takes nothing of what a client says that is there.
     BackendStalled,
 }
 
@@ -165,27 +165,27 @@ impl Drop for Entry {
 pub(super) struct Lookout {
     holds: Arc<Holds>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// What held it up, and how many bytes it had moved, at the last look; and since when that has been so.
-    seen: (Option<Hold>, u64),
+    /// What held it up, and how far it had come, at the last look; and since when that has been so.
+    seen: Option<(Hold, u64)>,
     since: Instant,
     entry: Option<Entry>,
 }
 
 impl Lookout {
     pub(super) fn new(holds: Arc<Holds>) -> Self {
-        Self { holds, timer: None, seen: (None, 0), since: Instant::now(), entry: None }
+        Self { holds, timer: None, seen: None, since: Instant::now(), entry: None }
     }
 
     /// To be asked whenever the connection was polled. Ready, once a second, with what has held up a connection and for
-    /// how long.
+    /// how long it has not come any farther.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         hold: Option<Hold>,
-        moved: u64,
+        come: impl Fn() -> u64,
     ) -> Poll<(Hold, Duration)> {
         let Some(kind) = hold else {
-            (self.seen, self.entry) = ((None, moved), None);
+            (self.seen, self.entry) = (None, None);
             return Poll::Pending;
         };
         loop {
@@ -193,8 +193,9 @@ impl Lookout {
             ready!(timer.as_mut().poll(cx));
             timer.as_mut().reset(tokio::time::Instant::now() + LOOK);
             let now = Instant::now();
-            if self.seen != (hold, moved) {
-                (self.seen, self.since, self.entry) = ((hold, moved), now, None);
+            let seen = Some((kind, come()));
+            if self.seen != seen {
+                (self.seen, self.since, self.entry) = (seen, now, None);
                 continue;
             }
             let (holds, since) = (&self.holds, self.since);

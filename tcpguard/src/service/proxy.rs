@@ -141,8 +141,8 @@ impl Proxy {
             Source::Client => Some(client.peer_addr().ip()),
         };
         let (mut tried, mut failure) = (Vec::new(), None);
-        while let Some(lease) = pool.pick(&tried, Instant::now()) {
-            if failure.is_some() {
+        while let Some(lease) = pool.pick(source, &tried, Instant::now()) {
+            if !tried.is_empty() {
                 add(&self.counters.retried, 1);
             }
             let attempt = Backend::connect(lease.addr(), source, &greeting);
@@ -161,13 +161,17 @@ impl Proxy {
                 Ok(Err(error)) => error,
                 Err(_) => io::ErrorKind::TimedOut.into(),
             };
-            lease.failed(Instant::now());
             self.complain(lease.addr(), &error);
             tried.push(lease.index);
-            failure = Some(error);
+            if is_unaddressed(&error) {
+                lease.not_asked();
+            } else {
+                lease.failed(Instant::now());
+                failure = Some(error);
+            }
         }
-        // A pool has a member, so there was an attempt.
-        Err(Refusal::Backend(failure.unwrap_or_else(|| io::ErrorKind::NotConnected.into())))
+        // A pool has a member, so there was an attempt: if nobody failed, nobody could be asked.
+        Err(failure.map_or(Refusal::Exhausted, Refusal::Backend))
     }
 }
 
@@ -240,10 +244,10 @@ async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch:
             return Poll::Ready(end);
         }
         let Some((lease, lookout)) = &mut lookout else { return Poll::Pending };
-        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.moved()) {
+        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), || relay.come()) {
             proxy.complain_of_hold(lease, relay.client_addr(), hold, age);
-            let limit = relay.close_wait();
-            if hold == Hold::CloseWait && !limit.is_zero() && age >= limit {
+            let limit = relay.limit(hold);
+            if !limit.is_zero() && age >= limit {
                 return Poll::Ready(End::BackendSilent);
             }
         }
@@ -256,7 +260,7 @@ async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch:
 enum Refusal {
     /// The client is gone.
     Client,
-    /// We lack what a connection takes: no other backend would change that.
+    /// We lack what a connection takes, to whichever backend.
     Exhausted,
     /// No backend can be had; this is what the last one said.
     Backend(io::Error),
@@ -272,15 +276,20 @@ async fn unless_gone<T>(client: &TcpStream, future: impl Future<Output = T>) -> 
     .await
 }
 
-/// Whether descriptors, ports or memory ran out here. A Unix socket whose backlog is full says EAGAIN too, but there that
+/// Whether there is no address or port here to connect to a backend from. There may be for another: families of addresses can
+/// be switched off, and ports are taken towards one destination at a time.
+fn is_unaddressed(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE))
+}
+
+/// Whether descriptors or memory ran out here. A Unix socket whose backlog is full says EAGAIN too, but there that
 /// is the backend's fault.
 fn is_exhaustion(backend: &BackendAddr, error: &io::Error) -> bool {
     match (error.raw_os_error(), backend) {
         (Some(libc::EAGAIN), BackendAddr::Unix(_)) => false,
-        (Some(code), _) => matches!(
-            code,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL | libc::EAGAIN
-        ),
+        (Some(code), _) => {
+            matches!(code, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN)
+        }
         (None, _) => false,
     }
 }

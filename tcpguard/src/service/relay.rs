@@ -90,7 +90,8 @@ pub(super) enum End {
     Idle,
     /// It lasted longer than the service allows.
     Overtime,
-    /// The client closed, and the backend then said nothing for `close-wait`, not even goodbye.
+    /// The client closed, and the backend then neither took nor said anything for `close-wait`, not even goodbye; or it took
+    /// nothing of what a client that is there said for `zero-window`.
     BackendSilent,
 }
 
@@ -182,6 +183,8 @@ impl Relay {
         match (self.up, self.down) {
             (_, Direction::Closing | Direction::Draining) => Some(Hold::ClientStalled),
             (_, Direction::Open) if self.client_full => Some(Hold::ClientStalled),
+            // The client's end is behind what the backend does not take.
+            (Direction::Open, _) if self.backend_full && self.client.peer_closed() => Some(Hold::CloseWait),
             (Direction::Open, _) if self.backend_full => Some(Hold::BackendStalled),
             (Direction::Closed, Direction::Open) => Some(Hold::CloseWait),
             (Direction::Open, Direction::Closed) => Some(Hold::FinWait2),
@@ -196,9 +199,14 @@ impl Relay {
         self.client.was_unread().then_some(blamed)
     }
 
-    /// How long a backend may be silent after its client's end; zero is no limit.
-    pub(super) fn close_wait(&self) -> Duration {
-        self.client.close_wait()
+    /// How long a backend may hold its client up like that; zero is no limit. What clients hold up ends by itself, here or
+    /// in the stack.
+    pub(super) fn limit(&self, hold: Hold) -> Duration {
+        match hold {
+            Hold::CloseWait => self.client.close_wait(),
+            Hold::BackendStalled => self.client.zero_window(),
+            Hold::FinWait2 | Hold::ClientStalled => Duration::ZERO,
+        }
     }
 
     /// Whose connection it is.
@@ -209,6 +217,17 @@ impl Relay {
     /// Bytes it has moved, both ways.
     pub(super) fn moved(&self) -> u64 {
         self.asked_bytes + self.answered_bytes
+    }
+
+    /// How far it has come: what it has moved, and what of it the client has acknowledged. A client may be long about what is
+    /// in the stack already.
+    pub(super) fn come(&self) -> u64 {
+        self.moved().wrapping_add(self.taken())
+    }
+
+    /// Bytes that the client has acknowledged.
+    fn taken(&self) -> u64 {
+        self.answered_bytes.wrapping_sub(self.client.unacknowledged().into())
     }
 
     /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
@@ -280,7 +299,7 @@ impl Relay {
 
     /// How far the client has come, and since when, as long as it has to take something before anything goes on.
     fn look_at_stall(&mut self) -> Stall {
-        let taken = self.answered_bytes.wrapping_sub(self.client.unacknowledged().into());
+        let taken = self.taken();
         match self.stall {
             Some(stall) if stall.taken == taken => stall,
             _ => *self.stall.insert(Stall { taken, since: Instant::now() }),
@@ -316,7 +335,7 @@ impl Relay {
                 return Poll::Pending;
             }
             let sink = |cx: &mut Context<'_>, bytes: &[IoSlice<'_>]| {
-                // It has spoken. If the backend takes nothing, the wait is not the client's fault.
+                // It has spoken. If the backend takes nothing, the wait is not the client's fault, and has a limit of its own.
                 if let Some(patience) = patience {
                     patience.since = Instant::now();
                 }

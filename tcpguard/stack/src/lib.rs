@@ -473,6 +473,11 @@ impl Stack {
         self.connections.get(id).is_some_and(Tcb::fin_acked)
     }
 
+    /// Whether the peer's FIN has arrived, and with it everything it had to say; perhaps not all of that was read.
+    pub fn peer_closed(&self, id: ConnId) -> bool {
+        self.connections.get(id).is_some_and(|tcb| tcb.state.peer_closed())
+    }
+
     /// The application is gone, and `id` with it; the stack finishes the connection by itself. If anything
     /// received was not read, the peer gets a reset.
     pub fn close(&mut self, now: Instant, id: ConnId) {

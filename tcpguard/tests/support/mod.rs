@@ -133,6 +133,15 @@ impl Guarded {
         stats["totals"]["stack"][name].as_u64().unwrap_or_default()
     }
 
+    /// Resident memory of the daemon, bytes.
+    pub fn memory(&self) -> u64 {
+        let process = find(&self.json(&["status"]), "pid").clone();
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the daemon's status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let kilobytes = resident.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+        kilobytes.expect("a number") << 10
+    }
+
     /// The flows in `state`, or all.
     pub fn flows(&self, state: Option<&str>) -> Vec<Value> {
         let flows = self.json(&["flows"]);

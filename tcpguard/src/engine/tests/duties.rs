@@ -653,7 +653,6 @@ fn numbers_agree_with_what_happened() {
             [Reason::AckValid, Reason::FlowKnown].into_iter().map(|reason| world.count(reason)).sum();
         assert_eq!(stats.frames.received, redirected);
         assert_eq!((world.count(Reason::CookieSent), world.count(Reason::AckValid)), (50, 50));
-        assert!(stats.gaps.max > 0);
     });
 }
 

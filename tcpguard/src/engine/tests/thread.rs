@@ -216,6 +216,33 @@ fn however_many_tasks_have_endless_work_only_so_many_run_between_two_looks_at_th
     });
 }
 
+/// The engine's own turn was in no gap, and what a task took was forgotten when the thread slept for a moment afterwards.
+#[test]
+fn whatever_holds_an_engines_thread_is_in_the_gap_between_two_looks_at_the_ring_and_sleep_is_not() {
+    const HELD: Duration = Duration::from_millis(50);
+    on_one_thread(async {
+        let gaps = async |handle: &EngineHandle| handle.stats().await.unwrap().gaps;
+        let handle = start(|| Ok(Silent::default()), |_| Ok(())).unwrap();
+        tokio::time::sleep(20 * HELD).await;
+        let asleep = Duration::from_nanos(gaps(&handle).await.sum);
+        assert!(asleep < 10 * HELD, "{asleep:?} of {:?}", 20 * HELD);
+        handle.stop().await;
+
+        let in_its_turn = |_: &Net| std::thread::sleep(HELD);
+        let in_a_task = |_: &Net| drop(spawn_local(async { std::thread::sleep(HELD) }));
+        let holds = [in_its_turn as fn(&Net), in_a_task];
+        for (who, hold) in ["the engine", "a task"].into_iter().zip(holds) {
+            let handle = start(|| Ok(Silent::default()), |_| Ok(())).unwrap();
+            handle.run(hold).await.unwrap();
+            // It is told before the look at the ring that ends the gap, and before the task runs.
+            tokio::time::sleep(6 * HELD).await;
+            let longest = Duration::from_nanos(gaps(&handle).await.max);
+            assert!(longest >= HELD, "{who}: {longest:?}");
+            handle.stop().await;
+        }
+    });
+}
+
 #[test]
 fn what_keeps_an_engine_from_starting_is_told_to_who_starts_it() {
     let refused = || Err(io::ErrorKind::PermissionDenied.into());

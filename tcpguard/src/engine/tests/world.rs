@@ -7,7 +7,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -263,7 +262,7 @@ impl World {
         };
         let (commands, orders) = mpsc::channel(COMMANDS);
         let (_, end) = watch::channel(None);
-        let (net, driver) = assemble(&config, port, tables, orders, Arc::new(AtomicU64::new(0)));
+        let (net, driver) = assemble(&config, port, tables, orders, Arc::default());
         let task = spawn_local(async move { driver.run().await.unwrap() });
         let handle = EngineHandle { engine, commands, end, thread: Arc::default() };
         Host { net, handle, task, next_port: Cell::new(40_000) }

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener as BackendListener, TcpStream as BackendStream};
 use tokio::task::spawn_local;
@@ -101,6 +102,15 @@ fn spec(destination: &Destination, limits: Limits) -> ServiceSpec {
 async fn backend() -> (BackendListener, SocketAddr) {
     let listener = BackendListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// A backend for which the kernel keeps little.
+async fn narrow_backend() -> (BackendListener, SocketAddr) {
+    let (listener, addr) = backend().await;
+    let kernel = SockRef::from(&listener);
+    kernel.set_recv_buffer_size(64 << 10).unwrap();
+    kernel.set_send_buffer_size(64 << 10).unwrap();
     (listener, addr)
 }
 

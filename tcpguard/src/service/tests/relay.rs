@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use super::{BackendStream, Lab, backend, echo, serve};
+use super::{BackendStream, Lab, backend, echo, narrow_backend, serve};
 use crate::engine::tests::world::eventually;
 use crate::engine::tests::{exchange, on_one_thread, pattern, read_all};
 use crate::service::scratch::{SCRATCH, SLICE};
@@ -60,10 +60,20 @@ fn half_closes_pass_through_in_both_directions() {
     });
 }
 
+/// Most bytes that a stack holds of one connection each way, with what a window is rounded by.
+const WINDOW: u64 = (4 << 20) + (16 << 10);
+
+/// Most bytes that the kernel holds of a connection between the relay and a narrow backend: of the relay's end as much as this
+/// sysctl says, `tcp_wmem` or `tcp_rmem`, and the backend's few.
+fn kernel(sysctl: &str) -> u64 {
+    let limits = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{sysctl}")).unwrap();
+    limits.split_whitespace().last().unwrap().parse::<u64>().unwrap() + (1 << 20)
+}
+
 #[test]
 fn a_backend_that_does_not_read_stops_the_client_and_nothing_piles_up() {
     on_one_thread(async {
-        let (listener, addr) = backend().await;
+        let (listener, addr) = narrow_backend().await;
         let lab = Lab::new(addr);
         let mut client = lab.client.connect().await;
         let (server, _) = listener.accept().await.unwrap();
@@ -71,9 +81,14 @@ fn a_backend_that_does_not_read_stops_the_client_and_nothing_piles_up() {
         let mut sent = 0;
         while let Ok(written) = timeout(Duration::from_secs(1), client.write(&chunk)).await {
             sent += written.unwrap();
-            // The kernel's socket buffers hold a few megabytes of it.
-            assert!(sent < 64 << 20, "nothing stops the client");
+            assert!(sent as u64 <= 2 * WINDOW + kernel("tcp_wmem"), "nothing stops the client");
         }
+        let flow = lab.guard.handle.flows(|_| true, 1).await.unwrap()[0];
+        let unread = u64::from(flow.recv_queued);
+        assert!((1..=WINDOW).contains(&unread), "{unread} bytes");
+        // What the relay took is with the backend's kernel.
+        assert_eq!(flow.bytes_in - unread, lab.stats().bytes_to_backend);
+        assert!(lab.stats().bytes_to_backend <= kernel("tcp_wmem"), "{} bytes", lab.stats().bytes_to_backend);
         // It starts to read: everything arrives.
         let reader = spawn_local(async move {
             let (mut server, mut received) = (server, Vec::new());
@@ -86,9 +101,9 @@ fn a_backend_that_does_not_read_stops_the_client_and_nothing_piles_up() {
 }
 
 #[test]
-fn a_client_that_does_not_read_stops_the_backend() {
+fn a_client_that_does_not_read_stops_the_backend_and_nothing_piles_up() {
     on_one_thread(async {
-        let (listener, addr) = backend().await;
+        let (listener, addr) = narrow_backend().await;
         let lab = Lab::new(addr);
         let mut client = lab.client.connect().await;
         let (mut server, _) = listener.accept().await.unwrap();
@@ -96,8 +111,13 @@ fn a_client_that_does_not_read_stops_the_backend() {
         let mut sent = 0;
         while let Ok(written) = timeout(Duration::from_secs(1), server.write(&chunk)).await {
             sent += written.unwrap();
-            assert!(sent < 64 << 20, "nothing stops the backend");
+            assert!(sent as u64 <= 2 * WINDOW + kernel("tcp_rmem"), "nothing stops the backend");
         }
+        let flow = lab.guard.handle.flows(|_| true, 1).await.unwrap()[0];
+        let unsent = u64::from(flow.send_queued);
+        assert!((1..=WINDOW).contains(&unsent) && flow.bytes_out <= WINDOW, "{flow:?}");
+        assert_eq!(flow.bytes_out + unsent, lab.stats().bytes_to_client);
+        assert!(sent as u64 - lab.stats().bytes_to_client <= kernel("tcp_rmem"), "{sent} bytes");
         drop(server);
         assert_eq!(read_all(&mut client).await.unwrap().len(), sent);
     });

@@ -5,14 +5,14 @@ use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::{BackendStream, Lab, backend, to};
+use super::{BackendStream, Lab, backend, narrow_backend, serve, to};
 use crate::config::{BackendAddr, Limits, Tunables};
 use crate::dataplane::monotonic_ns;
 use crate::engine::tests::world::{SERVICE, eventually};
@@ -184,6 +184,99 @@ fn a_service_waits_for_silent_backends_as_long_as_its_own_close_wait_says() {
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!((lab.stats().backend_silent, held(&lab).len()), (1, 0));
         drop(server);
+    });
+}
+
+/// It moved nothing any more between backend and stack, and so it was held for one that takes nothing.
+#[test]
+fn a_client_that_is_slow_to_take_the_end_of_an_answer_holds_nothing_up() {
+    on_one_thread(async {
+        const PART: usize = 64 << 10;
+        // More than the client's receive buffer, and no more than that and the guard's send buffer.
+        const ANSWER: usize = 980 << 10;
+        let (listener, addr) = backend().await;
+        serve(listener, async |mut stream: BackendStream| stream.write_all(&pattern(ANSWER)).await.unwrap());
+        let lab = Lab::new(addr);
+        let mut client = lab.client.connect().await;
+        let (mut received, mut part) = (0, vec![0; PART]);
+        let mut last_words = 0;
+        while received < ANSWER {
+            client.read_exact(&mut part[..PART.min(ANSWER - received)]).await.unwrap();
+            received += PART.min(ANSWER - received);
+            sleep(Duration::from_millis(500)).await;
+            let flow = lab.guard.handle.flows(|_| true, 1).await.unwrap()[0];
+            last_words += u32::from(flow.state == stack::State::FinWait1);
+            assert!(
+                !held(&lab).iter().any(|(hold, _)| *hold == Hold::ClientStalled),
+                "after {received} bytes"
+            );
+        }
+        // Long enough for one that takes nothing to be seen.
+        assert!(last_words > 4, "{last_words} looks");
+    });
+}
+
+/// The client's end was behind what the backend did not take: nobody saw it, and both stayed for ever.
+#[test]
+fn a_backend_that_takes_nothing_is_let_go_close_wait_after_its_clients_end() {
+    on_one_thread(async {
+        let close_wait = Duration::from_secs(2);
+        let (listener, addr) = narrow_backend().await;
+        let lab = Lab::tuned(addr, Tunables { close_wait, ..Tunables::default() });
+        for (before, half_closed) in [false, true].into_iter().enumerate() {
+            let relayed = lab.stats().bytes_to_backend;
+            let mut client = lab.client.connect().await;
+            let (mut server, _) = listener.accept().await.unwrap();
+            if half_closed {
+                server.shutdown().await.unwrap();
+                assert_eq!(read_all(&mut client).await.unwrap(), b"");
+            }
+            fill(&mut client, || lab.stats().bytes_to_backend - relayed).await;
+            eventually("a backend that stalls", || held(&lab) == [(Hold::BackendStalled, 1)]).await;
+            // That was before the client's end.
+            sleep(close_wait).await;
+            assert_eq!(held(&lab), [(Hold::BackendStalled, 1)]);
+            let closed = Instant::now();
+            client.shutdown().await.unwrap();
+            eventually("seen", || held(&lab) == [(Hold::CloseWait, 1)]).await;
+            eventually("let go", || lab.stats().backend_silent == before as u64 + 1).await;
+            assert!(closed.elapsed() >= close_wait, "{:?}", closed.elapsed());
+            if !half_closed {
+                assert_eq!(client.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+            }
+            assert_eq!((held(&lab), lab.backends()[0].open), (vec![], 0));
+        }
+        eventually("nothing left", || lab.guard.net.with(|state| state.stack.connection_count()) == 0).await;
+    });
+}
+
+#[test]
+fn a_backend_that_takes_nothing_of_an_open_client_is_let_go_after_zero_window() {
+    on_one_thread(async {
+        let tunables =
+            |seconds| Arc::new(Tunables { zero_window: Duration::from_secs(seconds), ..Tunables::default() });
+        let (listener, addr) = narrow_backend().await;
+        let lab = Lab::new(addr);
+        for (before, half_closed) in [false, true].into_iter().enumerate() {
+            lab.guard.handle.set_tunables(tunables(0)).await.unwrap();
+            let relayed = lab.stats().bytes_to_backend;
+            let mut client = lab.client.connect().await;
+            let (mut server, _) = listener.accept().await.unwrap();
+            if half_closed {
+                server.shutdown().await.unwrap();
+                assert_eq!(read_all(&mut client).await.unwrap(), b"");
+            }
+            fill(&mut client, || lab.stats().bytes_to_backend - relayed).await;
+            eventually("seen", || held(&lab) == [(Hold::BackendStalled, 1)]).await;
+            sleep(Duration::from_secs(2)).await;
+            assert_eq!(lab.stats().backend_silent, before as u64, "0 lets it for ever");
+            // It holds at once, for one that is stalled already.
+            lab.guard.handle.set_tunables(tunables(2)).await.unwrap();
+            eventually("let go", || lab.stats().backend_silent == before as u64 + 1).await;
+            let end = client.write_all(&pattern(8 << 20)).await.unwrap_err();
+            assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+            assert_eq!((held(&lab), lab.backends()[0].open), (vec![], 0));
+        }
     });
 }
 
@@ -372,7 +465,7 @@ fn nothing_spins_while_a_client_is_stalled_whatever_its_backend_does() {
                 counted.set(counted.get() + 1);
                 let end = relay.poll(cx);
                 moved.set(relay.moved());
-                while lookout.poll(cx, relay.hold(), relay.moved()).is_ready() {}
+                while lookout.poll(cx, relay.hold(), || relay.come()).is_ready() {}
                 end
             }));
             fill(&mut server, || relayed.get()).await;
