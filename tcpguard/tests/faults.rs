@@ -367,6 +367,42 @@ fn a_full_flow_map_resets_newcomers_and_takes_them_again_once_there_is_room() {
     });
 }
 
+/// Its peers learn of the death within a second or two, and come again at once: what they had must not keep them out.
+#[test]
+fn clients_that_a_killed_daemon_had_are_all_let_in_by_the_next_one() {
+    const FLOWS: usize = 1024;
+    // More than half of the map, and of what the service may have.
+    const CLIENTS: usize = 640;
+    const SERVICE: usize = 700;
+    more_descriptors();
+    let service_flows = format!("service-flows={SERVICE}");
+    let mut guarded = guarded(&["--max-flows", &FLOWS.to_string(), "--set", &service_flows]);
+    let mut held: Vec<_> = (0..CLIENTS).map(|_| connect(&guarded, DISCARD).expect("a connection")).collect();
+    wait_for("every connection", SOON, || count(&guarded, "engine", "connections") == CLIENTS as u64);
+    guarded.take_daemon().kill().expect("killing the daemon");
+    guarded.start_daemon();
+    let begun = Instant::now();
+    for stream in &mut held {
+        let end = stream.read(&mut [0]).expect_err("a reset");
+        assert_eq!(end.kind(), ErrorKind::ConnectionReset, "{end}");
+        *stream = connect(&guarded, DISCARD).expect("a connection to the next daemon");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "they were told after {:?}", begun.elapsed());
+    for mut stream in held {
+        stream.write_all(b"x").and_then(|()| stream.shutdown(Shutdown::Write)).expect("sending");
+        assert_eq!(stream.read(&mut [0]).expect("the guard's end"), 0);
+    }
+    let refused =
+        ["flow-map-full", "admission-service", "admission-source-flows"].map(|name| guarded.reason(name));
+    assert_eq!(refused, [0; 3]);
+    wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
+    wait_for("the old entries to be gone", SOON, || {
+        // One whose client came again from the same port gave way to that.
+        count(&guarded, "flow-table", "old-generation") >= CLIENTS as u64 * 9 / 10
+    });
+    check_frames(&guarded);
+}
+
 /// For tests that hold both ends of many connections.
 fn more_descriptors() {
     let limit = getrlimit(Resource::Nofile);

@@ -495,7 +495,8 @@ impl Prepared {
         let held = config.services.iter().map(held).collect::<Result<Vec<_>, DaemonError>>()?;
         let own = InForce::new(&tunables, &services::first(&config.services));
         let strict = Strict::new(held, keys.clock().epoch, &own);
-        let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services, &[]))?;
+        dataplane.begin_generation(&settings)?;
+        let census = dataplane.census(&settings, &modes::first_entries(&config.services, &[]))?;
         let service_tunables = own.of_services();
         Ok(Self {
             keys,

@@ -288,13 +288,16 @@ impl Dataplane {
         while let Some(guarded) = self.guarded.pop() {
             result = result.and(self.put_back(&guarded));
         }
-        if self.previous.is_none() {
-            for map in shared_names() {
-                result = result.and(PinDir::remove(&self.pins.map(map)));
+        match &self.previous {
+            Some(previous) => result.and(self.maps.write_settings(&previous.settings)),
+            None => {
+                for map in shared_names() {
+                    result = result.and(PinDir::remove(&self.pins.map(map)));
+                }
+                self.pins.remove_dir();
+                result
             }
-            self.pins.remove_dir();
         }
-        result
     }
 
     fn put_back(&self, guarded: &Guarded) -> Result<(), DataplaneError> {
@@ -378,14 +381,27 @@ impl Dataplane {
         self.maps.refill()
     }
 
-    /// The count of open flows of sources and of these services, begun anew from what is in the flow table. Before any
-    /// socket is registered: XDP enters no flows without one.
+    /// Has XDP enter flows as this daemon's from now on: `settings` are those to be written, the rest of which waits for
+    /// that. Before any socket is registered: XDP enters no flows without one, and what it entered as the previous daemon's
+    /// would be reset.
     ///
     /// # Errors
     ///
     /// A failed map access.
-    pub fn census(&self, hash_key: [u64; 2], services: &[ServiceEntry]) -> Result<Census, DataplaneError> {
-        let census = Census::new(self.maps.counts.clone(), hash_key, services);
+    pub fn begin_generation(&self, settings: &Settings) -> Result<(), DataplaneError> {
+        let &Settings { generation, hash_key, .. } = settings;
+        self.maps.write_settings(&Settings { generation, hash_key, ..self.maps.read_settings()? })
+    }
+
+    /// The count of open flows of this generation's sources and of these services, begun anew from what is in the flow
+    /// table. Before any socket is registered, likewise.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn census(&self, settings: &Settings, services: &[ServiceEntry]) -> Result<Census, DataplaneError> {
+        let &Settings { generation, hash_key, .. } = settings;
+        let census = Census::new(self.maps.counts.clone(), generation, hash_key, services);
         let failed = |source| DataplaneError::Map { action: "list", map: name::FLOWS_V4, source };
         census.recount(&self.maps.flows).map_err(failed)?;
         Ok(census)
