@@ -120,33 +120,26 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// Whether what was asked for cannot be, and nothing was changed.
+    /// Whether what was asked for cannot be, however often it is tried, and nothing was changed. Not what may be otherwise on
+    /// the same machine a moment later: an interface that is not there yet, an address that is in use, another daemon.
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Dataplane(error) => matches!(
                 error,
                 DataplaneError::NotPrivileged { .. }
-                    | DataplaneError::UnknownInterface { .. }
                     | DataplaneError::NotEthernet { .. }
                     | DataplaneError::MtuTooLarge { .. }
                     | DataplaneError::QueueCount { .. }
-                    | DataplaneError::AlreadyGuarded { .. }
                     | DataplaneError::AttachedTwice { .. }
-                    | DataplaneError::PinDirInUse { .. }
                     | DataplaneError::NotBpffs { .. }
                     | DataplaneError::TooManyInterfaces { .. }
                     | DataplaneError::TooManyServices { .. }
             ),
             Self::Control(ListenError::System { source, .. } | ListenError::Address { source, .. }) => {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::PermissionDenied
-                        | io::ErrorKind::InvalidInput
-                        | io::ErrorKind::AddrInUse
-                        | io::ErrorKind::AddrNotAvailable
-                )
+                matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
             }
-            Self::Control(_) => true,
+            Self::Control(ListenError::InUse(_)) => false,
+            Self::Control(ListenError::NotASocket(_) | ListenError::UnknownGroup(_)) => true,
             Self::Config(_) | Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
             Self::Socket { source: SocketError::NotPrivileged(_), .. }
             | Self::Engine { source: EngineError::Cpu { .. }, .. } => true,
@@ -347,8 +340,9 @@ async fn serve(
         told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into()))),
         () = doors.serve(guard) => return Ok(()),
     };
-    manager.stopping();
     let time = guard.drain_time();
+    // Draining may take as long as the slack allows, and what follows is given as much.
+    manager.stopping(time + 2 * DRAIN_SLACK);
     let end = match told {
         Ok(name) => {
             info!(signal = name, ?time, "draining; another signal ends it now");
