@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
@@ -372,24 +373,38 @@ fn a_dead_daemons_ports_are_silent_for_the_grace_and_then_left_to_the_host_or_dr
 fn detach_removes_what_a_killed_daemon_left_and_refuses_while_one_runs() -> Result<()> {
     let setup = Setup::new()?;
     let before = setup.link()?;
+    let metrics = setup.lab.dir().join("metrics.sock");
+    let file = setup.lab.dir().join("metrics.toml");
+    std::fs::write(&file, format!("[metrics]\nlisten = \"unix:{}\"\n", metrics.display()))?;
+    let config = ["--config", &file.display().to_string()].map(str::to_owned);
     let detach = || -> Result<Output> {
         let mut command = setup.lab.guard().command(BINARY);
         command.args(["detach", "--pin-dir"]).arg(setup.lab.pin_dir()).arg("--control").arg(setup.control());
-        Ok(command.output()?)
+        Ok(command.args(&config).output()?)
     };
-    let daemon = setup.daemon(&[])?;
+    let namespace = setup.lab.guard().enter(|| std::fs::metadata("/proc/thread-self/ns/net"))??.ino();
+    let locks = || -> Result<usize> {
+        let names = std::fs::read_dir("/run/tcpguard")?.map(|entry| Ok(entry?.file_name()));
+        let names = names.collect::<Result<Vec<_>>>()?;
+        let ours = format!("{namespace}-");
+        Ok(names.iter().filter(|name| name.to_string_lossy().starts_with(&ours)).count())
+    };
+    let daemon = setup.daemon(&config.each_ref().map(String::as_str))?;
     let said = one_line(&detach()?, 1)?;
     assert!(said.contains("another tcpguard is running"), "{said}");
     setup.fetch()?;
+    assert!(locks()? == 1 && metrics.exists());
     daemon.kill()?;
-    assert!(setup.link()?.contains("xdp") && setup.control().exists());
+    assert!(setup.link()?.contains("xdp") && setup.control().exists() && metrics.exists());
     let output = detach()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout)?;
     let removed = format!("removed {}, where nobody listened", setup.control().display());
     assert!(said.starts_with("detached") && said.contains(&removed), "{said}");
+    assert!(said.contains(&format!("removed {}, where nobody listened", metrics.display())), "{said}");
     assert_eq!((setup.pins(), setup.link()?), (0, before));
-    assert!(!setup.control().exists());
+    assert!(!setup.control().exists() && !metrics.exists());
+    assert_eq!(locks()?, 0);
     let again = String::from_utf8(detach()?.stdout)?;
     assert!(again.starts_with("nothing was pinned") && again.lines().count() == 1, "{again}");
     Ok(())

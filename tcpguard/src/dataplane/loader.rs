@@ -24,7 +24,7 @@ use super::error::DataplaneError;
 use super::filters::FilterTable;
 use super::flows::FlowTable;
 use super::links::{self, AttachMode, LINK_PREFIX, Linked, OldLink};
-use super::lock::{FileLock, LockError};
+use super::lock::{self, FileLock, LockError};
 use super::maps::{Counters, Maps, ServiceCounters, ServiceEntry, shared_names};
 use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
@@ -46,6 +46,9 @@ const SPREAD: &str = "SPREAD";
 /// How long an interface that was taken over with new maps stays closed at most, should the start neither end nor be undone.
 const HOLD: Duration = Duration::from_secs(30);
 
+/// Where daemons lock the interfaces that they guard.
+pub const LOCK_DIR: &str = "/run/tcpguard";
+
 /// How [`Dataplane::load`] goes about it.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -64,7 +67,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             pin_dir: "/sys/fs/bpf/tcpguard".into(),
-            lock_dir: "/run/tcpguard".into(),
+            lock_dir: LOCK_DIR.into(),
             max_flows: DEFAULT_MAX_FLOWS,
             time_waits: 0,
         }
@@ -532,17 +535,20 @@ impl Dataplane {
         result.and(clear(self.pins).map(drop))
     }
 
-    /// Removes what a killed daemon left in `pin_dir`, without loading anything. Returns whether there was anything.
+    /// Removes what a killed daemon left in `pin_dir`, without loading anything, and the locks in `lock_dir` that nobody
+    /// holds. Returns whether there was anything pinned.
     ///
     /// # Errors
     ///
     /// `PinDirInUse` while a daemon runs, or a pin that cannot be removed.
-    pub fn remove(pin_dir: &Path) -> Result<bool, DataplaneError> {
-        match pin_dir.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+    pub fn remove(pin_dir: &Path, lock_dir: &Path) -> Result<bool, DataplaneError> {
+        let removed = match pin_dir.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             // If it cannot be looked into, opening it says why.
-            _ => clear(PinDir::open(pin_dir)?),
-        }
+            _ => clear(PinDir::open(pin_dir)?)?,
+        };
+        lock::sweep(lock_dir);
+        Ok(removed)
     }
 
     /// Leaves program, maps and pins in place, for the next daemon to take over. The same as a kill.
@@ -551,7 +557,8 @@ impl Dataplane {
     }
 
     fn lock(&self, facts: &InterfaceFacts) -> Result<FileLock, DataplaneError> {
-        let path = self.lock_dir.join(format!("{}-{}.lock", network_namespace(), facts.ifindex));
+        let path =
+            self.lock_dir.join(format!("{}-{}.{}", network_namespace(), facts.ifindex, lock::EXTENSION));
         let failed = |source| {
             DataplaneError::or_privilege(format!("lock {}", path.display()), source, |source| {
                 DataplaneError::Lock { path: path.clone(), source }

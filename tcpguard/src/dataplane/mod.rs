@@ -33,7 +33,7 @@ pub use flows::{FlowScan, FlowTable};
 pub use keys::{KeyError, KeySchedule, MAX_PERIOD, MIN_PERIOD, Now};
 pub use link_events::LinkEvents;
 pub use links::AttachMode;
-pub use loader::{Attached, Dataplane, InterfaceSpec, LoadOptions, Previous};
+pub use loader::{Attached, Dataplane, InterfaceSpec, LOCK_DIR, LoadOptions, Previous};
 pub use maps::{Counters, ServiceCounters, ServiceEntry};
 pub use netdev::{InterfaceFacts, LinkFacts, LinkState};
 pub use secret::{MasterSecret, SecretError};
