@@ -558,23 +558,60 @@ fn clients_that_take_every_descriptor_they_can_do_not_keep_the_operator_out() ->
     Ok(())
 }
 
+/// How many descriptors a process may have: now, and what it may raise that to.
+fn descriptors(process: u32) -> Result<[u64; 2]> {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
+    let mut numbers = line.split_whitespace();
+    let mut next = || -> Result<u64> { Ok(numbers.next().context("no number")?.parse()?) };
+    Ok([next()?, next()?])
+}
+
 #[test]
 fn the_limit_of_descriptors_is_raised_to_what_services_may_have_or_what_is_missing_is_said() -> Result<()> {
+    const MISSING: &str = "fewer descriptors than the services may have connections";
     let setup = Setup::new()?;
     let file = setup.lab.dir().join("limits.toml");
-    let service =
-        "[[service]]\nlisten = \"10.77.0.1:90\"\nbackend = \"127.0.0.1:9\"\nmax_connections = 5000\n";
-    std::fs::write(&file, service)?;
-    let mut command = setup.lab.guard().command("prlimit");
-    command.arg("--nofile=256:256").arg(BINARY).args(setup.arguments()).arg("--config").arg(&file);
-    let daemon = setup.start(&mut command)?;
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.id()))?;
-    let open_files =
-        limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
-    let limit: u64 = open_files.split_whitespace().next().context("no number")?.parse()?;
-    let warned = setup.said().contains("fewer descriptors than the services may have connections");
+    let write = |most: &str| {
+        let service = "[[service]]\nlisten = \"10.77.0.1:90\"\nbackend = \"127.0.0.1:9\"\n";
+        std::fs::write(&file, format!("{service}{most}"))
+    };
+    // Those of a unit: none that raises a hard limit.
+    let limited = |limits: &str, more: &[&str]| {
+        let mut command = setup.lab.guard().command("prlimit");
+        command.arg(format!("--nofile={limits}")).args(more).arg(BINARY).args(setup.arguments());
+        command.arg("--config").arg(&file);
+        setup.start(&mut command)
+    };
+    let unprivileged = ["setpriv", "--bounding-set=-sys_resource"];
+    let times = || setup.said().matches(MISSING).count();
+
+    write("")?;
+    let daemon = limited("256:4096", &unprivileged)?;
+    assert_eq!((descriptors(daemon.id())?, times()), ([4096; 2], 0), "{}", setup.said());
+    // Services that may have more than there are, by a verb and by the file, and ones that may not.
+    setup.text(&["services", "set", "10.77.0.1:90", "max_connections=3000"])?;
+    assert_eq!(times(), 0, "{}", setup.said());
+    setup.text(&["services", "set", "10.77.0.1:90", "max_connections=5000"])?;
+    assert_eq!(times(), 1, "{}", setup.said());
+    setup.text(&["services", "set", "10.77.0.1:90", "max_connections=4500"])?;
+    write("max_connections = 4400\n")?;
+    setup.text(&["reload"])?;
+    assert_eq!(times(), 1, "there are no more than before");
+    write("max_connections = 6000\n")?;
+    setup.text(&["reload"])?;
+    assert_eq!(times(), 2, "{}", setup.said());
+    assert!(daemon.stop(SOON)?.success());
+
+    let daemon = limited("256:256", &unprivileged)?;
+    assert_eq!((descriptors(daemon.id())?, times()), ([256; 2], 3), "{}", setup.said());
+    assert!(daemon.stop(SOON)?.success());
     // Whether the tests may raise a hard limit is the machine's business.
-    assert!(limit > 5000 && !warned || limit == 256 && warned, "{limit}, {}", setup.said());
+    let raises = ["--nofile=256:256", "prlimit", "--nofile=512:512", "true"];
+    if Command::new("prlimit").args(raises).output()?.status.success() {
+        let daemon = limited("256:256", &[])?;
+        assert!(descriptors(daemon.id())?[0] > 6000 && times() == 3, "{}", setup.said());
+    }
     Ok(())
 }
 
