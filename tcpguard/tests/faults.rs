@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::raw::{Outgoing, RawPort, linux_options};
+use support::setup::{self, Setup};
 use support::{Guarded, assert_same, lab_object, wait_for};
 use tcpguard_common::packet::Flags;
 use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
@@ -280,6 +282,36 @@ fn an_engine_that_stands_still_holds_up_its_own_clients_alone_and_answers_no_syn
     let reasons = guarded.reasons();
     assert!(reasons["grace"] + reasons["exit-drop"] >= silent.len() as u64);
     assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), held.len() + others.len());
+}
+
+/// Nor is a service manager told that all is well: that is how it comes to start another daemon.
+#[test]
+fn the_watchdog_hears_nothing_while_one_engine_stands_still() {
+    let setup = Setup::new().expect("a lab");
+    let path = setup.lab.dir().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    let hear = |patience| -> io::Result<String> {
+        manager.set_read_timeout(Some(patience))?;
+        let mut message = [0; 1000];
+        let len = manager.recv(&mut message)?;
+        Ok(String::from_utf8_lossy(&message[..len]).into_owned())
+    };
+    let mut command = setup.lab.guard().command(setup::BINARY);
+    command.args(setup.arguments()).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    let daemon = setup.start(&mut command).expect("a daemon");
+    assert!(hear(SOON).expect("a word").starts_with("READY=1"));
+    assert_eq!(hear(SOON).expect("another"), "WATCHDOG=1");
+
+    let stuck = Stuck::thread(daemon.id(), &format!("{GUARD_INTERFACE}/0"));
+    // What was on its way.
+    thread::sleep(Duration::from_millis(300));
+    while hear(Duration::from_millis(1)).is_ok() {}
+    // As long as half a dozen would take.
+    let heard = hear(Duration::from_millis(1500));
+    assert!(heard.is_err(), "{heard:?}");
+    drop(stuck);
+    assert_eq!(hear(SOON).expect("a word"), "WATCHDOG=1");
+    assert!(daemon.stop(SOON).expect("its end").success());
 }
 
 /// The server speaks first and the client's only segment is gone: nobody but the sweep of the flow table will ever bring the
