@@ -656,14 +656,28 @@ fn turns(setup: &Setup) -> Result<u64> {
     stats["engines"][0]["counters"]["engine"]["turns"].as_u64().context("no counter")
 }
 
+/// CPU time that all threads of a process have taken.
+fn cpu_time(process: u32) -> Result<Duration> {
+    /// What /proc counts in, on every architecture.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    // In user space and in the kernel.
+    let ticks = fields.split(' ').skip(11).take(2).map(|field| Ok(field.parse::<u32>()?));
+    Ok(TICK * ticks.sum::<Result<u32>>()?)
+}
+
 #[test]
 fn an_idle_engine_sleeps_unless_it_is_to_poll_and_stays_on_its_cpu() -> Result<()> {
     let setup = Setup::new()?;
     // Each second ten turns for the heartbeat, and a few for keys and questions.
     let idle = setup.daemon_from_file("cpus = [1, 0]\n")?;
     let before = turns(&setup)?;
+    let took = cpu_time(idle.id())?;
     std::thread::sleep(Duration::from_secs(2));
+    let took = cpu_time(idle.id())? - took;
     let slept = turns(&setup)? - before;
+    assert!(took < Duration::from_millis(100), "{took:?} of CPU time in two seconds of nothing");
     assert!(slept < 200, "{slept} turns in two seconds of nothing");
     let mut placed = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{}/task", idle.id()))? {
