@@ -159,6 +159,26 @@ fn every_work_of_the_proxy_benchmark_is_done_through_every_contestant() {
     let effort =
         proxy::Effort { rounds: 1, warm_up: A_MOMENT, time: A_MOMENT, bulk: 4 << 20, first_bytes: 5 };
     let report = proxy::measure(&built(), effort, |_| {}).expect("every request is answered");
+    let json = serde_json::to_value(&report).expect("a report is JSON");
+    assert_eq!((&json["suite"], &json["version"]), (&"proxy".into(), &1.into()));
+    let keys = [
+        "contestant",
+        "cpu_s_per_million",
+        "max",
+        "median",
+        "min",
+        "name",
+        "of_direct",
+        "of_haproxy",
+        "p50_us",
+        "p99_us",
+        "unit",
+    ];
+    for row in json["rows"].as_array().expect("rows") {
+        let mut said: Vec<_> = row.as_object().expect("a row").keys().collect();
+        said.sort();
+        assert_eq!(said, keys);
+    }
     let rows: Vec<_> = report.rows.iter().map(|row| (row.name, row.contestant, row.unit)).collect();
     let works = [
         ("short_conn", "requests/s"),

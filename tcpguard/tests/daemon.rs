@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
@@ -210,14 +211,14 @@ fn a_second_daemon_is_refused_whatever_it_has_of_its_own() -> Result<()> {
     let _daemon = setup.daemon(&[])?;
     let (link, pins) = (setup.link()?, setup.pins());
     let other_control = setup.lab.dir().join("other.sock");
-    let said = setup.refused(&setup.arguments())?;
+    let said = setup.refused(&setup.arguments(), 1)?;
     assert!(said.contains("another daemon"), "{said}");
     let mut own = setup.replaced("--control", &other_control.display().to_string())?;
-    let said = setup.refused(&own)?;
+    let said = setup.refused(&own, 1)?;
     assert!(said.contains("another tcpguard is running"), "{said}");
     let pin_dir = own.iter().position(|argument| argument == "--pin-dir").context("no --pin-dir")?;
     own[pin_dir + 1] += "-other";
-    let said = setup.refused(&own)?;
+    let said = setup.refused(&own, 1)?;
     assert!(said.contains("already guarded"), "{said}");
 
     assert!(!other_control.exists());
@@ -234,18 +235,28 @@ fn what_is_refused_leaves_the_machine_as_it_was() -> Result<()> {
     let secret = setup.lab.dir().join("secret");
     std::fs::write(&secret, "not a secret")?;
     let secret = secret.display().to_string();
-    for (arguments, why) in [
-        (with(&["-i", "no-such-if0"]), "no-such-if0"),
-        (with(&["-i", "lo"]), "not an Ethernet"),
-        (with(&["-i", GUARD_INTERFACE]), "twice"),
-        (with(&["--set", "time-wait=1h"]), "out of range"),
-        (with(&["--group", "no-such-group"]), "no-such-group"),
-        (with(&["--secret-file", &secret]), "secret"),
-        (with(&["--queues", "7"]), "queues"),
-        (setup.replaced("--pin-dir", "/tmp")?, "not on a BPF file system"),
-        (setup.replaced("--control", "/etc/passwd")?, "not a socket"),
+    let metrics = |listen: &str| -> Result<Vec<String>> {
+        let file = setup.lab.dir().join(format!("{listen}.toml"));
+        std::fs::write(&file, format!("[metrics]\nlisten = \"{listen}\"\n"))?;
+        Ok(with(&["--config", &file.display().to_string()]))
+    };
+    let holder = setup.lab.guard().enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))??;
+    let taken = holder.local_addr()?.to_string();
+    // What may be otherwise a moment later has another exit code: a service manager tries again.
+    for (arguments, why, code) in [
+        (with(&["-i", "no-such-if0"]), "no-such-if0", 1),
+        (metrics("192.0.2.99:9100")?, "192.0.2.99:9100: Cannot assign requested address", 1),
+        (metrics(&taken)?, "Address already in use", 1),
+        (with(&["-i", "lo"]), "not an Ethernet", 2),
+        (with(&["-i", GUARD_INTERFACE]), "twice", 2),
+        (with(&["--set", "time-wait=1h"]), "out of range", 2),
+        (with(&["--group", "no-such-group"]), "no-such-group", 2),
+        (with(&["--secret-file", &secret]), "secret", 2),
+        (with(&["--queues", "7"]), "queues", 2),
+        (setup.replaced("--pin-dir", "/tmp")?, "not on a BPF file system", 2),
+        (setup.replaced("--control", "/etc/passwd")?, "not a socket", 2),
     ] {
-        let said = setup.refused(&arguments)?;
+        let said = setup.refused(&arguments, code)?;
         assert!(said.contains(why), "{arguments:?}: {said}");
         assert_eq!(setup.link()?, before, "{arguments:?}");
         assert_eq!(setup.pins(), 0, "{arguments:?}");
@@ -362,24 +373,38 @@ fn a_dead_daemons_ports_are_silent_for_the_grace_and_then_left_to_the_host_or_dr
 fn detach_removes_what_a_killed_daemon_left_and_refuses_while_one_runs() -> Result<()> {
     let setup = Setup::new()?;
     let before = setup.link()?;
+    let metrics = setup.lab.dir().join("metrics.sock");
+    let file = setup.lab.dir().join("metrics.toml");
+    std::fs::write(&file, format!("[metrics]\nlisten = \"unix:{}\"\n", metrics.display()))?;
+    let config = ["--config", &file.display().to_string()].map(str::to_owned);
     let detach = || -> Result<Output> {
         let mut command = setup.lab.guard().command(BINARY);
         command.args(["detach", "--pin-dir"]).arg(setup.lab.pin_dir()).arg("--control").arg(setup.control());
-        Ok(command.output()?)
+        Ok(command.args(&config).output()?)
     };
-    let daemon = setup.daemon(&[])?;
-    let said = one_line(&detach()?, 2)?;
+    let namespace = setup.lab.guard().enter(|| std::fs::metadata("/proc/thread-self/ns/net"))??.ino();
+    let locks = || -> Result<usize> {
+        let names = std::fs::read_dir("/run/tcpguard")?.map(|entry| Ok(entry?.file_name()));
+        let names = names.collect::<Result<Vec<_>>>()?;
+        let ours = format!("{namespace}-");
+        Ok(names.iter().filter(|name| name.to_string_lossy().starts_with(&ours)).count())
+    };
+    let daemon = setup.daemon(&config.each_ref().map(String::as_str))?;
+    let said = one_line(&detach()?, 1)?;
     assert!(said.contains("another tcpguard is running"), "{said}");
     setup.fetch()?;
+    assert!(locks()? == 1 && metrics.exists());
     daemon.kill()?;
-    assert!(setup.link()?.contains("xdp") && setup.control().exists());
+    assert!(setup.link()?.contains("xdp") && setup.control().exists() && metrics.exists());
     let output = detach()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout)?;
     let removed = format!("removed {}, where nobody listened", setup.control().display());
     assert!(said.starts_with("detached") && said.contains(&removed), "{said}");
+    assert!(said.contains(&format!("removed {}, where nobody listened", metrics.display())), "{said}");
     assert_eq!((setup.pins(), setup.link()?), (0, before));
-    assert!(!setup.control().exists());
+    assert!(!setup.control().exists() && !metrics.exists());
+    assert_eq!(locks()?, 0);
     let again = String::from_utf8(detach()?.stdout)?;
     assert!(again.starts_with("nothing was pinned") && again.lines().count() == 1, "{again}");
     Ok(())
@@ -533,23 +558,60 @@ fn clients_that_take_every_descriptor_they_can_do_not_keep_the_operator_out() ->
     Ok(())
 }
 
+/// How many descriptors a process may have: now, and what it may raise that to.
+fn descriptors(process: u32) -> Result<[u64; 2]> {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
+    let mut numbers = line.split_whitespace();
+    let mut next = || -> Result<u64> { Ok(numbers.next().context("no number")?.parse()?) };
+    Ok([next()?, next()?])
+}
+
 #[test]
 fn the_limit_of_descriptors_is_raised_to_what_services_may_have_or_what_is_missing_is_said() -> Result<()> {
+    const MISSING: &str = "fewer descriptors than the services may have connections";
     let setup = Setup::new()?;
     let file = setup.lab.dir().join("limits.toml");
-    let service =
-        "[[service]]\nlisten = \"10.77.0.1:90\"\nbackend = \"127.0.0.1:9\"\nmax_connections = 5000\n";
-    std::fs::write(&file, service)?;
-    let mut command = setup.lab.guard().command("prlimit");
-    command.arg("--nofile=256:256").arg(BINARY).args(setup.arguments()).arg("--config").arg(&file);
-    let daemon = setup.start(&mut command)?;
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.id()))?;
-    let open_files =
-        limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit")?;
-    let limit: u64 = open_files.split_whitespace().next().context("no number")?.parse()?;
-    let warned = setup.said().contains("fewer descriptors than the services may have connections");
+    let write = |most: &str| {
+        let service = "[[service]]\nlisten = \"10.77.0.1:90\"\nbackend = \"127.0.0.1:9\"\n";
+        std::fs::write(&file, format!("{service}{most}"))
+    };
+    // Those of a unit: none that raises a hard limit.
+    let limited = |limits: &str, more: &[&str]| {
+        let mut command = setup.lab.guard().command("prlimit");
+        command.arg(format!("--nofile={limits}")).args(more).arg(BINARY).args(setup.arguments());
+        command.arg("--config").arg(&file);
+        setup.start(&mut command)
+    };
+    let unprivileged = ["setpriv", "--bounding-set=-sys_resource"];
+    let times = || setup.said().matches(MISSING).count();
+
+    write("")?;
+    let daemon = limited("256:4096", &unprivileged)?;
+    assert_eq!((descriptors(daemon.id())?, times()), ([4096; 2], 0), "{}", setup.said());
+    // Services that may have more than there are, by a verb and by the file, and ones that may not.
+    setup.text(&["services", "set", "10.77.0.1:90", "max_connections=3000"])?;
+    assert_eq!(times(), 0, "{}", setup.said());
+    setup.text(&["services", "set", "10.77.0.1:90", "max_connections=5000"])?;
+    assert_eq!(times(), 1, "{}", setup.said());
+    setup.text(&["services", "set", "10.77.0.1:90", "max_connections=4500"])?;
+    write("max_connections = 4400\n")?;
+    setup.text(&["reload"])?;
+    assert_eq!(times(), 1, "there are no more than before");
+    write("max_connections = 6000\n")?;
+    setup.text(&["reload"])?;
+    assert_eq!(times(), 2, "{}", setup.said());
+    assert!(daemon.stop(SOON)?.success());
+
+    let daemon = limited("256:256", &unprivileged)?;
+    assert_eq!((descriptors(daemon.id())?, times()), ([256; 2], 3), "{}", setup.said());
+    assert!(daemon.stop(SOON)?.success());
     // Whether the tests may raise a hard limit is the machine's business.
-    assert!(limit > 5000 && !warned || limit == 256 && warned, "{limit}, {}", setup.said());
+    let raises = ["--nofile=256:256", "prlimit", "--nofile=512:512", "true"];
+    if Command::new("prlimit").args(raises).output()?.status.success() {
+        let daemon = limited("256:256", &[])?;
+        assert!(descriptors(daemon.id())?[0] > 6000 && times() == 3, "{}", setup.said());
+    }
     Ok(())
 }
 
@@ -565,7 +627,8 @@ fn a_service_manager_hears_when_the_daemon_is_ready_as_long_as_it_lives_and_when
         Ok(String::from_utf8(message[..len].to_vec())?)
     };
     let mut command = setup.lab.guard().command(BINARY);
-    command.args(setup.arguments()).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    command.args(setup.arguments()).args(["--set", "drain-time=5m"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
     let daemon = setup.start(&mut command)?;
     let ready = hear()?;
     assert!(ready.starts_with("READY=1\nSTATUS=guarding guard0 ("), "{ready}");
@@ -581,7 +644,9 @@ fn a_service_manager_hears_when_the_daemon_is_ready_as_long_as_it_lives_and_when
     assert_eq!(hear()?, "WATCHDOG=1");
     daemon.signal(Signal::TERM)?;
     let last = std::iter::repeat_with(hear).find(|said| !matches!(said.as_deref(), Ok("WATCHDOG=1")));
-    assert_eq!(last.context("the end of all messages")??, "STOPPING=1\nSTATUS=draining");
+    // Longer than any patience that the manager has of its own.
+    let expected = "STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=310000000";
+    assert_eq!(last.context("the end of all messages")??, expected);
     Ok(())
 }
 
@@ -591,14 +656,28 @@ fn turns(setup: &Setup) -> Result<u64> {
     stats["engines"][0]["counters"]["engine"]["turns"].as_u64().context("no counter")
 }
 
+/// CPU time that all threads of a process have taken.
+fn cpu_time(process: u32) -> Result<Duration> {
+    /// What /proc counts in, on every architecture.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    // In user space and in the kernel.
+    let ticks = fields.split(' ').skip(11).take(2).map(|field| Ok(field.parse::<u32>()?));
+    Ok(TICK * ticks.sum::<Result<u32>>()?)
+}
+
 #[test]
 fn an_idle_engine_sleeps_unless_it_is_to_poll_and_stays_on_its_cpu() -> Result<()> {
     let setup = Setup::new()?;
     // Each second ten turns for the heartbeat, and a few for keys and questions.
     let idle = setup.daemon_from_file("cpus = [1, 0]\n")?;
     let before = turns(&setup)?;
+    let took = cpu_time(idle.id())?;
     std::thread::sleep(Duration::from_secs(2));
+    let took = cpu_time(idle.id())? - took;
     let slept = turns(&setup)? - before;
+    assert!(took < Duration::from_millis(100), "{took:?} of CPU time in two seconds of nothing");
     assert!(slept < 200, "{slept} turns in two seconds of nothing");
     let mut placed = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{}/task", idle.id()))? {

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use support::lab_object;
-use xtask::lab::{GUARD_ADDRESS, GUARD_INTERFACE, Lab, LabConfig, Process};
+use support::{lab_object, wait_for};
+use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, Lab, LabConfig, Process};
 
 const PORT: u16 = 80;
 
@@ -76,13 +76,23 @@ fn http_hyper_answers_curl_on_one_connection() {
 
 #[test]
 fn the_static_responder_says_its_sentence_and_closes() {
-    let (process, lab) = guarded_by("static_responder");
-    for _ in 0..3 {
-        let mut stream = connect(&lab);
+    let (process, mut lab) = guarded_by("static_responder");
+    let said = |lab: &Lab| {
+        let mut stream = connect(lab);
         stream.write_all(b"hello?").expect("asking");
         let mut said = String::new();
         stream.read_to_string(&mut said).expect("a sentence and the end");
-        assert_eq!(said, "Still here.\n");
+        said
+    };
+    assert_eq!(said(&lab), "Still here.\n");
+    // And to everybody who comes while a flood goes on.
+    let flood = lab.flood(PORT, FloodSpec { rate: 50_000, total: None, ..FloodSpec::default() });
+    let flood = flood.expect("a flood");
+    wait_for("the flood to be under way", Duration::from_secs(30), || flood.generated() > 50_000);
+    for _ in 0..10 {
+        assert_eq!(said(&lab), "Still here.\n");
     }
+    assert!(!flood.is_finished(), "the flood ended early");
+    flood.stop().expect("the flood ends");
     ends(process);
 }

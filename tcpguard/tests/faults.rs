@@ -6,6 +6,7 @@ mod support;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::iter;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,6 +16,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::Value;
 use socket2::SockRef;
 use support::raw::{Outgoing, RawPort, linux_options};
+use support::setup::{self, Setup};
 use support::{Guarded, assert_same, lab_object, wait_for};
 use tcpguard_common::packet::Flags;
 use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
@@ -285,6 +287,36 @@ fn an_engine_that_stands_still_holds_up_its_own_clients_alone_and_answers_no_syn
     assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), held.len() + others.len());
 }
 
+/// Nor is a service manager told that all is well: that is how it comes to start another daemon.
+#[test]
+fn the_watchdog_hears_nothing_while_one_engine_stands_still() {
+    let setup = Setup::new().expect("a lab");
+    let path = setup.lab.dir().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    let hear = |patience| -> io::Result<String> {
+        manager.set_read_timeout(Some(patience))?;
+        let mut message = [0; 1000];
+        let len = manager.recv(&mut message)?;
+        Ok(String::from_utf8_lossy(&message[..len]).into_owned())
+    };
+    let mut command = setup.lab.guard().command(setup::BINARY);
+    command.args(setup.arguments()).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "1000000");
+    let daemon = setup.start(&mut command).expect("a daemon");
+    assert!(hear(SOON).expect("a word").starts_with("READY=1"));
+    assert_eq!(hear(SOON).expect("another"), "WATCHDOG=1");
+
+    let stuck = Stuck::thread(daemon.id(), &format!("{GUARD_INTERFACE}/0"));
+    // What was on its way.
+    thread::sleep(Duration::from_millis(300));
+    while hear(Duration::from_millis(1)).is_ok() {}
+    // As long as half a dozen would take.
+    let heard = hear(Duration::from_millis(1500));
+    assert!(heard.is_err(), "{heard:?}");
+    drop(stuck);
+    assert_eq!(hear(SOON).expect("a word"), "WATCHDOG=1");
+    assert!(daemon.stop(SOON).expect("its end").success());
+}
+
 /// The server speaks first and the client's only segment is gone: nobody but the sweep of the flow table will ever bring the
 /// connection in.
 #[test]
@@ -368,6 +400,42 @@ fn a_full_flow_map_resets_newcomers_and_takes_them_again_once_there_is_room() {
         stream.write_all(b"x").and_then(|()| stream.shutdown(Shutdown::Write)).is_ok()
             && stream.read(&mut [0]).is_ok_and(|read| read == 0)
     });
+}
+
+/// Its peers learn of the death within a second or two, and come again at once: what they had must not keep them out.
+#[test]
+fn clients_that_a_killed_daemon_had_are_all_let_in_by_the_next_one() {
+    const FLOWS: usize = 1024;
+    // More than half of the map, and of what the service may have.
+    const CLIENTS: usize = 640;
+    const SERVICE: usize = 700;
+    more_descriptors();
+    let service_flows = format!("service-flows={SERVICE}");
+    let mut guarded = guarded(&["--max-flows", &FLOWS.to_string(), "--set", &service_flows]);
+    let mut held: Vec<_> = (0..CLIENTS).map(|_| connect(&guarded, DISCARD).expect("a connection")).collect();
+    wait_for("every connection", SOON, || count(&guarded, "engine", "connections") == CLIENTS as u64);
+    guarded.take_daemon().kill().expect("killing the daemon");
+    guarded.start_daemon();
+    let begun = Instant::now();
+    for stream in &mut held {
+        let end = stream.read(&mut [0]).expect_err("a reset");
+        assert_eq!(end.kind(), ErrorKind::ConnectionReset, "{end}");
+        *stream = connect(&guarded, DISCARD).expect("a connection to the next daemon");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "they were told after {:?}", begun.elapsed());
+    for mut stream in held {
+        stream.write_all(b"x").and_then(|()| stream.shutdown(Shutdown::Write)).expect("sending");
+        assert_eq!(stream.read(&mut [0]).expect("the guard's end"), 0);
+    }
+    let refused =
+        ["flow-map-full", "admission-service", "admission-source-flows"].map(|name| guarded.reason(name));
+    assert_eq!(refused, [0; 3]);
+    wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
+    wait_for("the old entries to be gone", SOON, || {
+        // One whose client came again from the same port gave way to that.
+        count(&guarded, "flow-table", "old-generation") >= CLIENTS as u64 * 9 / 10
+    });
+    check_frames(&guarded);
 }
 
 /// For tests that hold both ends of many connections.

@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -129,5 +130,48 @@ fn a_daemon_that_guards_holds_next_to_no_privileges_and_does_all_that_is_asked_o
     guard.ip(&format!("link set {GUARD_INTERFACE} mtu 1500"))?;
     assert_eq!((setup.pins(), setup.link()?), (0, before));
     assert!(!setup.control().exists());
+    Ok(())
+}
+
+/// The options of setpriv(1) that leave somebody what the unit leaves the daemon.
+fn of_unit() -> Result<Vec<String>> {
+    let unit = include_str!("../dist/tcpguard.service");
+    ensure!(unit.lines().any(|line| line == "NoNewPrivileges=yes"));
+    let names = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = names.context("no bounding set")?.split_whitespace();
+    let added = names.map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()));
+    let set = format!("--bounding-set=-all{}", added.collect::<String>());
+    Ok(vec!["--no-new-privs".to_owned(), set])
+}
+
+#[test]
+fn what_the_unit_leaves_the_daemon_is_enough_to_start_to_take_over_and_to_detach() -> Result<()> {
+    const NOBODY: &str = "65534";
+    let setup = Setup::new()?;
+    let (before, service) = (setup.link()?, SERVICE.to_string());
+    let start = || {
+        let mut command = setup.lab.guard().command("setpriv");
+        command.args(of_unit()?).arg(BINARY).args(setup.arguments()).args(["--group", NOBODY]);
+        setup.start(&mut command)
+    };
+    route_answers_back(&setup)?;
+    let daemon = start()?;
+    assert_reduced(daemon.id())?;
+    assert_eq!(fs::metadata(setup.control())?.gid().to_string(), NOBODY);
+    setup.fetch()?;
+    let mut orphan = setup.keep_alive()?;
+    daemon.kill()?;
+    assert!(setup.link()?.contains("xdp"));
+
+    let daemon = start()?;
+    assert!(setup.said().contains("taken over"), "{}", setup.said());
+    assert_reduced(daemon.id())?;
+    assert!(is_reset(&mut orphan)?, "nobody told the dead daemon's client");
+    setup.text(&["services", "set", &service, "source=client"])?;
+    setup.fetch()?;
+    assert_eq!(daemon.stop(Duration::from_secs(60))?.code(), Some(0), "{}", setup.said());
+    assert_eq!((setup.pins(), setup.link()?), (0, before));
+    let said = setup.said();
+    assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::config::shown::printable;
-use crate::config::{Control, DEFAULT_FILE, DEFAULT_PIN_DIR, file};
+use crate::config::{Control, DEFAULT_FILE, DEFAULT_PIN_DIR, MetricsListen, file};
 use crate::control::daemon;
 
 use super::Failure;
@@ -15,8 +15,8 @@ use super::output::write_json;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-The control socket, and the one for readers, are removed if nobody listens there. Without --config, /etc/tcpguard/tcpguard.toml
-says where they are if it is there and can be read; --control wins over it.
+The control socket, the one for readers and the one for metrics are removed if nobody listens there. Without --config,
+/etc/tcpguard/tcpguard.toml says where they are if it is there and can be read; --control wins over it.
 
 Example:
   tcpguard detach    after a daemon was killed and none is to take over")]
@@ -44,9 +44,9 @@ pub(super) struct Detached {
 }
 
 pub(super) fn run(args: &Args, control: Option<&Path>) -> Result<(), Failure> {
-    let control = sockets(args, control)?;
+    let (control, metrics) = sockets(args, control)?;
     let detached = daemon::detach(&args.pin_dir)?;
-    let sockets = daemon::remove_sockets(&control)?;
+    let sockets = daemon::remove_sockets(&control, metrics.as_ref())?;
     let mut out = io::stdout().lock();
     if args.json {
         return Ok(write_json(&mut out, &Detached { pin_dir: args.pin_dir.clone(), detached, sockets })?);
@@ -62,13 +62,15 @@ pub(super) fn run(args: &Args, control: Option<&Path>) -> Result<(), Failure> {
 }
 
 /// Where the daemon listened. A file that was not asked for does not stand in the way if it cannot be read.
-fn sockets(args: &Args, control: Option<&Path>) -> Result<Control, Failure> {
+fn sockets(args: &Args, control: Option<&Path>) -> Result<(Control, Option<MetricsListen>), Failure> {
     let read = match &args.config {
-        Some(path) => file::read(path).map_err(|error| Failure::BadInput(error.to_string()))?.config.control,
-        None => file::read(Path::new(DEFAULT_FILE)).map(|read| read.config.control).unwrap_or_default(),
+        Some(path) => Some(file::read(path).map_err(|error| Failure::BadInput(error.to_string()))?),
+        None => file::read(Path::new(DEFAULT_FILE)).ok(),
     };
-    Ok(match control {
+    let (read, metrics) = read.map(|read| (read.config.control, read.config.metrics)).unwrap_or_default();
+    let control = match control {
         Some(path) => Control { socket: path.to_owned(), ..read },
         None => read,
-    })
+    };
+    Ok((control, metrics))
 }

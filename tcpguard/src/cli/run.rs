@@ -22,7 +22,8 @@ Examples:
 
 `tcpguard config --example` prints a file with everything in it.
 
-SIGTERM and SIGINT stop admitting, let connections finish for drain-time, detach, and end with 0.";
+SIGTERM and SIGINT stop admitting, let connections finish for drain-time, detach, and end with 0. A start that fails ends
+with 2 if it would fail again, and with 1 if the interface is not there yet, an address is in use, or another daemon runs.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]

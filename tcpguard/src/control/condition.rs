@@ -91,10 +91,11 @@ impl Guard {
         };
         let remedy = "service-flows and source-flows (tcpguard tune) bound who fills it; max_flows in the file takes a restart";
         let room = u64::from(self.config.max_flows);
+        let [old_v4, old_v6] = self.census.old_entries();
         let table = |name, used| limit(name, None, (used, room), remedy);
         let mut limits = vec![
-            table("flow-table-ipv4", family(IpAddr::is_ipv4)),
-            table("flow-table-ipv6", family(IpAddr::is_ipv6)),
+            table("flow-table-ipv4", family(IpAddr::is_ipv4) + old_v4),
+            table("flow-table-ipv6", family(IpAddr::is_ipv6) + old_v6),
         ];
         let most = u64::from(self.tunables.borrow().service_flows);
         let fullest = services.iter().max_by_key(|known| open(known)).filter(|_| most > 0);

@@ -16,9 +16,12 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, ConfigError, Control, Destination, Limits, Overrides, Service, ServiceMode};
+use crate::config::{
+    Config, ConfigError, Control, Destination, Limits, MetricsListen, Overrides, Service, ServiceMode,
+};
 use crate::dataplane::{
-    Dataplane, DataplaneError, InterfaceFacts, KeyError, MasterSecret, SecretError, SocketError, XdpLog,
+    Dataplane, DataplaneError, InterfaceFacts, KeyError, LOCK_DIR, MasterSecret, SecretError, SocketError,
+    XdpLog,
 };
 use crate::engine::{End, EngineError, TcpListener};
 use crate::service::Application;
@@ -120,33 +123,26 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// Whether what was asked for cannot be, and nothing was changed.
+    /// Whether what was asked for cannot be, however often it is tried, and nothing was changed. Not what may be otherwise on
+    /// the same machine a moment later: an interface that is not there yet, an address that is in use, another daemon.
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Dataplane(error) => matches!(
                 error,
                 DataplaneError::NotPrivileged { .. }
-                    | DataplaneError::UnknownInterface { .. }
                     | DataplaneError::NotEthernet { .. }
                     | DataplaneError::MtuTooLarge { .. }
                     | DataplaneError::QueueCount { .. }
-                    | DataplaneError::AlreadyGuarded { .. }
                     | DataplaneError::AttachedTwice { .. }
-                    | DataplaneError::PinDirInUse { .. }
                     | DataplaneError::NotBpffs { .. }
                     | DataplaneError::TooManyInterfaces { .. }
                     | DataplaneError::TooManyServices { .. }
             ),
             Self::Control(ListenError::System { source, .. } | ListenError::Address { source, .. }) => {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::PermissionDenied
-                        | io::ErrorKind::InvalidInput
-                        | io::ErrorKind::AddrInUse
-                        | io::ErrorKind::AddrNotAvailable
-                )
+                matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
             }
-            Self::Control(_) => true,
+            Self::Control(ListenError::InUse(_)) => false,
+            Self::Control(ListenError::NotASocket(_) | ListenError::UnknownGroup(_)) => true,
             Self::Config(_) | Self::Keys(_) | Self::Secret(_) | Self::Descriptors { .. } => true,
             Self::Socket { source: SocketError::NotPrivileged(_), .. }
             | Self::Engine { source: EngineError::Cpu { .. }, .. } => true,
@@ -244,22 +240,26 @@ pub fn run(config: Config, origin: Option<Origin>, confirm: Option<Duration>) ->
     Daemon { origin, confirm, ..Daemon::new(config) }.give_up_privileges().run()
 }
 
-/// Removes what a killed daemon left in `pin_dir`. Returns whether there was anything.
+/// Removes what a killed daemon left in `pin_dir`, and the locks on interfaces that nobody holds. Returns whether there was
+/// anything pinned.
 ///
 /// # Errors
 /// A running daemon's pins are refused.
 pub fn detach(pin_dir: &Path) -> Result<bool, DaemonError> {
-    Ok(Dataplane::remove(pin_dir)?)
+    Ok(Dataplane::remove(pin_dir, Path::new(LOCK_DIR))?)
 }
 
-/// Removes the control socket, and the one for readers, that a killed daemon left, and says which there were. One at which
-/// somebody listens stays, and what is no socket.
+/// Removes the control socket, the one for readers and the one for metrics that a killed daemon left, and says which there
+/// were. One at which somebody listens stays, and what is no socket.
 ///
 /// # Errors
 ///
 /// What cannot be looked at or removed.
-pub fn remove_sockets(control: &Control) -> Result<Vec<PathBuf>, DaemonError> {
-    Ok(doors::remove_left_ones(control)?)
+pub fn remove_sockets(
+    control: &Control,
+    metrics: Option<&MetricsListen>,
+) -> Result<Vec<PathBuf>, DaemonError> {
+    Ok(doors::remove_left_ones(control, metrics)?)
 }
 
 /// Refuses a secret file in which there is no secret. One that is absent is made when a daemon starts, and one that this
@@ -347,8 +347,9 @@ async fn serve(
         told = told => told.map_err(|failure| failure.unwrap_or(DaemonError::Runtime(io::ErrorKind::Other.into()))),
         () = doors.serve(guard) => return Ok(()),
     };
-    manager.stopping();
     let time = guard.drain_time();
+    // Draining may take as long as the slack allows, and what follows is given as much.
+    manager.stopping(time + 2 * DRAIN_SLACK);
     let end = match told {
         Ok(name) => {
             info!(signal = name, ?time, "draining; another signal ends it now");

@@ -5,6 +5,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
 use super::daemon::DaemonError;
+use crate::service::Quota;
 
 /// Kept for files that are opened for a moment.
 const SPARE: usize = 16;
@@ -19,13 +20,39 @@ pub(super) fn raise_limit() {
     }
 }
 
-/// How many relayed connections, one descriptor each, there is room for beside what is open now and so many
-/// clients of the daemon's own. `wanted` is what the services' own limits allow; the limit is raised beyond its hard value for them where that may be.
-///
-/// # Errors
-/// `Descriptors` when there is none.
-pub(super) fn room(wanted: usize, clients: usize) -> Result<usize, DaemonError> {
-    let needed = open_now() + clients + SPARE;
+/// Those that relayed connections may have, one each.
+#[derive(Debug, Default)]
+pub(super) struct Descriptors {
+    /// Shared with the services.
+    pub(super) quota: Quota,
+    /// How many there must be besides.
+    needed: usize,
+}
+
+impl Descriptors {
+    /// Leaves to connections what is neither open now nor kept for so many clients of the daemon's own. `wanted` is what the
+    /// services' own limits allow.
+    ///
+    /// # Errors
+    /// `Descriptors` when that is none.
+    pub(super) fn share_out(&mut self, wanted: usize, clients: usize) -> Result<(), DaemonError> {
+        self.needed = open_now() + clients + SPARE;
+        self.want(wanted)
+    }
+
+    /// The same when the services' limits have changed since.
+    ///
+    /// # Errors
+    /// As above, should the limit be lower by now.
+    pub(super) fn want(&self, wanted: usize) -> Result<(), DaemonError> {
+        self.quota.limit_to(room(wanted, self.needed)?);
+        Ok(())
+    }
+}
+
+/// How many relayed connections there is room for beside what is needed. The limit is raised beyond its hard value for as many
+/// as are wanted, where that may be; what is missing is said.
+fn room(wanted: usize, needed: usize) -> Result<usize, DaemonError> {
     let Some(mut limit) = getrlimit(Resource::Nofile).current else { return Ok(usize::MAX / 2) };
     let enough = (needed + wanted) as u64;
     let raised = Rlimit { current: Some(enough), maximum: Some(enough) };

@@ -33,10 +33,17 @@ pub(super) fn check(control: &Control) -> Result<(), ListenError> {
 }
 
 /// Removes those sockets at which nobody listens any more, and says which.
-pub(super) fn remove_left_ones(control: &Control) -> Result<Vec<PathBuf>, ListenError> {
+pub(super) fn remove_left_ones(
+    control: &Control,
+    metrics: Option<&MetricsListen>,
+) -> Result<Vec<PathBuf>, ListenError> {
     let readers = control.readers.as_ref().map(|readers| &readers.socket);
+    let metrics = metrics.and_then(|listen| match listen {
+        MetricsListen::Unix(path) => Some(path),
+        MetricsListen::Tcp(_) => None,
+    });
     let mut removed = Vec::new();
-    for path in std::iter::once(&control.socket).chain(readers) {
+    for path in [Some(&control.socket), readers, metrics].into_iter().flatten() {
         if remove_left(path)? {
             removed.push(path.clone());
         }

@@ -16,7 +16,7 @@ use tcpguard_common::trace::Wanted;
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Destination, Interface, OnDaemonExit, ServiceMode, Tunables};
+use crate::config::{Config, Destination, Interface, OnDaemonExit, Service, ServiceMode, Tunables};
 use crate::dataplane::{
     AttachMode, Attached, Census, Dataplane, DataplaneError, Heartbeat, InterfaceFacts, InterfaceSpec,
     KeySchedule, LinkFacts, LoadOptions, MasterSecret, Now, Previous, ServiceCounters, SocketConfig, XdpLog,
@@ -26,12 +26,12 @@ use crate::engine::{
     DrainReport, EngineConfig, EngineError, EngineHandle, Exchange, KernelTables, Placement, ReadyEngine,
     ServiceTunables, Tap, XskPort, tap,
 };
-use crate::service::{Application, Quota, ServiceSpec, Services};
+use crate::service::{Application, ServiceSpec, Services};
 
 use super::attacks::Attacks;
 use super::confirm::Probation;
 use super::daemon::DaemonError;
-use super::descriptors;
+use super::descriptors::Descriptors;
 use super::doors;
 use super::filters::SharedFilters;
 use super::hook::Hook;
@@ -41,7 +41,7 @@ use super::monitor::Monitors;
 use super::privileges::Privileges;
 use super::protocol as wire;
 use super::reload::Origin;
-use super::services;
+use super::services::{self, Known};
 use super::socket::ListenError;
 use super::strict::Strict;
 use super::tunables::InForce;
@@ -91,6 +91,7 @@ pub(super) struct Guard {
     /// Held by whoever changes the services, from looking at them on: each change begins with what the last one left.
     pub(super) changing: Mutex<()>,
     pub(super) census: Census,
+    descriptors: Descriptors,
     pub(super) applications: Applications,
     /// Changes that wait to be confirmed.
     pub(super) probation: RefCell<Option<Probation>>,
@@ -151,7 +152,7 @@ impl Guard {
                     return Err(error);
                 }
             };
-        let Prepared { keys, settings, tunables, census, strict, .. } = prepared;
+        let Prepared { keys, settings, tunables, census, strict, descriptors, .. } = prepared;
         let engines: Vec<_> = engines.into_iter().map(Engine::start).collect();
         match dataplane.release_unclaimed() {
             Ok(0) => {}
@@ -180,6 +181,7 @@ impl Guard {
             publishing: Mutex::new(()),
             changing: Mutex::new(()),
             census,
+            descriptors,
             applications: applications.clone(),
             probation: RefCell::default(),
             draining: Cell::new(false),
@@ -199,6 +201,16 @@ impl Guard {
             engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
         }
         Ok(())
+    }
+
+    /// Says which descriptors are missing, or finds them, where the services may have more connections than before.
+    pub(super) fn make_room(&self, before: &[Known], now: &[Known]) {
+        let wanted = |services: &[Known]| wanted_connections(services.iter().map(|known| &known.service));
+        if wanted(now) > wanted(before)
+            && let Err(error) = self.descriptors.want(wanted(now))
+        {
+            warn!(%error, "connections have the descriptors that they had");
+        }
     }
 
     /// The settings in force.
@@ -417,9 +429,9 @@ impl<S> Started<S> {
         let server = bind()?;
         let services = service_specs(config, applications).collect();
         let (tap, reader) = tap();
-        let prepared = Prepared::new(dataplane, config, &attached, services, (tap, privileges))?;
+        let mut prepared = Prepared::new(dataplane, config, &attached, services, (tap, privileges))?;
         let engines = prepared.engines(dataplane, config, &attached)?;
-        prepared.descriptors.limit_to(descriptors::room(wanted_connections(config), doors::clients(config))?);
+        prepared.descriptors.share_out(wanted_connections(&config.services), doors::clients(config))?;
         prepared.write(dataplane, config)?;
         let filters = SharedFilters::start(dataplane.filters()?, &config.filters)?;
         let monitors = Monitors::new(dataplane.trace_ring()?, reader);
@@ -446,7 +458,7 @@ struct Prepared {
     service_tunables: ServiceTunables,
     strict: Strict,
     services: Vec<ServiceSpec>,
-    descriptors: Quota,
+    descriptors: Descriptors,
     census: Census,
     tap: Tap,
     privileges: Privileges,
@@ -489,13 +501,12 @@ impl Prepared {
             ..Settings::default()
         };
         let settings = with(base, &tunables, &keys.clock());
-        let held = |service: &crate::config::Service| {
-            Ok(dataplane.strictness(service.listen.ip(), service.listen.port())?)
-        };
+        let held = |service: &Service| Ok(dataplane.strictness(service.listen.ip(), service.listen.port())?);
         let held = config.services.iter().map(held).collect::<Result<Vec<_>, DaemonError>>()?;
         let own = InForce::new(&tunables, &services::first(&config.services));
         let strict = Strict::new(held, keys.clock().epoch, &own);
-        let census = dataplane.census(settings.hash_key, &modes::first_entries(&config.services, &[]))?;
+        dataplane.begin_generation(&settings)?;
+        let census = dataplane.census(&settings, &modes::first_entries(&config.services, &[]))?;
         let service_tunables = own.of_services();
         Ok(Self {
             keys,
@@ -504,7 +515,7 @@ impl Prepared {
             service_tunables,
             strict,
             services,
-            descriptors: Quota::default(),
+            descriptors: Descriptors::default(),
             census,
             tap,
             privileges,
@@ -561,7 +572,7 @@ impl Prepared {
             .map_err(|source| DaemonError::Socket { interface: interface.clone(), source })?;
         let zero_copy = socket.is_zero_copy();
         dataplane.register_socket(attached.slot, queue, socket.as_fd())?;
-        let services = Services::new(self.services.iter().cloned()).sharing(self.descriptors.clone());
+        let services = Services::new(self.services.iter().cloned()).sharing(self.descriptors.quota.clone());
         let (hash_key, flows, fingerprints) =
             (self.settings.hash_key, dataplane.flows(), dataplane.fingerprints());
         let heartbeat = heartbeat(dataplane, attached, queue)?;
@@ -659,12 +670,10 @@ fn service_specs<'a>(
 }
 
 /// How many connections, one descriptor each, the limits of services with backends allow.
-fn wanted_connections(config: &Config) -> usize {
-    let relays =
-        |service: &&crate::config::Service| matches!(service.destination, Some(Destination::Backends(_)));
-    config
-        .services
-        .iter()
+fn wanted_connections<'a>(services: impl IntoIterator<Item = &'a Service>) -> usize {
+    let relays = |service: &&Service| matches!(service.destination, Some(Destination::Backends(_)));
+    services
+        .into_iter()
         .filter(relays)
         .filter_map(|service| service.limits.connections)
         .map(|most| most as usize)

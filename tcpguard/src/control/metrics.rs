@@ -180,8 +180,9 @@ impl Guard {
         let mut entries = Metric::new(Gauge, "table_entries", "Entries of a table");
         let mut capacity = Metric::new(Gauge, "table_capacity", "Entries that a table has room for");
         let tracked = |Known { id, .. }: &Known| u64::from(self.census.open(Counted::Service(*id)));
-        let tracked = self.modes.known().iter().map(tracked).sum();
-        entries.add([("table", "flows")], Value::Whole(tracked));
+        let tracked: u64 = self.modes.known().iter().map(tracked).sum();
+        let old: u64 = self.census.old_entries().iter().sum();
+        entries.add([("table", "flows")], Value::Whole(tracked + old));
         // One table for each address family.
         capacity.add([("table", "flows")], Value::Whole(2 * u64::from(self.config.max_flows)));
         if let Some(filters) = filters {

@@ -47,9 +47,9 @@ impl Notify {
         self.send("WATCHDOG=1");
     }
 
-    /// It drains.
-    pub(super) fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=draining");
+    /// It drains, and may take so long until it ends, whatever the manager's own patience is.
+    pub(super) fn stopping(&self, time: Duration) {
+        self.send(&format!("STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC={}", time.as_micros()));
     }
 
     fn send(&self, state: &str) {

@@ -256,6 +256,7 @@ impl Guard {
         if !plan.added.is_empty() {
             self.count_flows_of(&plan.all).await?;
         }
+        self.make_room(&old, &plan.all);
         self.put_in_force(plan.all)?;
         let (added, changed, removed) = (plan.added, plan.changed, plan.removed);
         for (what, services) in [("added", &added), ("changed", &changed), ("removed", &removed)] {

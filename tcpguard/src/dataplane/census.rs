@@ -1,5 +1,6 @@
 //! How many flows are open, for each service and for each source: the words that XDP counts up and the engines count
-//! down. What follows from the counts, XDP decides.
+//! down. What follows from the counts, XDP decides. Entries that an earlier daemon left are no open flows: they take room
+//! in the flow table alone.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tcpguard_common::decision::admission::{Counted, source_places};
 use tcpguard_common::flow::{Address as _, AnyFlowKey, V4, V6};
-use tcpguard_common::map::{SERVICE_IDS, SOURCE_PLACES};
+use tcpguard_common::map::{Flow, SERVICE_IDS, SOURCE_PLACES};
 
 use super::flows::FlowTable;
 use super::maps::ServiceEntry;
@@ -52,16 +53,34 @@ impl Counts {
 #[derive(Clone, Debug)]
 pub struct Census {
     counts: Counts,
+    /// Whose flows are counted, of all that are in the table.
+    generation: u32,
     hash_key: [u64; 2],
     services: Arc<RwLock<Ids>>,
+    uncounted: Arc<Uncounted>,
+}
+
+/// What takes room in the flow table and is in the count of no service.
+#[derive(Debug, Default)]
+struct Uncounted {
+    /// Entries that an earlier daemon left, IPv4's and IPv6's.
+    old: [AtomicI64; 2],
+    /// Flows of services that there are no more.
+    stray: AtomicI64,
 }
 
 /// The services' ids.
 type Ids = HashMap<(IpAddr, u16), u32>;
 
 impl Census {
-    pub(super) fn new(counts: Counts, hash_key: [u64; 2], services: &[ServiceEntry]) -> Self {
-        Self { counts, hash_key, services: Arc::new(RwLock::new(ids(services))) }
+    pub(super) fn new(
+        counts: Counts,
+        generation: u32,
+        hash_key: [u64; 2],
+        services: &[ServiceEntry],
+    ) -> Self {
+        let services = Arc::new(RwLock::new(ids(services)));
+        Self { counts, generation, hash_key, services, uncounted: Arc::default() }
     }
 
     /// Counts for these services from now on, and for the ones among them that flows in the table belong to now. Before
@@ -77,13 +96,11 @@ impl Census {
             new.clone(),
         );
         let mut scan = flows.scan();
-        let transfer = |key: AnyFlowKey, _: &_| {
+        let transfer = |key: AnyFlowKey, flow: &Flow| {
             let (old, new) = (owner(&old, &key), owner(&new, &key));
-            if old != new {
+            if old != new && flow.generation == self.generation {
                 for (place, change) in [(old, -1), (new, 1)] {
-                    if let Some(place) = place {
-                        self.counts.at(place).fetch_add(change, Ordering::Relaxed);
-                    }
+                    self.of_service(place).fetch_add(change, Ordering::Relaxed);
                 }
             }
         };
@@ -101,35 +118,74 @@ impl Census {
         self.add(key, -1);
     }
 
+    /// The flow's entry took the place of one that an earlier daemon had left.
+    pub fn replaced(&self, key: &AnyFlowKey) {
+        self.old_removed(key);
+        self.opened(key);
+    }
+
+    /// An entry that an earlier daemon had left was removed.
+    pub fn old_removed(&self, key: &AnyFlowKey) {
+        self.old(key).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many entries there are still that an earlier daemon left, IPv4's and IPv6's.
+    pub fn old_entries(&self) -> [u64; 2] {
+        self.uncounted.old.each_ref().map(|old| u64::try_from(old.load(Ordering::Relaxed)).unwrap_or(0))
+    }
+
+    /// Whether both families together have more entries than three quarters of what fits of one: newcomers may soon find no
+    /// room. Reads one word for each service that there can be, 16 KB.
+    pub fn is_crowded(&self, flows: &FlowTable) -> bool {
+        let services = (0..SERVICE_IDS).map(|id| self.counts.at(Counted::Service(id)));
+        let Uncounted { old: [v4, v6], stray } = &*self.uncounted;
+        let there: i64 = services.chain([v4, v6, stray]).map(|count| count.load(Ordering::Relaxed)).sum();
+        there > i64::from(flows.capacity()) * 3 / 4
+    }
+
     /// How many flows are open in one place.
     pub fn open(&self, place: Counted) -> u32 {
         // A flow may be gone before whoever entered it has counted it.
         u32::try_from(self.counts.at(place).load(Ordering::Relaxed).max(0)).unwrap_or(u32::MAX)
     }
 
-    /// Counts the flows that are there from the beginning: those of an earlier daemon, which may have died between a
-    /// removal and its count, and whose services may have had other ids. Nobody may enter or remove any meanwhile.
+    /// Begins anew with what is in the table. An earlier daemon may have died between a removal and its count, its services
+    /// may have had other ids, and its flows are nobody's: counted, they would keep out who has them no more and comes
+    /// again. Nobody may enter or remove any meanwhile.
     pub(super) fn recount(&self, flows: &FlowTable) -> io::Result<()> {
         self.counts.clear();
         let mut scan = flows.scan();
-        while scan.next_slice(|key, _| self.opened(&key))? {}
+        let count = |key: AnyFlowKey, flow: &Flow| match flow.generation == self.generation {
+            true => self.opened(&key),
+            false => _ = self.old(&key).fetch_add(1, Ordering::Relaxed),
+        };
+        while scan.next_slice(count)? {}
         Ok(())
     }
 
+    /// One in each row of sources, and the service's.
     fn add(&self, key: &AnyFlowKey, flows: i64) {
-        for place in self.places(key).into_iter().flatten() {
-            self.counts.at(place).fetch_add(flows, Ordering::Relaxed);
-        }
-    }
-
-    /// One in each row of sources, and the service's if it is one's.
-    fn places(&self, key: &AnyFlowKey) -> [Option<Counted>; 3] {
-        let [first, second] = match key {
+        let sources = match key {
             AnyFlowKey::V4(key) => source_places(self.hash_key, key.peer),
             AnyFlowKey::V6(key) => source_places(self.hash_key, key.peer),
         };
+        for place in sources {
+            self.counts.at(Counted::Source(place)).fetch_add(flows, Ordering::Relaxed);
+        }
         let service = owner(&self.services.read().unwrap_or_else(PoisonError::into_inner), key);
-        [Some(Counted::Source(first)), Some(Counted::Source(second)), service]
+        self.of_service(service).fetch_add(flows, Ordering::Relaxed);
+    }
+
+    fn old(&self, key: &AnyFlowKey) -> &AtomicI64 {
+        let [v4, v6] = &self.uncounted.old;
+        match key {
+            AnyFlowKey::V4(_) => v4,
+            AnyFlowKey::V6(_) => v6,
+        }
+    }
+
+    fn of_service(&self, place: Option<Counted>) -> &AtomicI64 {
+        place.map_or(&self.uncounted.stray, |place| self.counts.at(place))
     }
 }
 

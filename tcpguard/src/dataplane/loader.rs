@@ -24,7 +24,7 @@ use super::error::DataplaneError;
 use super::filters::FilterTable;
 use super::flows::FlowTable;
 use super::links::{self, AttachMode, LINK_PREFIX, Linked, OldLink};
-use super::lock::{FileLock, LockError};
+use super::lock::{self, FileLock, LockError};
 use super::maps::{Counters, Maps, ServiceCounters, ServiceEntry, shared_names};
 use super::netdev::{InterfaceFacts, LinkFacts, LinkState};
 use super::pins::{PinDir, network_namespace};
@@ -46,6 +46,9 @@ const SPREAD: &str = "SPREAD";
 /// How long an interface that was taken over with new maps stays closed at most, should the start neither end nor be undone.
 const HOLD: Duration = Duration::from_secs(30);
 
+/// Where daemons lock the interfaces that they guard.
+pub const LOCK_DIR: &str = "/run/tcpguard";
+
 /// How [`Dataplane::load`] goes about it.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -64,7 +67,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             pin_dir: "/sys/fs/bpf/tcpguard".into(),
-            lock_dir: "/run/tcpguard".into(),
+            lock_dir: LOCK_DIR.into(),
             max_flows: DEFAULT_MAX_FLOWS,
             time_waits: 0,
         }
@@ -288,13 +291,16 @@ impl Dataplane {
         while let Some(guarded) = self.guarded.pop() {
             result = result.and(self.put_back(&guarded));
         }
-        if self.previous.is_none() {
-            for map in shared_names() {
-                result = result.and(PinDir::remove(&self.pins.map(map)));
+        match &self.previous {
+            Some(previous) => result.and(self.maps.write_settings(&previous.settings)),
+            None => {
+                for map in shared_names() {
+                    result = result.and(PinDir::remove(&self.pins.map(map)));
+                }
+                self.pins.remove_dir();
+                result
             }
-            self.pins.remove_dir();
         }
-        result
     }
 
     fn put_back(&self, guarded: &Guarded) -> Result<(), DataplaneError> {
@@ -378,14 +384,27 @@ impl Dataplane {
         self.maps.refill()
     }
 
-    /// The count of open flows of sources and of these services, begun anew from what is in the flow table. Before any
-    /// socket is registered: XDP enters no flows without one.
+    /// Has XDP enter flows as this daemon's from now on: `settings` are those to be written, the rest of which waits for
+    /// that. Before any socket is registered: XDP enters no flows without one, and what it entered as the previous daemon's
+    /// would be reset.
     ///
     /// # Errors
     ///
     /// A failed map access.
-    pub fn census(&self, hash_key: [u64; 2], services: &[ServiceEntry]) -> Result<Census, DataplaneError> {
-        let census = Census::new(self.maps.counts.clone(), hash_key, services);
+    pub fn begin_generation(&self, settings: &Settings) -> Result<(), DataplaneError> {
+        let &Settings { generation, hash_key, .. } = settings;
+        self.maps.write_settings(&Settings { generation, hash_key, ..self.maps.read_settings()? })
+    }
+
+    /// The count of open flows of this generation's sources and of these services, begun anew from what is in the flow
+    /// table. Before any socket is registered, likewise.
+    ///
+    /// # Errors
+    ///
+    /// A failed map access.
+    pub fn census(&self, settings: &Settings, services: &[ServiceEntry]) -> Result<Census, DataplaneError> {
+        let &Settings { generation, hash_key, .. } = settings;
+        let census = Census::new(self.maps.counts.clone(), generation, hash_key, services);
         let failed = |source| DataplaneError::Map { action: "list", map: name::FLOWS_V4, source };
         census.recount(&self.maps.flows).map_err(failed)?;
         Ok(census)
@@ -516,17 +535,20 @@ impl Dataplane {
         result.and(clear(self.pins).map(drop))
     }
 
-    /// Removes what a killed daemon left in `pin_dir`, without loading anything. Returns whether there was anything.
+    /// Removes what a killed daemon left in `pin_dir`, without loading anything, and the locks in `lock_dir` that nobody
+    /// holds. Returns whether there was anything pinned.
     ///
     /// # Errors
     ///
     /// `PinDirInUse` while a daemon runs, or a pin that cannot be removed.
-    pub fn remove(pin_dir: &Path) -> Result<bool, DataplaneError> {
-        match pin_dir.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+    pub fn remove(pin_dir: &Path, lock_dir: &Path) -> Result<bool, DataplaneError> {
+        let removed = match pin_dir.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             // If it cannot be looked into, opening it says why.
-            _ => clear(PinDir::open(pin_dir)?),
-        }
+            _ => clear(PinDir::open(pin_dir)?)?,
+        };
+        lock::sweep(lock_dir);
+        Ok(removed)
     }
 
     /// Leaves program, maps and pins in place, for the next daemon to take over. The same as a kill.
@@ -535,7 +557,8 @@ impl Dataplane {
     }
 
     fn lock(&self, facts: &InterfaceFacts) -> Result<FileLock, DataplaneError> {
-        let path = self.lock_dir.join(format!("{}-{}.lock", network_namespace(), facts.ifindex));
+        let path =
+            self.lock_dir.join(format!("{}-{}.{}", network_namespace(), facts.ifindex, lock::EXTENSION));
         let failed = |source| {
             DataplaneError::or_privilege(format!("lock {}", path.display()), source, |source| {
                 DataplaneError::Lock { path: path.clone(), source }

@@ -1,4 +1,5 @@
-//! Locks that the kernel releases when their holder dies, however it dies. Nothing is ever left to clean up by hand.
+//! Locks that the kernel releases when their holder dies, however it dies. Nothing is ever left to clean up by hand: the files
+//! of killed holders go when somebody comes by.
 
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -10,6 +11,9 @@ use std::time::{Duration, Instant};
 /// How long a lock that was let go may still seem held: a child that its holder was just starting has the file open, too,
 /// until it executes.
 const LINGER: Duration = Duration::from_millis(500);
+
+/// What the name of a lock file ends in.
+pub(super) const EXTENSION: &str = "lock";
 
 /// Why a lock was not taken.
 #[derive(Debug)]
@@ -35,7 +39,7 @@ impl FileLock {
             if let Some(mut lock) = Self::lock(path, OpenOptions::new().create(true), LINGER)? {
                 lock.file.set_len(0).map_err(LockError::Io)?;
                 writeln!(lock.file, "{}", std::process::id()).map_err(LockError::Io)?;
-                sweep(path);
+                path.parent().into_iter().for_each(sweep);
                 return Ok(lock);
             }
         }
@@ -56,11 +60,11 @@ impl FileLock {
     }
 }
 
-/// Removes the lock files beside `mine` that nobody holds. One that cannot be removed does no harm.
-fn sweep(mine: &Path) {
-    let Some(Ok(entries)) = mine.parent().map(std::fs::read_dir) else { return };
+/// Removes the lock files in `directory` that nobody holds. One that cannot be removed does no harm.
+pub(super) fn sweep(directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path != mine && path.extension() == mine.extension() {
+        if path.extension().is_some_and(|extension| extension == EXTENSION) {
             // Taken and dropped, which removes it.
             drop(FileLock::lock(&path, &mut OpenOptions::new(), Duration::ZERO));
         }

@@ -35,7 +35,7 @@ pub use keys::{KeyError, KeySchedule, MAX_PERIOD, MIN_PERIOD, Now};
 pub use late_port::choose_port_late;
 pub use link_events::LinkEvents;
 pub use links::AttachMode;
-pub use loader::{Attached, Dataplane, InterfaceSpec, LoadOptions, Previous};
+pub use loader::{Attached, Dataplane, InterfaceSpec, LOCK_DIR, LoadOptions, Previous};
 pub use maps::{Counters, ServiceCounters, ServiceEntry};
 pub use netdev::{InterfaceFacts, LinkFacts, LinkState};
 pub use secret::{MasterSecret, SecretError};

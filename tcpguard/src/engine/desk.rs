@@ -18,6 +18,9 @@ use crate::stack::{Event, Instant, Origin, Received, StackDrop, State as TcpStat
 /// Unknown flows looked up in one turn: each costs a system call, and a peer can cause them. Those of another engine do
 /// not count: they are looked up once and then remembered for a while.
 const MISSES: usize = 16;
+/// The same as long as an earlier daemon may have left flows, about a minute: all that a turn takes. The peers of all of them
+/// speak at once when they are probed.
+const MISSES_OF_OLD: usize = 128;
 /// Replayed first segments looked up in one turn, likewise; apart, because anybody can replay a connection of its own.
 const REPLAYS: usize = 4;
 /// Probes that may wait for the transmit ring: a slice of the sweep.
@@ -173,7 +176,7 @@ impl<T: SharedTables> Desk<T> {
     /// Whether this turn may make one more system call for a flow that the stack does not know.
     fn may_look_up(&mut self) -> bool {
         self.misses += 1;
-        self.misses <= MISSES
+        self.misses <= if self.flows.old_generation_possible() { MISSES_OF_OLD } else { MISSES }
     }
 
     /// A segment of a flow of ours whose first segment was lost.
@@ -200,8 +203,8 @@ impl<T: SharedTables> Desk<T> {
         self.note(if taken { Handover::Queued } else { Handover::Full })
     }
 
-    /// The connection died with an earlier daemon: its peer gets a reset instead of silence. The entry stays: the reset
-    /// may be lost, or answer a segment that is not the peer's.
+    /// The connection died with an earlier daemon: its peer gets a reset instead of silence. The entry stays for a while: the
+    /// reset may be lost, or answer a segment that is not the peer's.
     fn dismiss(&mut self, now: Instant, state: &mut State, key: AnyFlowKey, frame: &[u8]) {
         if self.flows.may_reset(now, key) {
             state.stack.reset_unknown(now, frame);

@@ -2,7 +2,7 @@
 //! lives again, replaced by fingerprints in TIME_WAIT, and swept for flows nobody adopted. Whether a segment
 //! may open a connection is the stack's judgement, not this file's.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -35,9 +35,12 @@ const SLICE_PAUSE: Duration = Duration::from_millis(10);
 /// The same while a flow's first segment may be among frames that were lost: a million entries in four seconds.
 const HURRIED_SLICE_PAUSE: Duration = Duration::from_millis(2);
 const HURRIED_SWEEP_PAUSE: Duration = Duration::from_millis(250);
-/// An earlier daemon's entries are kept this long, so that a peer that speaks meets a reset and not silence, and another
-/// one if that is lost.
+/// An earlier daemon's entries are kept this long, so that a peer that speaks meets a reset and not silence.
 const KEEP_OLD_GENERATION: Duration = Duration::from_secs(60);
+/// How long one of them is kept after a reset: it may have been lost, or have answered a segment that was not the peer's.
+/// Probes after one, two and four seconds have the peer ask for another. And how long the others are kept in a
+/// [crowded](SharedTables::is_crowded) table, whose room is for who comes now.
+const KEEP_DISMISSED: Duration = Duration::from_secs(5);
 /// Pause between two resets of one of its flows, and how many flows are reset in each: whoever can forge segments of
 /// such flows gets no more than that out of us.
 const RESET_PAUSE: Duration = Duration::from_millis(100);
@@ -51,6 +54,10 @@ pub trait SharedTables {
     fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> bool;
     /// Removes entries; those that are not there are no error.
     fn remove_batch(&self, keys: &[AnyFlowKey]);
+    /// Removes entries of an earlier daemon, likewise.
+    fn remove_old(&self, keys: &[AnyFlowKey]);
+    /// Whether the table has little room left for newcomers.
+    fn is_crowded(&self) -> bool;
     /// Appends the next slice of the table, some hundred entries, to `found`. `false` at the end, where the next
     /// call starts over.
     ///
@@ -100,6 +107,12 @@ impl SharedTables for NoTables {
     }
 
     fn remove_batch(&self, _: &[AnyFlowKey]) {}
+
+    fn remove_old(&self, _: &[AnyFlowKey]) {}
+
+    fn is_crowded(&self) -> bool {
+        false
+    }
 
     fn scan(&mut self, _: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
         Ok(false)
@@ -176,6 +189,8 @@ pub(crate) struct Ownership<T: SharedTables> {
     /// An earlier daemon's flows that were reset in the present [`RESET_PAUSE`].
     resets: HashSet<AnyFlowKey>,
     resets_since: Instant,
+    /// Those that were reset and whose entries are to go, and when.
+    dismissed: VecDeque<(Instant, AnyFlowKey)>,
     /// Other engines' flows that were met in the present [`BELIEVE`], and their owners.
     owners: HashMap<AnyFlowKey, u32>,
     owners_since: Instant,
@@ -208,6 +223,7 @@ impl<T: SharedTables> Ownership<T> {
             rotated: now,
             resets: HashSet::new(),
             resets_since: now,
+            dismissed: VecDeque::new(),
             owners: HashMap::new(),
             owners_since: now,
             next_slice: now + SWEEP_PAUSE,
@@ -341,6 +357,7 @@ impl<T: SharedTables> Ownership<T> {
             self.absent.swap(0, 1);
             self.absent[0].clear();
         }
+        self.remove_dismissed(now);
         let Some(since) = self.closing_since else { return };
         if self.closing.len() >= DELETE_BATCH || now >= since + DELETE_DELAY {
             self.flush();
@@ -363,10 +380,9 @@ impl<T: SharedTables> Ownership<T> {
 
     /// When [`Self::delete_due`] or [`Self::sweep`] wants to be called next.
     pub(crate) fn deadline(&self) -> Instant {
-        match self.closing_since {
-            Some(since) if since + DELETE_DELAY < self.next_slice => since + DELETE_DELAY,
-            _ => self.next_slice,
-        }
+        let closing = self.closing_since.map(|since| since + DELETE_DELAY);
+        let dismissed = self.dismissed.front().map(|&(due, _)| due);
+        [closing, dismissed].into_iter().flatten().fold(self.next_slice, Instant::min)
     }
 
     /// Frames that XDP redirected were lost: there may be first segments among them, which nobody will send again. Sweeps
@@ -392,6 +408,9 @@ impl<T: SharedTables> Ownership<T> {
         self.counters.hurried_slices += u64::from(self.lost.is_some());
         let mut found = std::mem::take(&mut self.found);
         let mut outlived = Vec::new();
+        // Not before every one was probed.
+        let is_over = now >= self.started + KEEP_OLD_GENERATION
+            || self.sweeps > 0 && now >= self.started + KEEP_DISMISSED && self.tables.is_crowded();
         let more = self.tables.scan(&mut found);
         for (key, flow) in found.drain(..) {
             if self.closing.contains(&key) || !(flow.owner == self.engine || is_stray(flow.owner)) {
@@ -401,7 +420,7 @@ impl<T: SharedTables> Ownership<T> {
                 Claim::Missing | Claim::Foreign(_) => {}
                 Claim::OldGeneration(flow) => {
                     self.met_old = true;
-                    if now >= self.started + KEEP_OLD_GENERATION {
+                    if is_over {
                         outlived.push(key);
                     } else if self.probing {
                         offer(Offer::Probe, key, &flow);
@@ -438,13 +457,30 @@ impl<T: SharedTables> Ownership<T> {
         }
     }
 
-    /// Whether a flow that an earlier daemon had may be reset now; if so, not again for a while.
+    /// Whether a flow that an earlier daemon had may be reset now; if so, not again for a while, and its entry is to go.
     pub(crate) fn may_reset(&mut self, now: Instant, key: AnyFlowKey) -> bool {
         if now >= self.resets_since + RESET_PAUSE {
             self.resets_since = now;
             self.resets.clear();
         }
-        self.resets.len() < RESETS && self.resets.insert(key)
+        let may = self.resets.len() < RESETS && self.resets.insert(key);
+        if may {
+            self.dismissed.push_back((now + KEEP_DISMISSED, key));
+        }
+        may
+    }
+
+    /// Removes entries whose peers were reset: after a while, or at once where a peer that comes again at once would find no
+    /// room.
+    fn remove_dismissed(&mut self, now: Instant) {
+        if self.dismissed.is_empty() {
+            return;
+        }
+        let at_once = self.tables.is_crowded();
+        let is_due = |&&(due, _): &&(Instant, AnyFlowKey)| at_once || due <= now;
+        let due = self.dismissed.iter().take(DELETE_BATCH).take_while(is_due).count();
+        let keys = self.dismissed.drain(..due).map(|(_, key)| key).collect();
+        self.remove_old(keys);
     }
 
     /// Entries of an earlier daemon are of no more use. At once, and not with a later batch: the tuple may live again at
@@ -453,7 +489,7 @@ impl<T: SharedTables> Ownership<T> {
         let is_old = |flow| matches!(self.classify(flow), Claim::OldGeneration(_));
         keys.retain(|key| self.tables.lookup(key).is_some_and(is_old));
         if !keys.is_empty() {
-            self.tables.remove_batch(&keys);
+            self.tables.remove_old(&keys);
             self.counters.old_generation += keys.len() as u64;
         }
     }
@@ -525,7 +561,14 @@ impl SharedTables for KernelTables {
                 self.census.opened(key);
                 true
             }
-            Ok(false) => self.flows.insert(key, flow).is_ok(),
+            Ok(false) => {
+                let was_old = self.lookup(key).is_some_and(|old| old.generation != flow.generation);
+                let replaced = self.flows.insert(key, flow).is_ok();
+                if was_old && replaced {
+                    self.census.replaced(key);
+                }
+                replaced
+            }
             Err(_) => false,
         }
     }
@@ -533,6 +576,15 @@ impl SharedTables for KernelTables {
     fn remove_batch(&self, keys: &[AnyFlowKey]) {
         // What stays behind is found by the sweep, which the stack tells that the flow has closed.
         let _ = self.flows.remove_batch(keys, |key| self.census.closed(key));
+    }
+
+    fn remove_old(&self, keys: &[AnyFlowKey]) {
+        // What stays behind the sweep finds again.
+        let _ = self.flows.remove_batch(keys, |key| self.census.old_removed(key));
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.census.is_crowded(&self.flows)
     }
 
     fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {

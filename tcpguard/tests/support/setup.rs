@@ -120,10 +120,10 @@ impl Setup {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// Runs a daemon that is expected to end by itself at once.
-    pub fn refused(&self, arguments: &[String]) -> Result<String> {
+    /// Runs a daemon that is expected to end by itself at once, with this exit code.
+    pub fn refused(&self, arguments: &[String], code: i32) -> Result<String> {
         let output = self.lab.guard().command(BINARY).args(arguments).output()?;
-        one_line(&output, 2)
+        one_line(&output, code)
     }
 
     /// One verb, however it ends.

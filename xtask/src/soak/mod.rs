@@ -66,9 +66,9 @@ pub fn soak(built: &Artifacts, time: Duration) -> Result<String> {
     let echo = SocketAddr::from((GUARD_ADDRESS, ECHO_PORT));
     let relay = format!("{relayed}={}", SocketAddr::from((Ipv4Addr::LOCALHOST, BACKEND_PORT)));
     let respond = format!("{echo}=respond:echo");
-    // What is in TIME_WAIT is to be gone soon.
-    let time_waits = ["--set", "time-wait=1s", "--set", TIME_WAITS];
-    let arguments = [&["--protect", &relay, "--protect", &respond][..], &time_waits].concat();
+    // What is in TIME_WAIT is to be gone soon, and what the flood left half-open.
+    let short = ["--set", "time-wait=1s", "--set", TIME_WAITS, "--set", "syn-ack-retries=3"];
+    let arguments = [&["--protect", &relay, "--protect", &respond][..], &short].concat();
     let mut daemon = Daemon::start(&built.daemon, &lab, &arguments)?;
     let target = Arc::new(Target { relayed, echo, files: clients::files(&backend)? });
 

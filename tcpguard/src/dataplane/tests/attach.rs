@@ -225,7 +225,7 @@ fn an_undone_start_leaves_links_programs_and_entries_as_they_were() {
             // A link that had to go comes back under another number.
             assert!(spec.mode == AttachMode::Generic || contents(&sandbox.options.pin_dir) == before);
         }
-        assert!(Dataplane::remove(&sandbox.options.pin_dir).unwrap());
+        assert!(Dataplane::remove(&sandbox.options.pin_dir, &sandbox.options.lock_dir).unwrap());
     });
 }
 
@@ -243,16 +243,21 @@ fn an_undone_first_start_leaves_nothing() {
 fn what_a_killed_daemon_left_is_removed_without_being_loaded() {
     with_veth(1, 1500, || {
         let sandbox = Sandbox::new();
-        let pin_dir = &sandbox.options.pin_dir;
+        let LoadOptions { pin_dir, lock_dir, .. } = &sandbox.options;
+        let remove = || Dataplane::remove(pin_dir, lock_dir);
+        let locks = || std::fs::read_dir(lock_dir).unwrap().count();
         let (old, _) = guard(&sandbox.options);
-        assert!(matches!(Dataplane::remove(pin_dir), Err(DataplaneError::PinDirInUse { .. })));
+        // Of one that was killed with its interface.
+        std::fs::write(lock_dir.join("4026531840-7.lock"), "1\n").unwrap();
+        assert!(matches!(remove(), Err(DataplaneError::PinDirInUse { .. })));
+        assert_eq!(locks(), 2, "it was refused");
         // Whatever version it was of: nothing there is looked into.
         old.write_settings(&Settings { abi: ABI_VERSION + 1, ..Settings::default() }).unwrap();
         std::fs::remove_file(pin_dir.join("SETTINGS")).unwrap();
         old.leave();
-        assert!(Dataplane::remove(pin_dir).unwrap());
-        assert_eq!(xdp_of("tgd-a"), "");
-        assert!(!Dataplane::remove(pin_dir).unwrap() && !pin_dir.exists());
+        assert!(remove().unwrap());
+        assert_eq!((xdp_of("tgd-a").as_str(), locks()), ("", 0));
+        assert!(!remove().unwrap() && !pin_dir.exists());
     });
 }
 

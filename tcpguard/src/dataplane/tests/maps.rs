@@ -462,7 +462,8 @@ fn flows_are_counted_by_source_and_by_service_and_counted_anew_from_the_table() 
     with_dataplane(|dataplane, _sandbox| {
         const KEY: [u64; 2] = [7, 8];
         let services = [entry("10.128.0.1", 80, 3), entry("0.0.0.0", 80, 4), entry("::", 80, 5)];
-        let census = dataplane.census(KEY, &services).unwrap();
+        let settings = Settings { abi: ABI_VERSION, generation: 7, hash_key: KEY, ..Settings::default() };
+        let census = dataplane.census(&settings, &services).unwrap();
         let service = |id| census.open(Counted::Service(id));
         let source = |key: &AnyFlowKey| {
             let AnyFlowKey::V4(key) = key else { panic!("not IPv4") };
@@ -490,11 +491,30 @@ fn flows_are_counted_by_source_and_by_service_and_counted_anew_from_the_table() 
 
         let table = dataplane.flows();
         for number in 0..700 {
-            table.insert(&flow_key(number, number % 7 == 0), &flow(number)).unwrap();
+            let flow = Flow { generation: settings.generation, ..flow(number) };
+            table.insert(&flow_key(number, number % 7 == 0), &flow).unwrap();
         }
-        let again = dataplane.census(KEY, &services[..1]).unwrap();
+        let again = dataplane.census(&settings, &services[..1]).unwrap();
         assert_eq!([3, 4, 5].map(|id| again.open(Counted::Service(id))), [600, 0, 0]);
         assert_eq!(source(&exact), [1, 1]);
+
+        // They are nobody's for the next daemon, and take room all the same: as many as make three quarters, and one more.
+        let next = Settings { generation: 8, ..settings };
+        let census = dataplane.census(&next, &services[..1]).unwrap();
+        assert_eq!((census.open(Counted::Service(3)), source(&exact)), (0, [0, 0]));
+        for key in (700..769).map(|number| flow_key(number, false)) {
+            assert!(!census.is_crowded(&table));
+            census.opened(&key);
+        }
+        assert!(census.is_crowded(&table));
+        assert_eq!(census.old_entries(), [600, 100]);
+        census.old_removed(&exact);
+        assert!(!census.is_crowded(&table));
+        // Nor is one moved that is counted nowhere, and one that takes its place is counted.
+        census.follow(&services, &table).unwrap();
+        assert_eq!([3, 4, 5].map(|id| census.open(Counted::Service(id))), [69, 0, 0]);
+        census.replaced(&exact);
+        assert_eq!((census.open(Counted::Service(3)), census.old_entries()), (70, [598, 100]));
         dataplane.detach().unwrap();
     });
 }

@@ -13,7 +13,7 @@ use super::duties::{engines, entry, key};
 use super::world::{MemoryTables, World, eventually};
 use super::{on_one_thread, pair, pair_with, read_all};
 use crate::config::Tunables;
-use crate::engine::flows::{Ownership, Swept};
+use crate::engine::flows::{Offer, Ownership, Swept};
 use crate::engine::net::now;
 use crate::stack::{Instant, Link, Origin};
 
@@ -221,4 +221,57 @@ fn an_old_entry_goes_in_the_end_and_never_one_that_took_its_place() {
     other.insert(start, key(5000), &origin());
     sweep(start + Duration::from_secs(70));
     assert_eq!(entry(&world, 5000).owner, 1);
+}
+
+#[test]
+fn an_old_entry_goes_some_seconds_after_its_peer_was_reset_and_at_once_where_room_is_short() {
+    let world = World::new(2);
+    let start = now();
+    let [mut mine, _] = successors(&world, start);
+    let left = |mine: &mut Ownership<MemoryTables>, after| {
+        mine.delete_due(start + after);
+        world.flows.borrow().len()
+    };
+    assert!(mine.may_reset(start, key(5000)));
+    assert_eq!(left(&mut mine, Duration::from_millis(4999)), 1, "the reset may have been lost");
+    assert!(mine.may_reset(start + Duration::from_secs(1), key(5000)), "nor is another refused");
+    mine.sweep(start + Duration::from_millis(4500), |_| false, |_, _, _| Swept::Refused);
+    assert_eq!(mine.deadline(), start + Duration::from_secs(5), "before the next sweep");
+    assert_eq!(left(&mut mine, Duration::from_secs(5)), 0);
+    assert_eq!(mine.counters.old_generation, 1);
+    assert_eq!((left(&mut mine, Duration::from_secs(6)), mine.counters.old_generation), (0, 1));
+
+    let [mut mine, mut other] = successors(&world, start);
+    world.crowded.set(true);
+    assert_eq!(left(&mut mine, Duration::ZERO), 1, "nobody was told");
+    assert!(mine.may_reset(start, key(5000)));
+    assert_eq!(left(&mut mine, Duration::ZERO), 0);
+    // What took its place meanwhile stays.
+    assert!(mine.may_reset(start + Duration::from_secs(1), key(5000)));
+    other.insert(start, key(5000), &origin());
+    assert_eq!(left(&mut mine, Duration::from_secs(10)), 1);
+}
+
+#[test]
+fn an_old_entry_whose_peer_is_silent_goes_sooner_where_room_is_short_but_never_unprobed() {
+    let world = World::new(2);
+    let start = now();
+    world.crowded.set(true);
+    // However late the first sweep is.
+    for (times, expected) in [([2, 4, 6], [(1, 1), (2, 1), (2, 0)]), ([6, 7, 9], [(1, 1), (1, 0), (1, 0)])] {
+        let [mut mine, _] = successors(&world, start);
+        let mut probes = 0;
+        let mut sweep = |seconds| {
+            mine.sweep(
+                start + Duration::from_secs(seconds),
+                |_| false,
+                |what, _, _| {
+                    probes += u32::from(what == Offer::Probe);
+                    Swept::Refused
+                },
+            );
+            (probes, world.flows.borrow().len())
+        };
+        assert_eq!(times.map(&mut sweep), expected);
+    }
 }

@@ -97,6 +97,8 @@ pub(crate) struct World {
     pub(crate) unreadable: Cell<bool>,
     /// Entries that a walk meets before those of [`Self::flows`]: of another engine's.
     pub(crate) crowd: Cell<u32>,
+    /// Whether there is little room left in the flow table.
+    pub(crate) crowded: Cell<bool>,
     /// Flows that XDP was made to see at first glance.
     pub(crate) shown: RefCell<HashSet<AnyFlowKey>>,
     /// What is done whenever an engine looks at its ring.
@@ -157,6 +159,7 @@ impl World {
             forget: Cell::new(0),
             unreadable: Cell::new(false),
             crowd: Cell::new(0),
+            crowded: Cell::new(false),
             shown: RefCell::default(),
             at_poll: RefCell::default(),
         })
@@ -412,6 +415,14 @@ impl SharedTables for MemoryTables {
         keys.iter().for_each(|key| {
             flows.remove(key);
         });
+    }
+
+    fn remove_old(&self, keys: &[AnyFlowKey]) {
+        self.remove_batch(keys);
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.world.crowded.get()
     }
 
     fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
