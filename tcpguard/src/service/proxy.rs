@@ -229,7 +229,7 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
 
 /// Relays until the end, or until a limit is reached.
 async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch: Option<Watch>) -> End {
-    let mut lookout = lease.map(|lease| (lease, Lookout::new(lease.holds())));
+    let mut lookout = lease.map(|lease| (lease, Lookout::new(lease.holds(), relay.client_addr())));
     poll_fn(|cx| {
         if let Poll::Ready(end) = relay.poll(cx) {
             return Poll::Ready(end);
@@ -240,7 +240,7 @@ async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch:
             return Poll::Ready(end);
         }
         let Some((lease, lookout)) = &mut lookout else { return Poll::Pending };
-        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.moved()) {
+        while let Poll::Ready((hold, age)) = lookout.poll(cx, relay.hold(), relay.progress()) {
             proxy.complain_of_hold(lease, relay.client_addr(), hold, age);
             let limit = relay.close_wait();
             if hold == Hold::CloseWait && !limit.is_zero() && age >= limit {

@@ -211,6 +211,17 @@ impl Relay {
         self.asked_bytes + self.answered_bytes
     }
 
+    /// How far it has come: the same, less what the client has yet to take once there is nothing more to say to it. A client
+    /// that takes the last of a download at its leisure holds nothing up.
+    pub(super) fn progress(&self) -> u64 {
+        match self.down {
+            Direction::Closing | Direction::Draining => {
+                self.moved().wrapping_sub(self.client.unacknowledged().into())
+            }
+            Direction::Open | Direction::Closed | Direction::Broken => self.moved(),
+        }
+    }
+
     /// Drops the backend's connection with a reset: the client's end was none it should take for a close.
     pub(super) fn reset_backend(self) {
         self.backend.reset();

@@ -365,14 +365,14 @@ fn nothing_spins_while_a_client_is_stalled_whatever_its_backend_does() {
             let far = Backend::Tcp(BackendStream::connect(addr).await.unwrap());
             let (mut server, _) = listener.accept().await.unwrap();
             let mut relay = Relay::new(stream, far, Arc::new(ServiceCounters::default()), Scratch::default());
-            let mut lookout = Lookout::new(Arc::new(Holds::new(PATIENCE)));
+            let mut lookout = Lookout::new(Arc::new(Holds::new(PATIENCE)), relay.client_addr());
             let (polls, relayed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
             let (counted, moved) = (Rc::clone(&polls), Rc::clone(&relayed));
             let task = spawn_local(poll_fn(move |cx| {
                 counted.set(counted.get() + 1);
                 let end = relay.poll(cx);
                 moved.set(relay.moved());
-                while lookout.poll(cx, relay.hold(), relay.moved()).is_ready() {}
+                while lookout.poll(cx, relay.hold(), relay.progress()).is_ready() {}
                 end
             }));
             fill(&mut server, || relayed.get()).await;
