@@ -77,6 +77,7 @@ fn reading(time_ms: u64, syns: u64, attacks: Vec<Attack>) -> Reading {
         states: [("ESTABLISHED".to_owned(), 4321), ("TIME_WAIT".to_owned(), 17)].into(),
         totals: [("stack".to_owned(), [("adopted".to_owned(), syns / 4)].into())].into(),
         engines: Vec::new(),
+        left_out: Vec::new(),
     };
     let tunables = ["time-wait", "retries"].map(|name| Tunable {
         services: None,
