@@ -5,9 +5,10 @@ mod support;
 #[path = "verbs/snapshot.rs"]
 mod snapshot;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use snapshot::lasting;
 use support::setup::{BINARY, SERVICE, Setup, eventually, one_line};
 use xtask::lab::{FloodSpec, Terminal};
@@ -95,6 +96,64 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
     drop(daemon);
     shows(&terminal, "no daemon answers there")?;
     terminal.press(&["q"])
+}
+
+/// The process of the one `tcpguard top` that asks this daemon.
+fn process_of(control: &str) -> Result<u32> {
+    let processes = std::fs::read_dir("/proc")?.flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_top = |number: &u32| {
+        let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|&byte| byte == 0).collect();
+        words[0] == BINARY.as_bytes() && words.contains(&&b"top"[..]) && words.contains(&control.as_bytes())
+    };
+    numbers.find(is_top).context("no such process")
+}
+
+/// The time that a process has had a CPU for so far, and how nice it is (proc_pid_stat(5)).
+fn cpu_time(process: u32) -> Result<(Duration, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    // A tick is 10 ms in all that is told to programs.
+    Ok((Duration::from_millis(10 * ticks), fields[16].parse()?))
+}
+
+/// In raw mode Ctrl-C is a key as well: it used to wait, as `q` and Esc did, for the daemon's answer, half a minute and more.
+#[test]
+fn top_costs_next_to_nothing_and_ends_on_a_key_while_the_daemon_does_not_answer() -> Result<()> {
+    let mut setup = Setup::new()?;
+    let daemon = setup.daemon(&[])?;
+    let _kept = setup.keep_alive()?;
+    let ended = setup.lab.dir().join("ended");
+    let (control, ended_at) = (setup.control().display().to_string(), ended.display().to_string());
+    for key in ["q", "Escape", "C-c"] {
+        let top = format!("{BINARY} --control {control} top; echo $? > {ended_at}");
+        let terminal = Terminal::run(&setup.lab.dir(), SIZE, &top)?;
+        shows(&terminal, "no attack")?;
+        terminal.press(&["3"])?;
+        shows(&terminal, "10.77.0.2:")?;
+        if key == "q" {
+            let process = process_of(&control)?;
+            let ((before, _), time) = (cpu_time(process)?, Duration::from_secs(3));
+            std::thread::sleep(time);
+            let (after, nice) = cpu_time(process)?;
+            ensure!(after - before < time / 10, "{:?} of {time:?}", after - before);
+            ensure!(nice >= 10, "engines go before it: {nice}");
+        }
+        daemon.signal(Signal::STOP)?;
+        shows(&terminal, "the daemon has not answered for ")?;
+        let pressed = Instant::now();
+        terminal.press(&[key])?;
+        eventually("it ends", || Ok(std::fs::read_to_string(&ended).is_ok_and(|code| code == "0\n")))?;
+        ensure!(pressed.elapsed() < Duration::from_secs(5), "{key}: after {:?}", pressed.elapsed());
+        daemon.signal(Signal::CONT)?;
+        std::fs::remove_file(&ended)?;
+        drop(terminal);
+        eventually("the daemon answers", || Ok(setup.ask(&["status"])?.status.success()))?;
+    }
+    Ok(())
 }
 
 #[test]

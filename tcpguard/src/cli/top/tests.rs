@@ -8,7 +8,7 @@ use ratatui::style::Color;
 use super::model::{Action, Model, Page, Reading};
 use super::view;
 use crate::control::protocol::{
-    Attack, AttackPrefix, Keys, ReasonCount, ServiceCount, Stats, Status, Tunable,
+    Attack, AttackPrefix, EngineName, Keys, ReasonCount, ServiceCount, Stats, Status, Tunable,
 };
 
 fn attack() -> Attack {
@@ -190,6 +190,33 @@ fn a_daemon_that_is_gone_is_said_until_it_is_back() {
     model.take(reading(500, 3, Vec::new()));
     let text = screen(&model, (80, 24), true).to_string();
     assert!(text.contains("no attack") && text.contains("SYNs/s 0"), "{text}");
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_said_once_a_second() {
+    use std::time::Duration;
+    let mut model = model(Vec::new());
+    let miss = |model: &mut Model, ms| model.miss(Duration::from_millis(ms));
+    assert_eq!([3000, 3100, 4000].map(|ms| miss(&mut model, ms)), [true, false, true]);
+    let text = screen(&model, (80, 24), true).to_string();
+    assert!(text.contains("the daemon has not answered for 4s; q ends"), "{text}");
+    model.take(reading(3000, 3, Vec::new()));
+    assert!(screen(&model, (80, 24), true).to_string().contains("no attack"));
+}
+
+#[test]
+fn an_engine_that_is_left_out_or_comes_back_makes_no_rate() {
+    let mut model = model(Vec::new());
+    let adopted = |stats: &Stats| stats.totals["stack"]["adopted"];
+    assert_eq!(model.rate(adopted), 250);
+    let mut left_out = reading(3000, 9000, Vec::new());
+    left_out.stats.left_out = vec![EngineName { interface: "eth0".into(), queue: 1 }];
+    model.take(left_out);
+    assert_eq!(model.rate(adopted), 0);
+    model.take(reading(4000, 10_000, Vec::new()));
+    assert_eq!(model.rate(adopted), 0);
+    model.take(reading(5000, 11_000, Vec::new()));
+    assert_eq!(model.rate(adopted), 250);
 }
 
 /// What is written to it, for others to see.
