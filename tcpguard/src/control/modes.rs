@@ -23,7 +23,9 @@ use super::services::{self, Known, no_service};
 
 /// How often it is looked whether a flood has begun or ended.
 pub(super) const FLOOD_TICK: Duration = Duration::from_millis(100);
-/// How full a half-open queue is in a flood, and how full it may be once that is over.
+/// How full a half-open queue is in a flood, and how full it may be once that is over. No tunables: they are shares, and what
+/// they are shares of is one, half-open-limit; who wants cookies sooner lowers that, or stateful-rate. Apart they are so that a
+/// mode does not change with every SYN, and below 1 because a queue evicts before it is full.
 const FULL: f64 = 0.75;
 const EMPTIED: f64 = 0.5;
 

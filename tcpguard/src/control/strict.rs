@@ -23,7 +23,8 @@ use super::tunables::ByService;
 pub(super) const FORGERY_TICK: Duration = Duration::from_secs(1);
 
 /// As many ACKs as `strict-rate` lets by in this time may be invalid at once: whoever loses its connections to another machine
-/// sends that many. By the default rate that is 23 280 guesses, one forgery in 1441 such bursts.
+/// sends that many. By the default rate that is 23 280 guesses, one forgery in 1441 such bursts. No tunable: what counts is its
+/// product with strict-rate, which is one.
 const BURST: Duration = Duration::from_secs(60);
 
 /// The strictness in force.

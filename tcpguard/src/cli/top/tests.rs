@@ -89,6 +89,7 @@ fn reading(time_ms: u64, syns: u64, attacks: Vec<Attack>) -> Reading {
         min: 100,
         max: 600_000,
         help: format!("What {name} does."),
+        cost: format!("What {name} takes."),
     });
     Reading { status, stats, tunables: tunables.into() }
 }
