@@ -4,6 +4,7 @@
 mod asker;
 mod diagram;
 mod model;
+mod room;
 #[cfg(test)]
 mod tests;
 mod view;
