@@ -115,10 +115,24 @@ fn screen(model: &Model, size: (u16, u16), colours: bool) -> TestBackend {
 fn each_page_has_what_it_promises_on_eighty_by_twenty_four() {
     let mut model = model(vec![attack()]);
     for (key, expected) in [
-        ('1', &["SYNs/s 1000", "cookies/s 1000", "valid ACKs/s 200", "invalid ACKs/s 0", "reply-budget", "500/s", "█"][..]),
+        (
+            '1',
+            &[
+                "SYNs/s 1000",
+                "cookies/s 1000",
+                "valid ACKs/s 200",
+                "invalid ACKs/s 0",
+                "reply-budget",
+                "500/s",
+                "█",
+            ][..],
+        ),
         ('2', &["LISTEN", "1000/s", "ESTABLISHED 4321", "TIME_WAIT 17", "FIN_WAIT_2 0", "250/s", "2MSL"]),
         ('3', &["192.0.2.1:443", "auto cookies", "198.51.100.0/24", "99.1%", "SENDS MOST"]),
-        ('4', &["time-wait*", "30s", "1m", "100ms to 10m", "What time-wait does. Costs: What time-wait takes."]),
+        (
+            '4',
+            &["time-wait*", "30s", "1m", "100ms to 10m", "What time-wait does. Costs: What time-wait takes."],
+        ),
     ] {
         assert_eq!(press(&mut model, KeyCode::Char(key)), Action::None);
         let text = screen(&model, (80, 24), true).to_string();
@@ -145,7 +159,14 @@ fn worst() -> Attack {
 /// The line of alarms.
 fn banner(attacks: Vec<Attack>, width: u16) -> String {
     let model = model(attacks);
-    screen(&model, (width, 24), true).to_string().lines().nth(1).unwrap().trim_matches('"').trim_end().to_owned()
+    screen(&model, (width, 24), true)
+        .to_string()
+        .lines()
+        .nth(1)
+        .unwrap()
+        .trim_matches('"')
+        .trim_end()
+        .to_owned()
 }
 
 #[test]
@@ -217,6 +238,56 @@ fn an_address_that_is_too_long_for_its_column_is_cut_in_its_middle_and_marked() 
 }
 
 #[test]
+fn every_edge_of_the_diagram_has_what_went_along_it_and_nothing_is_counted_twice() {
+    let mut before = reading(1000, 0, Vec::new());
+    let mut now = reading(2000, 1000, Vec::new());
+    let counted = [
+        // Seven of the adopted were remembered half-open connections.
+        ("adopted", 27),
+        ("half-open-completed", 7),
+        ("fin-wait-1-entered", 31),
+        ("close-wait-entered", 32),
+        ("fin-wait-2-entered", 33),
+        ("closing-entered", 34),
+        ("last-ack-entered", 35),
+        ("last-ack-left", 36),
+        ("time-wait-entered", 37),
+        ("time-wait-expired", 38),
+        ("resets-in", 40),
+        ("resets-out", 1),
+    ];
+    let group = |times: u64| -> std::collections::BTreeMap<String, u64> {
+        counted.iter().map(|&(name, count)| (name.to_owned(), count * times)).collect()
+    };
+    before.stats.totals = [("stack".to_owned(), group(1))].into();
+    now.stats.totals = [("stack".to_owned(), group(2))].into();
+    // Whatever their MSS: the reason that most of them have is not all of them.
+    (now.stats.services[0].cookies_sent, now.stats.services[0].stateful) = (12_345, 8);
+    let mut model = Model::default();
+    model.take(before);
+    model.take(now);
+    press(&mut model, KeyCode::Char('2'));
+    let text = screen(&model, (80, 24), true).to_string();
+    for edge in [
+        "12.3k/s ",
+        " 8/s ",
+        " 20/s ",
+        "ACK: 7/s ",
+        "close: 31/s ",
+        "FIN: 32/s ",
+        "v 33/s ",
+        "v 34/s ",
+        "v 35/s ",
+        "36/s ",
+        "v 37/s ",
+        "2MSL 38/s ",
+        "RST: 41/s ",
+    ] {
+        assert_eq!(text.matches(edge).count(), 1, "{edge}\n{text}");
+    }
+}
+
+#[test]
 fn forged_acks_are_drawn_as_well() {
     let mut model = Model::default();
     let mut now = reading(2000, 0, Vec::new());
@@ -254,7 +325,11 @@ fn the_help_of_a_tunable_is_there_to_its_last_word_with_what_it_costs() {
         let all = format!("{} Costs: {}", tunable.help, tunable.cost);
         let all = all.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(shown.contains(&all), "{}: {all}\n{rows}", tunable.name);
-        assert!(shown.contains(&format!(" {} ", tunable.name)), "{} is not in the list\n{rows}", tunable.name);
+        assert!(
+            shown.contains(&format!(" {} ", tunable.name)),
+            "{} is not in the list\n{rows}",
+            tunable.name
+        );
         press(&mut model, KeyCode::Down);
     }
 }

@@ -177,27 +177,32 @@ fn plot(
 }
 
 fn states(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading) {
-    let reason = |name: &'static str| {
-        model.rate(move |stats| {
-            stats.reasons.iter().find(|reason| reason.name == name).map_or(0, |reason| reason.total)
-        })
-    };
-    let stack = |name: &'static str| {
-        model.rate(move |stats| {
-            stats.totals.get("stack").and_then(|stack| stack.get(name)).copied().unwrap_or(0)
-        })
-    };
+    fn stack(stats: &Stats, name: &str) -> u64 {
+        stats.totals.get("stack").and_then(|stack| stack.get(name)).copied().unwrap_or(0)
+    }
+    fn sum(stats: &Stats, number: fn(&ServiceCount) -> u64) -> u64 {
+        stats.services.iter().map(number).sum()
+    }
     let number = |name: &str| {
         let rate = match name {
-            "cookies" => reason("cookie-sent"),
-            "remembered" => reason("syn-stateful"),
-            "adopted" => stack("adopted"),
-            "completed" => stack("half-open-completed"),
-            "entered" => stack("time-wait-entered"),
-            "resets" => stack("resets-in") + stack("resets-out"),
-            state => return last.stats.states.get(state).copied().unwrap_or(0).to_string(),
+            "cookies" => model.rate(|stats| sum(stats, |service| service.cookies_sent)),
+            "remembered" => model.rate(|stats| sum(stats, |service| service.stateful)),
+            // Connections of remembered SYNs are among the adopted; theirs is another edge.
+            "adopted" => model
+                .rate(|stats| stack(stats, "adopted").saturating_sub(stack(stats, "half-open-completed"))),
+            "completed" => model.rate(|stats| stack(stats, "half-open-completed")),
+            "closed" => model.rate(|stats| stack(stats, "fin-wait-1-entered")),
+            "closed-by-peer" => model.rate(|stats| stack(stats, "close-wait-entered")),
+            "fin-acked" => model.rate(|stats| stack(stats, "fin-wait-2-entered")),
+            "both" => model.rate(|stats| stack(stats, "closing-entered")),
+            "answered" => model.rate(|stats| stack(stats, "last-ack-entered")),
+            "finished" => model.rate(|stats| stack(stats, "last-ack-left")),
+            "entered" => model.rate(|stats| stack(stats, "time-wait-entered")),
+            "expired" => model.rate(|stats| stack(stats, "time-wait-expired")),
+            "resets" => model.rate(|stats| stack(stats, "resets-in") + stack(stats, "resets-out")),
+            state => return short(last.stats.states.get(state).copied().unwrap_or(0)),
         };
-        format!("{rate}/s")
+        format!("{}/s", short(rate))
     };
     let lines: Vec<_> = diagram::lines(number).into_iter().map(Line::from).collect();
     frame.render_widget(Paragraph::new(lines), area);
