@@ -370,6 +370,10 @@ fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
     }
     let text = String::from_utf8(examine(&["-i", GUARD_INTERFACE])?.stdout)?;
     assert!(text.starts_with("CHECK ") && text.contains(&format!("\n{GUARD_INTERFACE} driver")), "{text}");
+    // What is only worth knowing has a remedy, too, and it is printed.
+    for remedy in ["peer: at the other end: ethtool -K PEER tx off", "host: put what nftables did"] {
+        assert!(text.contains(remedy), "{text}");
+    }
 
     // Each of these keeps a daemon from starting.
     let file = setup.lab.dir().join("queues.toml");
@@ -395,6 +399,29 @@ fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
     let finding = found(&output, "configuration")?;
     assert_eq!(finding["verdict"], "bad");
     assert!(finding["found"].as_str().is_some_and(|found| found.contains("bad.toml:4")), "{finding}");
+
+    // A typo in the hook used to be found by the first attack.
+    let hook = setup.lab.dir().join("hook.toml");
+    let (pins, control) = (setup.lab.pin_dir(), setup.control());
+    std::fs::write(
+        &hook,
+        format!(
+            "pin_dir = {pins:?}\n[control]\nsocket = {control:?}\n[[interface]]\nname = \"{GUARD_INTERFACE}\"\n\
+             [[service]]\nlisten = \"{SERVICE}\"\nrespond = \"echo\"\n[events]\nhook = [\"/bin/no-such-hook\"]\n"
+        ),
+    )?;
+    let path = hook.display().to_string();
+    let output = examine(&["--config", &path, "--json"])?;
+    assert_eq!(found(&output, "event hook")?["verdict"], "warning");
+    let checked = Command::new(BINARY).args(["check", &path]).output()?;
+    let said = String::from_utf8(checked.stderr)?;
+    assert!(
+        checked.status.success() && said.contains(&format!("{path}:10: hook: /bin/no-such-hook: ")),
+        "{said}"
+    );
+    let daemon = setup.start(setup.lab.guard().command(BINARY).args(["run", "--config", &path]))?;
+    assert!(setup.said().contains("hook: /bin/no-such-hook: "), "{}", setup.said());
+    daemon.stop(Duration::from_secs(20))?;
 
     // Beside a daemon, which is not disturbed.
     let _daemon = setup.daemon(&[])?;
