@@ -340,6 +340,19 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_is_over_after_the_calm_time_that_is_set() {
+        let over = |calm_time: &str| {
+            let tunables = Tunables::default().with("calm-time", calm_time).unwrap().0;
+            let mut weather = Weather::Flood { calm_since: None };
+            (0..1000).find(|&second| {
+                weather = weather.observe(second * 1_000_000_000, 0, 0.0, &tunables);
+                weather == Weather::Calm
+            })
+        };
+        assert_eq!((over("10s"), over("7s")), (Some(10), Some(7)));
+    }
+
+    #[test]
     fn the_weather_decides_for_auto_alone() {
         let service = |mode, port: u16| Service {
             listen: ([10, 0, 0, 1], port).into(),

@@ -330,6 +330,25 @@ mod tests {
     }
 
     #[test]
+    fn the_rate_and_the_calm_time_are_those_that_are_set() {
+        // In which second a service becomes strict that is sent so many forged ACKs in the first, and in which it ceases to be.
+        let changes = |name: &str, value: &str| {
+            let tunables = tunables().with(name, value).unwrap().0;
+            let strict = Strict::new([None], EPOCH, &tunables);
+            strict.observe(0, [(0, 0)], &tunables);
+            let mut told = Vec::new();
+            for second in 1..100 {
+                let changes = strict.observe(second * SECOND, [(0, 6101)], &tunables);
+                told.extend(changes.iter().map(|change| (second, change.strict)));
+            }
+            told
+        };
+        assert_eq!(changes("strict-rate", "100"), [(1, true), (12, false)]);
+        assert_eq!(changes("strict-rate", "101"), []);
+        assert_eq!(changes("strict-calm-time", "20s"), [(1, true), (22, false)]);
+    }
+
+    #[test]
     fn by_default_less_than_one_guess_a_day_is_accepted_and_a_pause_gains_nothing() {
         let Tunables { strict_rate, strict_calm_time, cookie_period, .. } = Tunables::default();
         let day = 24 * 60 * 60;
