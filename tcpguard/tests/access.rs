@@ -50,6 +50,22 @@ fn names(text: &str) -> BTreeSet<String> {
     words.filter(|word| word.starts_with("tcpguard_")).map(str::to_owned).collect()
 }
 
+/// What an expression asks of labels: the metric, the label, and a value that it names. Variables are none.
+fn values_asked(expression: &str) -> Vec<(&str, &str, &str)> {
+    let (mut asked, mut rest) = (Vec::new(), expression);
+    while let Some((before, from)) = rest.split_once('{') {
+        let Some((labels, after)) = from.split_once('}') else { break };
+        let start = before.rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_').map_or(0, |at| at + 1);
+        for (label, values) in labels.split(',').filter_map(|label| label.split_once('=')) {
+            let values = values.trim_start_matches('~').trim_matches('"').split('|');
+            let named = values.filter(|value| !value.starts_with('$'));
+            asked.extend(named.map(|value| (&before[start..], label.trim_end_matches('!'), value)));
+        }
+        rest = after;
+    }
+    asked
+}
+
 /// Every string in it.
 fn strings(value: &Value) -> Vec<&str> {
     match value {
@@ -114,6 +130,15 @@ fn metrics_are_what_stats_says_and_the_dashboard_uses_no_others() -> Result<()> 
     ensure!(used.len() > 20, "{used:?}");
     let missing: Vec<_> = used.difference(&there).collect();
     ensure!(missing.is_empty(), "the dashboard uses {missing:?}, of which there are {there:#?}");
+    // A value that no sample has is a line that is never drawn.
+    let asked: Vec<_> = strings(&dashboard).into_iter().flat_map(values_asked).collect();
+    ensure!(asked.len() > 10, "{asked:?}");
+    for (metric, label, value) in asked {
+        let (value, end) = value.strip_suffix(".*").map_or((value, "\""), |prefix| (prefix, ""));
+        let wanted = format!("{label}=\"{value}{end}");
+        let mut samples = text.lines().filter(|line| line.starts_with(&format!("{metric}{{")));
+        ensure!(samples.any(|line| line.contains(&wanted)), "the dashboard asks {metric} for {wanted}");
+    }
 
     ensure!(exchange(&setup, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")?.starts_with("HTTP/1.1 404"));
     ensure!(
