@@ -5,12 +5,13 @@ mod support;
 #[path = "verbs/snapshot.rs"]
 mod snapshot;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use snapshot::lasting;
-use support::setup::{BINARY, SERVICE, Setup, eventually, one_line};
+use support::setup::{BACKEND_PORT, BINARY, SERVICE, Setup, eventually, one_line};
 use xtask::lab::{FloodSpec, Terminal};
 
 /// What people have had since the VT100.
@@ -98,6 +99,62 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
     terminal.press(&["q"])
 }
 
+/// What stands on the screen behind this, up to a blank.
+fn behind<'a>(screen: &'a str, what: &str) -> &'a str {
+    screen.split_once(what).and_then(|(_, after)| after.split_whitespace().next()).unwrap_or_default()
+}
+
+#[test]
+fn top_shows_several_attacks_long_addresses_and_what_goes_along_the_edges() -> Result<()> {
+    const LONG: &str = "fd77:1111:2222:3333:4444:5555:6666:7777";
+    let mut setup = Setup::new()?;
+    setup.lab.guard().ip(&format!("addr add {LONG}/64 dev guard0 nodad"))?;
+    setup.lab.client().ip("addr add fd77:1111:2222:3333::2/64 dev client0 nodad")?;
+    let service: SocketAddr = format!("[{LONG}]:65535").parse()?;
+    let _daemon = setup.daemon(&[
+        "--protect",
+        &format!("{service}=127.0.0.1:{BACKEND_PORT}"),
+        "--set",
+        "attack-syns=500",
+        "--set",
+        "attack-connections=1",
+    ])?;
+    let top = format!("{BINARY} --control {} top --interval 0.5", setup.control().display());
+    let terminal = Terminal::run(&setup.lab.dir(), SIZE, &top)?;
+    shows(&terminal, "no attack")?;
+    terminal.press(&["2"])?;
+    // The service remembers these SYNs, answers no cookie, and closes first.
+    let is_some = |rate: &str| rate.ends_with("/s") && rate != "0/s";
+    let mut screen = String::new();
+    let edges = eventually("something goes along the edges", || {
+        (0..5).try_for_each(|_| setup.fetch_from(service))?;
+        screen = terminal.screen()?;
+        // The number of the remembered stands in the line below, behind that of the cookies.
+        let remembered = behind(&screen, "+---+    +---+");
+        Ok([remembered, behind(&screen, "close: "), behind(&screen, "|        ACK: ")]
+            .into_iter()
+            .all(is_some))
+    });
+    edges.with_context(|| screen.clone())?;
+    assert_eq!(behind(&screen, "ACK: valid         |            |"), "0/s", "{screen}");
+
+    let flood = setup.lab.flood(SERVICE.port(), FloodSpec { rate: 5000, ..FloodSpec::default() })?;
+    let banner = eventually("both attacks are on", || {
+        (0..10).try_for_each(|_| setup.fetch_from(service))?;
+        screen = terminal.screen()?;
+        Ok(screen.contains("under attack (+1): "))
+    });
+    banner.with_context(|| screen.clone())?;
+    terminal.press(&["3"])?;
+    shows(&terminal, "SENDS MOST")?;
+    shows(&terminal, "7777]:65535 ")?;
+    screen = terminal.screen()?;
+    for line in screen.lines().filter(|line| line.contains("[fd77")) {
+        ensure!(line.contains('…') || line.contains(&service.to_string()), "{line}\n{screen}");
+    }
+    flood.stop().map(drop)
+}
+
 /// The process of the one `tcpguard top` that asks this daemon.
 fn process_of(control: &str) -> Result<u32> {
     let processes = std::fs::read_dir("/proc")?.flatten();
@@ -123,7 +180,7 @@ fn cpu_time(process: u32) -> Result<(Duration, i32)> {
 /// In raw mode Ctrl-C is a key as well: it used to wait, as `q` and Esc did, for the daemon's answer, half a minute and more.
 #[test]
 fn top_costs_next_to_nothing_and_ends_on_a_key_while_the_daemon_does_not_answer() -> Result<()> {
-    let mut setup = Setup::new()?;
+    let setup = Setup::new()?;
     let daemon = setup.daemon(&[])?;
     let _kept = setup.keep_alive()?;
     let ended = setup.lab.dir().join("ended");

@@ -79,14 +79,14 @@ enum Question {
 
 /// What it says.
 enum Answer {
-    Reading(Result<Reading, Failure>),
+    Reading(Result<Box<Reading>, Failure>),
     Flows(Result<Flows, Failure>),
     Tuned(Result<Tuned, Failure>),
 }
 
 fn answer(client: &Client, question: Question) -> Answer {
     match question {
-        Question::Reading => Answer::Reading(read(client)),
+        Question::Reading => Answer::Reading(read(client).map(Box::new)),
         Question::Flows => Answer::Flows(flows(client)),
         Question::Tune { name, value } => Answer::Tuned(tune(client, name, value)),
     }
@@ -156,7 +156,7 @@ fn live(
 
 fn show(model: &mut Model, answer: Answer) {
     match answer {
-        Answer::Reading(Ok(reading)) => model.take(reading),
+        Answer::Reading(Ok(reading)) => model.take(*reading),
         Answer::Flows(Ok(flows)) => model.take_flows(flows),
         Answer::Reading(Err(failure)) | Answer::Flows(Err(failure)) => model.lose(failure.message()),
         Answer::Tuned(Ok(tuned)) => model.say(super::tune::change(&tuned)),
