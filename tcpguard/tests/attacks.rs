@@ -3,13 +3,17 @@
 mod support;
 
 use std::fs::File;
-use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use support::setup::{BINARY, SERVICE, Setup, eventually};
-use xtask::lab::{FloodSpec, Kind, Process};
+use xtask::lab::{CLIENT_INTERFACE, FloodSpec, Kind, Process};
 
 /// Attacks that are on, by kind.
 fn ongoing(setup: &Setup, kind: &str) -> Result<Option<Value>> {
@@ -36,6 +40,49 @@ fn prefixes(attack: &Value) -> Vec<&str> {
     let mut prefixes: Vec<_> = shares.filter_map(|share| share["prefix"].as_str()).collect();
     prefixes.sort_unstable();
     prefixes
+}
+
+/// Somebody elsewhere who downloads the large file at his leisure, a few megabytes a second: as long as it lasts, there is always
+/// something on its way to him.
+struct Download {
+    ended: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<std::io::Result<usize>>,
+}
+
+impl Download {
+    /// Where he is.
+    const FROM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    fn start(setup: &Setup) -> Result<Self> {
+        let client = setup.lab.client();
+        client.ip(&format!("addr add {}/32 dev {CLIENT_INTERFACE}", Self::FROM))?;
+        let mut stream = client.enter(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.bind(&SocketAddrV4::new(Self::FROM, 0).into())?;
+            socket.connect(&SERVICE.into())?;
+            Ok::<_, std::io::Error>(TcpStream::from(socket))
+        })??;
+        stream.write_all(b"GET /large HTTP/1.0\r\n\r\n")?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            let (mut block, mut total) = (vec![0; 64 << 10], 0);
+            while !told.load(Ordering::Relaxed) {
+                total += stream.read(&mut block)?;
+                std::thread::sleep(Self::PAUSE);
+            }
+            Ok(total)
+        });
+        Ok(Self { ended, thread })
+    }
+
+    fn finish(self) -> Result<()> {
+        self.ended.store(true, Ordering::Relaxed);
+        let total = self.thread.join().ok().context("the download panicked")??;
+        ensure!(total > 256 << 10, "{total} bytes");
+        Ok(())
+    }
 }
 
 fn over(setup: &Setup, kind: &str) -> Result<()> {
@@ -97,10 +144,12 @@ fn each_kind_of_attack_is_told_once_when_it_begins_and_once_when_it_is_over() ->
         stream.write_all(b"GET /large HTTP/1.0\r\n\r\n")?;
         Ok(stream)
     };
+    let downloads = Download::start(&setup)?;
     let readers = [slow()?, slow()?];
     let attack = begun(&setup, "slow-read", |attack| attack["sampled"].as_u64() > Some(0))?;
     assert_eq!((&attack["peak"], &attack["sources_seen"]), (&2.into(), &1.into()), "{attack}");
-    assert_eq!(attack["prefixes"][0]["prefix"], "10.77.0.0/24");
+    assert_eq!(prefixes(&attack), ["10.77.0.0/24"], "who is in the middle of a download is none of them");
+    downloads.finish()?;
     drop(readers);
     over(&setup, "slow-read")?;
 

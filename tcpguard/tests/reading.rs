@@ -195,6 +195,14 @@ fn hex(frame: &[u8]) -> String {
     frame.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What stands in a packet's way to a service, as it is explained.
+fn place_explained(setup: &Setup, frame: &[u8]) -> Result<Value> {
+    let said = setup.json(&["explain", "--packet", &hex(frame)])?;
+    let steps = said["steps"].as_array().context("no steps")?;
+    let place = steps.iter().find(|step| step["step"] == "service place");
+    place.map(|step| step["found"].clone()).with_context(|| format!("no service place: {said}"))
+}
+
 /// What a test compares: the verdict, and what was asked on the way to it.
 fn explained(setup: &Setup, frame: &[u8]) -> Result<(Value, Vec<String>)> {
     let mut said = setup.json(&["explain", "--packet", &hex(frame)])?;
@@ -223,6 +231,17 @@ fn a_packet_is_explained_as_it_would_be_judged_and_nothing_changes() -> Result<(
     let expected =
         ["interface", "ports", "service place", "engine", "engine's socket", "cookie key", "reply budget"];
     assert_eq!(steps, expected);
+    // Services are called what they are now. It used to be what they were when the daemon started, and unknown if added since.
+    assert_eq!(place_explained(&setup, &syn)?, format!("{SERVICE} (cookie)"));
+    let added = format!("{}:81", SERVICE.ip());
+    setup.text(&["services", "add", &format!("{added}=respond:echo")])?;
+    let other = Outgoing { seq: Seq(7), flags: Flags::SYN, options: linux_options(), ..Outgoing::default() };
+    let other = raw.frame(40000, 81, &other);
+    assert_eq!(place_explained(&setup, &other)?, format!("{added} (auto)"));
+    setup.text(&["services", "set", &added, "mode=stateful"])?;
+    assert_eq!(place_explained(&setup, &other)?, format!("{added} (stateful)"));
+    assert_eq!(place_explained(&setup, &syn)?, format!("{SERVICE} (cookie)"));
+    setup.text(&["services", "del", &added])?;
     let text = setup.text(&["explain", "--packet", &hex(&syn)])?;
     let first = "10.77.0.99:40000 > 10.77.0.1:80 SYN seq 7 ack 0 win 64240 len 0 mss 1460 wscale 7 sackOK TS val 16711680 ecr 0, 74 bytes\non guard0 queue 0\n\nASKED";
     assert!(text.starts_with(first), "{text}");
@@ -351,6 +370,10 @@ fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
     }
     let text = String::from_utf8(examine(&["-i", GUARD_INTERFACE])?.stdout)?;
     assert!(text.starts_with("CHECK ") && text.contains(&format!("\n{GUARD_INTERFACE} driver")), "{text}");
+    // What is only worth knowing has a remedy, too, and it is printed.
+    for remedy in ["peer: at the other end: ethtool -K PEER tx off", "host: put what nftables did"] {
+        assert!(text.contains(remedy), "{text}");
+    }
 
     // Each of these keeps a daemon from starting.
     let file = setup.lab.dir().join("queues.toml");
@@ -376,6 +399,29 @@ fn the_doctor_finds_what_would_keep_the_guard_from_starting() -> Result<()> {
     let finding = found(&output, "configuration")?;
     assert_eq!(finding["verdict"], "bad");
     assert!(finding["found"].as_str().is_some_and(|found| found.contains("bad.toml:4")), "{finding}");
+
+    // A typo in the hook used to be found by the first attack.
+    let hook = setup.lab.dir().join("hook.toml");
+    let (pins, control) = (setup.lab.pin_dir(), setup.control());
+    std::fs::write(
+        &hook,
+        format!(
+            "pin_dir = {pins:?}\n[control]\nsocket = {control:?}\n[[interface]]\nname = \"{GUARD_INTERFACE}\"\n\
+             [[service]]\nlisten = \"{SERVICE}\"\nrespond = \"echo\"\n[events]\nhook = [\"/bin/no-such-hook\"]\n"
+        ),
+    )?;
+    let path = hook.display().to_string();
+    let output = examine(&["--config", &path, "--json"])?;
+    assert_eq!(found(&output, "event hook")?["verdict"], "warning");
+    let checked = Command::new(BINARY).args(["check", &path]).output()?;
+    let said = String::from_utf8(checked.stderr)?;
+    assert!(
+        checked.status.success() && said.contains(&format!("{path}:10: hook: /bin/no-such-hook: ")),
+        "{said}"
+    );
+    let daemon = setup.start(setup.lab.guard().command(BINARY).args(["run", "--config", &path]))?;
+    assert!(setup.said().contains("hook: /bin/no-such-hook: "), "{}", setup.said());
+    daemon.stop(Duration::from_secs(20))?;
 
     // Beside a daemon, which is not disturbed.
     let _daemon = setup.daemon(&[])?;

@@ -5,11 +5,13 @@ mod support;
 #[path = "verbs/snapshot.rs"]
 mod snapshot;
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use snapshot::lasting;
-use support::setup::{BINARY, SERVICE, Setup, eventually, one_line};
+use support::setup::{BACKEND_PORT, BINARY, SERVICE, Setup, eventually, one_line};
 use xtask::lab::{FloodSpec, Terminal};
 
 /// What people have had since the VT100.
@@ -95,6 +97,120 @@ fn top_shows_an_attack_states_services_and_tunables_and_ends_on_q() -> Result<()
     drop(daemon);
     shows(&terminal, "no daemon answers there")?;
     terminal.press(&["q"])
+}
+
+/// What stands on the screen behind this, up to a blank.
+fn behind<'a>(screen: &'a str, what: &str) -> &'a str {
+    screen.split_once(what).and_then(|(_, after)| after.split_whitespace().next()).unwrap_or_default()
+}
+
+#[test]
+fn top_shows_several_attacks_long_addresses_and_what_goes_along_the_edges() -> Result<()> {
+    const LONG: &str = "fd77:1111:2222:3333:4444:5555:6666:7777";
+    let mut setup = Setup::new()?;
+    setup.lab.guard().ip(&format!("addr add {LONG}/64 dev guard0 nodad"))?;
+    setup.lab.client().ip("addr add fd77:1111:2222:3333::2/64 dev client0 nodad")?;
+    let service: SocketAddr = format!("[{LONG}]:65535").parse()?;
+    let _daemon = setup.daemon(&[
+        "--protect",
+        &format!("{service}=127.0.0.1:{BACKEND_PORT}"),
+        "--set",
+        "attack-syns=500",
+        "--set",
+        "attack-connections=1",
+    ])?;
+    let top = format!("{BINARY} --control {} top --interval 0.5", setup.control().display());
+    let terminal = Terminal::run(&setup.lab.dir(), SIZE, &top)?;
+    shows(&terminal, "no attack")?;
+    terminal.press(&["2"])?;
+    // The service remembers these SYNs, answers no cookie, and closes first.
+    let is_some = |rate: &str| rate.ends_with("/s") && rate != "0/s";
+    let mut screen = String::new();
+    let edges = eventually("something goes along the edges", || {
+        (0..5).try_for_each(|_| setup.fetch_from(service))?;
+        screen = terminal.screen()?;
+        // The number of the remembered stands in the line below, behind that of the cookies.
+        let remembered = behind(&screen, "+---+    +---+");
+        Ok([remembered, behind(&screen, "close: "), behind(&screen, "|        ACK: ")]
+            .into_iter()
+            .all(is_some))
+    });
+    edges.with_context(|| screen.clone())?;
+    assert_eq!(behind(&screen, "ACK: valid         |            |"), "0/s", "{screen}");
+
+    let flood = setup.lab.flood(SERVICE.port(), FloodSpec { rate: 5000, ..FloodSpec::default() })?;
+    let banner = eventually("both attacks are on", || {
+        (0..10).try_for_each(|_| setup.fetch_from(service))?;
+        screen = terminal.screen()?;
+        Ok(screen.contains("under attack (+1): "))
+    });
+    banner.with_context(|| screen.clone())?;
+    terminal.press(&["3"])?;
+    shows(&terminal, "SENDS MOST")?;
+    shows(&terminal, "7777]:65535 ")?;
+    screen = terminal.screen()?;
+    for line in screen.lines().filter(|line| line.contains("[fd77")) {
+        ensure!(line.contains('…') || line.contains(&service.to_string()), "{line}\n{screen}");
+    }
+    flood.stop().map(drop)
+}
+
+/// The process of the one `tcpguard top` that asks this daemon.
+fn process_of(control: &str) -> Result<u32> {
+    let processes = std::fs::read_dir("/proc")?.flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_top = |number: &u32| {
+        let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|&byte| byte == 0).collect();
+        words[0] == BINARY.as_bytes() && words.contains(&&b"top"[..]) && words.contains(&control.as_bytes())
+    };
+    numbers.find(is_top).context("no such process")
+}
+
+/// The time that a process has had a CPU for so far, and how nice it is (proc_pid_stat(5)).
+fn cpu_time(process: u32) -> Result<(Duration, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    // A tick is 10 ms in all that is told to programs.
+    Ok((Duration::from_millis(10 * ticks), fields[16].parse()?))
+}
+
+/// In raw mode Ctrl-C is a key as well: it used to wait, as `q` and Esc did, for the daemon's answer, half a minute and more.
+#[test]
+fn top_costs_next_to_nothing_and_ends_on_a_key_while_the_daemon_does_not_answer() -> Result<()> {
+    let setup = Setup::new()?;
+    let daemon = setup.daemon(&[])?;
+    let _kept = setup.keep_alive()?;
+    let ended = setup.lab.dir().join("ended");
+    let (control, ended_at) = (setup.control().display().to_string(), ended.display().to_string());
+    for key in ["q", "Escape", "C-c"] {
+        let top = format!("{BINARY} --control {control} top; echo $? > {ended_at}");
+        let terminal = Terminal::run(&setup.lab.dir(), SIZE, &top)?;
+        shows(&terminal, "no attack")?;
+        terminal.press(&["3"])?;
+        shows(&terminal, "10.77.0.2:")?;
+        if key == "q" {
+            let process = process_of(&control)?;
+            let ((before, _), time) = (cpu_time(process)?, Duration::from_secs(3));
+            std::thread::sleep(time);
+            let (after, nice) = cpu_time(process)?;
+            ensure!(after - before < time / 10, "{:?} of {time:?}", after - before);
+            ensure!(nice >= 10, "engines go before it: {nice}");
+        }
+        daemon.signal(Signal::STOP)?;
+        shows(&terminal, "the daemon has not answered for ")?;
+        let pressed = Instant::now();
+        terminal.press(&[key])?;
+        eventually("it ends", || Ok(std::fs::read_to_string(&ended).is_ok_and(|code| code == "0\n")))?;
+        ensure!(pressed.elapsed() < Duration::from_secs(5), "{key}: after {:?}", pressed.elapsed());
+        daemon.signal(Signal::CONT)?;
+        std::fs::remove_file(&ended)?;
+        drop(terminal);
+        eventually("the daemon answers", || Ok(setup.ask(&["status"])?.status.success()))?;
+    }
+    Ok(())
 }
 
 #[test]

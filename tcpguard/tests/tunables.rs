@@ -3,7 +3,8 @@
 //! `control/proofs`. Needs root.
 
 use std::fs;
-use std::net::SocketAddrV4;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddrV4, TcpStream};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,7 +12,7 @@ use tcpguard::config::{TUNABLES, Tunable, Unit};
 use tcpguard::control::client::Client;
 use tcpguard::control::protocol::{Fault, Refusal, Reply, Request};
 
-use support::setup::{SERVICE, Setup, eventually, one_line};
+use support::setup::{BACKEND_PORT, SERVICE, Setup, eventually, one_line};
 
 mod support;
 
@@ -231,6 +232,34 @@ fn a_service_has_tunables_of_its_own_that_are_saved_shown_kept_and_taken_away() 
     ensure!(!fs::read_to_string(&file)?.contains("retries"), "still in the file");
     assert_eq!(value(&own)?, Some(15));
     setup.fetch()
+}
+
+/// That a list says so would show nothing: here one flow ends by it, and another service's goes on.
+#[test]
+fn what_one_service_has_for_itself_is_what_its_flows_go_by_and_no_others() -> Result<()> {
+    let setup = Setup::new()?;
+    let other = SocketAddrV4::new(*SERVICE.ip(), 81);
+    let _daemon = setup.daemon(&["--protect", &format!("{other}=127.0.0.1:{BACKEND_PORT}")])?;
+    // The server has closed, and the client does not.
+    let half_closed = |service: SocketAddrV4| -> Result<TcpStream> {
+        let mut stream = setup.connect_to(service)?;
+        stream.write_all(b"GET /small HTTP/1.0\r\n\r\n")?;
+        stream.read_to_end(&mut Vec::new())?;
+        Ok(stream)
+    };
+    let waiting = |service: SocketAddrV4| -> Result<Option<u64>> {
+        let service = service.to_string();
+        Ok(setup.json(&["flows", "--state", "FIN_WAIT_2", "--service", &service])?["total"].as_u64())
+    };
+    let _streams = [half_closed(SERVICE)?, half_closed(other)?];
+    eventually("both wait for their clients", || {
+        Ok(waiting(SERVICE)? == Some(1) && waiting(other)? == Some(1))
+    })?;
+    setup.text(&["tune", "fin-wait-2", "200ms", "--service", &other.to_string()])?;
+    eventually("its flow is let go", || Ok(waiting(other)? == Some(0)))?;
+    assert_eq!(waiting(SERVICE)?, Some(1), "another service's flow went by it, too");
+    setup.text(&["tune", "fin-wait-2", "200ms"])?;
+    eventually("the other flow is let go", || Ok(waiting(SERVICE)? == Some(0)))
 }
 
 #[test]

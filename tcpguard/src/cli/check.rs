@@ -10,12 +10,12 @@ use crate::config::{ConfigError, DEFAULT_FILE, TUNABLES, Tunables, file};
 use crate::control::daemon;
 
 use super::Failure;
-use super::output::write_json;
+use super::output::{one_line, write_json};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Needs no rights beyond reading the file, and no daemon. What only the machine knows (is there such an interface, is the
-port free) `tcpguard run` says before it changes anything.
+port free) `tcpguard run` says before it changes anything. A hook that is not there is no error, but said on standard error.
 
 Examples:
   tcpguard check
@@ -45,6 +45,9 @@ pub(super) struct Good {
     filters: usize,
     /// Tunables that differ from their defaults.
     tunables: usize,
+    /// What will not work on this machine as it is now; a file may be for another one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    doubts: Vec<String>,
 }
 
 /// With what to do about it if there is none.
@@ -72,12 +75,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         services: config.services.len(),
         filters: config.filters.len(),
         tunables: TUNABLES.iter().filter(|tunable| tunable.get(set) != tunable.get(&defaults)).count(),
+        doubts: written.doubts(),
     };
     let mut out = io::stdout().lock();
     if args.json {
         return Ok(write_json(&mut out, &good)?);
     }
-    let Good { file, interfaces, services, filters, tunables } = good;
+    let Good { file, interfaces, services, filters, tunables, doubts } = good;
+    for doubt in doubts {
+        writeln!(io::stderr(), "tcpguard: {}", one_line(&doubt))?;
+    }
     Ok(writeln!(
         out,
         "{file}: good (interfaces {interfaces}, services {services}, filters {filters}, tunables changed {tunables})"

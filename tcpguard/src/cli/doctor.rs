@@ -75,8 +75,11 @@ pub(super) fn run(args: &Args, control: Option<&Path>) -> Result<(), Failure> {
         write_json(&mut out, &Findings { findings })?;
     } else {
         table(&findings).write_within(&mut out, terminal_columns())?;
-        for Finding { check, remedy, verdict, .. } in &findings {
-            if let (Some(remedy), true) = (remedy, *verdict > Verdict::Note) {
+        let (notes, worse): (Vec<_>, Vec<_>) =
+            findings.iter().partition(|finding| finding.verdict <= Verdict::Note);
+        // What is wrong comes first.
+        for Finding { check, remedy, .. } in worse.into_iter().chain(notes) {
+            if let Some(remedy) = remedy {
                 writeln!(out, "\n{check}: {remedy}")?;
             }
         }

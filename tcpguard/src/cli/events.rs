@@ -16,7 +16,8 @@ An attack is noticed once a second by its rate (tcpguard tune attack-syns, attac
 and is over after attack-calm-time below half of it. RATE and PEAK are SYNs a second that lead to no handshake (syn-flood),
 ACKs a second without a valid cookie (ack-flood), handshakes a second (connection-flood), or connections whose clients take
 nothing of what backends say (slow-read). SOURCES is a lower bound, estimated from segments that are sampled for 20 ms of
-each second, of which the last 4096 count; FROM are the /24 (IPv6: /48) that most of these came from, with their share.
+each second, of a slow-read from the connections that have stood still for longest, looked at every 10 s; of these the last
+4096 count. FROM are the /24 (IPv6: /48) that most of these came from, with their share.
 The daemon keeps its last 512 events; a hook ([events] in the configuration file) hears of each as it happens.
 
 Examples:

@@ -11,6 +11,7 @@ use crate::stack::State;
 
 use super::filters::session;
 use super::output::{Align, Table, age, write_json};
+use super::stats::still;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
@@ -89,6 +90,9 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         return Ok(write_json(&mut out, &flows)?);
+    }
+    for engine in &flows.left_out {
+        writeln!(io::stderr(), "tcpguard: left out: {}", still(engine))?;
     }
     if summary {
         by_service(&flows.services).write(&mut out)?;

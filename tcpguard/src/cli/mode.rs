@@ -22,6 +22,10 @@ cookie    answer every SYN with a cookie
 stateful  remember SYNs, as far as stateful-rate and half-open-limit go; cookies for those beyond
 off       count segments and leave them to the host, those of open connections included
 
+In mode auto a flood has begun at more than stateful-rate SYNs a second, or with a half-open queue three quarters full; it is over
+after calm-time at less than half of either (tcpguard tune). The shares are fixed: what they are of is stateful-rate and
+half-open-limit.
+
 Examples:
   tcpguard mode                          list them all
   tcpguard mode 192.0.2.1:80 cookie      change one, at once, until the daemon ends")]

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::client::Client;
-use crate::control::protocol::{Groups, Reply, Request, ServiceCount, Stats};
+use crate::control::protocol::{EngineName, Groups, Reply, Request, ServiceCount, Stats};
 
 use super::output::{Align, Table, age, rate, terminal_columns, write_json};
 use super::zero::Zero;
@@ -140,12 +140,17 @@ fn write(
     let elapsed = now.time_ms.saturating_sub(before.time_ms);
     let since = since_ms.map(|since| format!(", counted since {}", events::time(since))).unwrap_or_default();
     writeln!(out, "up {}{since}, rates over {elapsed} ms", age(now.uptime_ms))?;
+    for engine in &now.left_out {
+        writeln!(out, "left out: {}", still(engine))?;
+    }
     section(out, &reasons(args, before, now, elapsed))?;
     section(out, &services("SERVICE", &now.services))?;
     section(out, &services("EACH SECOND", &rates(&before.services, &now.services, elapsed)))?;
     section(out, &services("DRY RUN", &now.dry_run))?;
     section(out, &states(args, now))?;
-    section(out, &groups(args, &before.totals, &now.totals, elapsed))?;
+    // What an engine counts that was left out before, or is now, came in no moment.
+    let totals = if before.left_out == now.left_out { &before.totals } else { &now.totals };
+    section(out, &groups(args, totals, &now.totals, elapsed))?;
     if args.per_engine {
         for engine in &now.engines {
             writeln!(out, "\n{} queue {}", engine.interface, engine.queue)?;
@@ -158,6 +163,11 @@ fn write(
         }
     }
     Ok(())
+}
+
+/// What there is to say of an engine that is left out.
+pub(super) fn still(engine: &EngineName) -> String {
+    format!("{engine}, which stands still; `tcpguard status` says for how long")
 }
 
 fn section(out: &mut impl Write, table: &Table) -> io::Result<()> {
@@ -329,6 +339,7 @@ mod tests {
             states: states.clone(),
             totals: counters.clone(),
             engines: vec![Engine { interface: "eth0".into(), queue: 1, states, counters }],
+            left_out: Vec::new(),
         }
     }
 
@@ -386,6 +397,23 @@ stack  adopted      7      12
         assert!(text.contains("cookie-sent  answered    100       0        0\n"), "{text}");
         assert!(text.contains("bad-flags    dropped       0       0       12\n"), "{text}");
         assert!(text.contains("DRY RUN       MODE") && text.contains("33"), "{text}");
+    }
+
+    #[test]
+    fn an_engine_that_stands_still_is_said_to_be_left_out_and_makes_no_rate() {
+        let mut now = reading(1500, [100, 50], 1_000_000);
+        let mut before = reading(1000, [100, 0], 1);
+        let shown = |before: &Stats, now: &Stats| {
+            let (mut out, now) = (Vec::new(), View { since_ms: None, stats: now.clone() });
+            write(&mut out, &arguments(&[]), before, &now).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        before.left_out = vec![EngineName { interface: "eth0".into(), queue: 3 }];
+        let text = shown(&before, &now);
+        assert!(text.contains("stack  adopted  1000000       0\n") && !text.contains("left out"), "{text}");
+        now.left_out = std::mem::take(&mut before.left_out);
+        let text = shown(&before, &now);
+        assert!(text.contains("\nleft out: eth0 queue 3, which stands still;"), "{text}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{Failure, ask, unexpected};
 #[command(after_help = "\
 Examples:
   tcpguard tune                  list all: current value, default, range
-  tcpguard tune time-wait        show one
+  tcpguard tune time-wait        show one: what it does, and what it costs
   tcpguard tune time-wait 30s    set it, at once, until the daemon ends
   tcpguard tune time-wait 30s --save    set it, and write it into the file
   tcpguard tune syn-timeout 3s --confirm 60    for a minute, unless `tcpguard confirm` follows
@@ -85,6 +85,9 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
             table(&rows.tunables).write(&mut out)?;
             if let (Some(_), [row]) = (&args.name, rows.tunables.as_slice()) {
                 writeln!(out, "\n{}", row.help.trim())?;
+                if !row.cost.is_empty() {
+                    writeln!(out, "Costs: {}", row.cost)?;
+                }
             }
         }
         _ => return Err(unexpected()),

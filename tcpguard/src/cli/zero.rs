@@ -57,7 +57,7 @@ impl Zero {
 
     /// What has been counted since. Whatever began anew meanwhile counts from its own beginning.
     pub(super) fn until(&self, now: &Stats) -> Stats {
-        let Stats { time_ms, uptime_ms, reasons, services, dry_run, states, totals, engines } = now;
+        let Stats { time_ms, uptime_ms, reasons, services, dry_run, states, totals, engines, left_out } = now;
         // The clock is the machine's: it begins at 0 when that does.
         let (booted, started) =
             (*time_ms < self.stats.time_ms, time_ms.saturating_sub(*uptime_ms) > self.stats.time_ms);
@@ -73,6 +73,7 @@ impl Zero {
             states: states.clone(),
             totals: groups(&fleeting.totals, totals),
             engines: engines.iter().map(|counted| engine(&fleeting.engines, counted)).collect(),
+            left_out: left_out.clone(),
         }
     }
 }

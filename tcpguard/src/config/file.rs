@@ -148,6 +148,7 @@ struct Lines {
     interfaces: Vec<usize>,
     services: Vec<usize>,
     tunables: BTreeMap<String, usize>,
+    hook: Option<usize>,
 }
 
 impl Lines {
@@ -178,6 +179,15 @@ impl Written {
             Some(line) => ConfigError::At { path, line, message },
             None => ConfigError::Whole(format!("{}: {message}", path.display())),
         })
+    }
+}
+
+impl Written {
+    /// What is no error in the file, but will not work on this machine as it is now; each with its line.
+    pub fn doubts(&self) -> Vec<String> {
+        let (path, line) = (self.path.display(), self.lines.hook.unwrap_or_default());
+        let trouble = self.config.events.trouble();
+        trouble.into_iter().map(|trouble| format!("{path}:{line}: {trouble}")).collect()
     }
 }
 
@@ -247,6 +257,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
         config.on_daemon_exit = source.at(&action, |action| action.parse::<OnDaemonExit>())?;
     }
     config.filters = read_filters(&source, &raw.filters)?;
+    lines.hook = raw.events.hook.as_ref().map(|hook| source.line(hook.span().start));
     config.events = read_events(&source, raw.events)?;
     Ok(Written { config, path: path.to_owned(), lines })
 }

@@ -279,7 +279,7 @@ fn tunables() -> Section {
             Unit::Duration | Unit::Choice(_) => Value::String(value(tunable.default).to_string()),
             Unit::Count => Value::Integer(i64::try_from(tunable.default).unwrap_or(i64::MAX)),
         };
-        key(tunable.name, default, format!("{} {range}", tunable.help.trim()))
+        key(tunable.name, default, format!("{} Costs: {} {range}", tunable.help.trim(), tunable.cost))
     };
     section(
         "[tunables]",

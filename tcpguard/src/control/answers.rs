@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Config, Destination, Filter, FilterSet, Service, ServiceMode, Tunables};
 use crate::dataplane::{ServiceCounters, coarse_clock_ns, monotonic_ns};
-use crate::engine::{EngineStats, Rows};
+use crate::engine::{EngineError, EngineStats, Rows};
 use crate::service::{BackendStats, Far, Held, Purpose, ServiceSpec};
 use crate::stack::State;
 
@@ -196,11 +196,15 @@ impl Guard {
     }
 
     async fn stats(&self) -> Result<wire::Stats, DaemonError> {
-        let mut engines = Vec::new();
+        let (mut engines, mut left_out) = (Vec::new(), Vec::new());
         let mut all = Vec::new();
         for engine in self.engines() {
-            let counted = engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
-            let states = engine.handle.states().await.map_err(|source| engine_error(engine, source))?;
+            let answer =
+                async { Ok::<_, EngineError>((engine.handle.stats().await?, engine.handle.states().await?)) };
+            let Some((counted, states)) = self.unless_still(engine, answer).await else {
+                left_out.push(engine.place());
+                continue;
+            };
             let states = states.into_iter().map(|(state, count)| (state.name().to_owned(), count)).collect();
             engines.push(wire::Engine {
                 interface: engine.interface.clone(),
@@ -248,6 +252,7 @@ impl Guard {
             states,
             totals,
             engines,
+            left_out,
         })
     }
 

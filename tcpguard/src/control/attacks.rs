@@ -1,9 +1,11 @@
 //! Attacks on the services while the daemon runs: counters read once a second, what `telemetry::attack` makes of them, and
-//! who is told. Sources come from segments that XDP records for a moment of each second while an attack is on.
+//! who is told. Sources come from segments that XDP records for a moment of each second while an attack is on; of a slow read,
+//! from the connections that clients hold up.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tcpguard_common::reason::{Class, Reason};
@@ -14,13 +16,13 @@ use tracing::{info, warn};
 
 use crate::config::Tunables;
 use crate::dataplane::monotonic_ns;
-use crate::service::{Far, Hold, Purpose};
+use crate::service::{Far, Hold, Pool, Purpose};
 use crate::telemetry::attack::{Attack, Change, Kind, Reading, Share, Sources, Thresholds, Watch};
 use crate::telemetry::packet;
 use crate::telemetry::slices::Slices;
 
 use super::daemon::DaemonError;
-use super::guard::{Guard, engine_error};
+use super::guard::Guard;
 use super::hook::Hook;
 use super::protocol::{self as wire, Fault, Refusal, Reply};
 use super::server::Rights;
@@ -31,8 +33,8 @@ use super::tunables::ByService as _;
 pub(super) const ATTACK_TICK: Duration = Duration::from_secs(1);
 /// For how long of that XDP records segments: a fiftieth of a flood pays for being looked at.
 const SAMPLING: Duration = Duration::from_millis(20);
-/// How often the flows are walked for clients that take nothing.
-const WALK_TICK: Duration = Duration::from_secs(10);
+/// How often it is looked which clients take nothing.
+const STALL_TICK: Duration = Duration::from_secs(10);
 /// Prefixes that an event names.
 const TOP: usize = 5;
 /// Events that are kept.
@@ -51,8 +53,8 @@ pub(super) struct Attacks {
     begun: Cell<u64>,
     log: RefCell<Log>,
     slices: RefCell<Slices>,
-    /// When flows were walked last.
-    walked: Cell<u64>,
+    /// When it was looked last which clients take nothing.
+    looked: Cell<u64>,
     pub(super) hook: Hook,
 }
 
@@ -92,7 +94,7 @@ impl Attacks {
             begun: Cell::default(),
             log: RefCell::default(),
             slices: RefCell::default(),
-            walked: Cell::default(),
+            looked: Cell::default(),
             hook,
         }
     }
@@ -155,9 +157,9 @@ impl Attacks {
         }
     }
 
-    /// The services, by their ids, whose flows are to be walked for clients that take nothing.
-    fn to_walk(&self, now: u64) -> Vec<u32> {
-        let is_due = Duration::from_nanos(now.saturating_sub(self.walked.get())) >= WALK_TICK;
+    /// The services, by their ids, of which it is to be looked which clients take nothing.
+    fn stalled(&self, now: u64) -> Vec<u32> {
+        let is_due = Duration::from_nanos(now.saturating_sub(self.looked.get())) >= STALL_TICK;
         let mut watches = self.watches.borrow_mut();
         let due = watches.iter_mut().filter_map(|(&id, watched)| {
             let attack = watched.watch.attack(Kind::SlowRead)?;
@@ -165,7 +167,7 @@ impl Attacks {
         });
         let due: Vec<u32> = due.collect();
         if !due.is_empty() {
-            self.walked.set(now);
+            self.looked.set(now);
         }
         due
     }
@@ -322,7 +324,7 @@ impl Guard {
         let tunables = self.tunables_by_service();
         let news = self.attacks.observe(&readings, |id| thresholds(tunables.of(id)));
         self.sample_segments().await?;
-        self.sample_flows().await?;
+        self.sample_stalled();
         news.into_iter().for_each(|news| self.attacks.announce(news));
         Ok(())
     }
@@ -343,12 +345,18 @@ impl Guard {
 
     /// Connections of a service whose clients take nothing of what its backends say.
     fn stalled_clients(&self, id: u32) -> u64 {
-        // All engines share the backends.
-        let specs = self.engines().first().map(|engine| engine.services.specs()).unwrap_or_default();
-        let spec = specs.into_iter().find(|spec| spec.id == id);
-        let Some(Purpose::Relay(Far::Backends(pool))) = spec.map(|spec| spec.purpose) else { return 0 };
+        let Some(pool) = self.backends_of(id) else { return 0 };
         let held = pool.stats(std::time::Instant::now()).flat_map(|backend| backend.held);
         held.filter(|held| held.hold == Hold::ClientStalled).map(|held| held.count as u64).sum()
+    }
+
+    /// The backends of a service, if it has any. All engines share them.
+    fn backends_of(&self, id: u32) -> Option<Arc<Pool>> {
+        let specs = self.engines().first()?.services.specs();
+        match specs.into_iter().find(|spec| spec.id == id)?.purpose {
+            Purpose::Relay(Far::Backends(pool)) => Some(pool),
+            Purpose::Relay(Far::Responder(_)) | Purpose::Application(_) => None,
+        }
     }
 
     /// Has XDP record segments of the attacks that are on, for a moment.
@@ -366,20 +374,17 @@ impl Guard {
         Ok(())
     }
 
-    /// Looks which clients take nothing, if that is an attack.
-    async fn sample_flows(&self) -> Result<(), DaemonError> {
-        for id in self.attacks.to_walk(monotonic_ns()) {
-            for engine in self.engines() {
-                let stalls = |flow: &crate::stack::FlowInfo| flow.service == Some(id) && flow.send_queued > 0;
-                let flows = engine.handle.flows(stalls, Sources::KEPT).await;
-                let flows = flows.map_err(|source| engine_error(engine, source))?;
-                let mut watches = self.attacks.watches.borrow_mut();
-                let Some(watched) = watches.get_mut(&id) else { continue };
-                let Some(attack) = watched.watch.attack(Kind::SlowRead) else { continue };
-                flows.iter().for_each(|flow| attack.sources.take(flow.key.peer_addr().ip()));
-            }
+    /// Looks which clients take nothing, if that is an attack. Whoever is in the middle of a download has something on its way,
+    /// too, and is none of them.
+    fn sample_stalled(&self) {
+        for id in self.attacks.stalled(monotonic_ns()) {
+            let Some(pool) = self.backends_of(id) else { continue };
+            let mut watches = self.attacks.watches.borrow_mut();
+            let Some(watched) = watches.get_mut(&id) else { continue };
+            let Some(attack) = watched.watch.attack(Kind::SlowRead) else { continue };
+            let clients = pool.held_up(Hold::ClientStalled, Sources::KEPT);
+            clients.for_each(|client| attack.sources.take(client.ip()));
         }
-        Ok(())
     }
 }
 

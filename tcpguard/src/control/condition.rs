@@ -7,9 +7,10 @@ use std::time::Duration;
 use tcpguard_common::decision::admission::Counted;
 use tcpguard_common::filter::MAX_FILTERS;
 use tcpguard_common::map::is_under_pressure;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::dataplane::{Now, monotonic_ns};
+use crate::engine::EngineError;
 use crate::stack::{Bounded, Usage};
 
 use super::answers::millis;
@@ -19,6 +20,8 @@ use super::services::Known;
 
 /// How long an engine may take to say how full it is. One that turns takes a millisecond or two.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How often it is looked whether an engine that is to answer still turns.
+const GLANCE: Duration = Duration::from_millis(100);
 /// Thousandths of a limit from which on there is nearly no room left.
 const NEAR: u64 = 800;
 
@@ -50,6 +53,26 @@ impl Guard {
             turns: turned < STALE_AFTER,
             turned_ms: millis(turned),
             pressed: is_under_pressure(last),
+        }
+    }
+
+    /// What an engine answers; nothing if it stands still, or stops while it is asked: nobody waits for that.
+    pub(super) async fn unless_still<T>(
+        &self,
+        engine: &Engine,
+        answer: impl Future<Output = Result<T, EngineError>>,
+    ) -> Option<T> {
+        let stops = async {
+            // One that has just been let go on may not have turned yet, and will.
+            sleep(GLANCE).await;
+            while self.engine_state(engine).turns {
+                sleep(GLANCE).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer.ok(),
+            () = stops => None,
         }
     }
 

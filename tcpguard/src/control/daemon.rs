@@ -283,6 +283,9 @@ async fn live(daemon: Daemon) -> Result<(Rc<Guard>, Result<(), DaemonError>), Da
     if !ports.is_empty() {
         warn!("{}", ports::remedy(&ports));
     }
+    if let Some(trouble) = config.events.trouble() {
+        warn!("{trouble}: nothing will hear of events, which are kept all the same");
+    }
     descriptors::raise_limit();
     // From here on a signal ends the daemon in order.
     let mut signals = Signals::new().map_err(DaemonError::Runtime)?;

@@ -1,6 +1,7 @@
 //! Whether this machine can run the guard, and what would help if not. It looks and changes nothing; no daemon is asked.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
@@ -8,8 +9,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tcpguard_common::map::MAX_QUEUES;
 
-use crate::config::{AttachMode, Config, Interface};
-use crate::dataplane::{Feature, InterfaceFacts, LinkState, SocketConfig, features};
+use crate::config::{AttachMode, Config, Events, Interface};
+use crate::dataplane::{
+    Feature, InterfaceFacts, LinkState, MasterSecret, SecretError, SocketConfig, features,
+};
 
 use super::socket::ListenError;
 use super::{doors, ports};
@@ -123,6 +126,8 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     findings.push(source_ports(config));
     findings.extend(routing_headers());
     findings.push(control_socket(config));
+    findings.extend(config.secret_file.as_deref().map(secret_file));
+    findings.extend((!config.events.hook.is_empty()).then(|| hook(&config.events)));
     findings.push(finding(
         "host",
         Verdict::Note,
@@ -422,6 +427,53 @@ fn control_socket(config: &Config) -> Finding {
     }
 }
 
+fn secret_file(path: &Path) -> Finding {
+    let check = "secret file";
+    let said = |why: &str| format!("{}: {why}", path.display());
+    let error = match MasterSecret::read(path) {
+        Ok(_) => return finding(check, Verdict::Good, path.display().to_string(), ""),
+        Err(error) => error,
+    };
+    let kind = match &error {
+        SecretError::File { source, .. } => Some(source.kind()),
+        _ => None,
+    };
+    match (kind, path.parent()) {
+        (Some(ErrorKind::NotFound), Some(directory)) if !directory.is_dir() => {
+            let remedy = format!("mkdir -p {}", directory.display());
+            finding(check, Verdict::Bad, said("its directory is not there"), remedy)
+        }
+        (Some(ErrorKind::NotFound), _) => finding(
+            check,
+            Verdict::Note,
+            said("not there yet"),
+            "none: the daemon makes one when it starts; machines that share it get a copy",
+        ),
+        (Some(ErrorKind::PermissionDenied), _) => {
+            finding(check, Verdict::Warning, said("not known: permission denied"), "ask as root")
+        }
+        _ => finding(
+            check,
+            Verdict::Bad,
+            error.to_string(),
+            "a file of `openssl rand -hex 32`, readable by its owner alone",
+        ),
+    }
+}
+
+fn hook(events: &Events) -> Finding {
+    let check = "event hook";
+    match events.trouble() {
+        None => finding(check, Verdict::Good, events.hook.join(" "), ""),
+        Some(trouble) => finding(
+            check,
+            Verdict::Warning,
+            trouble,
+            "an absolute path of a program that all may execute, in [events] in the configuration",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -473,6 +525,32 @@ mod tests {
         ] {
             assert_eq!(worst(&judge(interface, &facts)), expected, "{facts:?}");
         }
+    }
+
+    #[test]
+    fn what_the_configuration_names_is_looked_at() {
+        let directory = std::env::temp_dir().join(format!("tcpguard-doctor-{}", std::process::id()));
+        let secret = directory.join("secret");
+        let verdict = || (secret_file(&secret).verdict, secret_file(&secret).found);
+        assert_eq!(verdict().0, Verdict::Bad, "no directory");
+        fs::create_dir_all(&directory).unwrap();
+        assert_eq!(verdict().0, Verdict::Note, "not there yet");
+        MasterSecret::from_file(&secret).unwrap();
+        assert_eq!(verdict(), (Verdict::Good, secret.display().to_string()));
+        fs::write(&secret, "no secret").unwrap();
+        assert_eq!(verdict().0, Verdict::Bad, "{:?}", verdict());
+        fs::remove_dir_all(&directory).unwrap();
+
+        let judged = |program: &str| {
+            let events = Events { hook: vec![program.to_owned()], ..Events::default() };
+            let config = Config { events, secret_file: Some(secret.clone()), ..Config::empty() };
+            let findings = examine(&config);
+            let of =
+                |check: &str| findings.iter().find(|found| found.check == check).map(|found| found.verdict);
+            (of("event hook"), of("secret file"))
+        };
+        assert_eq!(judged("/bin/sh"), (Some(Verdict::Good), Some(Verdict::Bad)));
+        assert_eq!(judged("/bin/hs"), (Some(Verdict::Warning), Some(Verdict::Bad)));
     }
 
     #[test]

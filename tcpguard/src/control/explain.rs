@@ -13,6 +13,7 @@ use crate::dataplane::{Arrival, Step, View};
 use super::filters::{FilterError, Filters};
 use super::guard::Guard;
 use super::protocol::{self as wire, MAX_FRAME_EXPLAINED, Reply};
+use super::services::Known;
 
 /// Room behind the frame: an answer is at most four bytes longer than what it answers.
 const ROOM: usize = 64;
@@ -41,10 +42,10 @@ impl Guard {
             queue,
             sockets: self.living_engines(),
             services: self
-                .config
-                .services
-                .iter()
-                .map(|service| format!("{} ({})", service.listen, service.mode))
+                .modes
+                .known()
+                .into_iter()
+                .map(|Known { id, service }| (id, format!("{} ({})", service.listen, service.mode)))
                 .collect(),
         };
         let views = match self.dataplane.views() {

@@ -193,12 +193,13 @@ impl Guard {
         // An engine is asked for more when what it said before is nearly dealt with.
         let (slices, said) = mpsc::channel(1);
         let list = background::begin(move || clerk.list(said));
+        let mut left_out = Vec::new();
         for (place, engine) in self.engines().iter().enumerate() {
             let mut next = Some(Cursor::START);
             while let Some(start) = next {
-                let (flows, after) = match engine.handle.slice(start).await {
-                    Ok(slice) => slice,
-                    Err(source) => return Reply::failed(engine_error(engine, source).to_string()),
+                let Some((flows, after)) = self.unless_still(engine, engine.handle.slice(start)).await else {
+                    left_out.push(engine.place());
+                    break;
                 };
                 // A clerk that is gone has an answer all the same, below.
                 let _ = slices.send((place, flows)).await;
@@ -206,7 +207,10 @@ impl Guard {
             }
         }
         drop(slices);
-        list.await.map_or_else(|_| Reply::failed("there is nobody to make the list"), Reply::Flows)
+        match list.await {
+            Ok(flows) => Reply::Flows(wire::Flows { left_out, ..flows }),
+            Err(_) => Reply::failed("there is nobody to make the list"),
+        }
     }
 }
 
@@ -253,7 +257,8 @@ impl Clerk {
             service: id.and_then(|id| services.get(&id).copied()),
             ..sum
         });
-        wire::Flows { total, states, services: sums.collect(), flows: listed.into_flows() }
+        let flows = listed.into_flows();
+        wire::Flows { total, states, services: sums.collect(), flows, left_out: Vec::new() }
     }
 }
 

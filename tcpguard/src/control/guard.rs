@@ -117,7 +117,12 @@ impl Engine {
 
     /// Interface and queue, for messages.
     pub(super) fn name(&self) -> String {
-        format!("{} queue {}", self.interface, self.queue)
+        self.place().to_string()
+    }
+
+    /// Interface and queue.
+    pub(super) fn place(&self) -> wire::EngineName {
+        wire::EngineName { interface: self.interface.clone(), queue: self.queue }
     }
 }
 

@@ -8,7 +8,7 @@ use tcpguard_common::reason::{Class, Reason};
 
 use crate::config::ServiceMode;
 use crate::dataplane::monotonic_ns;
-use crate::engine::EngineStats;
+use crate::engine::{EngineError, EngineStats};
 use crate::service::Hold;
 use crate::stack::{Durations, State};
 use crate::telemetry::attack::Kind as AttackKind;
@@ -19,7 +19,7 @@ use crate::telemetry::metrics::{
 
 use super::answers::sum_reincarnated;
 use super::daemon::DaemonError;
-use super::guard::{Engine, Guard, engine_error};
+use super::guard::{Engine, Guard};
 use super::protocol::{self as wire, AMOUNTS, GAPS};
 use super::services::Known;
 
@@ -37,13 +37,14 @@ pub(super) const CLASSES: [(Class, &str, &str); 9] = [
 ];
 
 impl Guard {
-    /// Every metric.
+    /// Every metric. An engine that stands still has none but the age of its heartbeat.
     pub(super) async fn metrics(&self) -> Result<Vec<Metric>, DaemonError> {
         let mut engines = Vec::new();
         let mut states: BTreeMap<State, u64> = State::ALL.into_iter().map(|state| (state, 0)).collect();
         for engine in self.engines() {
-            let counted = engine.handle.stats().await.map_err(|source| engine_error(engine, source))?;
-            let of_engine = engine.handle.states().await.map_err(|source| engine_error(engine, source))?;
+            let answer =
+                async { Ok::<_, EngineError>((engine.handle.stats().await?, engine.handle.states().await?)) };
+            let Some((counted, of_engine)) = self.unless_still(engine, answer).await else { continue };
             for (state, count) in of_engine {
                 *states.entry(state).or_default() += count;
             }
@@ -54,6 +55,7 @@ impl Guard {
         metrics.extend(self.segment_metrics()?);
         metrics.extend(self.service_metrics(&engines)?);
         metrics.extend(engine_metrics(&engines));
+        metrics.push(self.heartbeats());
         metrics.extend(self.table_metrics(&states, filters.as_ref()));
         metrics.extend(self.event_metrics());
         Ok(metrics)
@@ -90,6 +92,17 @@ impl Guard {
             ),
             links,
         ]
+    }
+
+    /// Of every engine, those that stand still as well.
+    fn heartbeats(&self) -> Metric {
+        let help = "Since an engine last turned; beyond a second it stands still, and XDP hands it nothing";
+        let mut ages = Metric::new(Gauge, "engine_heartbeat_age_seconds", help);
+        for wire::EngineState { interface, queue, turned_ms, .. } in self.engine_states() {
+            let queue = queue.to_string();
+            ages.add([("interface", &interface), ("queue", &queue)], Value::Real(turned_ms as f64 / 1000.0));
+        }
+        ages
     }
 
     fn segment_metrics(&self) -> Result<Vec<Metric>, DaemonError> {

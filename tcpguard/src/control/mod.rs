@@ -24,6 +24,7 @@ mod modes;
 mod monitor;
 mod notify;
 mod pace;
+mod places;
 mod ports;
 mod privileges;
 pub mod protocol;

@@ -23,7 +23,9 @@ use super::services::{self, Known, no_service};
 
 /// How often it is looked whether a flood has begun or ended.
 pub(super) const FLOOD_TICK: Duration = Duration::from_millis(100);
-/// How full a half-open queue is in a flood, and how full it may be once that is over.
+/// How full a half-open queue is in a flood, and how full it may be once that is over. No tunables: they are shares, and what
+/// they are shares of is one, half-open-limit; who wants cookies sooner lowers that, or stateful-rate. Apart they are so that a
+/// mode does not change with every SYN, and below 1 because a queue evicts before it is full.
 const FULL: f64 = 0.75;
 const EMPTIED: f64 = 0.5;
 
@@ -335,6 +337,19 @@ mod tests {
         assert_eq!(told[0], "flood!");
         assert!(told[1..33].iter().all(|&told| told == "flood"), "{told:?}");
         assert_eq!(told[33], "calm!");
+    }
+
+    #[test]
+    fn a_flood_is_over_after_the_calm_time_that_is_set() {
+        let over = |calm_time: &str| {
+            let tunables = Tunables::default().with("calm-time", calm_time).unwrap().0;
+            let mut weather = Weather::Flood { calm_since: None };
+            (0..1000).find(|&second| {
+                weather = weather.observe(second * 1_000_000_000, 0, 0.0, &tunables);
+                weather == Weather::Calm
+            })
+        };
+        assert_eq!((over("10s"), over("7s")), (Some(10), Some(7)));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use events::{Attack, AttackPrefix, Event, Events, HookRuns};
 pub use filters::{Filter, Filters, FiltersChanged};
 pub use flows::{Flow, Flows, FlowsKilled, FlowsOfService, Sort, Which};
 pub use packets::{Cookie, Explained, Packet, PacketsLost, Step};
-pub use stats::{AMOUNTS, Engine, GAPS, Groups, ReasonCount, ServiceCount, Stats, is_amount};
+pub use stats::{AMOUNTS, Engine, EngineName, GAPS, Groups, ReasonCount, ServiceCount, Stats, is_amount};
 pub use status::{Backend, EngineState, HeldUp, Interface, Keys, Limit, Service, Status};
 pub use versioned::{JSON_VERSION, Versioned};
 

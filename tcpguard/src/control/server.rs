@@ -6,17 +6,17 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::background;
 use super::pace::{Crowd, Pace, Place};
+use super::places::Places;
 use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
 use super::socket::{ListenError, Socket, SocketSpec};
 
@@ -31,7 +31,8 @@ pub struct Limits {
     pub work_time: Duration,
     /// A client has this long to read one whole reply.
     pub reply_time: Duration,
-    /// The user that may come, and be refused, as often as it likes; root, who could end the daemon as well.
+    /// The user that may come, and be refused, as often as it likes, and for whom an eighth of the places is kept; root, who could
+    /// end the daemon as well.
     pub exempt: Option<u32>,
 }
 
@@ -110,7 +111,7 @@ impl Server {
     /// Serves clients until it is dropped. Needs a `LocalSet`.
     pub async fn serve<H: Handler + 'static>(&self, handler: Rc<H>) {
         let (limits, rights) = (self.limits, self.rights);
-        let places = Arc::new(Semaphore::new(limits.clients));
+        let places = Places::new(limits.clients, limits.exempt);
         let (pace, crowd) = (Rc::new(Pace::new()), Rc::new(Crowd::new(limits.clients, limits.exempt)));
         let mut turned_away = 0_u32;
         let mut reserve = Reserve::new(self.reserve.take());
@@ -134,8 +135,8 @@ impl Server {
                 }
                 continue;
             };
-            match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => {
+            match places.take(user) {
+                Some(place) => {
                     let (handler, pace) = (Rc::clone(&handler), Rc::clone(&pace));
                     tokio::task::spawn_local(async move {
                         sleep_until(due).await;
@@ -143,7 +144,7 @@ impl Server {
                         drop(place);
                     });
                 }
-                Err(_) => turn_away(&client, &format!("{} clients are being served", limits.clients)),
+                None => turn_away(&client, &format!("{} clients are being served", limits.clients)),
             }
         }
     }
@@ -345,6 +346,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream as Blocking;
     use std::path::PathBuf;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Answers `tune` at once, `flows` at length, and never answers anything else.

@@ -23,7 +23,8 @@ use super::tunables::ByService;
 pub(super) const FORGERY_TICK: Duration = Duration::from_secs(1);
 
 /// As many ACKs as `strict-rate` lets by in this time may be invalid at once: whoever loses its connections to another machine
-/// sends that many. By the default rate that is 23 280 guesses, one forgery in 1441 such bursts.
+/// sends that many. By the default rate that is 23 280 guesses, one forgery in 1441 such bursts. No tunable: what counts is its
+/// product with strict-rate, which is one.
 const BURST: Duration = Duration::from_secs(60);
 
 /// The strictness in force.
@@ -326,6 +327,25 @@ mod tests {
         // And then it takes as much as before.
         readings.extend([6100, 6000]);
         assert_eq!(changes(readings), [(1, true, 10_000), (23, false, 50), (25, true, 6000)]);
+    }
+
+    #[test]
+    fn the_rate_and_the_calm_time_are_those_that_are_set() {
+        // In which second a service becomes strict that is sent so many forged ACKs in the first, and in which it ceases to be.
+        let changes = |name: &str, value: &str| {
+            let tunables = tunables().with(name, value).unwrap().0;
+            let strict = Strict::new([None], EPOCH, &tunables);
+            strict.observe(0, [(0, 0)], &tunables);
+            let mut told = Vec::new();
+            for second in 1..100 {
+                let changes = strict.observe(second * SECOND, [(0, 6101)], &tunables);
+                told.extend(changes.iter().map(|change| (second, change.strict)));
+            }
+            told
+        };
+        assert_eq!(changes("strict-rate", "100"), [(1, true), (12, false)]);
+        assert_eq!(changes("strict-rate", "101"), []);
+        assert_eq!(changes("strict-calm-time", "20s"), [(1, true), (22, false)]);
     }
 
     #[test]

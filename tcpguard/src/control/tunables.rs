@@ -179,6 +179,7 @@ fn described(tunable: &Tunable, services: &[Service]) -> wire::Tunable {
         min: tunable.min,
         max: tunable.max,
         help: tunable.help.trim().to_owned(),
+        cost: tunable.cost.to_owned(),
         services: tunable.per_service.then(|| own.collect()),
     }
 }

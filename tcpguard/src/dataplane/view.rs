@@ -2,6 +2,7 @@
 //! what it would change is left alone, and only said. The decision itself is `tcpguard-common`'s.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -108,8 +109,8 @@ pub struct Arrival {
     pub queue: u32,
     /// The engines that have a socket: nobody but XDP may look that up.
     pub sockets: Vec<u32>,
-    /// What to call each service, by its index.
-    pub services: Vec<String>,
+    /// What to call each service, by its id.
+    pub services: HashMap<u32, String>,
 }
 
 /// One thing that the decision asked, and what it was told.
@@ -204,7 +205,7 @@ impl View {
     }
 
     fn service_name(&self, service: &Service) -> &str {
-        self.arrival.services.get(service.id as usize).map_or("unknown", String::as_str)
+        self.arrival.services.get(&service.id).map_or("unknown", String::as_str)
     }
 
     fn note_place<A: Address>(&self, place: &ServicePlace<A>) {

@@ -2,6 +2,7 @@
 //! somebody is to be told. It sees no stream: the relay says what holds it up, and this looks now and then whether that goes on.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -74,8 +75,8 @@ pub(super) struct Holds {
 /// Those of one kind.
 #[derive(Debug)]
 struct Kind {
-    /// How many last moved when.
-    since: BTreeMap<Instant, usize>,
+    /// How many last moved when, and whose they are: the same client may have connections of several services here.
+    since: BTreeMap<(Instant, SocketAddr), usize>,
     warnings: Throttle,
     /// Of those reset for memory.
     resets: Throttle,
@@ -124,9 +125,16 @@ impl Holds {
         self.kind(hold).resets.event(now)
     }
 
-    fn enter(self: &Arc<Self>, hold: Hold, since: Instant) -> Entry {
-        *self.kind(hold).since.entry(since).or_default() += 1;
-        Entry { holds: Arc::clone(self), hold, since }
+    /// Whose connections of a kind there are, `limit` of them at most, those first that have not moved for longest.
+    pub(super) fn clients(&self, hold: Hold, limit: usize) -> Vec<SocketAddr> {
+        let kind = self.kind(hold);
+        let each = kind.since.iter().flat_map(|(&(_, client), &count)| std::iter::repeat_n(client, count));
+        each.take(limit).collect()
+    }
+
+    fn enter(self: &Arc<Self>, hold: Hold, since: Instant, client: SocketAddr) -> Entry {
+        *self.kind(hold).since.entry((since, client)).or_default() += 1;
+        Entry { holds: Arc::clone(self), hold, since, client }
     }
 
     fn kind(&self, hold: Hold) -> MutexGuard<'_, Kind> {
@@ -137,7 +145,7 @@ impl Holds {
 
 impl Kind {
     fn held(&self, hold: Hold, now: Instant) -> Option<Held> {
-        let (&oldest, _) = self.since.first_key_value()?;
+        let (&(oldest, _), _) = self.since.first_key_value()?;
         Some(Held { hold, count: self.since.values().sum(), oldest: now.saturating_duration_since(oldest) })
     }
 }
@@ -147,15 +155,17 @@ struct Entry {
     holds: Arc<Holds>,
     hold: Hold,
     since: Instant,
+    client: SocketAddr,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut kind = self.holds.kind(self.hold);
-        if let Some(count) = kind.since.get_mut(&self.since) {
+        let key = (self.since, self.client);
+        if let Some(count) = kind.since.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
-                kind.since.remove(&self.since);
+                kind.since.remove(&key);
             }
         }
     }
@@ -164,6 +174,8 @@ impl Drop for Entry {
 /// Looks after one connection. It touches a timer once a second at most, and none as long as nothing holds it up.
 pub(super) struct Lookout {
     holds: Arc<Holds>,
+    /// Whose it is.
+    client: SocketAddr,
     timer: Option<Pin<Box<Sleep>>>,
     /// What held it up, and how far it had come, at the last look; and since when that has been so.
     seen: Option<(Hold, u64)>,
@@ -172,8 +184,8 @@ pub(super) struct Lookout {
 }
 
 impl Lookout {
-    pub(super) fn new(holds: Arc<Holds>) -> Self {
-        Self { holds, timer: None, seen: None, since: Instant::now(), entry: None }
+    pub(super) fn new(holds: Arc<Holds>, client: SocketAddr) -> Self {
+        Self { holds, client, timer: None, seen: None, since: Instant::now(), entry: None }
     }
 
     /// To be asked whenever the connection was polled. Ready, once a second, with what has held up a connection and for
@@ -198,8 +210,8 @@ impl Lookout {
                 (self.seen, self.since, self.entry) = (seen, now, None);
                 continue;
             }
-            let (holds, since) = (&self.holds, self.since);
-            self.entry.get_or_insert_with(|| holds.enter(kind, since));
+            let (holds, since, client) = (&self.holds, self.since, self.client);
+            self.entry.get_or_insert_with(|| holds.enter(kind, since, client));
             return Poll::Ready((kind, now - self.since));
         }
     }
@@ -209,14 +221,18 @@ impl Lookout {
 mod tests {
     use super::*;
 
+    fn client(port: u16) -> SocketAddr {
+        ([198, 51, 100, 1], port).into()
+    }
+
     #[test]
     fn what_is_held_up_is_counted_by_kind_with_the_age_of_the_oldest() {
         let (holds, start) = (Arc::new(Holds::new(PATIENCE)), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let oldest = holds.enter(Hold::CloseWait, at(1));
-        let twin = holds.enter(Hold::CloseWait, at(1));
-        let younger = holds.enter(Hold::CloseWait, at(5));
-        let other = holds.enter(Hold::BackendStalled, at(3));
+        let oldest = holds.enter(Hold::CloseWait, at(1), client(1));
+        let twin = holds.enter(Hold::CloseWait, at(1), client(1));
+        let younger = holds.enter(Hold::CloseWait, at(5), client(5));
+        let other = holds.enter(Hold::BackendStalled, at(3), client(3));
         let held = |hold, count, seconds| Held { hold, count, oldest: Duration::from_secs(seconds) };
         let all = [held(Hold::CloseWait, 3, 9), held(Hold::BackendStalled, 1, 7)];
         assert_eq!(holds.stats(at(10)), all);
@@ -226,6 +242,22 @@ mod tests {
         assert_eq!(holds.stats(at(10)), [held(Hold::CloseWait, 1, 5)]);
         drop(younger);
         assert_eq!(holds.stats(at(10)), []);
+    }
+
+    #[test]
+    fn whose_connections_are_held_up_is_known_and_the_longest_held_up_comes_first() {
+        let (holds, start) = (Arc::new(Holds::new(PATIENCE)), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let enter = |hold, since, port| holds.enter(hold, at(since), client(port));
+        let stalled =
+            [(5, 50), (1, 10), (3, 30), (3, 31)].map(|(since, port)| enter(Hold::ClientStalled, since, port));
+        let _other = enter(Hold::BackendStalled, 0, 1);
+        let ports = |limit| {
+            holds.clients(Hold::ClientStalled, limit).iter().map(SocketAddr::port).collect::<Vec<_>>()
+        };
+        assert_eq!((ports(9), ports(2)), (vec![10, 30, 31, 50], vec![10, 30]));
+        drop(stalled);
+        assert_eq!(ports(9), [0u16; 0]);
     }
 
     #[test]
@@ -249,7 +281,7 @@ mod tests {
             });
             told.concat()
         };
-        let entries = [0, 1, 1].map(|since| holds.enter(Hold::CloseWait, at(since)));
+        let entries = [0, 1, 1].map(|since| holds.enter(Hold::CloseWait, at(since), client(1)));
         let told = |oldest| [Held { hold: Hold::CloseWait, count: 3, oldest: Duration::from_secs(oldest) }];
         let (patience, tell) = (PATIENCE.as_secs(), TELL.as_secs());
         assert_eq!(looks(patience - 1), []);

@@ -1,7 +1,7 @@
 //! The backends of one service: which of them is next, and which rest because they failed. All engines share it. It
 //! connects to nothing and reads no clock.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -123,6 +123,11 @@ impl Pool {
                 held: member.holds.stats(now),
             }
         })
+    }
+
+    /// Whose connections `hold` holds up, `limit` of each backend's at most, those first that have not moved for longest.
+    pub fn held_up(&self, hold: Hold, limit: usize) -> impl Iterator<Item = SocketAddr> {
+        self.members.iter().flat_map(move |member| member.holds.clients(hold, limit))
     }
 
     fn health(&self, index: usize) -> MutexGuard<'_, Health> {

@@ -233,7 +233,7 @@ async fn connection(client: TcpStream, proxy: Rc<Proxy>) {
 
 /// Relays until the end, or until a limit is reached.
 async fn end(proxy: &Proxy, relay: &mut Relay, lease: Option<&Lease>, mut watch: Option<Watch>) -> End {
-    let mut lookout = lease.map(|lease| (lease, Lookout::new(lease.holds())));
+    let mut lookout = lease.map(|lease| (lease, Lookout::new(lease.holds(), relay.client_addr())));
     poll_fn(|cx| {
         if let Poll::Ready(end) = relay.poll(cx) {
             return Poll::Ready(end);

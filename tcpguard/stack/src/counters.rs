@@ -130,8 +130,22 @@ counters! {
     stalls_reset = "stalls-reset";
     /// Connections reset because nobody read what they had received while receive memory was short.
     unread_reset = "unread-reset";
+    /// Connections closed here first: from ESTABLISHED to FIN_WAIT_1.
+    fin_wait_1_entered = "fin-wait-1-entered";
+    /// Connections closed here first whose peer acknowledged that before it closed: from FIN_WAIT_1 to FIN_WAIT_2.
+    fin_wait_2_entered = "fin-wait-2-entered";
+    /// Connections closed here whose peer's FIN came before it acknowledged ours: from FIN_WAIT_1 to CLOSING.
+    closing_entered = "closing-entered";
+    /// Connections that the peer closed first: from ESTABLISHED to CLOSE_WAIT.
+    close_wait_entered = "close-wait-entered";
+    /// Connections that the peer closed first and then were closed here: from CLOSE_WAIT to LAST_ACK.
+    last_ack_entered = "last-ack-entered";
+    /// Connections whose last FIN was acknowledged: from LAST_ACK to CLOSED.
+    last_ack_left = "last-ack-left";
     /// Flows that entered TIME_WAIT.
     time_wait_entered = "time-wait-entered";
+    /// TIME_WAIT entries whose time was over: from TIME_WAIT to CLOSED.
+    time_wait_expired = "time-wait-expired";
     /// TIME_WAIT entries restarted by a retransmitted FIN.
     time_wait_restarted = "time-wait-restarted";
     /// Acknowledgements from TIME_WAIT withheld by the throttle of each entry.

@@ -358,11 +358,12 @@ impl Stack {
         self.limit_orphans(now);
         self.retune_some(now);
         self.retransmit_syn_acks(now);
-        let events = &mut self.shared.events;
-        self.time_waits.sweep(now, self.shared.config.time_wait, |key| {
+        let Shared { events, counters, config, .. } = &mut self.shared;
+        self.time_waits.sweep(now, config.time_wait, |key| {
+            counters.time_wait_expired += 1;
             events.push_back(Event::TimeWaitExpired { key });
         });
-        let lifetime = resets::lifetime(&self.shared.config);
+        let lifetime = resets::lifetime(config);
         while let Some(key) = self.resets.pop_expired(now, lifetime) {
             events.push_back(Event::FlowReleased { key });
         }
@@ -463,7 +464,7 @@ impl Stack {
     /// # Errors
     /// [`Error::NoSuchConnection`].
     pub fn shutdown(&mut self, now: Instant, id: ConnId) -> Result<(), Error> {
-        self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?.shutdown();
+        self.connections.get_mut(id).ok_or(Error::NoSuchConnection)?.shutdown(&mut self.shared);
         self.settle(id, now);
         Ok(())
     }

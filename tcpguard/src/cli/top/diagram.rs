@@ -11,17 +11,17 @@ const DIAGRAM: &str = "                               LISTEN
                            |            |        ACK: <completed...>
                            v            v
                        ESTABLISHED <ESTABLISHED>
-          close            |            |        FIN
+         close: <closed..> |            |        FIN: <closed-by-peer>
                  +---------+            +---------+
                  v                                v
        FIN_WAIT_1 <FIN_WAIT_1>          CLOSE_WAIT <CLOSE_WAIT>
-          |             |                         |  close
-          v             v                         v
+          | ACK         | FIN                     | close
+          v <fin-acked> v <both........>          v <answered......>
 FIN_WAIT_2 <FIN_WAIT_2> CLOSING <CLOSING..> LAST_ACK <LAST_ACK..>
-          |             |                         |
-          +------+------+                         |
-                 v  <entered........>             v
-        TIME_WAIT <TIME_WAIT.> ----2MSL----> CLOSED
+          | FIN         | ACK                     | ACK
+          +------+------+                         | <finished......>
+                 v <entered.........>             v
+        TIME_WAIT <TIME_WAIT.> 2MSL <expired.> -> CLOSED
         SYN_SENT <SYN_SENT.>     RST: <resets.........>";
 
 /// The diagram's lines, with what `number` says for each name in it.
@@ -65,9 +65,23 @@ mod tests {
                 state.name()
             );
         }
-        for edge in ["cookies/s", "remembered/s", "adopted/s", "completed/s", "entered/s", "resets/s"] {
-            assert!(text.contains(edge), "{edge}");
+        for edge in [
+            "cookies/s",
+            "remembered/s",
+            "adopted/s",
+            "completed/s",
+            "close: closed/s",
+            "FIN: closed-by-peer/s",
+            "fin-acked/s",
+            "both/s",
+            "answered/s",
+            "finished/s",
+            "entered/s",
+            "2MSL expired/s",
+            "RST: resets/s",
+        ] {
+            assert!(text.contains(edge), "{edge}\n{text}");
         }
-        assert!(text.contains("--> CLOSED"), "{text}");
+        assert!(text.contains("-> CLOSED"), "{text}");
     }
 }

@@ -1,8 +1,10 @@
 //! `tcpguard top`: a live picture of the guard on a terminal. Here are its terminal and its clock; what is remembered is
-//! `model`'s, and what it looks like `view`'s.
+//! `model`'s, what it looks like `view`'s, and no key waits for the daemon, of which `asker` takes care.
 
+mod asker;
 mod diagram;
 mod model;
+mod room;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -17,20 +19,27 @@ use ratatui::crossterm::{execute, queue};
 use ratatui::{DefaultTerminal, Frame};
 
 use crate::control::client::Client;
-use crate::control::protocol::{Flows, Reply, Request, Sort, Which};
+use crate::control::protocol::{Flows, Reply, Request, Sort, Tuned, Which};
+use crate::control::stand_back;
 
 use super::stats::interval;
 use super::{Failure, ask, unexpected};
+use asker::Asker;
 use model::{Action, Model, Page, Reading};
 
 /// Listing flows walks all of them: so much more rarely than the rest is read.
 const FLOWS_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether the daemon has answered, while it is waited for.
+const GLANCE: Duration = Duration::from_millis(50);
+/// How long it may take before that is said.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Flows that are listed.
 const FLOWS: u32 = 10;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Pages: 1 rates and drops, 2 flows by state, 3 services and who sends, 4 tunables. Tab goes to the next one, q ends.
+Pages: 1 rates and drops, 2 flows by state, 3 services and who sends, 4 tunables. Tab goes to the next one; q, Esc or Ctrl-C
+ends, whether the daemon answers or not. The whole listing of flows is asked for on page 3 alone, every 5 s.
 On the page of tunables the arrow keys choose one, Enter edits it, and Enter again sets it, at once, as `tcpguard tune` does.
 Colours are left out when NO_COLOR is set.
 
@@ -52,8 +61,35 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     // What is wrong from the beginning is better said than drawn.
     model.take(read(client)?);
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // Reading all flows takes cores that engines want. Not being able to is no reason not to show them.
+    let _ = stand_back();
+    let client = client.clone();
+    let mut asker = Asker::new(move |question| answer(&client, question))
+        .map_err(|error| Failure::Failed(format!("no thread to ask the daemon: {error}")))?;
     let mut terminal = Terminal(ratatui::init());
-    live(args, client, &mut terminal.0, &mut model, colours)
+    live(args, &mut asker, &mut terminal.0, &mut model, colours)
+}
+
+/// What is asked of the daemon.
+enum Question {
+    Reading,
+    Flows,
+    Tune { name: String, value: String },
+}
+
+/// What it says.
+enum Answer {
+    Reading(Result<Box<Reading>, Failure>),
+    Flows(Result<Flows, Failure>),
+    Tuned(Result<Tuned, Failure>),
+}
+
+fn answer(client: &Client, question: Question) -> Answer {
+    match question {
+        Question::Reading => Answer::Reading(read(client).map(Box::new)),
+        Question::Flows => Answer::Flows(flows(client)),
+        Question::Tune { name, value } => Answer::Tuned(tune(client, name, value)),
+    }
 }
 
 /// Gives the terminal back however this ends.
@@ -67,40 +103,64 @@ impl Drop for Terminal {
 
 fn live(
     args: &Args,
-    client: &Client,
+    asker: &mut Asker<Question, Answer>,
     terminal: &mut DefaultTerminal,
     model: &mut Model,
     colours: bool,
 ) -> Result<(), Failure> {
     let (mut next, mut listed) = (Instant::now() + args.interval, None::<Instant>);
+    let mut is_new = true;
     loop {
-        draw_whole(terminal, |frame| view::draw(frame, model, colours))?;
-        let wait = next.saturating_duration_since(Instant::now());
+        if std::mem::take(&mut is_new) {
+            draw_whole(terminal, |frame| view::draw(frame, model, colours))?;
+        }
+        let wait = asker.waits().map_or_else(|| next.saturating_duration_since(Instant::now()), |_| GLANCE);
         if event::poll(wait)? {
+            is_new = true;
             match event::read()? {
                 Event::Key(key) if key.kind == KeyEventKind::Press => match model.key(key) {
                     Action::None => {}
                     Action::Quit => return Ok(()),
-                    Action::Tune { name, value } => tune(client, model, name, value),
+                    // What waits would be set much later, when nobody expects it any more.
+                    Action::Tune { .. } if asker.waits() >= Some(PATIENCE) => {
+                        model.say("not set: the daemon does not answer".to_owned());
+                    }
+                    Action::Tune { name, value } => {
+                        asker.ask(Question::Tune { name, value });
+                        // The list shows what holds then.
+                        asker.ask(Question::Reading);
+                    }
                 },
                 _ => {}
             }
         }
+        while let Some(answer) = asker.answer() {
+            is_new = true;
+            show(model, answer);
+        }
+        if let Some(waited) = asker.waits() {
+            is_new |= waited >= PATIENCE && model.miss(waited);
+            continue;
+        }
         if Instant::now() >= next {
-            match read(client) {
-                Ok(reading) => model.take(reading),
-                Err(failure) => model.lose(failure.message()),
-            }
+            asker.ask(Question::Reading);
             next = Instant::now() + args.interval;
         }
         let is_due = listed.is_none_or(|listed| listed.elapsed() >= FLOWS_EVERY);
         if model.page() == Page::Services && is_due {
             listed = Some(Instant::now());
-            match flows(client) {
-                Ok(flows) => model.take_flows(flows),
-                Err(failure) => model.lose(failure.message()),
-            }
+            asker.ask(Question::Flows);
         }
+    }
+}
+
+fn show(model: &mut Model, answer: Answer) {
+    match answer {
+        Answer::Reading(Ok(reading)) => model.take(*reading),
+        Answer::Flows(Ok(flows)) => model.take_flows(flows),
+        Answer::Reading(Err(failure)) | Answer::Flows(Err(failure)) => model.lose(failure.message()),
+        Answer::Tuned(Ok(tuned)) => model.say(super::tune::change(&tuned)),
+        Answer::Tuned(Err(failure)) => model.say(failure.message()),
     }
 }
 
@@ -133,15 +193,10 @@ fn flows(client: &Client) -> Result<Flows, Failure> {
     }
 }
 
-fn tune(client: &Client, model: &mut Model, name: String, value: String) {
+fn tune(client: &Client, name: String, value: String) -> Result<Tuned, Failure> {
     let request = Request::Tune { service: None, name: Some(name), value: Some(value), save: false };
-    match ask(client, &request) {
-        Ok(Reply::Tuned(tuned)) => model.say(super::tune::change(&tuned)),
-        Ok(_) => model.say(unexpected().message()),
-        Err(failure) => model.say(failure.message()),
-    }
-    // The list shows what holds now.
-    if let Ok(reading) = read(client) {
-        model.take(reading);
+    match ask(client, &request)? {
+        Reply::Tuned(tuned) => Ok(tuned),
+        _ => Err(unexpected()),
     }
 }

@@ -1,6 +1,7 @@
 //! What the live picture remembers: readings, the page that is shown, and what is being typed. It neither asks nor draws.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
@@ -83,7 +84,8 @@ impl Model {
     /// Takes in a reading.
     pub(super) fn take(&mut self, reading: Reading) {
         if let Some(last) = self.last.take() {
-            self.before = Some(last.stats);
+            // What an engine counts that was left out before, or is now, came in no moment.
+            self.before = Some(last.stats).filter(|before| before.left_out == reading.stats.left_out);
         }
         if let Some(before) = &self.before {
             if self.history.len() == KEPT {
@@ -103,6 +105,12 @@ impl Model {
     /// There was no reading.
     pub(super) fn lose(&mut self, why: String) {
         self.lost = Some(why);
+    }
+
+    /// There is no answer for so long now. Whether that says anything new.
+    pub(super) fn miss(&mut self, waited: Duration) -> bool {
+        let why = format!("the daemon has not answered for {}s; q ends", waited.as_secs());
+        self.lost.replace(why.clone()).is_none_or(|said| said != why)
     }
 
     /// Says something, until the next key.

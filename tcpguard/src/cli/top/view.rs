@@ -7,13 +7,14 @@ use ratatui::symbols::bar::NINE_LEVELS;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, SparklineBar, Table};
 
-use crate::control::protocol::{Attack, ServiceCount, Stats};
+use crate::control::protocol::{Attack, Flow, ServiceCount, Stats};
 
 use super::super::events::unit;
 use super::super::output::age;
 use super::super::tune::shown;
 use super::diagram;
 use super::model::{Model, Page, Rates, Reading};
+use super::room::{cut, cut_inside, share, short, wrapped};
 
 /// What an attack, and what nothing in particular, is drawn in.
 struct Palette {
@@ -50,70 +51,91 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model, colours: bool) {
     ])
     .areas(frame.area());
     let Some(last) = model.last() else { return };
-    frame.render_widget(headline(model, last), title);
-    frame.render_widget(alarm_line(model, last, &palette), alarm);
+    let width = usize::from(frame.area().width);
+    frame.render_widget(headline(model, last, width), title);
+    frame.render_widget(alarm_line(model, last, &palette, width), alarm);
     match model.page() {
         Page::Rates => rates(frame, body, model, last, &palette),
         Page::States => states(frame, body, model, last),
         Page::Services => services(frame, body, model, last),
         Page::Tunables => tunables(frame, body, model),
     }
-    frame.render_widget(foot_line(model), foot);
+    frame.render_widget(foot_line(model, width), foot);
 }
 
-fn headline<'a>(model: &Model, last: &Reading) -> Line<'a> {
+fn headline<'a>(model: &Model, last: &Reading, width: usize) -> Line<'a> {
+    const NAME: &str = "tcpguard ";
+    const GAP: &str = "   ";
+    let pages = (1..).zip(Page::ALL).map(|(number, page)| (page, format!(" {number} {} ", page.name())));
+    let pages: Vec<_> = pages.collect();
+    let taken = NAME.len() + GAP.len() + pages.iter().map(|(_, name)| name.len()).sum::<usize>();
     let interfaces: Vec<_> = last.status.interfaces.iter().map(|interface| interface.name.as_str()).collect();
-    let mut spans: Vec<Span<'_>> = vec![
-        "tcpguard ".bold(),
-        format!("{} {} for {}", interfaces.join(","), last.status.phase, age(last.status.uptime_ms)).into(),
-        "   ".into(),
-    ];
-    for (number, page) in (1..).zip(Page::ALL) {
-        let name = format!(" {number} {} ", page.name());
+    let state = format!(" {} for {}", last.status.phase, age(last.status.uptime_ms));
+    let interfaces = cut(&interfaces.join(","), width.saturating_sub(taken + state.len()));
+    let mut spans: Vec<Span<'_>> = vec![NAME.bold(), (interfaces + &state).into(), GAP.into()];
+    for (page, name) in pages {
         spans.push(if page == model.page() { name.reversed() } else { name.into() });
     }
     Line::from(spans)
 }
 
 /// What is wrong, or that nothing is.
-fn alarm_line<'a>(model: &Model, last: &Reading, palette: &Palette) -> Line<'a> {
+fn alarm_line<'a>(model: &Model, last: &Reading, palette: &Palette, width: usize) -> Line<'a> {
     if let Some(why) = model.lost() {
-        return Line::from(why.to_owned()).style(palette.alarm);
+        return Line::from(cut(why, width)).style(palette.alarm);
     }
-    match last.status.attacks.as_slice() {
-        [] => Line::from("no attack").style(palette.calm),
-        attacks => {
-            let more = attacks.len() - 1;
-            let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-            Line::from(format!("{}{more}", alarm(&attacks[0]))).style(palette.alarm)
+    let still = last.stats.left_out.iter().map(|engine| format!("{engine} stands still. "));
+    let still: String = still.collect();
+    match (still.as_str(), last.status.attacks.as_slice()) {
+        ("", []) => Line::from("no attack").style(palette.calm),
+        (still, []) => Line::from(cut(still, width)).style(palette.alarm),
+        (still, attacks) => {
+            let alarm = still.to_owned() + &alarm(attacks, width.saturating_sub(still.len()));
+            Line::from(cut(&alarm, width)).style(palette.alarm)
         }
     }
 }
 
-/// As much of an attack as fits one line of eighty columns.
-fn alarm(attack: &Attack) -> String {
-    let Attack { service, kind, rate, peak, sources_at_least, .. } = attack;
-    let unit = unit(kind);
-    format!("under attack: {service}: {kind} {rate}{unit}, peak {peak}{unit}, {sources_at_least}+ sources")
+/// The first of these attacks, in so many columns if the middle of its service's address can be spared for that, and how many
+/// more there are.
+fn alarm(attacks: &[Attack], width: usize) -> String {
+    /// An address of which less is left tells nothing.
+    const LEAST: usize = 15;
+    let Some(Attack { service, kind, rate, peak, sources_at_least, .. }) = attacks.first() else {
+        return String::new();
+    };
+    let more = match attacks.len() - 1 {
+        0 => String::new(),
+        more => format!(" (+{more})"),
+    };
+    let (service, unit) = (service.to_string(), unit(kind));
+    let (rate, peak, sources) = (short(*rate), short(*peak), short(*sources_at_least));
+    let (before, after) = (
+        format!("under attack{more}: "),
+        format!(": {kind} {rate}{unit}, peak {peak}{unit}, {sources}+ sources"),
+    );
+    let room = width.saturating_sub(before.len() + after.len()).max(LEAST);
+    format!("{before}{}{after}", cut_inside(&service, room))
 }
 
-fn foot_line<'a>(model: &Model) -> Line<'a> {
+fn foot_line<'a>(model: &Model, width: usize) -> Line<'a> {
     if let Some(typed) = model.typed() {
         return Line::from(format!("new value: {typed}_   Enter sets it, Esc leaves it"));
     }
     match model.said() {
         "" => Line::from("q ends, Tab next page, arrows choose, Enter edits a tunable").dim(),
-        said => Line::from(said.to_owned()).bold(),
+        said => Line::from(cut(said, width)).bold(),
     }
 }
 
 fn rates(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading, palette: &Palette) {
-    let [syns, cookies, acks, drops] =
-        Layout::vertical([Constraint::Fill(1), Constraint::Fill(1), Constraint::Fill(1), Constraint::Min(8)])
-            .areas(area);
+    let plots = [Constraint::Fill(1); 4].into_iter();
+    let [syns, cookies, acks, forged, drops] =
+        Layout::vertical(plots.chain([Constraint::Min(7)])).areas(area);
     plot(frame, syns, "SYNs/s", model, palette, |rates| rates.syns);
     plot(frame, cookies, "cookies/s", model, palette, |rates| rates.cookies);
     plot(frame, acks, "valid ACKs/s", model, palette, |rates| rates.acks_valid);
+    plot(frame, forged, "invalid ACKs/s", model, palette, |rates| rates.acks_invalid);
     let dropped = last.stats.reasons.iter().filter(|reason| reason.outcome == "dropped" && reason.total > 0);
     let mut rows: Vec<_> = dropped
         .map(|reason| {
@@ -155,27 +177,32 @@ fn plot(
 }
 
 fn states(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading) {
-    let reason = |name: &'static str| {
-        model.rate(move |stats| {
-            stats.reasons.iter().find(|reason| reason.name == name).map_or(0, |reason| reason.total)
-        })
-    };
-    let stack = |name: &'static str| {
-        model.rate(move |stats| {
-            stats.totals.get("stack").and_then(|stack| stack.get(name)).copied().unwrap_or(0)
-        })
-    };
+    fn stack(stats: &Stats, name: &str) -> u64 {
+        stats.totals.get("stack").and_then(|stack| stack.get(name)).copied().unwrap_or(0)
+    }
+    fn sum(stats: &Stats, number: fn(&ServiceCount) -> u64) -> u64 {
+        stats.services.iter().map(number).sum()
+    }
     let number = |name: &str| {
         let rate = match name {
-            "cookies" => reason("cookie-sent"),
-            "remembered" => reason("syn-stateful"),
-            "adopted" => stack("adopted"),
-            "completed" => stack("half-open-completed"),
-            "entered" => stack("time-wait-entered"),
-            "resets" => stack("resets-in") + stack("resets-out"),
-            state => return last.stats.states.get(state).copied().unwrap_or(0).to_string(),
+            "cookies" => model.rate(|stats| sum(stats, |service| service.cookies_sent)),
+            "remembered" => model.rate(|stats| sum(stats, |service| service.stateful)),
+            // Connections of remembered SYNs are among the adopted; theirs is another edge.
+            "adopted" => model
+                .rate(|stats| stack(stats, "adopted").saturating_sub(stack(stats, "half-open-completed"))),
+            "completed" => model.rate(|stats| stack(stats, "half-open-completed")),
+            "closed" => model.rate(|stats| stack(stats, "fin-wait-1-entered")),
+            "closed-by-peer" => model.rate(|stats| stack(stats, "close-wait-entered")),
+            "fin-acked" => model.rate(|stats| stack(stats, "fin-wait-2-entered")),
+            "both" => model.rate(|stats| stack(stats, "closing-entered")),
+            "answered" => model.rate(|stats| stack(stats, "last-ack-entered")),
+            "finished" => model.rate(|stats| stack(stats, "last-ack-left")),
+            "entered" => model.rate(|stats| stack(stats, "time-wait-entered")),
+            "expired" => model.rate(|stats| stack(stats, "time-wait-expired")),
+            "resets" => model.rate(|stats| stack(stats, "resets-in") + stack(stats, "resets-out")),
+            state => return short(last.stats.states.get(state).copied().unwrap_or(0)),
         };
-        format!("{rate}/s")
+        format!("{}/s", short(rate))
     };
     let lines: Vec<_> = diagram::lines(number).into_iter().map(Line::from).collect();
     frame.render_widget(Paragraph::new(lines), area);
@@ -196,19 +223,52 @@ fn services(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading) {
         Constraint::Min(3),
     ])
     .areas(area);
-    let rows = last.stats.services.iter().map(|service| {
+    let width = usize::from(area.width);
+    frame.render_widget(service_table(model, last, width), table);
+    let wide = prefixes.iter().map(|(_, from)| from.prefix.len()).max().unwrap_or(0);
+    // What the shares, the kinds and the columns' distances take, the service has not.
+    let room = width.saturating_sub(wide.max(13) + 6 + 16 + 3);
+    let rows = prefixes.iter().map(|(attack, prefix)| {
+        let (percent, tenth) = (prefix.permille / 10, prefix.permille % 10);
+        Row::new([
+            prefix.prefix.clone(),
+            format!("{percent}.{tenth}%"),
+            attack.kind.clone(),
+            cut_inside(&attack.service.to_string(), room),
+        ])
+    });
+    let widths = [column(wide.max(13)), column(6), column(16), Constraint::Fill(1)];
+    let header = Row::new(["ATTACKED FROM", "SHARE", "KIND", "SERVICE"]).bold();
+    frame.render_widget(Table::new(rows, widths).header(header), from);
+    frame.render_widget(senders(model, width), flows);
+}
+
+fn column(width: usize) -> Constraint {
+    Constraint::Length(u16::try_from(width).unwrap_or(u16::MAX))
+}
+
+/// What comes to each service, and what becomes of it.
+fn service_table<'a>(model: &Model, last: &Reading, width: usize) -> Table<'a> {
+    const MODE: usize = 12;
+    const RATES: [&str; 5] = ["SYN", "COOKIE", "VALID", "INVALID", "DROPPED"];
+    /// The longest of a rate and a name.
+    const RATE: usize = 7;
+    let services = &last.stats.services;
+    let wide = services.iter().map(|service| service.listen.to_string().len()).max().unwrap_or(0).max(7);
+    let room = wide.min(width.saturating_sub(MODE + RATES.len() * RATE + RATES.len() + 1)).max(1);
+    let rows = services.iter().map(move |service| {
         let rate = |number: fn(&ServiceCount) -> u64| {
             let rate = model.rate(|stats| {
                 stats.services.iter().find(|other| other.listen == service.listen).map_or(0, number)
             });
-            format!("{rate}/s")
+            format!("{}/s", short(rate))
         };
         let state = service
             .state
             .as_ref()
             .map_or_else(|| service.mode.clone(), |state| format!("{} {state}", service.mode));
         Row::new([
-            service.listen.to_string(),
+            cut_inside(&service.listen.to_string(), room),
             state,
             rate(|service| service.syns),
             rate(|service| service.cookies_sent),
@@ -217,45 +277,52 @@ fn services(frame: &mut Frame<'_>, area: Rect, model: &Model, last: &Reading) {
             rate(|service| service.dropped),
         ])
     });
-    let widths = [Constraint::Fill(2), Constraint::Length(12)].into_iter().chain([Constraint::Fill(1); 5]);
-    let header = Row::new(["SERVICE", "MODE", "SYN", "COOKIE", "VALID", "INVALID", "DROPPED"]).bold();
-    frame.render_widget(Table::new(rows, widths).header(header), table);
-    let rows = prefixes.iter().map(|(attack, prefix)| {
-        let (percent, tenth) = (prefix.permille / 10, prefix.permille % 10);
-        Row::new([
-            prefix.prefix.clone(),
-            format!("{percent}.{tenth}%"),
-            attack.kind.clone(),
-            attack.service.to_string(),
-        ])
-    });
-    let header = Row::new(["ATTACKED FROM", "SHARE", "KIND", "SERVICE"]).bold();
-    frame.render_widget(Table::new(rows, [Constraint::Fill(1); 4]).header(header), from);
+    let rows: Vec<_> = rows.collect();
+    let widths = [column(room), column(MODE)].into_iter().chain([column(RATE); RATES.len()]);
+    let header = Row::new(["SERVICE", "MODE"].into_iter().chain(RATES)).bold();
+    Table::new(rows, widths).header(header)
+}
+
+/// Who sends most.
+fn senders<'a>(model: &Model, width: usize) -> Table<'a> {
+    const BYTES: usize = 6;
+    const STATE: usize = 12;
     let listed = model.flows().map(|flows| flows.flows.as_slice()).unwrap_or_default();
     let rows = listed.iter().filter(|flow| flow.bytes_in > 0).map(|flow| {
         let service = flow.service.map_or_else(|| flow.local.to_string(), |service| service.to_string());
-        let cells = [
-            flow.peer.to_string(),
-            flow.bytes_in.to_string(),
-            flow.bytes_out.to_string(),
-            flow.state.to_string(),
-            service,
-        ];
-        Row::new(cells)
+        (flow.peer.to_string(), service, flow)
     });
+    let rows: Vec<_> = rows.collect();
+    let longest = |text: fn(&(String, String, &Flow)) -> usize| rows.iter().map(text).max().unwrap_or(0);
+    let wanted = [longest(|row| row.0.len()).max(10), longest(|row| row.1.len()).max(7)];
+    let [peer, service] = share(width.saturating_sub(2 * BYTES + STATE + 4), wanted);
+    let rows = rows.iter().map(|(from, to, flow)| {
+        Row::new([
+            cut_inside(from, peer),
+            short(flow.bytes_in),
+            short(flow.bytes_out),
+            flow.state.to_string(),
+            cut_inside(to, service),
+        ])
+    });
+    let rows: Vec<_> = rows.collect();
+    let widths = [column(peer), column(BYTES), column(BYTES), column(STATE), column(service)];
     let header = Row::new(["SENDS MOST", "IN", "OUT", "STATE", "SERVICE"]).bold();
-    let widths = [
-        Constraint::Fill(3),
-        Constraint::Fill(1),
-        Constraint::Fill(1),
-        Constraint::Length(12),
-        Constraint::Fill(2),
-    ];
-    frame.render_widget(Table::new(rows, widths).header(header), flows);
+    Table::new(rows, widths).header(header)
 }
 
 fn tunables(frame: &mut Frame<'_>, area: Rect, model: &Model) {
-    let [list, help] = Layout::vertical([Constraint::Min(3), Constraint::Length(4)]).areas(area);
+    /// Lines that the list keeps, whatever there is to say of one of its rows; and those that this has at least.
+    const LIST: u16 = 4;
+    const HELP: u16 = 4;
+    let most = usize::from(area.height.saturating_sub(LIST));
+    let words = model.tunables().get(model.chosen()).map(|tunable| {
+        let costs = if tunable.cost.is_empty() { String::new() } else { format!(" Costs: {}", tunable.cost) };
+        wrapped(&format!("{}{costs}", tunable.help), area.width.into(), most)
+    });
+    let words = words.unwrap_or_default();
+    let lines = u16::try_from(words.len()).unwrap_or(u16::MAX).max(HELP);
+    let [list, help] = Layout::vertical([Constraint::Min(3), Constraint::Length(lines)]).areas(area);
     let room = usize::from(list.height.saturating_sub(1)).max(1);
     let first = model.chosen().saturating_sub(room - 1);
     let rows = model.tunables().iter().enumerate().skip(first).take(room).map(|(place, tunable)| {
@@ -281,8 +348,5 @@ fn tunables(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         [Constraint::Length(24), Constraint::Length(12), Constraint::Length(12), Constraint::Fill(1)];
     let header = Row::new(["TUNABLE", "CURRENT", "DEFAULT", "RANGE"]).bold();
     frame.render_widget(Table::new(rows, widths).header(header), list);
-    if let Some(tunable) = model.tunables().get(model.chosen()) {
-        let text = Paragraph::new(tunable.help.clone()).wrap(ratatui::widgets::Wrap { trim: true });
-        frame.render_widget(text, help);
-    }
+    frame.render_widget(Paragraph::new(words.into_iter().map(Line::from).collect::<Vec<_>>()), help);
 }

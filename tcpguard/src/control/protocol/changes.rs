@@ -35,6 +35,9 @@ pub struct Tunable {
     pub max: u64,
     /// What it does.
     pub help: String,
+    /// What more of it costs, or less.
+    #[serde(default)]
+    pub cost: String,
     /// Of those that services may have for themselves: the values of those that do, by where their clients connect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<BTreeMap<SocketAddr, u64>>,

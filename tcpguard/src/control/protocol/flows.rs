@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::EngineName;
+
 /// Which flows: those that meet every condition. Without one, all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -73,6 +75,9 @@ pub struct Flows {
     pub services: Vec<FlowsOfService>,
     /// The listed ones.
     pub flows: Vec<Flow>,
+    /// Engines that stand still, whose flows are neither counted nor listed, or not all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<EngineName>,
 }
 
 /// The matching flows of one service.

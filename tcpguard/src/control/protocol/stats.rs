@@ -1,6 +1,7 @@
 //! Every counter.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 
 use schemars::JsonSchema;
@@ -29,6 +30,24 @@ pub struct Stats {
     pub totals: Groups,
     /// The same for each engine.
     pub engines: Vec<Engine>,
+    /// Engines that stand still, and are in none of these sums.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<EngineName>,
+}
+
+/// Which engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EngineName {
+    /// Its interface.
+    pub interface: String,
+    /// Its receive queue.
+    pub queue: u32,
+}
+
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} queue {}", self.interface, self.queue)
+    }
 }
 
 /// Counters by group (`stack`, `engine`, `ring`, …) and name.

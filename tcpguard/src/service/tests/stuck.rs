@@ -458,7 +458,7 @@ fn nothing_spins_while_a_client_is_stalled_whatever_its_backend_does() {
             let far = Backend::Tcp(BackendStream::connect(addr).await.unwrap());
             let (mut server, _) = listener.accept().await.unwrap();
             let mut relay = Relay::new(stream, far, Arc::new(ServiceCounters::default()), Scratch::default());
-            let mut lookout = Lookout::new(Arc::new(Holds::new(PATIENCE)));
+            let mut lookout = Lookout::new(Arc::new(Holds::new(PATIENCE)), relay.client_addr());
             let (polls, relayed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
             let (counted, moved) = (Rc::clone(&polls), Rc::clone(&relayed));
             let task = spawn_local(poll_fn(move |cx| {

@@ -263,11 +263,15 @@ impl Tcb {
         }
         match self.state {
             State::FinWait1 => {
+                shared.counters.fin_wait_2_entered += 1;
                 self.state = State::FinWait2;
                 self.start_linger(now);
             }
             State::Closing => self.state = State::TimeWait,
-            State::LastAck => self.state = State::Closed,
+            State::LastAck => {
+                shared.counters.last_ack_left += 1;
+                self.state = State::Closed;
+            }
             _ => {}
         }
         if !self.orphan {

@@ -98,13 +98,19 @@ impl Tcb {
     }
 
     /// Queues our FIN behind what is queued already (RFC 9293 §3.10.4).
-    pub(crate) fn shutdown(&mut self) {
+    pub(crate) fn shutdown(&mut self, shared: &mut Shared) {
         if self.fin != Fin::Open {
             return;
         }
         match self.state {
-            State::Established => self.state = State::FinWait1,
-            State::CloseWait => self.state = State::LastAck,
+            State::Established => {
+                shared.counters.fin_wait_1_entered += 1;
+                self.state = State::FinWait1;
+            }
+            State::CloseWait => {
+                shared.counters.last_ack_entered += 1;
+                self.state = State::LastAck;
+            }
             State::SynReceived => {}
             State::SynSent => {
                 self.state = State::Closed;
@@ -133,7 +139,7 @@ impl Tcb {
             transfer.recv.clear(&mut shared.recv_pool);
         }
         self.release_idle(shared);
-        self.shutdown();
+        self.shutdown(shared);
         self.start_linger(now);
         if self.work.pace.is_set() {
             self.work.pace.renew(now);

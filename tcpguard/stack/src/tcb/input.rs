@@ -430,8 +430,14 @@ impl Tcb {
         self.owe_one_ack();
         self.tell_readable(shared);
         match self.state {
-            State::Established => self.state = State::CloseWait,
-            State::FinWait1 => self.state = State::Closing,
+            State::Established => {
+                shared.counters.close_wait_entered += 1;
+                self.state = State::CloseWait;
+            }
+            State::FinWait1 => {
+                shared.counters.closing_entered += 1;
+                self.state = State::Closing;
+            }
             State::FinWait2 => self.state = State::TimeWait,
             State::SynSent
             | State::SynReceived

@@ -39,6 +39,10 @@ fn the_server_closes_first_and_waits_two_msl() {
     assert!(t.events.contains(&Event::TimeWaitExpired { key: t.key() }));
     assert_eq!(t.stack.time_wait_count(), 0);
     assert_eq!(t.stack.poll_timeout(), None, "nothing is left to do");
+    let counted = t.stack.counters();
+    assert_eq!((counted.fin_wait_1_entered, counted.fin_wait_2_entered, counted.closing_entered), (1, 1, 0));
+    assert_eq!((counted.time_wait_entered, counted.time_wait_expired), (1, 1));
+    assert_eq!((counted.close_wait_entered, counted.last_ack_entered, counted.last_ack_left), (0, 0, 0));
 }
 
 #[test]
@@ -58,6 +62,12 @@ fn the_client_closes_first_and_nothing_stays() {
         assert!(t.events.contains(&Event::FlowReleased { key: t.key() }));
         assert_eq!(t.stack.connection_count(), 0);
         assert_eq!(t.stack.poll_timeout(), None);
+        let counted = t.stack.counters();
+        assert_eq!((counted.close_wait_entered, counted.last_ack_entered, counted.last_ack_left), (1, 1, 1));
+        assert_eq!(
+            (counted.fin_wait_1_entered, counted.closing_entered, counted.time_wait_entered),
+            (0, 0, 0)
+        );
     }
 }
 
@@ -74,6 +84,8 @@ fn both_close_at_once() {
     t.sends(". 2:2(0) ack 2");
     t.state(State::TimeWait);
     t.silent();
+    let counted = t.stack.counters();
+    assert_eq!((counted.fin_wait_1_entered, counted.fin_wait_2_entered, counted.closing_entered), (1, 0, 1));
 }
 
 #[test]
