@@ -10,8 +10,8 @@ use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::write_json;
+use super::session::session;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
@@ -52,7 +52,7 @@ enum Switch {
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let service: SocketAddr = config::listen_address(&args.service).map_err(Failure::BadInput)?;
-    let request = Request::DryRun { service, on: args.state == Switch::On, session: session(args.force) };
+    let request = Request::DryRun { service, on: args.state == Switch::On, session: session(args.force)? };
     let Reply::DryRunSet(set) = args.within.change(client, || ask(client, &request))? else {
         return Err(unexpected());
     };

@@ -2,7 +2,6 @@
 //! in force at once.
 
 use std::io::{self, BufWriter, Write as _};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::config::filters::parse_expires;
@@ -12,6 +11,7 @@ use crate::control::protocol::{self as wire, FiltersChanged, MAX_FILTERS_PART, R
 
 use super::confirm::Within;
 use super::output::{Align, Table, age, write_json};
+use super::session::session;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
@@ -106,16 +106,16 @@ fn change(what: &What, client: &Client) -> Result<Reply, Failure> {
         What::Add { action, prefix, expires, force } => {
             let expires = expires.as_deref().map(parse_expires).transpose().map_err(Failure::BadInput)?;
             let filter = Filter { prefix: *prefix, action: *action, expires }.to_string();
-            ask(client, &Request::FiltersAdd { filter, session: session(*force) })
+            ask(client, &Request::FiltersAdd { filter, session: session(*force)? })
         }
         What::Del { prefix, force } => {
-            ask(client, &Request::FiltersDel { prefix: prefix.to_string(), session: session(*force) })
+            ask(client, &Request::FiltersDel { prefix: prefix.to_string(), session: session(*force)? })
         }
         What::Flush { action, force } => {
             let action = action.map(|action| action.to_string());
-            ask(client, &Request::FiltersFlush { action, session: session(*force) })
+            ask(client, &Request::FiltersFlush { action, session: session(*force)? })
         }
-        What::Load { file, replace, force } => load(client, file, *replace, session(*force)),
+        What::Load { file, replace, force } => load(client, file, *replace, session(*force)?),
     }
 }
 
@@ -192,19 +192,6 @@ fn parts(filters: &FilterSet) -> Vec<Vec<String>> {
     parts
 }
 
-/// The session that the daemon is to spare, if there is one and nobody insists.
-pub(super) fn session(force: bool) -> Option<Session> {
-    if force { None } else { read_session(&std::env::var("SSH_CONNECTION").ok()?) }
-}
-
-/// Reads what sshd says of its connection: the client's address and port, then ours.
-fn read_session(said: &str) -> Option<Session> {
-    let mut words = said.split_ascii_whitespace();
-    let peer: IpAddr = words.next()?.parse().ok()?;
-    let (_, local, port) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some(Session { peer, local: SocketAddr::new(local, port) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,21 +237,5 @@ allow   ::1/128                          0     1m1s
             assert!(request.to_line().len() <= MAX_REQUEST);
         }
         assert_eq!(super::parts(&FilterSet::default()), [Vec::<String>::new()]);
-    }
-
-    #[test]
-    fn a_session_is_read_as_sshd_writes_it() {
-        let session = read_session("198.51.100.7 50000 192.0.2.1 22").unwrap();
-        assert_eq!(
-            (session.peer, session.local),
-            ("198.51.100.7".parse().unwrap(), "192.0.2.1:22".parse().unwrap())
-        );
-        let session = read_session("2001:db8::7 50000 2001:db8::1 2222").unwrap();
-        assert_eq!(session.local, "[2001:db8::1]:2222".parse().unwrap());
-        for said in
-            ["", "198.51.100.7", "198.51.100.7 50000 192.0.2.1", "a b c d", "UNKNOWN 65535 UNKNOWN 65535"]
-        {
-            assert_eq!(read_session(said), None, "{said}");
-        }
     }
 }

@@ -23,6 +23,7 @@ mod reload;
 mod run;
 mod schema;
 mod services;
+mod session;
 mod stats;
 mod status;
 mod top;

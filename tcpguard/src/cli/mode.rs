@@ -11,8 +11,8 @@ use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request, Service};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::{Align, Table, write_json};
+use super::session::session;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     };
     let service: SocketAddr = config::listen_address(service).map_err(Failure::BadInput)?;
     let mode: ServiceMode = mode.parse().map_err(Failure::BadInput)?;
-    let request = Request::Mode { service, mode: mode.to_string(), session: session(args.force) };
+    let request = Request::Mode { service, mode: mode.to_string(), session: session(args.force)? };
     let Reply::ModeSet(set) = args.within.change(client, || ask(client, &request))? else {
         return Err(unexpected());
     };

@@ -6,8 +6,8 @@ use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::write_json;
+use super::session::session;
 use super::{Failure, ask, services, tune, unexpected};
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
-    let request = Request::Reload { session: session(args.force) };
+    let request = Request::Reload { session: session(args.force)? };
     let Reply::Reloaded(done) = args.within.change(client, || ask(client, &request))? else {
         return Err(unexpected());
     };

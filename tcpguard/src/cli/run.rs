@@ -10,7 +10,7 @@ use crate::telemetry;
 
 use super::Failure;
 use super::confirm::seconds;
-use super::filters::session;
+use super::session::session;
 
 const HELP: &str = "\
 Without -i, --protect and --config, /etc/tcpguard/tcpguard.toml is read. Arguments add to the file, or win over it.
@@ -88,7 +88,7 @@ impl From<ConfigError> for Failure {
 pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
     let path = file(&args);
     let config = configuration(&args, path.as_deref(), control)?;
-    if let Some(session) = session(args.force).filter(|session| would_guard(session, &config.services)) {
+    if let Some(session) = session(args.force)?.filter(|session| would_guard(session, &config.services)) {
         let (local, peer) = (session.local, session.peer);
         let why = format!(
             "this would guard {local}, through which your own session from {peer} runs, and cut it off; --force does \
