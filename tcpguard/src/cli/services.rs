@@ -20,7 +20,7 @@ use super::{Failure, ask, unexpected};
 #[derive(clap::Args)]
 #[command(after_help = "\
 KEY=VALUE are the keys of [[service]] in the configuration file (`tcpguard config --example` has them all); an empty value
-takes a key away. A change applies at once: a new service is guarded, a changed one treats new connections as it says and
+takes a key away; its tunables are `tcpguard tune NAME VALUE --service ADDR:PORT`. A change applies at once: a new service is guarded, a changed one treats new connections as it says and
 leaves open ones alone, and one that is taken out leaves its port to the host and has its connections reset.
 
 The session that this comes from is the one that SSH_CONNECTION names: here, or in the environment of a parent, as under sudo
