@@ -191,6 +191,8 @@ enum Part {
     Service(usize),
     /// The message has their names.
     Tunables,
+    ReadSocket,
+    Metrics,
 }
 
 macro_rules! words {
@@ -360,7 +362,28 @@ impl Config {
         let tunables =
             |error: TunableError| Contradiction { part: Part::Tunables, message: error.to_string() };
         self.tunables.check().map_err(tunables)?;
-        own_tunables_contradiction(&self.services, &self.tunables)
+        own_tunables_contradiction(&self.services, &self.tunables)?;
+        self.sockets_contradiction()
+    }
+
+    /// Refuses two sockets in one place: the second to be opened would find the first, and take it for another daemon's.
+    fn sockets_contradiction(&self) -> Result<(), Contradiction> {
+        let Control { socket, readers, .. } = &self.control;
+        let read_socket = readers.as_ref().map(|readers| &readers.socket);
+        if read_socket == Some(socket) {
+            let path = socket.display();
+            let message = format!(
+                "read_socket {path}: that is the control socket, through which everything can be changed"
+            );
+            return Err(Contradiction { part: Part::ReadSocket, message });
+        }
+        if let Some(MetricsListen::Unix(path)) = &self.metrics
+            && (path == socket || read_socket == Some(path))
+        {
+            let message = format!("metrics on unix:{0}: {0} is a control socket already", path.display());
+            return Err(Contradiction { part: Part::Metrics, message });
+        }
+        Ok(())
     }
 }
 
@@ -509,6 +532,13 @@ mod tests {
         let to_itself = |c: &Config| c.services[0].listen.to_string().parse().ok();
         refused(&|c| c.services[0].destination = to_itself(c), "service itself");
         refused(&|c| c.tunables.min_rto = c.tunables.max_rto * 2, "min-rto");
+        let readers = |socket: &str| Some(Readers { socket: socket.into(), group: None, mode: 0o660 });
+        refused(&|c| c.control.readers = readers(DEFAULT_SOCKET), "that is the control socket");
+        refused(&|c| c.metrics = format!("unix:{DEFAULT_SOCKET}").parse().ok(), "a control socket already");
+        let both = |c: &mut Config| {
+            (c.control.readers, c.metrics) = (readers("/r"), "unix:/r".parse().ok());
+        };
+        refused(&both, "metrics on unix:/r");
     }
 
     #[test]
