@@ -24,7 +24,8 @@ off       count segments and leave them to the host, those of open connections i
 
 Examples:
   tcpguard mode                          list them all
-  tcpguard mode 192.0.2.1:80 cookie      change one, at once, until the daemon ends")]
+  tcpguard mode 192.0.2.1:80 cookie      change one, at once, until the daemon ends or reads its
+                                         file again")]
 pub(super) struct Args {
     /// Which service, by the address and port that clients connect to
     #[arg(value_name = "ADDR:PORT", requires = "mode")]
@@ -49,6 +50,7 @@ pub(super) struct Listed<'a> {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    args.within.is_for(args.mode.is_some())?;
     let mut out = BufWriter::new(io::stdout().lock());
     let (Some(service), Some(mode)) = (&args.service, &args.mode) else {
         let Reply::Status(status) = ask(client, &Request::Status {})? else { return Err(unexpected()) };
@@ -61,9 +63,7 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let service: SocketAddr = config::listen_address(service).map_err(Failure::BadInput)?;
     let mode: ServiceMode = mode.parse().map_err(Failure::BadInput)?;
     let request = Request::Mode { service, mode: mode.to_string(), session: session(args.force)? };
-    let Reply::ModeSet(set) = args.within.change(client, || ask(client, &request))? else {
-        return Err(unexpected());
-    };
+    let Reply::ModeSet(set) = args.within.change(client, request)? else { return Err(unexpected()) };
     if args.json {
         return Ok(write_json(&mut out, &set)?);
     }

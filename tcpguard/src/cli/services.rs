@@ -88,11 +88,12 @@ struct How {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    args.within.is_for(args.what.is_some())?;
     let Some(what) = &args.what else { return list(args, client) };
     let (What::Add { how, .. } | What::Set { how, .. } | What::Del { how, .. }) = what;
     let request = request(what, session(how.force)?).map_err(Failure::BadInput)?;
     args.within.check(how.save)?;
-    let Reply::ServicesChanged(changed) = args.within.change(client, || ask(client, &request))? else {
+    let Reply::ServicesChanged(changed) = args.within.change(client, request)? else {
         return Err(unexpected());
     };
     let mut out = io::stdout().lock();
@@ -141,7 +142,7 @@ fn read_keys(keys: &[String]) -> Result<BTreeMap<String, String>, String> {
 
 /// What became of services, a line each.
 pub(super) fn lines(changed: &ServicesChanged) -> Vec<String> {
-    let ServicesChanged { added, changed, removed, reset, saved: _ } = changed;
+    let ServicesChanged { added, changed, removed, reset, saved: _, unconfirmed_ms: _ } = changed;
     let line = |what: &'static str| move |service: &SocketAddr| format!("service {service}: {what}");
     let reset = format!("removed, connections reset: {reset}");
     let mut lines: Vec<_> = added.iter().map(line("added")).collect();

@@ -4,6 +4,7 @@
 mod answers;
 mod attacks;
 mod background;
+mod changes;
 pub mod client;
 mod condition;
 mod confirm;
