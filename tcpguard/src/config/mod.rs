@@ -31,7 +31,7 @@ pub use destination::{
     BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
     Responder, Source,
 };
-pub use edit::{EditError, save_service, save_tunable};
+pub use edit::{EditError, ServiceEdit, save_service, save_tunable};
 pub use events::Events;
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
@@ -195,6 +195,9 @@ enum Part {
     Metrics,
 }
 
+const NOTHING_TO_PROTECT: &str =
+    "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file";
+
 macro_rules! words {
     ($type:ident, $what:literal, $($variant:ident = $word:literal),+) => {
         impl fmt::Display for $type {
@@ -349,6 +352,22 @@ impl Config {
                 "no interface to guard; name one with -i IFACE or [[interface]] in the file".into(),
             );
         }
+        if self.services.is_empty() {
+            return whole(NOTHING_TO_PROTECT.into());
+        }
+        self.part_contradiction()
+    }
+
+    /// Refuses what contradicts itself already, whatever arguments add to it.
+    ///
+    /// # Errors
+    /// The first contradiction, in one line.
+    fn check_part(&self) -> Result<(), String> {
+        self.part_contradiction().map_err(|contradiction| contradiction.message)
+    }
+
+    fn part_contradiction(&self) -> Result<(), Contradiction> {
+        let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
         if self.interfaces.len() > MAX_INTERFACES as usize {
             return whole(format!("{} interfaces: the most is {MAX_INTERFACES}", self.interfaces.len()));
         }
@@ -411,6 +430,9 @@ fn own_tunables_contradiction(services: &[Service], common: &Tunables) -> Result
 /// # Errors
 /// The first contradiction, in one line.
 pub fn check_services(services: &[Service]) -> Result<(), String> {
+    if services.is_empty() {
+        return Err(NOTHING_TO_PROTECT.to_owned());
+    }
     services_contradiction(services).map_err(|contradiction| contradiction.message)
 }
 
@@ -424,11 +446,6 @@ fn check_service_count(count: usize) -> Result<(), String> {
 
 fn services_contradiction(services: &[Service]) -> Result<(), Contradiction> {
     let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
-    if services.is_empty() {
-        return whole(
-            "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file".into(),
-        );
-    }
     check_service_count(services.len()).or_else(whole)?;
     let mut given = HashSet::new();
     for (index, service) in services.iter().enumerate() {

@@ -37,7 +37,7 @@ mod strict;
 mod tunables;
 
 pub(crate) use background::stand_back;
-pub use reload::Origin;
+pub use reload::{Origin, ReadFile};
 pub use services::would_guard;
 
 #[cfg(test)]

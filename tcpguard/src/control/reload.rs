@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,9 +26,14 @@ use super::protocol::{self as wire, Fault, Refusal, Reply, Request, Session};
 pub struct Origin {
     /// The file.
     pub file: PathBuf,
-    /// Reads it again, with the same arguments on top. The error is one line.
-    pub read: Arc<dyn Fn() -> Result<Config, String> + Send + Sync>,
+    /// Services that the arguments add to it.
+    pub protected: Vec<SocketAddr>,
+    /// Reads it again, or a text as if it were the file's, with the same arguments on top. The error is one line.
+    pub read: Arc<ReadFile>,
 }
+
+/// See [`Origin::read`].
+pub type ReadFile = dyn Fn(Option<&str>) -> Result<Config, String> + Send + Sync;
 
 /// A file that was read again.
 pub(super) struct Read {
@@ -71,7 +77,7 @@ impl Guard {
             let why = "the daemon was started without a file: there is nothing to read again";
             return Err(Reply::bad_input(why));
         };
-        let read = blocking(move || (origin.read)().map(|config| (origin.file, config))).await;
+        let read = blocking(move || (origin.read)(None).map(|config| (origin.file, config))).await;
         let (file, new) = read.map_err(Reply::bad_input)?;
         if let Some(what) = needs_restart(&self.config, &new) {
             return Err(Reply::bad_input(format!(
@@ -153,22 +159,35 @@ impl Guard {
         if let Err(error) = self.judge_tunables(&tunables) {
             return Reply::bad_input(error);
         }
-        let Some(origin) = self.origin.clone() else {
-            return Reply::bad_input("the daemon was started without a file: there is nowhere to save this");
+        let save = move |origin: &Origin| {
+            save_tunable(&origin.file, tunable, value, |text| (origin.read)(Some(text)).map(drop))
         };
-        let file = origin.file.clone();
-        match blocking(move || save_tunable(&origin.file, tunable, value)).await {
-            Ok(()) => {}
-            Err(EditError::Io { path, source }) => {
-                return Reply::failed(format!("{}: {source}; nothing was changed", path.display()));
-            }
-            Err(error) => return Reply::bad_input(format!("{error}; nothing was changed")),
-        }
+        let file = match self.write_file(save).await {
+            Ok(file) => file,
+            Err(refusal) => return refusal,
+        };
         match self.tune(turn, name, text).await {
             Reply::Tuned(tuned) => {
                 Reply::Tuned(wire::Tuned { saved: Some(file.display().to_string()), ..tuned })
             }
             refused => refused,
+        }
+    }
+
+    /// Changes the file, and says which that is.
+    pub(super) async fn write_file(
+        &self,
+        write: impl FnOnce(&Origin) -> Result<(), EditError> + Send + 'static,
+    ) -> Result<PathBuf, Reply> {
+        let Some(origin) = self.origin.clone() else {
+            let why = "the daemon was started without a file: there is nowhere to save this";
+            return Err(Reply::bad_input(why));
+        };
+        let file = origin.file.clone();
+        match blocking(move || write(&origin)).await {
+            Ok(()) => Ok(file),
+            Err(error @ EditError::Io { .. }) => Err(Reply::failed(format!("{error}; nothing was changed"))),
+            Err(error) => Err(Reply::bad_input(format!("{error}; nothing was changed"))),
         }
     }
 

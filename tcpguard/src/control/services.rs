@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use tcpguard_common::map::SERVICE_IDS;
 use tracing::{error, info};
 
-use crate::config::{EditError, Service, check_own_tunables, check_services, save_service};
+use crate::config::{EditError, Service, ServiceEdit, check_own_tunables, check_services, save_service};
 use crate::engine::EngineError;
 use crate::service::ServiceSpec;
 use crate::stack::{Cursor, FlowInfo};
@@ -18,7 +18,7 @@ use super::filters::through;
 use super::guard::{Engine, Guard, Turn, engine_error, heard};
 use super::modes::entries;
 use super::protocol::{self as wire, Reply, Session};
-use super::reload::{blocking, half_made};
+use super::reload::half_made;
 use super::tunables::InForce;
 
 /// Whether these services would take the connection over through which a client reached the machine. Those in dry run leave it
@@ -111,7 +111,7 @@ impl Guard {
             ));
         }
         services.push(service.clone());
-        self.change_service(turn, service.listen, Some(service), services, how).await
+        self.change_service(turn, service.listen, ServiceEdit::Put(service), services, how).await
     }
 
     /// Sets keys of the service at `listen`.
@@ -130,8 +130,8 @@ impl Guard {
             Ok(service) => service,
             Err(error) => return Reply::bad_input(format!("service {listen}: {error}")),
         };
-        let service = held.clone();
-        self.change_service(turn, listen, Some(service), services, how).await
+        let edit = ServiceEdit::Keys { keys, whole: held.clone() };
+        self.change_service(turn, listen, edit, services, how).await
     }
 
     /// Takes the service at `listen` out.
@@ -147,16 +147,16 @@ impl Guard {
         if services.len() == before {
             return no_service(listen);
         }
-        self.change_service(turn, listen, None, services, how).await
+        self.change_service(turn, listen, ServiceEdit::Remove, services, how).await
     }
 
-    /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, writes that one into the
-    /// file first: neither without the other.
+    /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, changes that one in the file
+    /// first, as `edit` says: neither without the other.
     pub(super) async fn change_service(
         &self,
         turn: &Turn<'_>,
         listen: SocketAddr,
-        service: Option<Service>,
+        edit: ServiceEdit,
         services: Vec<Service>,
         (save, session): (bool, Option<Session>),
     ) -> Reply {
@@ -165,7 +165,7 @@ impl Guard {
             return Reply::bad_input(error);
         }
         let saved = match save {
-            true => match self.write_service(listen, service).await {
+            true => match self.write_service(listen, edit).await {
                 Ok(file) => Some(file.display().to_string()),
                 Err(refusal) => return refusal,
             },
@@ -177,18 +177,14 @@ impl Guard {
         }
     }
 
-    async fn write_service(&self, listen: SocketAddr, service: Option<Service>) -> Result<PathBuf, Reply> {
-        let Some(origin) = self.origin.clone() else {
-            return Err(Reply::bad_input(
-                "the daemon was started without a file: there is nowhere to save this",
-            ));
-        };
-        let file = origin.file.clone();
-        match blocking(move || save_service(&origin.file, listen, service.as_ref())).await {
-            Ok(()) => Ok(file),
-            Err(error @ EditError::Io { .. }) => Err(Reply::failed(format!("{error}; nothing was changed"))),
-            Err(error) => Err(Reply::bad_input(format!("{error}; nothing was changed"))),
-        }
+    async fn write_service(&self, listen: SocketAddr, edit: ServiceEdit) -> Result<PathBuf, Reply> {
+        self.write_file(move |origin| {
+            if origin.protected.contains(&listen) {
+                return Err(EditError::OfArguments { path: origin.file.clone(), listen });
+            }
+            save_service(&origin.file, listen, &edit, |text| (origin.read)(Some(text)).map(drop))
+        })
+        .await
     }
 
     /// Refuses services that cannot be, and those that would cut a client's own session off.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use crate::config::{Overrides, Service, TUNABLES, Tunable, Tunables, check_own_tunables};
+use crate::config::{Overrides, Service, ServiceEdit, TUNABLES, Tunable, Tunables, check_own_tunables};
 use crate::engine::ServiceTunables;
 
 use super::guard::{Guard, Turn};
@@ -132,8 +132,8 @@ impl Guard {
             Err(error) => return Reply::bad_input(error.to_string()),
         };
         let said = format!("service {listen}: {name}: {value}");
-        let service = held.clone();
-        match self.change_service(turn, listen, Some(service), services, (save, None)).await {
+        let edit = ServiceEdit::Tunable { name, value, whole: held.clone() };
+        match self.change_service(turn, listen, edit, services, (save, None)).await {
             Reply::ServicesChanged(wire::ServicesChanged { saved, .. }) => {
                 info!("{said}");
                 Reply::ServiceTuned(wire::ServiceTuned {
