@@ -88,7 +88,7 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&["filters", "frobnicate"], "'frobnicate'"),
         (&["stats", "--watch", "soon"], "not a number of seconds"),
         (&["check", "/nonexistent/tcpguard.toml"], "/nonexistent/tcpguard.toml: No such file"),
-        (&["tune", "time-wait", "--save"], "required"),
+        (&["tune", "time-wait", "--save"], "nothing to save"),
         (&["keys", "frobnicate"], "'frobnicate'"),
         (&["man", "frobnicate"], "no verb `frobnicate`"),
         (&["man", "--directory"], "--directory"),

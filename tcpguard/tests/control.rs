@@ -169,6 +169,38 @@ fn a_service_that_would_cut_off_its_own_operator_takes_force() -> Result<()> {
     Ok(())
 }
 
+/// As under sudo, which passes no such variable on: it used to be as if nobody had a session to lose.
+#[test]
+fn a_session_that_only_a_parent_knows_of_is_not_cut_off_either() -> Result<()> {
+    let setup = Setup::new()?;
+    let _daemon = setup.daemon(&[])?;
+    // A shell by the name of sshd, below which nothing else is looked at.
+    let sshd = setup.lab.dir().join("sshd");
+    std::fs::copy("/bin/sh", &sshd)?;
+    let script = "/usr/bin/env -i \"$@\"; exit $?";
+    let below = |named: &str, arguments: &[&str]| -> Result<std::process::Output> {
+        let parent = format!("{named} /bin/sh -c '{script}' sh \"$@\"; exit $?");
+        let mut command = Command::new(&sshd);
+        command.env_clear().args(["-c", &parent, "sshd", BINARY]).args(arguments);
+        Ok(command.arg("--control").arg(setup.control()).output()?)
+    };
+    let port = |port: u16| format!("0.0.0.0:{port}=respond:echo");
+    let named = "SSH_CONNECTION='fe80::2%eth0 50000 10.77.0.1 22'";
+    let said = one_line(&below(named, &["services", "add", &port(22)])?, 2)?;
+    assert!(said.contains("your own session from fe80::2 ") && said.contains("--force"), "{said}");
+    assert!(below(named, &["services", "add", &port(23)])?.status.success());
+    assert!(below(named, &["services", "add", &port(22), "--force"])?.status.success());
+    let said = one_line(&below(named, &["services", "del", "0.0.0.0:22"])?, 2)?;
+    assert!(said.contains("your own session"), "{said}");
+    // There is one, and nobody says which.
+    let unnamed = ["filters", "add", "deny", "192.0.2.0/24"];
+    let said = one_line(&below("", &unnamed)?, 2)?;
+    assert!(said.contains("SSH_CONNECTION is missing") && said.contains("--force"), "{said}");
+    assert!(below("", &[&unnamed[..], &["--force"]].concat())?.status.success());
+    assert!(below("", &["filters"])?.status.success());
+    Ok(())
+}
+
 #[test]
 fn flows_are_found_sorted_counted_and_reset() -> Result<()> {
     let setup = Setup::new()?;

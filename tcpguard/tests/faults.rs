@@ -18,6 +18,7 @@ use serde_json::Value;
 use socket2::SockRef;
 use support::raw::{Outgoing, RawPort, linux_options};
 use support::setup::{self, Setup};
+use support::stuck::Stuck;
 use support::{Guarded, assert_same, lab_object, wait_for};
 use tcpguard_common::packet::Flags;
 use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
@@ -201,35 +202,6 @@ fn stopped_for_five_seconds_under_load_the_daemon_loses_frames_but_no_byte() {
     assert!(ask(&guarded), "service is not restored");
     server.kill();
     check_frames(&guarded);
-}
-
-/// A thread of another process that stands still, as a deadlocked one would. Whoever stopped it has to let it go on.
-struct Stuck(libc::pid_t);
-
-impl Stuck {
-    fn thread(process: u32, name: &str) -> Self {
-        let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("the daemon's threads");
-        let thread = threads.flatten().find(|thread| {
-            std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
-        });
-        let thread = thread.unwrap_or_else(|| panic!("no thread {name}")).file_name();
-        let id: libc::pid_t = thread.to_str().and_then(|id| id.parse().ok()).expect("a number");
-        // SAFETY: no pointers, in either; what is traced is a child of ours.
-        let stopped = unsafe {
-            libc::ptrace(libc::PTRACE_SEIZE, id, 0, 0) == 0
-                && libc::ptrace(libc::PTRACE_INTERRUPT, id, 0, 0) == 0
-                && libc::waitpid(id, std::ptr::null_mut(), libc::__WALL) == id
-        };
-        assert!(stopped, "stopping the thread: {}", io::Error::last_os_error());
-        Self(id)
-    }
-}
-
-impl Drop for Stuck {
-    fn drop(&mut self) {
-        // SAFETY: no pointers.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) };
-    }
 }
 
 /// A configuration file that says nothing but where the metrics are, and that place.

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Map, Value, json};
-use support::setup::{SOON, Setup, one_line};
+use support::setup::{SERVICE, SOON, Setup, one_line};
+use tcpguard::control::client::Client;
+use tcpguard::control::protocol::{Fault, Refusal, Reply, Request};
 
 /// A good request of every kind.
 fn requests() -> Vec<Value> {
@@ -24,8 +26,7 @@ fn requests() -> Vec<Value> {
         json!({"op": "services-del", "service": service}),
         json!({"op": "tune", "name": "time-wait", "value": "7s"}),
         json!({"op": "tune-all", "values": {"time-wait": "7s"}}),
-        json!({"op": "hold", "seconds": 60}),
-        json!({"op": "release", "number": 1}),
+        json!({"op": "on-probation", "seconds": 60, "change": {"op": "mode", "service": service, "mode": "off"}}),
         json!({"op": "confirm"}),
         json!({"op": "reload", "session": session}),
         json!({"op": "keys-rotate"}),
@@ -135,4 +136,71 @@ fn configurations_that_cannot_be_are_refused_by_line() -> Result<()> {
     // Not a file at all, and one that nobody may read.
     one_line(&setup.ask(&["check", &setup.lab.dir().display().to_string()])?, 2)?;
     one_line(&check("\0\0\0")?, 2).map(drop)
+}
+
+/// What a file could not have in place of a line's value, where that is a number or a time.
+fn other_values(value: &str) -> &'static [&'static str] {
+    match value.trim_start_matches('"').starts_with(|c: char| c.is_ascii_digit()) {
+        true => {
+            &["-1", "\"9999999h\"", "99999999999", "99999999999999999999", "\"5 parsecs\"", "\"\"", "1.5"]
+        }
+        false => &[],
+    }
+}
+
+#[test]
+fn a_running_daemon_takes_none_of_them_and_goes_on_as_it_was() -> Result<()> {
+    let setup = Setup::new()?;
+    let mut daemon = setup.daemon_from_file("")?;
+    let (file, client) = (setup.lab.dir().join("tcpguard.toml"), Client::new(&setup.control()));
+    let before = setup.text(&["config"])?;
+    // Says of everything how it is.
+    let lines: Vec<&str> = before.lines().collect();
+    let mut refused = 0;
+    let mut table = "";
+    for (at, line) in lines.iter().enumerate() {
+        if line.starts_with('[') {
+            table = line;
+        }
+        let Some((key, value)) = line.split_once(" = ").filter(|(_, value)| *value != "[") else { continue };
+        let values = other_values(value).iter().map(|value| format!("{key} = {value}"));
+        let ruined = [format!("{key}x = 1"), format!("{key} = [[[]]]"), format!("{key} =")];
+        for ruined in ruined.into_iter().chain(values) {
+            let mut ruined_lines = lines.clone();
+            ruined_lines[at] = &ruined;
+            std::fs::write(&file, ruined_lines.join("\n"))?;
+            let reply = client.ask(&Request::Reload { session: None })?;
+            let Reply::Error(Refusal { kind: Fault::BadInput, message }) = reply else {
+                anyhow::bail!("{table} {ruined}: {reply:?}")
+            };
+            ensure!(message.contains(&format!(":{}: ", at + 1)), "{table} {ruined}: {message}");
+            refused += 1;
+        }
+        assert_eq!(setup.text(&["config"])?, before, "{table} {line}");
+    }
+    ensure!(refused >= 500, "{refused}");
+    // Good by itself, and not with the rest.
+    let control = setup.control().display().to_string();
+    let min_rto = lines.iter().find(|line| line.starts_with("min-rto = ")).context("no min-rto")?;
+    for (held, new, why) in [
+        (*min_rto, "min-rto = \"10s\"\nmax-rto = \"9s\"\n# ".to_owned(), "min-rto 10s is above max-rto 9s"),
+        ("[control]", format!("[control]\nread_socket = {control:?}"), "that is the control socket"),
+        ("[metrics]", format!("[metrics]\nlisten = \"unix:{control}\""), "a control socket already"),
+        (
+            "[[service]]",
+            format!("[[service]]\nlisten = \"{SERVICE}\"\nmode = \"off\"\n[[service]]"),
+            "given twice",
+        ),
+    ] {
+        let text = before.replace("max-rto = ", "# ").replace(held, &new);
+        std::fs::write(&file, text)?;
+        let said = one_line(&setup.ask(&["reload"])?, 2)?;
+        ensure!(said.contains(why), "{said}");
+        assert_eq!(setup.text(&["config"])?, before, "{why}");
+    }
+    std::fs::write(&file, &before)?;
+    setup.text(&["reload"])?;
+    assert_eq!(setup.text(&["config"])?, before);
+    ensure!(daemon.ended()?.is_none());
+    setup.fetch()
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -12,7 +13,8 @@ use tcpguard::config::{TUNABLES, Tunable, Unit};
 use tcpguard::control::client::Client;
 use tcpguard::control::protocol::{Fault, Refusal, Reply, Request};
 
-use support::setup::{BACKEND_PORT, SERVICE, Setup, eventually, one_line};
+use support::setup::{BACKEND_PORT, BINARY, SERVICE, Setup, eventually, one_line};
+use xtask::lab::GUARD_INTERFACE;
 
 mod support;
 
@@ -123,6 +125,60 @@ fn assignment(tunable: &Tunable) -> String {
         Unit::Count => format!("{} = {value}", tunable.name),
         Unit::Duration | Unit::Choice(_) => format!("{} = \"{value}\"", tunable.name),
     }
+}
+
+/// It used to be judged by what is in force, and more was saved than was named: the next daemon did not start, or not as told.
+#[test]
+fn what_is_saved_is_what_was_named_and_what_the_next_start_takes() -> Result<()> {
+    let setup = Setup::new()?;
+    let (file, pins, control) = (setup.lab.dir().join("tcpguard.toml"), setup.lab.pin_dir(), setup.control());
+    let text = format!(
+        "pin_dir = {pins:?}\nmax_flows = 4096\n[control]\nsocket = {control:?}\n\
+         [[interface]]\nname = \"{GUARD_INTERFACE}\"\n\
+         [[service]]\nlisten = \"{SERVICE}\"\nbackend = \"127.0.0.1:{BACKEND_PORT}\"\n"
+    );
+    fs::write(&file, &text)?;
+    let echo = SocketAddrV4::new(*SERVICE.ip(), 81).to_string();
+    let mut command = setup.lab.guard().command(BINARY);
+    command.args(["run", "--protect", &format!("{echo}=respond:echo"), "--set", "max-rto=2s", "--config"]);
+    let _daemon = setup.start(command.arg(&file))?;
+    let service = SERVICE.to_string();
+    let refused = |arguments: &[&str], why: &str| {
+        let before = setup.text(&["config"])?;
+        let said = one_line(&setup.ask(arguments)?, 2)?;
+        ensure!(said.contains(why) && said.ends_with("; nothing was changed\n"), "{said}");
+        assert_eq!((fs::read_to_string(&file)?, setup.text(&["config"])?), (text.clone(), before));
+        Ok(())
+    };
+    // In force it would be good, but not with the arguments that the daemon has each time.
+    setup.text(&["tune", "max-rto", "1m"])?;
+    refused(&["tune", "min-rto", "3s", "--service", &service, "--save"], "min-rto 3s is above max-rto 2s")?;
+    refused(&["services", "set", &echo, "max_connections=5", "--save"], "comes from --protect")?;
+    refused(&["services", "del", &echo, "--save"], "comes from --protect")?;
+    // Another group's file would become the daemon's own.
+    chown(&file, None, Some(12345))?;
+    refused(&["tune", "time-wait", "30s", "--save"], "chown root:root")?;
+    assert_eq!(file.metadata()?.gid(), 12345);
+    chown(&file, None, Some(0))?;
+
+    // For as long as the daemon lives, and not longer because something else is saved.
+    setup.text(&["mode", &service, "off"])?;
+    setup.text(&["dry-run", &service, "on"])?;
+    setup.text(&["services", "set", &service, "max_connections=7"])?;
+    setup.text(&["tune", "retries", "3", "--service", &service, "--save"])?;
+    setup.text(&["services", "set", &service, "idle_time=90s", "--save"])?;
+    let named = "idle_time = \"1m30s\"\ntunables = { retries = 3 }\n";
+    let written = fs::read_to_string(&file)?;
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(lines(&written), lines(&(text.clone() + named)), "{written}");
+    setup.text(&["services", "set", &service, "dry_run=true", "--save"])?;
+    assert!(fs::read_to_string(&file)?.contains("dry_run = true\n"));
+    setup.text(&["services", "set", &service, "dry_run=", "--save"])?;
+    assert_eq!(fs::read_to_string(&file)?, written);
+    setup.text(&["reload"])?;
+    let config = setup.text(&["config"])?;
+    ensure!(!config.contains("mode = \"off\"") && !config.contains("max_connections"), "{config}");
+    setup.fetch()
 }
 
 #[test]

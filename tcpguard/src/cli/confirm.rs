@@ -6,17 +6,17 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::control::client::Client;
-use crate::control::protocol::{Held, Reply, Request};
+use crate::control::protocol::{Reply, Request};
 
 use super::output::write_json;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A change made with --confirm SECONDS is taken back by the daemon after that time, with everything else that was changed in
-between, unless this verb was there: also when the change cut off whoever made it. `tcpguard status` says how long is left.
-Taken back are services, their modes, filters and tunables; of `run`, the daemon itself. Keys, and connections that a
-change reset, are not.
+A change made with --confirm SECONDS is taken back by the daemon that long after it is in force, with everything else that was
+changed in between, unless this verb was there: also when the change cut off whoever made it, or failed half-way.
+`tcpguard status` says how long is left. Taken back are services, their modes, filters and tunables; of `run`, the daemon
+itself. Keys, and connections that a change reset, are not. Until then nothing is saved.
 
 Examples:
   tcpguard filters load --replace list.txt --confirm 60
@@ -51,30 +51,31 @@ impl Within {
         }
     }
 
-    /// Makes a change, on probation if that is asked for.
-    pub(super) fn change(
-        &self,
-        client: &Client,
-        change: impl FnOnce() -> Result<Reply, Failure>,
-    ) -> Result<Reply, Failure> {
-        let Some(seconds) = self.confirm else { return change() };
-        // First, so that it holds even if the change is the last thing that gets through.
-        let Reply::Held(Held { number }) = ask(client, &Request::Hold { seconds })? else {
-            return Err(unexpected());
-        };
-        match (change(), number) {
-            (Ok(reply), _) => {
-                let note = format!("tcpguard: taken back in {seconds}s unless `tcpguard confirm` follows");
-                writeln!(io::stderr(), "{note}")?;
-                Ok(reply)
-            }
-            (Err(failure), Some(number)) => {
-                // Should it not get there, what is taken back is nothing.
-                drop(client.ask(&Request::Release { number }));
-                Err(failure)
-            }
-            (Err(failure), None) => Err(failure),
+    /// Refuses a time to confirm what changes nothing.
+    pub(super) fn is_for(&self, changes: bool) -> Result<(), Failure> {
+        match (self.confirm, changes) {
+            (Some(_), false) => Err(Failure::BadInput("--confirm: this changes nothing".into())),
+            _ => Ok(()),
         }
+    }
+
+    /// Makes a change, on probation if that is asked for, and says when it is taken back.
+    pub(super) fn change(&self, client: &Client, change: Request) -> Result<Reply, Failure> {
+        let request = match self.confirm {
+            Some(seconds) => Request::OnProbation { seconds, change: Box::new(change) },
+            None => change,
+        };
+        let mut reply = ask(client, &request)?;
+        if let Some(Some(left)) = reply.unconfirmed_ms() {
+            let seconds = left.div_ceil(1000);
+            let what = match self.confirm {
+                Some(_) => "",
+                None => "an earlier change is not confirmed, and this one goes with it: ",
+            };
+            let note = format!("tcpguard: {what}taken back in {seconds}s unless `tcpguard confirm` follows");
+            writeln!(io::stderr(), "{note}")?;
+        }
+        Ok(reply)
     }
 }
 

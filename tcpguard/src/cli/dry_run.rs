@@ -10,9 +10,9 @@ use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::write_json;
-use super::{Failure, ask, unexpected};
+use super::session::session;
+use super::{Failure, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -20,10 +20,11 @@ In dry run, what would become of segments to a service is counted beside the oth
 them are left to the host, whose own listener serves the port. No SYN is answered, no flow remembered, no budget of other
 services used up. Segments other than SYNs count as not-followed: nobody was sent a cookie that they could carry.
 Connections that began in earnest go on. Those that the host has do not when the dry run ends.
-`run --dry-run`, or `dry_run = true` in the file, has services start that way.
+`run --dry-run`, or `dry_run = true` in the file, has services start that way. What is changed here lasts until the daemon ends
+or reads its file again.
 
 Examples:
-  tcpguard dry-run 192.0.2.1:80 on       count only, at once, until the daemon ends
+  tcpguard dry-run 192.0.2.1:80 on       count only, at once
   tcpguard dry-run 192.0.2.1:80 off      guard in earnest
   tcpguard dry-run 192.0.2.1:80 off --confirm 60    for a minute, unless `tcpguard confirm` follows
   tcpguard mode                          which services are in dry run")]
@@ -52,10 +53,8 @@ enum Switch {
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     let service: SocketAddr = config::listen_address(&args.service).map_err(Failure::BadInput)?;
-    let request = Request::DryRun { service, on: args.state == Switch::On, session: session(args.force) };
-    let Reply::DryRunSet(set) = args.within.change(client, || ask(client, &request))? else {
-        return Err(unexpected());
-    };
+    let request = Request::DryRun { service, on: args.state == Switch::On, session: session(args.force)? };
+    let Reply::DryRunSet(set) = args.within.change(client, request)? else { return Err(unexpected()) };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         return Ok(write_json(&mut out, &set)?);

@@ -2,7 +2,6 @@
 //! in force at once.
 
 use std::io::{self, BufWriter, Write as _};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::config::filters::parse_expires;
@@ -12,13 +11,14 @@ use crate::control::protocol::{self as wire, FiltersChanged, MAX_FILTERS_PART, R
 
 use super::confirm::Within;
 use super::output::{Align, Table, age, write_json};
+use super::session::session;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 The longest prefix around a source counts. Denied sources are dropped before anything else is looked at; allowed ones are
 spared the budgets, but still have to show a valid cookie. Both concern protected ports alone. What is changed here is
-in force at once and until a daemon starts anew: what is to stay belongs into [filters] of the configuration file.
+in force at once, and until a daemon starts anew or reads its file again: what is to stay belongs into [filters] there.
 
 A list has one prefix a line, and comments behind #:
 
@@ -90,33 +90,36 @@ enum What {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    args.within.is_for(args.what.is_some())?;
     let Some(what) = &args.what else { return list(args, client) };
-    let changed = args.within.change(client, || change(what, client))?;
-    let Reply::FiltersChanged(changed) = changed else { return Err(unexpected()) };
+    let Reply::FiltersChanged(changed) = args.within.change(client, change(what, client)?)? else {
+        return Err(unexpected());
+    };
     let mut out = io::stdout().lock();
     if args.json {
         return Ok(write_json(&mut out, &changed)?);
     }
-    let FiltersChanged { added, removed, total } = changed;
+    let FiltersChanged { added, removed, total, unconfirmed_ms: _ } = changed;
     Ok(writeln!(out, "{added} added, {removed} removed, {total} in force")?)
 }
 
-fn change(what: &What, client: &Client) -> Result<Reply, Failure> {
-    match what {
+/// What there is to ask for. A list is read, and all of it but the end sent, before that.
+fn change(what: &What, client: &Client) -> Result<Request, Failure> {
+    Ok(match what {
         What::Add { action, prefix, expires, force } => {
             let expires = expires.as_deref().map(parse_expires).transpose().map_err(Failure::BadInput)?;
             let filter = Filter { prefix: *prefix, action: *action, expires }.to_string();
-            ask(client, &Request::FiltersAdd { filter, session: session(*force) })
+            Request::FiltersAdd { filter, session: session(*force)? }
         }
         What::Del { prefix, force } => {
-            ask(client, &Request::FiltersDel { prefix: prefix.to_string(), session: session(*force) })
+            Request::FiltersDel { prefix: prefix.to_string(), session: session(*force)? }
         }
         What::Flush { action, force } => {
             let action = action.map(|action| action.to_string());
-            ask(client, &Request::FiltersFlush { action, session: session(*force) })
+            Request::FiltersFlush { action, session: session(*force)? }
         }
-        What::Load { file, replace, force } => load(client, file, *replace, session(*force)),
-    }
+        What::Load { file, replace, force } => load(client, file, *replace, session(*force)?)?,
+    })
 }
 
 fn list(args: &Args, client: &Client) -> Result<(), Failure> {
@@ -152,8 +155,8 @@ fn table(filters: &[wire::Filter]) -> Table {
     table
 }
 
-/// Reads a list and sends it in parts. Returns the reply to the last one.
-fn load(client: &Client, file: &Path, replace: bool, session: Option<Session>) -> Result<Reply, Failure> {
+/// Reads a list and sends it in parts, all but the last one, with which it is put in force.
+fn load(client: &Client, file: &Path, replace: bool, session: Option<Session>) -> Result<Request, Failure> {
     let mut filters = FilterSet::default();
     let repeated = match file == Path::new("-") {
         true => filters.read(Path::new("standard input"), io::stdin().lock())?,
@@ -164,16 +167,13 @@ fn load(client: &Client, file: &Path, replace: bool, session: Option<Session>) -
         writeln!(io::stderr(), "tcpguard: {repeated} lines said again what was said: {count} filters")?;
     }
     let load = getrandom::u64().map_err(|error| Failure::Failed(error.to_string()))?;
-    let mut parts = parts(&filters).into_iter().peekable();
-    while let Some(filters) = parts.next() {
-        let last = parts.peek().is_none();
-        let reply = ask(client, &Request::FiltersLoad { load, filters, last, replace, session })?;
-        match reply {
-            Reply::FiltersPart {} if !last => {}
-            reply => return Ok(reply),
-        }
+    let mut parts = parts(&filters);
+    let last = parts.pop().unwrap_or_default();
+    for filters in parts {
+        let part = Request::FiltersLoad { load, filters, last: false, replace, session };
+        let Reply::FiltersPart {} = ask(client, &part)? else { return Err(unexpected()) };
     }
-    Err(unexpected())
+    Ok(Request::FiltersLoad { load, filters: last, last: true, replace, session })
 }
 
 /// The filters' lines, cut into as many parts as requests are needed: one at least.
@@ -190,19 +190,6 @@ fn parts(filters: &FilterSet) -> Vec<Vec<String>> {
     }
     parts.push(part);
     parts
-}
-
-/// The session that the daemon is to spare, if there is one and nobody insists.
-pub(super) fn session(force: bool) -> Option<Session> {
-    if force { None } else { read_session(&std::env::var("SSH_CONNECTION").ok()?) }
-}
-
-/// Reads what sshd says of its connection: the client's address and port, then ours.
-fn read_session(said: &str) -> Option<Session> {
-    let mut words = said.split_ascii_whitespace();
-    let peer: IpAddr = words.next()?.parse().ok()?;
-    let (_, local, port) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    Some(Session { peer, local: SocketAddr::new(local, port) })
 }
 
 #[cfg(test)]
@@ -245,26 +232,10 @@ allow   ::1/128                          0     1m1s
         let parts = parts(&filters);
         assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), MAX_FILTERS as usize);
         for filters in parts {
-            let request =
-                Request::FiltersLoad { load: u64::MAX, filters, last: true, replace: true, session };
+            let change = Request::FiltersLoad { load: u64::MAX, filters, last: true, replace: true, session };
+            let request = Request::OnProbation { seconds: 86_400, change: Box::new(change) };
             assert!(request.to_line().len() <= MAX_REQUEST);
         }
         assert_eq!(super::parts(&FilterSet::default()), [Vec::<String>::new()]);
-    }
-
-    #[test]
-    fn a_session_is_read_as_sshd_writes_it() {
-        let session = read_session("198.51.100.7 50000 192.0.2.1 22").unwrap();
-        assert_eq!(
-            (session.peer, session.local),
-            ("198.51.100.7".parse().unwrap(), "192.0.2.1:22".parse().unwrap())
-        );
-        let session = read_session("2001:db8::7 50000 2001:db8::1 2222").unwrap();
-        assert_eq!(session.local, "[2001:db8::1]:2222".parse().unwrap());
-        for said in
-            ["", "198.51.100.7", "198.51.100.7 50000 192.0.2.1", "a b c d", "UNKNOWN 65535 UNKNOWN 65535"]
-        {
-            assert_eq!(read_session(said), None, "{said}");
-        }
     }
 }

@@ -9,8 +9,8 @@ use crate::control::protocol::{Flow, FlowsOfService, MAX_FLOWS_LISTED, Reply, Re
 use crate::control::stand_back;
 use crate::stack::State;
 
-use super::filters::session;
 use super::output::{Align, Table, age, write_json};
+use super::session::session;
 use super::stats::still;
 use super::{Failure, ask, unexpected};
 
@@ -114,7 +114,7 @@ fn kill(args: &Args, which: Which, client: &Client) -> Result<(), Failure> {
         let why = "--kill without a condition would reset every flow; --kill --all does that";
         return Err(Failure::BadInput(why.to_owned()));
     }
-    let request = Request::FlowsKill { which, all: args.all, session: session(args.force) };
+    let request = Request::FlowsKill { which, all: args.all, session: session(args.force)? };
     let Reply::FlowsKilled(killed) = ask(client, &request)? else { return Err(unexpected()) };
     let mut out = io::stdout().lock();
     if args.json {

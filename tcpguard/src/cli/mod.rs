@@ -23,6 +23,7 @@ mod reload;
 mod run;
 mod schema;
 mod services;
+mod session;
 mod stats;
 mod status;
 mod top;
@@ -379,6 +380,14 @@ mod tests {
             (&["services", "del", "10.0.0.1:80", "--save", "--confirm", "60"], "confirm it first, then save"),
             (&["tune", "time-wait", "30s", "--confirm", "0"], "not in 1..=86400"),
             (&["tune", "time-wait", "30s", "--save", "--confirm", "9"], "confirm it first, then save"),
+            (&["tune", "--confirm", "9"], "--confirm: this changes nothing"),
+            (&["tune", "time-wait", "--confirm", "9"], "--confirm: this changes nothing"),
+            (&["tune", "--preset", "attack", "--confirm", "9"], "--confirm: this changes nothing"),
+            (&["mode", "--confirm", "9"], "--confirm: this changes nothing"),
+            (&["filters", "--confirm", "9"], "--confirm: this changes nothing"),
+            (&["services", "--confirm", "9"], "--confirm: this changes nothing"),
+            (&["tune", "--save"], "nothing to save"),
+            (&["tune", "--preset", "attack", "--save"], "a preset cannot be saved"),
             (&["tune", "timewait", "3s"], "did you mean `time-wait`"),
             (&["tune", "--preset", "war"], "calm, attack, high-churn"),
             (&["tune", "time-wait", "3"], "a duration looks like"),

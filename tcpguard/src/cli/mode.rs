@@ -11,8 +11,8 @@ use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request, Service};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::{Align, Table, write_json};
+use super::session::session;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
@@ -28,7 +28,8 @@ half-open-limit.
 
 Examples:
   tcpguard mode                          list them all
-  tcpguard mode 192.0.2.1:80 cookie      change one, at once, until the daemon ends")]
+  tcpguard mode 192.0.2.1:80 cookie      change one, at once, until the daemon ends or reads its
+                                         file again")]
 pub(super) struct Args {
     /// Which service, by the address and port that clients connect to
     #[arg(value_name = "ADDR:PORT", requires = "mode")]
@@ -53,6 +54,7 @@ pub(super) struct Listed<'a> {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    args.within.is_for(args.mode.is_some())?;
     let mut out = BufWriter::new(io::stdout().lock());
     let (Some(service), Some(mode)) = (&args.service, &args.mode) else {
         let Reply::Status(status) = ask(client, &Request::Status {})? else { return Err(unexpected()) };
@@ -64,10 +66,8 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
     };
     let service: SocketAddr = config::listen_address(service).map_err(Failure::BadInput)?;
     let mode: ServiceMode = mode.parse().map_err(Failure::BadInput)?;
-    let request = Request::Mode { service, mode: mode.to_string(), session: session(args.force) };
-    let Reply::ModeSet(set) = args.within.change(client, || ask(client, &request))? else {
-        return Err(unexpected());
-    };
+    let request = Request::Mode { service, mode: mode.to_string(), session: session(args.force)? };
+    let Reply::ModeSet(set) = args.within.change(client, request)? else { return Err(unexpected()) };
     if args.json {
         return Ok(write_json(&mut out, &set)?);
     }

@@ -6,9 +6,9 @@ use crate::control::client::Client;
 use crate::control::protocol::{Reply, Request};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::write_json;
-use super::{Failure, ask, services, tune, unexpected};
+use super::session::session;
+use super::{Failure, services, tune, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -31,10 +31,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
-    let request = Request::Reload { session: session(args.force) };
-    let Reply::Reloaded(done) = args.within.change(client, || ask(client, &request))? else {
-        return Err(unexpected());
-    };
+    let request = Request::Reload { session: session(args.force)? };
+    let Reply::Reloaded(done) = args.within.change(client, request)? else { return Err(unexpected()) };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         return Ok(write_json(&mut out, &done)?);

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{self, AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service, file};
+use crate::config::file::{self, Written};
+use crate::config::{self, AttachMode, Config, ConfigError, Interface, OnDaemonExit, Service};
 use crate::control::{Origin, daemon, would_guard};
 use crate::telemetry;
 
 use super::Failure;
 use super::confirm::seconds;
-use super::filters::session;
+use super::session::session;
 
 const HELP: &str = "\
 Without -i, --protect and --config, /etc/tcpguard/tcpguard.toml is read. Arguments add to the file, or win over it.
@@ -88,8 +89,9 @@ impl From<ConfigError> for Failure {
 
 pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
     let path = file(&args);
-    let config = configuration(&args, path.as_deref(), control)?;
-    if let Some(session) = session(args.force).filter(|session| would_guard(session, &config.services)) {
+    let written = path.as_deref().map(|path| read(&args, path)).transpose()?;
+    let config = configuration(&args, written, control)?;
+    if let Some(session) = session(args.force)?.filter(|session| would_guard(session, &config.services)) {
         let (local, peer) = (session.local, session.peer);
         let why = format!(
             "this would guard {local}, through which your own session from {peer} runs, and cut it off; --force does \
@@ -101,8 +103,17 @@ pub(super) fn run(args: Args, control: Option<&Path>) -> Result<(), Failure> {
     let (control, confirm) = (control.map(Path::to_owned), args.confirm.map(Duration::from_secs));
     let origin = path.map(|file| {
         let path = file.clone();
-        let read = move || configuration(&args, Some(&path), control.as_deref()).map_err(Failure::message);
-        Origin { file, read: Arc::new(read) }
+        let protected = args.protect.iter().map(|service| service.listen).collect();
+        let read = move |text: Option<&str>| {
+            let written = match text {
+                Some(text) => file::parse(&path, text).map_err(Failure::from),
+                None => read(&args, &path),
+            };
+            written
+                .and_then(|written| configuration(&args, Some(written), control.as_deref()))
+                .map_err(Failure::message)
+        };
+        Origin { file, protected, read: Arc::new(read) }
     });
     Ok(daemon::run(config, origin, confirm)?)
 }
@@ -113,13 +124,17 @@ fn file(args: &Args) -> Option<PathBuf> {
     args.config.clone().or_else(|| (!named).then(|| config::DEFAULT_FILE.into()))
 }
 
-fn configuration(args: &Args, path: Option<&Path>, control: Option<&Path>) -> Result<Config, Failure> {
-    let written = path.map(file::read).transpose().map_err(|error| match error {
+fn read(args: &Args, path: &Path) -> Result<Written, Failure> {
+    file::read(path).map_err(|error| match error {
         ConfigError::Read { .. } if args.config.is_none() => {
             Failure::BadInput(format!("{error}; without it, say what to guard with -i and --protect"))
         }
         _ => error.into(),
-    })?;
+    })
+}
+
+/// What the file says and, on top of it, the arguments.
+fn configuration(args: &Args, written: Option<Written>, control: Option<&Path>) -> Result<Config, Failure> {
     let mut config = written.as_ref().map_or_else(Config::empty, |written| written.config.clone());
     apply(&mut config, args, control)?;
     match &written {

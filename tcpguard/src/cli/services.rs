@@ -10,18 +10,21 @@ use serde::Serialize;
 use crate::config;
 use crate::config::shown::printable;
 use crate::control::client::Client;
-use crate::control::protocol::{self as wire, Reply, Request, ServicesChanged};
+use crate::control::protocol::{self as wire, Reply, Request, ServicesChanged, Session};
 
 use super::confirm::Within;
-use super::filters::session;
 use super::output::{Align, Table, write_json};
+use super::session::session;
 use super::{Failure, ask, unexpected};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 KEY=VALUE are the keys of [[service]] in the configuration file (`tcpguard config --example` has them all); an empty value
-takes a key away. A change applies at once: a new service is guarded, a changed one treats new connections as it says and
+takes a key away; its tunables are `tcpguard tune NAME VALUE --service ADDR:PORT`. A change applies at once: a new service is guarded, a changed one treats new connections as it says and
 leaves open ones alone, and one that is taken out leaves its port to the host and has its connections reset.
+
+The session that this comes from is the one that SSH_CONNECTION names: here, or in the environment of a parent, as under sudo
+and su.
 
 Examples:
   tcpguard services                                      list them
@@ -85,11 +88,12 @@ struct How {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    args.within.is_for(args.what.is_some())?;
     let Some(what) = &args.what else { return list(args, client) };
-    let request = request(what).map_err(Failure::BadInput)?;
     let (What::Add { how, .. } | What::Set { how, .. } | What::Del { how, .. }) = what;
+    let request = request(what, session(how.force)?).map_err(Failure::BadInput)?;
     args.within.check(how.save)?;
-    let Reply::ServicesChanged(changed) = args.within.change(client, || ask(client, &request))? else {
+    let Reply::ServicesChanged(changed) = args.within.change(client, request)? else {
         return Err(unexpected());
     };
     let mut out = io::stdout().lock();
@@ -105,20 +109,20 @@ pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
 }
 
 /// What can be judged without the daemon is.
-fn request(what: &What) -> Result<Request, String> {
+fn request(what: &What, session: Option<Session>) -> Result<Request, String> {
     Ok(match what {
-        What::Add { service, keys, how: How { save, force } } => {
+        What::Add { service, keys, how } => {
             let keys = read_keys(keys)?;
             service.parse::<config::Service>()?.with_keys(&keys)?;
-            Request::ServicesAdd { service: service.clone(), keys, save: *save, session: session(*force) }
+            Request::ServicesAdd { service: service.clone(), keys, save: how.save, session }
         }
-        What::Set { service, keys, how: How { save, force } } => {
+        What::Set { service, keys, how } => {
             let (service, keys) = (config::listen_address(service)?, read_keys(keys)?);
-            Request::ServicesSet { service, keys, save: *save, session: session(*force) }
+            Request::ServicesSet { service, keys, save: how.save, session }
         }
-        What::Del { service, how: How { save, force } } => {
+        What::Del { service, how } => {
             let service = config::listen_address(service)?;
-            Request::ServicesDel { service, save: *save, session: session(*force) }
+            Request::ServicesDel { service, save: how.save, session }
         }
     })
 }
@@ -138,7 +142,7 @@ fn read_keys(keys: &[String]) -> Result<BTreeMap<String, String>, String> {
 
 /// What became of services, a line each.
 pub(super) fn lines(changed: &ServicesChanged) -> Vec<String> {
-    let ServicesChanged { added, changed, removed, reset, saved: _ } = changed;
+    let ServicesChanged { added, changed, removed, reset, saved: _, unconfirmed_ms: _ } = changed;
     let line = |what: &'static str| move |service: &SocketAddr| format!("service {service}: {what}");
     let reset = format!("removed, connections reset: {reset}");
     let mut lines: Vec<_> = added.iter().map(line("added")).collect();

@@ -18,7 +18,7 @@ use super::{Failure, ask, unexpected};
 Examples:
   tcpguard tune                  list all: current value, default, range
   tcpguard tune time-wait        show one: what it does, and what it costs
-  tcpguard tune time-wait 30s    set it, at once, until the daemon ends
+  tcpguard tune time-wait 30s    set it, at once, until the daemon ends or reads its file again
   tcpguard tune time-wait 30s --save    set it, and write it into the file
   tcpguard tune syn-timeout 3s --confirm 60    for a minute, unless `tcpguard confirm` follows
   tcpguard tune retries 3 --service 192.0.2.1:443        for one service alone
@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "ADDR:PORT", conflicts_with = "preset")]
     service: Option<String>,
     /// Write it into the daemon's configuration file, too; comments stay
-    #[arg(long, requires = "value")]
+    #[arg(long)]
     save: bool,
     /// Show what this set of values would change: calm, attack, high-churn
     #[arg(long, value_name = "PRESET", conflicts_with = "name", value_parser = preset_named)]
@@ -58,14 +58,18 @@ impl From<TunableError> for Failure {
 }
 
 pub(super) fn run(args: &Args, client: &Client) -> Result<(), Failure> {
+    args.within.is_for(args.value.is_some() || args.yes)?;
     if let Some(preset) = args.preset {
         return run_preset(args, preset, client);
+    }
+    if args.save && args.value.is_none() {
+        return Err(Failure::BadInput("--save: nothing to save without a value".into()));
     }
     // What can be judged without the daemon is; what values say together only the daemon knows.
     let request = request(args)?;
     args.within.check(args.save)?;
     let reply = match args.value {
-        Some(_) => args.within.change(client, || ask(client, &request))?,
+        Some(_) => args.within.change(client, request)?,
         None => ask(client, &request)?,
     };
     let mut out = BufWriter::new(io::stdout().lock());
@@ -128,12 +132,17 @@ pub(super) struct Changes {
 }
 
 fn run_preset(args: &Args, preset: &'static Preset, client: &Client) -> Result<(), Failure> {
+    if args.save {
+        let why = "a preset cannot be saved at once: save each of its values with `tcpguard tune NAME VALUE --save`";
+        return Err(Failure::BadInput(why.into()));
+    }
     let list = Request::Tune { service: None, name: None, value: None, save: false };
     let Reply::Tunables(rows) = ask(client, &list)? else { return Err(unexpected()) };
     let tuned = if args.yes {
         let values = preset.values.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let reply = args.within.change(client, || ask(client, &Request::TuneAll { values }))?;
-        let Reply::TunedAll(done) = reply else { return Err(unexpected()) };
+        let Reply::TunedAll(done) = args.within.change(client, Request::TuneAll { values })? else {
+            return Err(unexpected());
+        };
         done.tuned
     } else {
         differences(preset, &rows.tunables)?
@@ -166,6 +175,7 @@ fn differences(preset: &Preset, rows: &[Tunable]) -> Result<Vec<Tuned>, Failure>
             old: row.value,
             new,
             saved: None,
+            unconfirmed_ms: None,
         }));
     }
     Ok(differences)

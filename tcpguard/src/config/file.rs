@@ -87,7 +87,7 @@ struct RawControl {
     socket: Option<PathBuf>,
     group: Option<String>,
     mode: Option<Spanned<String>>,
-    read_socket: Option<PathBuf>,
+    read_socket: Option<Spanned<PathBuf>>,
     read_group: Option<Spanned<String>>,
     read_mode: Option<Spanned<String>>,
 }
@@ -149,6 +149,8 @@ struct Lines {
     services: Vec<usize>,
     tunables: BTreeMap<String, usize>,
     hook: Option<usize>,
+    read_socket: Option<usize>,
+    metrics: Option<usize>,
 }
 
 impl Lines {
@@ -162,6 +164,8 @@ impl Lines {
                 let words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
                 words.filter_map(|word| self.tunables.get(word).copied()).max()
             }
+            Part::ReadSocket => self.read_socket,
+            Part::Metrics => self.metrics,
         }
     }
 }
@@ -244,6 +248,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Written, ConfigError> {
         set.map_err(|error| source.error(name.span().start, error.to_string()))?;
         lines.tunables.insert(name.get_ref().clone(), source.line(name.span().start));
     }
+    lines.read_socket = raw.control.read_socket.as_ref().map(|path| source.line(path.span().start));
+    lines.metrics = raw.metrics.listen.as_ref().map(|listen| source.line(listen.span().start));
     config.control = read_control(&source, raw.control)?;
     config.metrics = source.maybe(&raw.metrics.listen, |listen| listen.parse::<MetricsListen>())?;
     config.secret_file = raw.secret_file;
@@ -302,7 +308,8 @@ fn read_control(source: &Source<'_>, raw: RawControl) -> Result<Control, ConfigE
     let readers = match raw.read_socket {
         Some(socket) => {
             let (group, mode) = (raw.read_group.map(Spanned::into_inner), read_mode);
-            Some(Readers { socket, group, mode: mode.unwrap_or(access::DEFAULT_MODE) })
+            let mode = mode.unwrap_or(access::DEFAULT_MODE);
+            Some(Readers { socket: socket.into_inner(), group, mode })
         }
         None => match [&raw.read_group, &raw.read_mode].into_iter().flatten().next() {
             Some(alone) => {

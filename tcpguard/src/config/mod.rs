@@ -31,7 +31,7 @@ pub use destination::{
     BackendAddr, Backends, Balance, CONNECT_TIMEOUT, Destination, Limits, MAX_BACKENDS, ProxyProtocol,
     Responder, Source,
 };
-pub use edit::{EditError, save_service, save_tunable};
+pub use edit::{EditError, ServiceEdit, save_service, save_tunable};
 pub use events::Events;
 pub use filters::{Action, Filter, FilterSet, Prefix};
 pub use keys::example;
@@ -191,7 +191,12 @@ enum Part {
     Service(usize),
     /// The message has their names.
     Tunables,
+    ReadSocket,
+    Metrics,
 }
+
+const NOTHING_TO_PROTECT: &str =
+    "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file";
 
 macro_rules! words {
     ($type:ident, $what:literal, $($variant:ident = $word:literal),+) => {
@@ -347,6 +352,22 @@ impl Config {
                 "no interface to guard; name one with -i IFACE or [[interface]] in the file".into(),
             );
         }
+        if self.services.is_empty() {
+            return whole(NOTHING_TO_PROTECT.into());
+        }
+        self.part_contradiction()
+    }
+
+    /// Refuses what contradicts itself already, whatever arguments add to it.
+    ///
+    /// # Errors
+    /// The first contradiction, in one line.
+    fn check_part(&self) -> Result<(), String> {
+        self.part_contradiction().map_err(|contradiction| contradiction.message)
+    }
+
+    fn part_contradiction(&self) -> Result<(), Contradiction> {
+        let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
         if self.interfaces.len() > MAX_INTERFACES as usize {
             return whole(format!("{} interfaces: the most is {MAX_INTERFACES}", self.interfaces.len()));
         }
@@ -360,7 +381,28 @@ impl Config {
         let tunables =
             |error: TunableError| Contradiction { part: Part::Tunables, message: error.to_string() };
         self.tunables.check().map_err(tunables)?;
-        own_tunables_contradiction(&self.services, &self.tunables)
+        own_tunables_contradiction(&self.services, &self.tunables)?;
+        self.sockets_contradiction()
+    }
+
+    /// Refuses two sockets in one place: the second to be opened would find the first, and take it for another daemon's.
+    fn sockets_contradiction(&self) -> Result<(), Contradiction> {
+        let Control { socket, readers, .. } = &self.control;
+        let read_socket = readers.as_ref().map(|readers| &readers.socket);
+        if read_socket == Some(socket) {
+            let path = socket.display();
+            let message = format!(
+                "read_socket {path}: that is the control socket, through which everything can be changed"
+            );
+            return Err(Contradiction { part: Part::ReadSocket, message });
+        }
+        if let Some(MetricsListen::Unix(path)) = &self.metrics
+            && (path == socket || read_socket == Some(path))
+        {
+            let message = format!("metrics on unix:{0}: {0} is a control socket already", path.display());
+            return Err(Contradiction { part: Part::Metrics, message });
+        }
+        Ok(())
     }
 }
 
@@ -388,6 +430,9 @@ fn own_tunables_contradiction(services: &[Service], common: &Tunables) -> Result
 /// # Errors
 /// The first contradiction, in one line.
 pub fn check_services(services: &[Service]) -> Result<(), String> {
+    if services.is_empty() {
+        return Err(NOTHING_TO_PROTECT.to_owned());
+    }
     services_contradiction(services).map_err(|contradiction| contradiction.message)
 }
 
@@ -401,11 +446,6 @@ fn check_service_count(count: usize) -> Result<(), String> {
 
 fn services_contradiction(services: &[Service]) -> Result<(), Contradiction> {
     let whole = |message: String| Err(Contradiction { part: Part::Whole, message });
-    if services.is_empty() {
-        return whole(
-            "nothing to protect; add --protect ADDR:PORT=BACKEND or [[service]] in the file".into(),
-        );
-    }
     check_service_count(services.len()).or_else(whole)?;
     let mut given = HashSet::new();
     for (index, service) in services.iter().enumerate() {
@@ -509,6 +549,13 @@ mod tests {
         let to_itself = |c: &Config| c.services[0].listen.to_string().parse().ok();
         refused(&|c| c.services[0].destination = to_itself(c), "service itself");
         refused(&|c| c.tunables.min_rto = c.tunables.max_rto * 2, "min-rto");
+        let readers = |socket: &str| Some(Readers { socket: socket.into(), group: None, mode: 0o660 });
+        refused(&|c| c.control.readers = readers(DEFAULT_SOCKET), "that is the control socket");
+        refused(&|c| c.metrics = format!("unix:{DEFAULT_SOCKET}").parse().ok(), "a control socket already");
+        let both = |c: &mut Config| {
+            (c.control.readers, c.metrics) = (readers("/r"), "unix:/r".parse().ok());
+        };
+        refused(&both, "metrics on unix:/r");
     }
 
     #[test]

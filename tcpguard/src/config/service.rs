@@ -26,8 +26,14 @@ impl Service {
         };
         table.retain(|key, _| !replaced.contains(&key));
         for (key, text) in keys {
-            if key == "listen" {
-                return Err("a service's address is its name: add another one instead".to_owned());
+            match key.as_str() {
+                "listen" => return Err("a service's address is its name: add another one instead".to_owned()),
+                "tunables" => {
+                    return Err(
+                        "tunables are set by `tcpguard tune NAME VALUE --service ADDR:PORT`".to_owned()
+                    );
+                }
+                _ => {}
             }
             match text.as_str() {
                 "" => drop(table.remove(key)),
@@ -39,12 +45,13 @@ impl Service {
     }
 }
 
-/// A value as the file has it: several backends are a list, what is a number is one.
+/// A value as the file has it: several backends are a list, what is a number is one, and what is no word but true or false.
 fn value(key: &str, text: &str) -> toml::Value {
-    if key == "backend" {
-        return toml::Value::Array(text.split(',').map(toml::Value::from).collect());
+    match key {
+        "backend" => toml::Value::Array(text.split(',').map(toml::Value::from).collect()),
+        "dry_run" => text.parse::<bool>().map_or_else(|_| toml::Value::from(text), toml::Value::from),
+        _ => text.parse::<i64>().map_or_else(|_| toml::Value::from(text), toml::Value::from),
     }
-    text.parse::<i64>().map_or_else(|_| toml::Value::from(text), toml::Value::from)
 }
 
 #[cfg(test)]
@@ -73,6 +80,10 @@ mod tests {
             echo.with_keys(&[("backend".to_owned(), "127.0.0.1:1".to_owned())].into()),
             "10.0.0.1:80=127.0.0.1:1,cookie".parse()
         );
+        let mut dry = "10.0.0.1:80=respond:echo".parse::<Service>().unwrap();
+        assert_eq!(with("10.0.0.1:80=respond:echo", &[("dry_run", "false")]), Ok(dry.clone()));
+        dry.dry_run = true;
+        assert_eq!(with("10.0.0.1:80=respond:echo", &[("dry_run", "true")]), Ok(dry));
         let off = with("10.0.0.1:80=127.0.0.1:1", &[("mode", "off"), ("backend", "")]).unwrap();
         assert_eq!(off, "10.0.0.1:80=off".parse().unwrap());
     }
@@ -88,6 +99,8 @@ mod tests {
             ("backend", "127.0.0.1:1,127.0.0.1:1", "given twice"),
             ("mode", "loud", "expected one of"),
             ("listen", "10.0.0.1:81", "add another one"),
+            ("dry_run", "yes", "expected a boolean"),
+            ("tunables", "{ retries = 3 }", "tcpguard tune NAME VALUE --service"),
         ] {
             let error = with("10.0.0.1:80=127.0.0.1:1", &[(key, text)]).unwrap_err();
             assert!(error.contains(why) && !error.contains('\n'), "{key}: {error}");

@@ -9,17 +9,19 @@ use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::reason::{Class, Reason};
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Destination, Filter, FilterSet, Service, ServiceMode, Tunables};
+use crate::config::{Config, Destination, Service, Tunables};
 use crate::dataplane::{ServiceCounters, coarse_clock_ns, monotonic_ns};
 use crate::engine::{EngineError, EngineStats, Rows};
 use crate::service::{BackendStats, Far, Held, Purpose, ServiceSpec};
 use crate::stack::State;
 
+use super::confirm;
 use super::daemon::DaemonError;
-use super::filters::{self, Change, Filters};
-use super::guard::{Engine, Guard, engine_error};
+use super::filters;
+use super::guard::{Engine, Guard, Turn, engine_error};
 use super::links::mac;
 use super::protocol::{self as wire, Groups, Reply, Request};
+use super::reload::half_made;
 use super::server::{Handler, Rights};
 use super::services::Known;
 use super::strict;
@@ -31,39 +33,28 @@ impl Handler for Guard {
             Request::Stats {} => self.stats().await.map(Reply::Stats),
             Request::Flows { which, sort, limit } => return self.list_flows(&which, sort, limit).await,
             Request::FlowsKill { which, all, session } => return self.kill_flows(&which, all, session).await,
-            Request::ServicesAdd { service, keys, save, session } => {
-                return self.add_service(&service, &keys, (save, session)).await;
+            Request::Tune { service, name, value: None, save } => {
+                return self.list_tunables(service, name.as_deref(), save);
             }
-            Request::ServicesSet { service, keys, save, session } => {
-                return self.set_service(service, &keys, (save, session)).await;
-            }
-            Request::ServicesDel { service, save, session } => {
-                return self.remove_service(service, (save, session)).await;
-            }
-            Request::Mode { service, mode, session } => {
-                let mode: ServiceMode = match mode.parse() {
-                    Ok(mode) => mode,
-                    Err(error) => return Reply::bad_input(error),
-                };
-                return match self.set_mode(service, mode, session).await {
-                    Ok(old) => Reply::ModeSet(wire::ModeSet { old: old.to_string(), new: mode.to_string() }),
-                    Err(refusal) => refusal,
-                };
-            }
-            Request::DryRun { service, on, session } => {
-                return match self.set_dry_run(service, on, session).await {
-                    Ok(old) => Reply::DryRunSet(wire::DryRunSet { old, new: on }),
-                    Err(refusal) => refusal,
+            change @ (Request::ServicesAdd { .. }
+            | Request::ServicesSet { .. }
+            | Request::ServicesDel { .. }
+            | Request::Mode { .. }
+            | Request::DryRun { .. }
+            | Request::Tune { .. }
+            | Request::TuneAll { .. }
+            | Request::Reload { .. }
+            | Request::FiltersAdd { .. }
+            | Request::FiltersDel { .. }
+            | Request::FiltersFlush { .. }
+            | Request::FiltersLoad { last: true, .. }) => return self.change(change, None).await,
+            Request::OnProbation { seconds, change } => {
+                return match confirm::time(seconds) {
+                    Ok(time) => self.change(*change, Some(time)).await,
+                    Err(why) => Reply::bad_input(why),
                 };
             }
-            Request::Tune { service, name, value, save } => {
-                return self.list_or_tune(service, name.as_deref(), value.as_deref(), save).await;
-            }
-            Request::TuneAll { values } => return self.tune_all(&values).await,
-            Request::Hold { seconds } => return self.hold(seconds).await,
-            Request::Release { number } => return self.release(number),
-            Request::Confirm {} => return self.confirm(),
-            Request::Reload { session } => return self.reload(session).await,
+            Request::Confirm {} => return self.confirm().await,
             Request::KeysRotate {} => return self.rotate_keys().await,
             Request::Explain { frame, interface, queue } => {
                 return self.explain(&frame, interface.as_deref(), queue).await;
@@ -84,28 +75,8 @@ impl Handler for Guard {
                 let list = self.filters.with(move |filters| filters.list(limit as usize)).await;
                 return list.map_or_else(Reply::from, Reply::Filters);
             }
-            Request::FiltersAdd { filter, session } => {
-                let mut set = FilterSet::default();
-                let added = Filter::parse(&filter, None).and_then(|filter| set.insert(filter));
-                return self.change_filters(added.map(|_| Change::Add(set)), session).await;
-            }
-            Request::FiltersDel { prefix, session } => {
-                return self.change_filters(prefix.parse().map(Change::Remove), session).await;
-            }
-            Request::FiltersFlush { action, session } => {
-                let action = action.map(|action| action.parse()).transpose();
-                return self.change_filters(action.map(Change::Flush), session).await;
-            }
             Request::FiltersLoad { load, filters, last, replace, session } => {
-                let caller = self.caller(session);
-                let load = move |held: &mut Filters| match held.load(load, &filters, last)? {
-                    Some(list) => {
-                        let change = if replace { Change::Replace(list) } else { Change::Add(list) };
-                        held.change(&change, caller).map(Reply::FiltersChanged)
-                    }
-                    None => Ok(Reply::FiltersPart {}),
-                };
-                return self.filters.with(load).await.unwrap_or_else(Reply::from);
+                return self.load_filters((load, filters, last), replace, session).await;
             }
         };
         answer.unwrap_or_else(|error| Reply::failed(error.to_string()))
@@ -265,11 +236,15 @@ impl Guard {
         ])
     }
 
-    /// New incarnations of flows, by service, since the engines started.
+    /// New incarnations of flows, by service, since the engines started; without those of an engine that stands still.
     pub(super) async fn reincarnated(&self) -> Result<HashMap<u32, u64>, DaemonError> {
         let mut counted = Vec::new();
         for engine in self.engines() {
-            counted.push(engine.handle.stats().await.map_err(|source| engine_error(engine, source))?);
+            match engine.handle.stats().await {
+                Ok(stats) => counted.push(stats),
+                Err(EngineError::Silent) => {}
+                Err(source) => return Err(engine_error(engine, source)),
+            }
         }
         Ok(sum_reincarnated(&counted))
     }
@@ -304,7 +279,7 @@ impl Guard {
         }
     }
 
-    pub(super) async fn tune(&self, name: &str, value: &str) -> Reply {
+    pub(super) async fn tune(&self, turn: &Turn<'_>, name: &str, value: &str) -> Reply {
         let changed = self.tunables.borrow().with(name, value);
         let (tunables, old, new) = match changed {
             Ok(changed) => changed,
@@ -313,8 +288,8 @@ impl Guard {
         if let Err(error) = self.judge_tunables(&tunables) {
             return Reply::bad_input(error);
         }
-        if let Err(error) = self.set_tunables(tunables).await {
-            return Reply::failed(error.to_string());
+        if let Err(error) = self.set_tunables(turn, tunables).await {
+            return half_made(&error);
         }
         tracing::info!("{name}: {old} -> {new}");
         Reply::Tuned(wire::Tuned {
@@ -323,6 +298,7 @@ impl Guard {
             old: old.number,
             new: new.number,
             saved: None,
+            unconfirmed_ms: None,
         })
     }
 
@@ -340,16 +316,6 @@ impl Guard {
             Ok(Err(error)) => Reply::failed(error.to_string()),
             Err(panic) => Reply::failed(panic.to_string()),
         }
-    }
-
-    async fn change_filters(&self, change: Result<Change, String>, session: Option<wire::Session>) -> Reply {
-        let caller = self.caller(session);
-        let change = match change {
-            Ok(change) => change,
-            Err(message) => return Reply::bad_input(message),
-        };
-        let changed = self.filters.with(move |filters| filters.change(&change, caller)).await;
-        changed.map_or_else(Reply::from, Reply::FiltersChanged)
     }
 
     fn cookie(&self, flow: &AnyFlowKey, client_isn: u32, cookie: u32, stamp: Option<u32>) -> wire::Cookie {

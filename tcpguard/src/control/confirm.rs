@@ -4,22 +4,21 @@
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::config::{Service, Tunables};
 
 use super::filters::Snapshot as FilterLists;
-use super::guard::Guard;
-use super::protocol::{self as wire, Reply};
+use super::guard::{Guard, Turn};
+use super::protocol::Reply;
 
 /// How often it is looked whether the time is over.
 const TICK: Duration = Duration::from_millis(100);
 /// Longest time a client may ask for.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// A change that waits for its confirmation.
+/// Changes that wait for their confirmation, all with one.
 pub(super) struct Probation {
-    number: u64,
     until: Instant,
     before: Before,
 }
@@ -41,7 +40,11 @@ struct State {
 impl Probation {
     /// That of a daemon which starts now: it is to end unless it is confirmed.
     pub(super) fn of_start(time: Duration) -> Self {
-        Self { number: 0, until: Instant::now() + time, before: Before::Nothing }
+        Self { until: Instant::now() + time, before: Before::Nothing }
+    }
+
+    fn is_over(&mut self) -> bool {
+        Instant::now() >= self.until
     }
 }
 
@@ -49,54 +52,58 @@ impl Probation {
 pub(super) async fn watch(guard: &Guard) {
     loop {
         sleep(TICK).await;
-        let is_over = |probation: &mut Probation| Instant::now() >= probation.until;
-        let Some(probation) = guard.probation.borrow_mut().take_if(is_over) else { continue };
+        if !guard.probation.borrow_mut().as_mut().is_some_and(Probation::is_over) {
+            continue;
+        }
+        // What is being changed is put back with the rest, or prolongs the time.
+        let turn = guard.changing.lock().await;
+        let Some(probation) = guard.probation.borrow_mut().take_if(Probation::is_over) else { continue };
         match probation.before {
             Before::Nothing => return warn!("the start was not confirmed in time"),
-            Before::State(state) => guard.put_back(*state).await,
+            Before::State(state) => guard.put_back(&turn, *state).await,
         }
     }
 }
 
+/// How long a client wants its change to wait.
+pub(super) fn time(seconds: u64) -> Result<Duration, String> {
+    let time = Duration::from_secs(seconds);
+    match time.is_zero() || time > LONGEST {
+        true => Err(format!("{seconds} s: not within 1 to {} s", LONGEST.as_secs())),
+        false => Ok(time),
+    }
+}
+
 impl Guard {
-    /// From now on every change is on probation, unless one is already: then all of them are, for the longer time.
-    pub(super) async fn hold(&self, seconds: u64) -> Reply {
-        let time = Duration::from_secs(seconds);
-        if time.is_zero() || time > LONGEST {
-            return Reply::bad_input(format!("{seconds} s: not within 1 to {} s", LONGEST.as_secs()));
+    /// Keeps what is in force, for a change that is about to be made: nothing is put back before its turn is over. Whether that
+    /// began a probation; else it joins the one that there is.
+    pub(super) async fn hold(&self, _turn: &Turn<'_>, time: Duration) -> Result<bool, Reply> {
+        if self.probation.borrow().is_some() {
+            return Ok(false);
         }
-        let filters = match self.filters.with(|filters| Ok(filters.snapshot())).await {
-            Ok(filters) => filters,
-            Err(error) => return error.into(),
-        };
-        let until = Instant::now() + time;
-        let mut held = self.probation.borrow_mut();
-        if let Some(held) = held.as_mut() {
-            held.until = held.until.max(until);
-            return Reply::Held(wire::Held { number: None });
-        }
-        let Ok(number) = getrandom::u64() else { return Reply::failed("no random number to be had") };
+        let filters = self.filters.with(|filters| Ok(filters.snapshot())).await?;
         let (services, tunables) = (self.modes.services(), Tunables::clone(&self.tunables.borrow()));
         let before = Before::State(Box::new(State { services, tunables, filters }));
-        *held = Some(Probation { number, until, before });
-        Reply::Held(wire::Held { number: Some(number) })
+        *self.probation.borrow_mut() = Some(Probation { until: Instant::now() + time, before });
+        Ok(true)
     }
 
-    /// The change for which [`Self::hold`] was asked was not made: there is nothing to confirm.
-    pub(super) fn release(&self, number: u64) -> Reply {
-        self.probation.borrow_mut().take_if(|held| held.number == number);
-        Reply::Released {}
-    }
-
-    /// Keeps what is in force.
-    pub(super) fn confirm(&self) -> Reply {
-        match self.probation.borrow_mut().take() {
-            Some(_) => {
-                info!("confirmed");
-                Reply::Confirmed {}
-            }
-            None => Reply::bad_input("nothing waits to be confirmed; what did was taken back in time"),
+    /// The change is in force, all or some of it: from now on it has this time, and so have those before it.
+    pub(super) fn prolong(&self, _turn: &Turn<'_>, time: Duration) {
+        if let Some(held) = self.probation.borrow_mut().as_mut() {
+            held.until = held.until.max(Instant::now() + time);
         }
+    }
+
+    /// The change was not made. What [`Self::hold`] `begun` for it is over; what others wait for is not.
+    pub(super) fn release(&self, _turn: &Turn<'_>, begun: bool) {
+        self.probation.borrow_mut().take_if(|_| begun);
+    }
+
+    /// Whether changes wait to be confirmed. A start that does is no change: the file is as it would be at the next one.
+    pub(super) fn is_holding(&self) -> bool {
+        let held = self.probation.borrow();
+        held.as_ref().is_some_and(|held| matches!(held.before, Before::State(_)))
     }
 
     /// Until what is on probation is taken back.
@@ -105,18 +112,17 @@ impl Guard {
         held.as_ref().map(|held| held.until.saturating_duration_since(Instant::now()))
     }
 
-    async fn put_back(&self, State { services, tunables, filters }: State) {
+    async fn put_back(&self, turn: &Turn<'_>, State { services, tunables, filters }: State) {
         warn!("not confirmed in time: what was changed is taken back");
         // Each by itself: what can be put back is.
         if let Err(error) = self.filters.with(|held| held.restore(filters)).await {
             error!(%error, "the filters were not put back");
         }
-        if let Err(error) = self.set_tunables(tunables).await {
-            error!(%error, "the tunables were not put back");
+        if let Err(error) = self.set_tunables(turn, tunables).await {
+            error!(%error, "the tunables were not put back everywhere");
         }
-        let turn = self.changing.lock().await;
-        if let Err(error) = self.replace_services(&turn, services).await {
-            error!(%error, "the services were not put back");
+        if let Err(error) = self.replace_services(turn, services).await {
+            error!(%error, "the services were not put back everywhere");
         }
     }
 }

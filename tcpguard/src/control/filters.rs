@@ -131,6 +131,7 @@ impl Filters {
             added: new.keys().filter(|&prefix| !old.contains_key(prefix)).count() as u64,
             removed: old.keys().filter(|&prefix| !new.contains_key(prefix)).count() as u64,
             total: new.len() as u64,
+            unconfirmed_ms: None,
         };
         self.table.replace(new.into_values())?;
         Ok(summary)
@@ -225,7 +226,7 @@ impl Filters {
     pub(super) fn restore(&mut self, Snapshot(mut list): Snapshot) -> Result<(), FilterError> {
         let now = coarse_clock_ns();
         list.retain(|_, entry| is_alive(entry, now));
-        // Hits are counted anew in lists that are replaced.
+        // A long list takes a while to put in, and is most often there.
         if list != self.alive(now) {
             self.table.replace(list.into_values())?;
         }

@@ -58,7 +58,7 @@ const HEADERS_V6: u16 = 60;
 /// What the program around us does with connections to some addresses.
 pub(super) type Applications = HashMap<SocketAddr, Application>;
 
-/// That it is one's turn to change the services.
+/// That it is one's turn to change something.
 pub(super) type Turn<'a> = MutexGuard<'a, ()>;
 
 /// A running guard.
@@ -88,7 +88,8 @@ pub(super) struct Guard {
     pub(super) origin: Option<Origin>,
     settings: RefCell<Settings>,
     publishing: Mutex<()>,
-    /// Held by whoever changes the services, from looking at them on: each change begins with what the last one left.
+    /// Held by whoever changes services, tunables or filters, from looking at them on: each change begins with what the last
+    /// one left, and none is taken back before it is made.
     pub(super) changing: Mutex<()>,
     pub(super) census: Census,
     descriptors: Descriptors,
@@ -243,7 +244,7 @@ impl Guard {
     }
 
     /// Puts a new set of tunables in force, everywhere.
-    pub(super) async fn set_tunables(&self, tunables: Tunables) -> Result<(), DaemonError> {
+    pub(super) async fn set_tunables(&self, _turn: &Turn<'_>, tunables: Tunables) -> Result<(), DaemonError> {
         let tunables = Arc::new(tunables);
         self.keys.borrow_mut().set_period(tunables.cookie_period)?;
         *self.tunables.borrow_mut() = Arc::clone(&tunables);

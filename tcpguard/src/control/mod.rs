@@ -4,6 +4,7 @@
 mod answers;
 mod attacks;
 mod background;
+mod changes;
 pub mod client;
 mod condition;
 mod confirm;
@@ -37,7 +38,7 @@ mod strict;
 mod tunables;
 
 pub(crate) use background::stand_back;
-pub use reload::Origin;
+pub use reload::{Origin, ReadFile};
 pub use services::would_guard;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::dataplane::{Counters, DataplaneError, ServiceEntry, monotonic_ns};
 use crate::engine::EngineError;
 
 use super::daemon::DaemonError;
-use super::guard::{Guard, engine_error};
+use super::guard::{Guard, Turn, engine_error};
 use super::protocol::{Reply, Session};
 use super::services::{self, Known, no_service};
 
@@ -195,11 +195,12 @@ impl Guard {
     /// be cut off.
     pub(super) async fn set_mode(
         &self,
+        turn: &Turn<'_>,
         listen: SocketAddr,
         mode: ServiceMode,
         session: Option<Session>,
     ) -> Result<ServiceMode, Reply> {
-        let old = self.change_mode(listen, session, |service| {
+        let old = self.change_mode(turn, listen, session, |service| {
             if mode != ServiceMode::Off && service.destination.is_none() {
                 return Err(format!(
                     "service {listen} has neither a backend nor a responder: it can only be off"
@@ -218,12 +219,13 @@ impl Guard {
     /// A refusal, when there is no such service, or the client's own session would be cut off.
     pub(super) async fn set_dry_run(
         &self,
+        turn: &Turn<'_>,
         listen: SocketAddr,
         dry_run: bool,
         session: Option<Session>,
     ) -> Result<bool, Reply> {
         let change = |service: &mut Service| Ok(std::mem::replace(&mut service.dry_run, dry_run));
-        let old = self.change_mode(listen, session, change).await?;
+        let old = self.change_mode(turn, listen, session, change).await?;
         info!("service {listen}: dry run {old} -> {dry_run}");
         Ok(old)
     }
@@ -231,11 +233,11 @@ impl Guard {
     /// Has `change` change what XDP is to do for a service, and puts that in force unless it is refused.
     async fn change_mode<T>(
         &self,
+        _turn: &Turn<'_>,
         listen: SocketAddr,
         session: Option<Session>,
         change: impl FnOnce(&mut Service) -> Result<T, String>,
     ) -> Result<T, Reply> {
-        let _turn = self.changing.lock().await;
         let mut new = self.modes.known();
         let held = new.iter_mut().find(|known| known.service.listen == listen);
         let Some(Known { service, .. }) = held else { return Err(no_service(listen)) };

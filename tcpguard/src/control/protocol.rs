@@ -25,8 +25,9 @@ mod stats;
 mod status;
 mod versioned;
 
+pub(super) use access::Effect;
 pub use changes::{
-    DryRunSet, Held, KeysRotated, ModeSet, Reloaded, ServiceTuned, ServicesChanged, Tunable, Tunables, Tuned,
+    DryRunSet, KeysRotated, ModeSet, Reloaded, ServiceTuned, ServicesChanged, Tunable, Tunables, Tuned,
     TunedAll,
 };
 pub use events::{Attack, AttackPrefix, Event, Events, HookRuns};
@@ -139,15 +140,12 @@ pub enum Request {
         /// Values as users write them, by name.
         values: BTreeMap<String, String>,
     },
-    /// Has everything that is changed from now on taken back unless it is confirmed.
-    Hold {
-        /// Within so much time.
+    /// Makes a change and has it taken back, with whatever else is changed until then, unless that is confirmed.
+    OnProbation {
+        /// Within so much time from when it is in force.
         seconds: u64,
-    },
-    /// The change was not made after all.
-    Release {
-        /// As [`Held::number`] has it.
-        number: u64,
+        /// What else is asked for services, modes, tunables, filters or a reload.
+        change: Box<Self>,
     },
     /// Keeps what was changed.
     Confirm {},
@@ -295,10 +293,6 @@ pub enum Reply {
     ServiceTuned(ServiceTuned),
     /// To [`Request::TuneAll`].
     TunedAll(TunedAll),
-    /// To [`Request::Hold`].
-    Held(Held),
-    /// To [`Request::Release`].
-    Released {},
     /// To [`Request::Confirm`].
     Confirmed {},
     /// To [`Request::Reload`].
@@ -331,11 +325,11 @@ pub enum Reply {
     FiltersChanged(FiltersChanged),
     /// To a part of a list that is not the last one.
     FiltersPart {},
-    /// Nothing was done.
+    /// Nothing was done, or not all of it.
     Error(Refusal),
 }
 
-/// Why nothing was done.
+/// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Whose fault it is.
@@ -350,7 +344,7 @@ pub struct Refusal {
 pub enum Fault {
     /// The request is malformed, or asks for what cannot be.
     BadInput,
-    /// The daemon could not do it.
+    /// The daemon could not do it; some of it may be done.
     Failed,
     /// Too many clients at once.
     Busy,
@@ -413,6 +407,39 @@ impl Reply {
             Self::Flows(flows) => flows.flows.len() > LONG,
             Self::Filters(filters) => filters.filters.len() > LONG,
             _ => false,
+        }
+    }
+
+    /// Of a reply to what could be taken back: in how many milliseconds it is, unless it is confirmed.
+    pub fn unconfirmed_ms(&mut self) -> Option<&mut Option<u64>> {
+        match self {
+            Self::ServicesChanged(changed) => Some(&mut changed.unconfirmed_ms),
+            Self::Tuned(tuned) | Self::ServiceTuned(ServiceTuned { tuned, .. }) => {
+                Some(&mut tuned.unconfirmed_ms)
+            }
+            Self::TunedAll(tuned) => Some(&mut tuned.unconfirmed_ms),
+            Self::Reloaded(reloaded) => Some(&mut reloaded.unconfirmed_ms),
+            Self::ModeSet(set) => Some(&mut set.unconfirmed_ms),
+            Self::DryRunSet(set) => Some(&mut set.unconfirmed_ms),
+            Self::FiltersChanged(changed) => Some(&mut changed.unconfirmed_ms),
+            Self::Status(_)
+            | Self::Stats(_)
+            | Self::Flows(_)
+            | Self::FlowsKilled(_)
+            | Self::Tunables(_)
+            | Self::Confirmed {}
+            | Self::KeysRotated(_)
+            | Self::Explained(_)
+            | Self::Config(_)
+            | Self::Cookie(_)
+            | Self::Monitoring {}
+            | Self::Packet(_)
+            | Self::PacketsLost(_)
+            | Self::Events(_)
+            | Self::Event(_)
+            | Self::Filters(_)
+            | Self::FiltersPart {}
+            | Self::Error(_) => None,
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,16 +18,28 @@ use crate::dataplane::MasterSecret;
 
 use super::daemon::DaemonError;
 use super::filters::{Change, Filters};
-use super::guard::Guard;
-use super::protocol::{self as wire, Reply, Session};
+use super::guard::{Guard, Turn};
+use super::protocol::{self as wire, Fault, Refusal, Reply, Request, Session};
 
 /// Where a daemon's configuration came from.
 #[derive(Clone)]
 pub struct Origin {
     /// The file.
     pub file: PathBuf,
-    /// Reads it again, with the same arguments on top. The error is one line.
-    pub read: Arc<dyn Fn() -> Result<Config, String> + Send + Sync>,
+    /// Services that the arguments add to it.
+    pub protected: Vec<SocketAddr>,
+    /// Reads it again, or a text as if it were the file's, with the same arguments on top. The error is one line.
+    pub read: Arc<ReadFile>,
+}
+
+/// See [`Origin::read`].
+pub type ReadFile = dyn Fn(Option<&str>) -> Result<Config, String> + Send + Sync;
+
+/// A file that was read again.
+pub(super) struct Read {
+    file: PathBuf,
+    new: Config,
+    secret: Option<MasterSecret>,
 }
 
 impl fmt::Debug for Origin {
@@ -42,7 +55,7 @@ pub(super) async fn on_hangup(guard: &Guard, hangup: &mut Signal) -> Infallible 
         if hangup.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
-        match guard.reload(None).await {
+        match guard.change(Request::Reload { session: None }, None).await {
             Reply::Reloaded(done) => info!(
                 file = done.file,
                 tunables = done.tunables.len(),
@@ -50,6 +63,7 @@ pub(super) async fn on_hangup(guard: &Guard, hangup: &mut Signal) -> Infallible 
                 new_secret = done.new_secret,
                 "SIGHUP: the file is in force"
             ),
+            Reply::Error(Refusal { kind: Fault::Failed, message }) => error!("SIGHUP: {message}"),
             Reply::Error(refusal) => error!("SIGHUP: nothing was changed: {}", refusal.message),
             other => error!(?other, "SIGHUP"),
         }
@@ -57,27 +71,31 @@ pub(super) async fn on_hangup(guard: &Guard, hangup: &mut Signal) -> Infallible 
 }
 
 impl Guard {
-    /// Reads the file again and puts in force what may change while connections live.
-    pub(super) async fn reload(&self, session: Option<Session>) -> Reply {
+    /// Reads the file again, and judges it as far as that goes by itself.
+    pub(super) async fn read_again(&self) -> Result<Read, Reply> {
         let Some(origin) = self.origin.clone() else {
-            return Reply::bad_input("the daemon was started without a file: there is nothing to read again");
+            let why = "the daemon was started without a file: there is nothing to read again";
+            return Err(Reply::bad_input(why));
         };
-        let read = blocking(move || (origin.read)().map(|config| (origin.file, config))).await;
-        let (file, new) = match read {
-            Ok(read) => read,
-            Err(why) => return Reply::bad_input(why),
-        };
+        let read = blocking(move || (origin.read)(None).map(|config| (origin.file, config))).await;
+        let (file, new) = read.map_err(Reply::bad_input)?;
         if let Some(what) = needs_restart(&self.config, &new) {
-            return Reply::bad_input(format!(
+            return Err(Reply::bad_input(format!(
                 "{}: {what} changed, which takes a restart; nothing was changed",
                 file.display()
-            ));
+            )));
         }
-        let secret = match self.read_secret().await {
-            Ok(secret) => secret,
-            Err(why) => return Reply::bad_input(why),
-        };
-        let turn = self.changing.lock().await;
+        let secret = self.read_secret().await.map_err(Reply::bad_input)?;
+        Ok(Read { file, new, secret })
+    }
+
+    /// Puts in force what may change of a file while connections live.
+    pub(super) async fn reload(
+        &self,
+        turn: &Turn<'_>,
+        Read { file, new, secret }: Read,
+        session: Option<Session>,
+    ) -> Reply {
         let services = self.with_applications(new.services);
         if let Err(error) = self.judge_services(&services, session) {
             return Reply::bad_input(error);
@@ -88,19 +106,27 @@ impl Guard {
         };
         let tunables = differences(&self.tunables.borrow(), &new.tunables);
         let applied = async {
-            self.set_tunables(new.tunables).await?;
+            self.set_tunables(turn, new.tunables).await?;
             let new_secret = match secret {
                 Some(secret) => self.set_secret(secret).await?,
                 None => false,
             };
-            Ok::<_, DaemonError>((new_secret, self.replace_services(&turn, services).await?))
+            Ok::<_, DaemonError>((new_secret, self.replace_services(turn, services).await?))
         };
         match applied.await {
             Ok((new_secret, services)) => {
                 let file = file.display().to_string();
-                Reply::Reloaded(wire::Reloaded { file, tunables, filters, services, new_secret })
+                let unconfirmed_ms = None;
+                Reply::Reloaded(wire::Reloaded {
+                    file,
+                    tunables,
+                    filters,
+                    services,
+                    new_secret,
+                    unconfirmed_ms,
+                })
             }
-            Err(error) => Reply::failed(error.to_string()),
+            Err(error) => half_made(&error),
         }
     }
 
@@ -123,7 +149,7 @@ impl Guard {
     }
 
     /// Sets a tunable and, before that, writes it into the file: neither without the other.
-    pub(super) async fn tune_and_save(&self, name: &str, text: &str) -> Reply {
+    pub(super) async fn tune_and_save(&self, turn: &Turn<'_>, name: &str, text: &str) -> Reply {
         let changed = self.tunables.borrow().with(name, text);
         let (tunables, tunable, value) =
             match changed.and_then(|(all, _, new)| Ok((all, Tunable::find(name)?, new))) {
@@ -133,18 +159,14 @@ impl Guard {
         if let Err(error) = self.judge_tunables(&tunables) {
             return Reply::bad_input(error);
         }
-        let Some(origin) = self.origin.clone() else {
-            return Reply::bad_input("the daemon was started without a file: there is nowhere to save this");
+        let save = move |origin: &Origin| {
+            save_tunable(&origin.file, tunable, value, |text| (origin.read)(Some(text)).map(drop))
         };
-        let file = origin.file.clone();
-        match blocking(move || save_tunable(&origin.file, tunable, value)).await {
-            Ok(()) => {}
-            Err(EditError::Io { path, source }) => {
-                return Reply::failed(format!("{}: {source}; nothing was changed", path.display()));
-            }
-            Err(error) => return Reply::bad_input(format!("{error}; nothing was changed")),
-        }
-        match self.tune(name, text).await {
+        let file = match self.write_file(save).await {
+            Ok(file) => file,
+            Err(refusal) => return refusal,
+        };
+        match self.tune(turn, name, text).await {
             Reply::Tuned(tuned) => {
                 Reply::Tuned(wire::Tuned { saved: Some(file.display().to_string()), ..tuned })
             }
@@ -152,8 +174,25 @@ impl Guard {
         }
     }
 
+    /// Changes the file, and says which that is.
+    pub(super) async fn write_file(
+        &self,
+        write: impl FnOnce(&Origin) -> Result<(), EditError> + Send + 'static,
+    ) -> Result<PathBuf, Reply> {
+        let Some(origin) = self.origin.clone() else {
+            let why = "the daemon was started without a file: there is nowhere to save this";
+            return Err(Reply::bad_input(why));
+        };
+        let file = origin.file.clone();
+        match blocking(move || write(&origin)).await {
+            Ok(()) => Ok(file),
+            Err(error @ EditError::Io { .. }) => Err(Reply::failed(format!("{error}; nothing was changed"))),
+            Err(error) => Err(Reply::bad_input(format!("{error}; nothing was changed"))),
+        }
+    }
+
     /// Sets several tunables, judged together and put in force together.
-    pub(super) async fn tune_all(&self, values: &BTreeMap<String, String>) -> Reply {
+    pub(super) async fn tune_all(&self, turn: &Turn<'_>, values: &BTreeMap<String, String>) -> Reply {
         let old = self.tunables.borrow().clone();
         let mut new = Tunables::clone(&old);
         let judged = values.iter().try_for_each(|(name, value)| new.set(name, value).map(drop));
@@ -162,13 +201,13 @@ impl Guard {
             return Reply::bad_input(format!("{error}; nothing was changed"));
         }
         let tuned = differences(&old, &new);
-        if let Err(error) = self.set_tunables(new).await {
-            return Reply::failed(error.to_string());
+        if let Err(error) = self.set_tunables(turn, new).await {
+            return half_made(&error);
         }
         for wire::Tuned { name, old, new, .. } in &tuned {
             info!("{name}: {old} -> {new}");
         }
-        Reply::TunedAll(wire::TunedAll { tuned })
+        Reply::TunedAll(wire::TunedAll { tuned, unconfirmed_ms: None })
     }
 
     /// Has cookies made with another key from the next epoch on: the secret file's, or a random one.
@@ -200,6 +239,11 @@ impl Guard {
         let Some(path) = self.config.secret_file.clone() else { return Ok(None) };
         blocking(move || MasterSecret::read(&path).map(Some).map_err(|error| chain(&error))).await
     }
+}
+
+/// A change that failed when it had been begun.
+pub(super) fn half_made(error: &DaemonError) -> Reply {
+    Reply::failed(format!("{error}; part of the change may be in force: `tcpguard config` says what is"))
 }
 
 /// Runs what waits for disks where nobody waits for it.
@@ -259,6 +303,7 @@ fn differences(old: &Tunables, new: &Tunables) -> Vec<wire::Tuned> {
             old: tunable.get(old).number,
             new: tunable.get(new).number,
             saved: None,
+            unconfirmed_ms: None,
         })
         .collect()
 }

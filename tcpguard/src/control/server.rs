@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::background;
 use super::pace::{Crowd, Pace, Place};
 use super::places::Places;
-use super::protocol::{Fault, MAX_REQUEST, Refusal, Reply, Request};
+use super::protocol::{Effect, Fault, MAX_REQUEST, Refusal, Reply, Request};
 use super::socket::{ListenError, Socket, SocketSpec};
 
 /// What one client may take from the daemon and from other clients.
@@ -27,7 +27,7 @@ pub struct Limits {
     pub clients: usize,
     /// A client has this long for one whole request, from the moment it could have started it.
     pub request_time: Duration,
-    /// No client waits longer than this for the daemon's work.
+    /// No client waits longer than this for the daemon's work; a change is made to its end all the same.
     pub work_time: Duration,
     /// A client has this long to read one whole reply.
     pub reply_time: Duration,
@@ -140,7 +140,7 @@ impl Server {
                     let (handler, pace) = (Rc::clone(&handler), Rc::clone(&pace));
                     tokio::task::spawn_local(async move {
                         sleep_until(due).await;
-                        serve_client(client, &*handler, rights, &limits, &pace, &own).await;
+                        serve_client(client, &handler, rights, &limits, &pace, &own).await;
                         drop(place);
                     });
                 }
@@ -212,9 +212,9 @@ fn busy(why: &str) -> Reply {
     Reply::Error(Refusal { kind: Fault::Busy, message: format!("{why}; try again") })
 }
 
-async fn serve_client(
+async fn serve_client<H: Handler + 'static>(
     mut client: UnixStream,
-    handler: &impl Handler,
+    handler: &Rc<H>,
     rights: Rights,
     limits: &Limits,
     pace: &Pace,
@@ -302,10 +302,28 @@ async fn follow(mut client: UnixStream, mut replies: mpsc::Receiver<Reply>, limi
     }
 }
 
-async fn answer(handler: &impl Handler, request: Request, limits: &Limits) -> Reply {
-    match timeout(limits.work_time, handler.handle(request)).await {
-        Ok(reply) => reply,
-        Err(_) => Reply::failed(format!("no answer from the engines within {:?}", limits.work_time)),
+async fn answer<H: Handler + 'static>(handler: &Rc<H>, request: Request, limits: &Limits) -> Reply {
+    let within = limits.work_time;
+    if request.effect() == Effect::None {
+        let answer = timeout(within, handler.handle(request)).await;
+        return answer
+            .unwrap_or_else(|_| Reply::failed(format!("no answer from the engines within {within:?}")));
+    }
+    let probation = match &request {
+        Request::OnProbation { seconds, .. } => {
+            format!("; it is taken back {seconds}s after that unless `tcpguard confirm` follows")
+        }
+        _ => String::new(),
+    };
+    let handler = Rc::clone(handler);
+    // Made to its end, whoever waits for that: half a change is worse than a late one.
+    let made = tokio::task::spawn_local(async move { handler.handle(request).await });
+    match timeout(within, made).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(defect)) => Reply::failed(format!("{defect}; part of the change may be in force")),
+        Err(_) => Reply::failed(format!(
+            "not done within {within:?}, and goes on: part of it may be in force by now, and the rest will be{probation}"
+        )),
     }
 }
 
@@ -349,14 +367,15 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Answers `tune` at once, `flows` at length, and never answers anything else.
+    /// Answers `tune` at once, `flows` at length, `keys rotate` late, and never answers anything else.
     struct Picky;
 
     impl Handler for Picky {
         async fn handle(&self, request: Request) -> Reply {
             match request {
                 Request::Tune { .. } => {
-                    Reply::Tuned(Tuned { name: "n".into(), unit: "ms".into(), old: 1, new: 2, saved: None })
+                    let (name, unit) = ("n".into(), "ms".into());
+                    Reply::Tuned(Tuned { name, unit, old: 1, new: 2, saved: None, unconfirmed_ms: None })
                 }
                 Request::Flows { limit: SLOW, .. } => {
                     LISTED.fetch_add(1, Ordering::Relaxed);
@@ -364,6 +383,11 @@ mod tests {
                     Reply::failed("slow")
                 }
                 Request::Flows { .. } => Reply::failed("long ".repeat(1 << 20)),
+                Request::KeysRotate {} => {
+                    sleep(QUICK.work_time * 2).await;
+                    ROTATED.fetch_add(1, Ordering::Relaxed);
+                    Reply::Confirmed {}
+                }
                 _ => std::future::pending().await,
             }
         }
@@ -383,6 +407,8 @@ mod tests {
     /// A list that takes time, and how often it was begun.
     const SLOW: u32 = 7;
     static LISTED: AtomicUsize = AtomicUsize::new(0);
+    /// How many changes were made to their end.
+    static ROTATED: AtomicUsize = AtomicUsize::new(0);
     /// How many followers of `Picky`'s have ended.
     static FOLLOWED: AtomicUsize = AtomicUsize::new(0);
 
@@ -628,6 +654,19 @@ mod tests {
         against_server("work", |path| {
             let Ok(Reply::Error(refusal)) = Client::new(path).ask(&Request::Status {}) else { panic!() };
             assert_eq!(refusal.kind, Fault::Failed);
+        });
+    }
+
+    /// It used to be dropped in the middle.
+    #[test]
+    fn a_change_that_takes_long_is_not_waited_for_and_made_all_the_same() {
+        against_server("change", |path| {
+            let Ok(Reply::Error(refusal)) = Client::new(path).ask(&Request::KeysRotate {}) else { panic!() };
+            assert_eq!(refusal.kind, Fault::Failed);
+            assert!(refusal.message.contains("part of it may be in force"), "{}", refusal.message);
+            assert_eq!(ROTATED.load(Ordering::Relaxed), 0);
+            std::thread::sleep(QUICK.work_time * 2);
+            assert_eq!(ROTATED.load(Ordering::Relaxed), 1);
         });
     }
 

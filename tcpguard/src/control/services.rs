@@ -8,16 +8,17 @@ use std::path::PathBuf;
 use tcpguard_common::map::SERVICE_IDS;
 use tracing::{error, info};
 
-use crate::config::{EditError, Service, check_own_tunables, check_services, save_service};
+use crate::config::{EditError, Service, ServiceEdit, check_own_tunables, check_services, save_service};
 use crate::engine::EngineError;
 use crate::service::ServiceSpec;
+use crate::stack::{Cursor, FlowInfo};
 
 use super::daemon::DaemonError;
 use super::filters::through;
-use super::guard::{Guard, Turn, engine_error, heard};
+use super::guard::{Engine, Guard, Turn, engine_error, heard};
 use super::modes::entries;
 use super::protocol::{self as wire, Reply, Session};
-use super::reload::blocking;
+use super::reload::half_made;
 use super::tunables::InForce;
 
 /// Whether these services would take the connection over through which a client reached the machine. Those in dry run leave it
@@ -93,15 +94,15 @@ impl Guard {
     /// Puts a service in.
     pub(super) async fn add_service(
         &self,
+        turn: &Turn<'_>,
         service: &str,
-        keys: &BTreeMap<String, String>,
+        keys: BTreeMap<String, String>,
         how: (bool, Option<Session>),
     ) -> Reply {
-        let service = match service.parse::<Service>().and_then(|service| service.with_keys(keys)) {
+        let service = match service.parse::<Service>().and_then(|service| service.with_keys(&keys)) {
             Ok(service) => service,
             Err(error) => return Reply::bad_input(error),
         };
-        let turn = self.changing.lock().await;
         let mut services = self.modes.services();
         if services.iter().any(|held| held.listen == service.listen) {
             let listen = service.listen;
@@ -110,48 +111,52 @@ impl Guard {
             ));
         }
         services.push(service.clone());
-        self.change_service(&turn, service.listen, Some(service), services, how).await
+        self.change_service(turn, service.listen, ServiceEdit::Put(service), services, how).await
     }
 
     /// Sets keys of the service at `listen`.
     pub(super) async fn set_service(
         &self,
+        turn: &Turn<'_>,
         listen: SocketAddr,
-        keys: &BTreeMap<String, String>,
+        keys: BTreeMap<String, String>,
         how: (bool, Option<Session>),
     ) -> Reply {
-        let turn = self.changing.lock().await;
         let mut services = self.modes.services();
         let Some(held) = services.iter_mut().find(|service| service.listen == listen) else {
             return no_service(listen);
         };
-        *held = match held.with_keys(keys) {
+        *held = match held.with_keys(&keys) {
             Ok(service) => service,
             Err(error) => return Reply::bad_input(format!("service {listen}: {error}")),
         };
-        let service = held.clone();
-        self.change_service(&turn, listen, Some(service), services, how).await
+        let edit = ServiceEdit::Keys { keys, whole: held.clone() };
+        self.change_service(turn, listen, edit, services, how).await
     }
 
     /// Takes the service at `listen` out.
-    pub(super) async fn remove_service(&self, listen: SocketAddr, how: (bool, Option<Session>)) -> Reply {
-        let turn = self.changing.lock().await;
+    pub(super) async fn remove_service(
+        &self,
+        turn: &Turn<'_>,
+        listen: SocketAddr,
+        how: (bool, Option<Session>),
+    ) -> Reply {
         let mut services = self.modes.services();
         let before = services.len();
         services.retain(|service| service.listen != listen);
         if services.len() == before {
             return no_service(listen);
         }
-        self.change_service(&turn, listen, None, services, how).await
+        self.change_service(turn, listen, ServiceEdit::Remove, services, how).await
     }
 
-    /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, writes that one into the
-    /// file first: neither without the other.
+    /// Puts `services` in force, which differ from what is by the one at `listen`; with `save`, changes that one in the file
+    /// first, as `edit` says: neither without the other.
     pub(super) async fn change_service(
         &self,
         turn: &Turn<'_>,
         listen: SocketAddr,
-        service: Option<Service>,
+        edit: ServiceEdit,
         services: Vec<Service>,
         (save, session): (bool, Option<Session>),
     ) -> Reply {
@@ -160,7 +165,7 @@ impl Guard {
             return Reply::bad_input(error);
         }
         let saved = match save {
-            true => match self.write_service(listen, service).await {
+            true => match self.write_service(listen, edit).await {
                 Ok(file) => Some(file.display().to_string()),
                 Err(refusal) => return refusal,
             },
@@ -168,22 +173,18 @@ impl Guard {
         };
         match self.replace_services(turn, services).await {
             Ok(changed) => Reply::ServicesChanged(wire::ServicesChanged { saved, ..changed }),
-            Err(error) => Reply::failed(error.to_string()),
+            Err(error) => half_made(&error),
         }
     }
 
-    async fn write_service(&self, listen: SocketAddr, service: Option<Service>) -> Result<PathBuf, Reply> {
-        let Some(origin) = self.origin.clone() else {
-            return Err(Reply::bad_input(
-                "the daemon was started without a file: there is nowhere to save this",
-            ));
-        };
-        let file = origin.file.clone();
-        match blocking(move || save_service(&origin.file, listen, service.as_ref())).await {
-            Ok(()) => Ok(file),
-            Err(error @ EditError::Io { .. }) => Err(Reply::failed(format!("{error}; nothing was changed"))),
-            Err(error) => Err(Reply::bad_input(format!("{error}; nothing was changed"))),
-        }
+    async fn write_service(&self, listen: SocketAddr, edit: ServiceEdit) -> Result<PathBuf, Reply> {
+        self.write_file(move |origin| {
+            if origin.protected.contains(&listen) {
+                return Err(EditError::OfArguments { path: origin.file.clone(), listen });
+            }
+            save_service(&origin.file, listen, &edit, |text| (origin.read)(Some(text)).map(drop))
+        })
+        .await
     }
 
     /// Refuses services that cannot be, and those that would cut a client's own session off.
@@ -220,6 +221,8 @@ impl Guard {
             .filter_map(|held| plan.all.iter().find(|known| known.id == held.id))
             .cloned()
             .collect();
+        // What an engine that stands still says to it is heard when everybody else has been told.
+        let mut silent = Ok(());
         self.tune_services_in_engines(&plan.all).await?;
         for known in &plan.change {
             self.change_in_engines(known).await?;
@@ -229,7 +232,7 @@ impl Guard {
         }
         let mut reset = 0;
         for &id in &plan.end {
-            reset += self.end_in_engines(id).await?;
+            reset += self.end_in_engines(id, &mut silent).await?;
         }
         if !plan.removed.is_empty() {
             self.count_flows_of(&remaining).await?;
@@ -251,7 +254,7 @@ impl Guard {
             self.publish().await?;
         }
         for known in &plan.begin {
-            self.begin_in_engines(known).await?;
+            self.begin_in_engines(known, &mut silent).await?;
         }
         if !plan.added.is_empty() {
             self.count_flows_of(&plan.all).await?;
@@ -264,7 +267,8 @@ impl Guard {
                 info!("service {service}: {what}");
             }
         }
-        Ok(wire::ServicesChanged { added, changed, removed, reset, saved: None })
+        silent?;
+        Ok(wire::ServicesChanged { added, changed, removed, reset, saved: None, unconfirmed_ms: None })
     }
 
     /// Tells XDP; when that fails, everything is as it was.
@@ -288,14 +292,13 @@ impl Guard {
         Ok(())
     }
 
-    async fn begin_in_engines(&self, known: &Known) -> Result<(), DaemonError> {
+    async fn begin_in_engines(&self, known: &Known, silent: &mut Silent) -> Result<(), DaemonError> {
         let Some(spec) = self.spec(known) else { return Ok(()) };
         for engine in self.engines() {
             let (services, spec) = (engine.services.clone(), spec.clone());
             let begun = engine.handle.run(move |net| services.add(net, spec)).await;
-            begun
-                .and_then(|begun| begun.map_err(EngineError::Application))
-                .map_err(|source| engine_error(engine, source))?;
+            let begun = begun.and_then(|begun| begun.map_err(EngineError::Application));
+            put_off(engine, begun, silent)?;
         }
         Ok(())
     }
@@ -314,18 +317,24 @@ impl Guard {
     }
 
     /// Ends a service and resets its connections; how many.
-    async fn end_in_engines(&self, id: u32) -> Result<u64, DaemonError> {
+    async fn end_in_engines(&self, id: u32, silent: &mut Silent) -> Result<u64, DaemonError> {
         let mut reset = 0;
         for engine in self.engines() {
+            let is_its = move |flow: &FlowInfo| flow.service == Some(id);
             // While the stack can tell whose they are. XDP lets no more of them in by now.
-            reset += engine
-                .handle
-                .kill(move |flow| flow.service == Some(id))
-                .await
-                .map_err(|source| engine_error(engine, source))?;
+            let killed = put_off(engine, engine.handle.kill(is_its).await, silent)?;
+            let is_late = killed.is_none();
+            reset += killed.unwrap_or(0);
             let services = engine.services.clone();
-            let ended = engine.handle.run(move |net| services.remove(net, id)).await;
-            ended.map_err(|source| engine_error(engine, source))?;
+            let ended = engine.handle.run(move |net| {
+                // One that turns again does at once what it was not there for.
+                let mut next = is_late.then_some(Cursor::START);
+                while let Some(start) = next {
+                    next = net.kill(start, is_its).1;
+                }
+                services.remove(net, id);
+            });
+            put_off(engine, ended.await, silent)?;
         }
         Ok(reset)
     }
@@ -342,6 +351,26 @@ impl Guard {
         let destination = known.service.destination.as_ref()?;
         let application = self.applications.get(&known.service.listen);
         ServiceSpec::new(known.id, &known.service, destination, application)
+    }
+}
+
+/// The first engine that stood still.
+type Silent = Result<(), DaemonError>;
+
+/// What an engine answered, or nothing if it stands still: it does what it was told when it turns again.
+fn put_off<T>(
+    engine: &Engine,
+    told: Result<T, EngineError>,
+    silent: &mut Silent,
+) -> Result<Option<T>, DaemonError> {
+    match told {
+        Err(source @ EngineError::Silent) => {
+            if silent.is_ok() {
+                *silent = Err(engine_error(engine, source));
+            }
+            Ok(None)
+        }
+        told => told.map(Some).map_err(|source| engine_error(engine, source)),
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use crate::config::{Overrides, Service, TUNABLES, Tunable, Tunables, check_own_tunables};
+use crate::config::{Overrides, Service, ServiceEdit, TUNABLES, Tunable, Tunables, check_own_tunables};
 use crate::engine::ServiceTunables;
 
-use super::guard::Guard;
+use super::guard::{Guard, Turn};
 use super::protocol::{self as wire, Reply};
 use super::services::{Known, no_service};
 
@@ -63,22 +63,12 @@ impl Guard {
         InForce::new(&self.tunables.borrow(), &self.modes.known())
     }
 
-    /// Lists tunables, all of them or the one called `name`, of a service if one is given; or sets that one.
-    pub(super) async fn list_or_tune(
-        &self,
-        service: Option<SocketAddr>,
-        name: Option<&str>,
-        value: Option<&str>,
-        save: bool,
-    ) -> Reply {
-        match (service, name, value) {
-            (_, _, None) if save => Reply::bad_input("nothing to save without a value"),
-            (_, None, Some(_)) => Reply::bad_input("a value without a name"),
-            (None, name, None) => self.tunables(name),
-            (Some(service), name, None) => self.tunables_of(service, name),
-            (None, Some(name), Some(value)) if save => self.tune_and_save(name, value).await,
-            (None, Some(name), Some(value)) => self.tune(name, value).await,
-            (Some(service), Some(name), Some(value)) => self.tune_service(service, name, value, save).await,
+    /// Lists tunables, all of them or the one called `name`; of a service, if one is given.
+    pub(super) fn list_tunables(&self, service: Option<SocketAddr>, name: Option<&str>, save: bool) -> Reply {
+        match service {
+            _ if save => Reply::bad_input("nothing to save without a value"),
+            None => self.tunables(name),
+            Some(service) => self.tunables_of(service, name),
         }
     }
 
@@ -121,8 +111,14 @@ impl Guard {
     }
 
     /// Gives the service at `listen` a value of its own, or takes it away; with `save`, in the file, too.
-    async fn tune_service(&self, listen: SocketAddr, name: &str, value: &str, save: bool) -> Reply {
-        let turn = self.changing.lock().await;
+    pub(super) async fn tune_service(
+        &self,
+        turn: &Turn<'_>,
+        listen: SocketAddr,
+        name: String,
+        value: String,
+        save: bool,
+    ) -> Reply {
         let mut services = self.modes.services();
         let Some(held) = services.iter_mut().find(|service| service.listen == listen) else {
             return no_service(listen);
@@ -130,15 +126,16 @@ impl Guard {
         let common = Arc::clone(&self.tunables.borrow());
         let before = held.tunables.clone();
         let tuned =
-            held.tunables.set(name, value).and_then(|()| tuned(name, [&before, &held.tunables], &common));
+            held.tunables.set(&name, &value).and_then(|()| tuned(&name, [&before, &held.tunables], &common));
         let tuned = match tuned {
             Ok(tuned) => tuned,
             Err(error) => return Reply::bad_input(error.to_string()),
         };
-        let service = held.clone();
-        match self.change_service(&turn, listen, Some(service), services, (save, None)).await {
+        let said = format!("service {listen}: {name}: {value}");
+        let edit = ServiceEdit::Tunable { name, value, whole: held.clone() };
+        match self.change_service(turn, listen, edit, services, (save, None)).await {
             Reply::ServicesChanged(wire::ServicesChanged { saved, .. }) => {
-                info!("service {listen}: {name}: {value}");
+                info!("{said}");
                 Reply::ServiceTuned(wire::ServiceTuned {
                     service: listen,
                     tuned: wire::Tuned { saved, ..tuned },
@@ -164,7 +161,14 @@ fn tuned(
     let value = |own: &Overrides| own.get(tunable).unwrap_or(tunable.get(common).number);
     after.over(common)?;
     let unit = tunable.unit.name().to_owned();
-    Ok(wire::Tuned { name: name.to_owned(), unit, old: value(before), new: value(after), saved: None })
+    Ok(wire::Tuned {
+        name: name.to_owned(),
+        unit,
+        old: value(before),
+        new: value(after),
+        saved: None,
+        unconfirmed_ms: None,
+    })
 }
 
 /// A tunable, and which of these services have it for themselves.

@@ -4,6 +4,7 @@
 
 pub mod raw;
 pub mod setup;
+pub mod stuck;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, ToSocketAddrs};

@@ -125,6 +125,12 @@ fn a_contradiction_is_one_line_with_the_later_of_the_two_lines() {
         ("[[service]]\nlisten = \"10.0.0.3:80\"\nbackend = \"10.0.0.3:80\"\n", 8, "service itself"),
         ("[tunables]\nmax-rto = \"5s\"\nretries = 3\nmin-rto = \"6s\"\n", 10, "above max-rto"),
         ("[tunables]\nretries = 3\nreply-burst = 10\n", 9, "too little for reply-rate"),
+        ("[control]\nsocket = \"/s\"\nread_socket = \"/s\"\n", 9, "that is the control socket"),
+        (
+            "[control]\nread_socket = \"/r\"\n[metrics]\nlisten = \"unix:/r\"\n",
+            10,
+            "a control socket already",
+        ),
     ] {
         let written = parse(Path::new("tcpguard.toml"), &format!("{start}{more}")).unwrap();
         let error = written.check(&written.config).unwrap_err().to_string();

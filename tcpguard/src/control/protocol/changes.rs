@@ -57,6 +57,9 @@ pub struct Tuned {
     /// The file it was written into as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<String>,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }
 
 /// A tunable was set for one service: the values are those that held for it, and hold now.
@@ -74,13 +77,9 @@ pub struct ServiceTuned {
 pub struct TunedAll {
     /// Those that have another value now.
     pub tuned: Vec<Tuned>,
-}
-
-/// Changes are taken back unless they are confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    /// What [`Request::Release`] names; none where earlier changes wait to be confirmed with it.
-    pub number: Option<u64>,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }
 
 /// The configuration file was read again, and is in force.
@@ -96,6 +95,9 @@ pub struct Reloaded {
     pub services: ServicesChanged,
     /// The secret file holds another secret than before.
     pub new_secret: bool,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }
 
 /// Another secret will count.
@@ -116,6 +118,9 @@ pub struct DryRunSet {
     pub old: bool,
     /// Whether it is.
     pub new: bool,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }
 
 /// Services were changed.
@@ -132,6 +137,9 @@ pub struct ServicesChanged {
     /// The file that was changed as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<String>,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }
 
 /// A service was given another mode.
@@ -141,4 +149,7 @@ pub struct ModeSet {
     pub old: String,
     /// The one it has.
     pub new: String,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }

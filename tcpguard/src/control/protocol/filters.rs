@@ -40,4 +40,7 @@ pub struct FiltersChanged {
     pub removed: u64,
     /// Prefixes that there are now.
     pub total: u64,
+    /// Until it is taken back unless it is confirmed; none if it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_ms: Option<u64>,
 }

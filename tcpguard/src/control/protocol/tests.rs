@@ -45,8 +45,14 @@ fn a_request_reads_as_documented_and_round_trips() {
         Request::Reload { session: Some(session) },
         Request::TuneAll { values: BTreeMap::from([("retries".to_owned(), "7".to_owned())]) },
         Request::KeysRotate {},
-        Request::Hold { seconds: 60 },
-        Request::Release { number: u64::MAX },
+        Request::OnProbation {
+            seconds: 60,
+            change: Box::new(Request::Mode {
+                service: session.local,
+                mode: "off".into(),
+                session: Some(session),
+            }),
+        },
         Request::Confirm {},
         Request::Explain { frame: "00ff".into(), interface: Some("eth0".into()), queue: 1 },
         Request::Config {},
@@ -88,6 +94,7 @@ fn replies_keep_64_bits() {
         old: u64::MAX,
         new: u64::MAX - 1,
         saved: None,
+        unconfirmed_ms: Some(u64::MAX),
     });
     let long = Reply::failed("words ".repeat(1 << 17));
     assert_eq!(long.to_long_line(), long.to_line());
