@@ -297,7 +297,7 @@ fn an_engine_that_stands_still_holds_up_its_own_clients_alone_and_answers_no_syn
     let reasons = guarded.reasons();
     assert!(reasons["grace"] + reasons["exit-drop"] >= silent.len() as u64);
     assert_eq!(guarded.flows(Some("ESTABLISHED")).len(), held.len() + others.len());
-    assert_eq!(guarded.json(&["stats"])["left_out"], serde_json::Value::Null);
+    assert_eq!(guarded.json(&["stats"])["left_out"], Value::Null);
     std::fs::remove_file(file).expect("removing the configuration");
 }
 
