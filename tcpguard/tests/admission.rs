@@ -153,11 +153,13 @@ fn every_flow_is_counted_once_whoever_closes_it_and_after_a_kill_too() {
     guarded.take_daemon().kill().expect("killing the daemon");
     assert_eq!(counted(&guarded), (9, 18));
     guarded.start_daemon();
-    // The old daemon's entries are counted for as long as they are there: their peers may still have to be reset.
-    assert_eq!(counted(&guarded), (9, 18), "counted anew");
+    // Nobody's connections any more: their peers are reset, and come again.
+    assert_eq!(counted(&guarded), (0, 0), "counted anew");
     let fresh = open(&guarded, one, PORT).expect("a connection");
-    assert_eq!(counted(&guarded), (10, 20));
+    assert_eq!(counted(&guarded), (1, 2));
+    wait_for("the old daemon's entries to go", Duration::from_secs(20), || entries(&guarded) == 1);
+    assert_eq!(counted(&guarded), (1, 2), "what was not counted is not counted off");
     drop(fresh);
-    wait_for("the new connection to be counted off", SOON, || counted(&guarded) == (9, 18));
+    wait_for("the new connection to be counted off", SOON, || counted(&guarded) == (0, 0));
     drop((streams, others));
 }
