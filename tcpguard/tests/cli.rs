@@ -47,7 +47,6 @@ fn bad_input_is_one_line_and_exit_code_2() {
         (&[][..], "no verb"),
         (&["frobnicate"], "'frobnicate'"),
         (&["check", "/nonexistent.toml"], "`tcpguard config --example` prints one"),
-        (&["run", "-i", "no-such-if0", "--protect", SERVICE, control[0], control[1]], "no-such-if0"),
         (&["run", "-i", "lo", "--protect", SERVICE, control[0], control[1]], "not an Ethernet interface"),
         (&["run", "-i", "a/b", "--protect", SERVICE], "`a/b`"),
         (&["run", "-i", "lo"], "nothing to protect"),
