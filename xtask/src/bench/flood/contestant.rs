@@ -108,8 +108,9 @@ impl Standing {
         Ok(Self { _program: program, server, daemon })
     }
 
-    /// Fails when forged segments became connections. Clients that connected have left: theirs are not among those that are
-    /// open, once they have repeated what was lost beside the flood, and forged ones never leave.
+    /// Fails when forged segments became connections, but for what [chance](lucky) allows. Clients that connected have left:
+    /// theirs are not among those that are open, once they have repeated what was lost beside the flood, and forged ones never
+    /// leave.
     pub(super) fn check(&mut self) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
@@ -119,10 +120,11 @@ impl Standing {
             ensure!(numbers.acks_refused > 0, "no forged ACK was refused");
             let open = |(state, _): &&(String, u64)| state == "ESTABLISHED";
             let open = numbers.states.iter().find(open).map_or(0, |(_, count)| *count);
-            if open == 0 {
+            let lucky = lucky(numbers.acks_refused);
+            if open <= lucky {
                 return Ok(());
             }
-            ensure!(start.elapsed() < PATIENCE, "{open} connections without a client");
+            ensure!(start.elapsed() < PATIENCE, "{open} connections without a client, more than {lucky}");
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -140,6 +142,13 @@ impl Standing {
         self.server.map_or(Ok(()), Server::stop)?;
         self.daemon.map_or(Ok(()), Daemon::stop)
     }
+}
+
+/// How many of `forged` ACKs without timestamps may have been right. A guess is once in 2^25 (`tcpguard_common::cookie`), and a
+/// flood makes tens of millions: that many, and four standard deviations and three more.
+fn lucky(forged: u64) -> u64 {
+    let expected = forged as f64 / f64::from(1_u32 << 25);
+    (expected + 4.0 * expected.sqrt() + 3.0) as u64
 }
 
 /// A server in the kernel's hands that takes each connection and resets a botnet's at once: descriptors are few. Of real clients
@@ -250,6 +259,13 @@ fn attach_pinned(lab: &Lab, pin: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guess_in_millions_is_luck_and_one_in_thousands_is_not() {
+        // What a whole run makes of them, and what comes of it: none, mostly, and hardly ever a dozen.
+        let made = [10_000, 5_000_000, 66_000_000].map(lucky);
+        assert_eq!(made, [3, 4, 10]);
+    }
 
     #[test]
     fn a_botnet_is_told_from_real_clients_by_its_network() {
