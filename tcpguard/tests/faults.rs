@@ -22,6 +22,7 @@ use support::stuck::Stuck;
 use support::{Guarded, assert_same, lab_object, wait_for};
 use tcpguard_common::packet::Flags;
 use xtask::lab::{FloodSpec, GUARD_ADDRESS, GUARD_INTERFACE, LabConfig};
+use xtask::soak::ENDS;
 
 const BACKEND: &str = "127.0.0.1:9000";
 /// The service with [`BACKEND`] behind it, and the one that discards.
@@ -661,24 +662,6 @@ fn killed_and_started_again_under_a_flood_the_daemon_serves_clients_that_keep_tr
     wait_for("no connection left", SOON, || count(&guarded, "engine", "connections") == 0);
     check_frames(&guarded);
 }
-
-/// The ways in which a connection that a service accepted can have ended.
-const ENDS: [&str; 14] = [
-    "finished",
-    "client-failed",
-    "unread-reset",
-    "backend-failed",
-    "client-silent",
-    "backend-silent",
-    "over-limit",
-    "idle",
-    "overtime",
-    "backend-refused",
-    "backend-unreachable",
-    "backend-timeout",
-    "exhausted",
-    "backend-error",
-];
 
 /// Every connection is over, its end was counted once, and what it took was given back.
 fn check_ends(guarded: &Guarded) {

@@ -354,26 +354,47 @@ fn judge(interface: &Interface, facts: &InterfaceFacts) -> Vec<Finding> {
         ));
     }
     if driver == "veth" {
-        findings.push(finding(
-            about("peer"),
-            Verdict::Note,
-            "a veth: its other end must not leave checksums to hardware, and needs an XDP program",
-            "at the other end: ethtool -K PEER tx off, and any XDP program that passes everything",
-        ));
+        findings.push(judge_peer(name, shown));
     }
     findings
+}
+
+/// What iproute2 knows of an interface; nothing where there is no iproute2.
+fn shown(name: &str) -> Option<serde_json::Value> {
+    let asked = std::process::Command::new("ip").args(["-j", "-d", "link", "show", "dev", name]).output();
+    let said = asked.ok().filter(|output| output.status.success())?;
+    let links = serde_json::from_slice::<serde_json::Value>(&said.stdout).ok()?;
+    Some(links[0].clone())
+}
+
+/// The other end of a veth needs an XDP program: without one, what XDP answers is stranded. It is seen where it is in this
+/// network namespace.
+fn judge_peer(name: &str, shown: impl Fn(&str) -> Option<serde_json::Value>) -> Finding {
+    const REMEDY: &str =
+        "at the other end: ethtool -K PEER tx off, and any XDP program that passes everything";
+    let check = format!("{name} peer");
+    let link = shown(name).unwrap_or_default();
+    let here = link["link"].as_str().filter(|_| link["link_netnsid"].is_null());
+    let Some((peer, facts)) = here.and_then(|peer| Some((peer, shown(peer)?))) else {
+        let found = "a veth: its other end must not leave checksums to hardware, and needs an XDP program";
+        return finding(check, Verdict::Note, found, REMEDY);
+    };
+    match facts["xdp"]["prog"]["id"].as_u64() {
+        Some(id) => finding(check, Verdict::Good, format!("{peer} has XDP program {id}"), ""),
+        None => {
+            let found = format!("{peer} has no XDP program: SYN-ACKs do not leave");
+            finding(check, Verdict::Bad, found, REMEDY.replace("PEER", peer))
+        }
+    }
 }
 
 /// Whether somebody else's program is on the interface. iproute2 knows how to ask.
 fn attached(name: &str) -> Finding {
     let check = format!("{name} XDP");
-    let asked = std::process::Command::new("ip").args(["-j", "-d", "link", "show", "dev", name]).output();
-    let said = asked.ok().filter(|output| output.status.success());
-    let links = said.and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
-    let Some(links) = links else {
+    let Some(link) = shown(name) else {
         return finding(check, Verdict::Note, "not known: `ip` does not say", "install iproute2");
     };
-    let program = &links[0]["xdp"]["prog"];
+    let program = &link["xdp"]["prog"];
     match (program["id"].as_u64(), program["name"].as_str()) {
         (None, _) => finding(check, Verdict::Good, "no program attached", ""),
         (Some(id), Some(ours @ "tcpguard")) => {
@@ -496,6 +517,24 @@ mod tests {
     fn worst(findings: &[Finding]) -> (Verdict, &str) {
         let worst = findings.iter().rev().max_by_key(|finding| finding.verdict).unwrap();
         (worst.verdict, worst.check.as_str())
+    }
+
+    #[test]
+    fn the_other_end_of_a_veth_is_judged_where_it_can_be_seen() {
+        use serde_json::json;
+        // What `ip -j -d link show` says of both ends, in one namespace and in two.
+        let judged = |own: serde_json::Value, peer: Option<serde_json::Value>| {
+            judge_peer("eth0", |name| if name == "eth0" { Some(own.clone()) } else { peer.clone() })
+        };
+        let here = json!({"ifname": "eth0", "link": "peer0"});
+        let bare = judged(here.clone(), Some(json!({"ifname": "peer0"})));
+        assert_eq!(bare.verdict, Verdict::Bad);
+        let remedy = bare.remedy.unwrap_or_default();
+        assert!(remedy.contains("ethtool -K peer0 tx off"), "{remedy}");
+        let ready = judged(here, Some(json!({"ifname": "peer0", "xdp": {"mode": 1, "prog": {"id": 7}}})));
+        assert_eq!((ready.verdict, &*ready.found), (Verdict::Good, "peer0 has XDP program 7"));
+        let elsewhere = judged(json!({"ifname": "eth0", "link_index": 2, "link_netnsid": 0}), None);
+        assert_eq!(elsewhere.verdict, Verdict::Note);
     }
 
     #[test]

@@ -140,8 +140,8 @@ const ALIVE: TcpKeepalive = TcpKeepalive::new()
 /// What tells how a socket's other end went.
 const ENDS: Interest = Interest::READABLE.add(Interest::ERROR);
 
-/// Connects from an address that is not this host's, with any port that is free towards that backend. Takes `CAP_NET_RAW`; answers come here only where
-/// routes say so.
+/// Connects from an address that is not this host's, with any port that is free towards that backend. Takes `CAP_NET_RAW`;
+/// answers come here only where routes say so.
 async fn connect_from(source: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let options = SockRef::from(&socket);

@@ -114,7 +114,8 @@ impl Stack {
     }
 
     /// A segment of a flow in TIME_WAIT (RFC 9293 §3.10.7.4): a retransmitted FIN is acknowledged and restarts
-    /// 2MSL, what is in sequence and acknowledges nothing is dropped, a reset ends nothing (RFC 1337 §3; see [`Self::disowned`]), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
+    /// 2MSL, what is in sequence and acknowledges nothing is dropped, a reset ends nothing (RFC 1337 §3; see
+    /// [`Self::disowned`]), a cookie of a newer incarnation takes the flow over (RFC 6191). Without
     /// `at_once` that incarnation may be another engine's: XDP forgets flows in TIME_WAIT when it has no room for them.
     pub(super) fn handle_in_time_wait(
         &mut self,

@@ -21,8 +21,8 @@ use crate::run::daemon::Daemon;
 /// How much more memory may be resident afterwards, KB: buffers that a later moment needed more of than any before, and what an
 /// allocator keeps of freed pages. A few hundred bytes that each connection leaves behind are more, even in two minutes.
 const MEMORY_SLACK: u64 = 8 << 10;
-/// The ways in which a connection that a service accepted can have ended.
-const ENDS: [&str; 14] = [
+/// The counters of a service that say how connections which it accepted have ended: as many as these, in the end.
+pub const ENDS: [&str; 14] = [
     "finished",
     "client-failed",
     "unread-reset",

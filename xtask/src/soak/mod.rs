@@ -15,6 +15,7 @@ use crate::build::{self, Artifacts};
 use crate::lab::{FloodSpec, GUARD_ADDRESS, Lab, LabConfig};
 use crate::run::daemon::Daemon;
 use crate::setup::Purpose;
+pub use balance::ENDS;
 use balance::{Balance, Holding};
 use clients::{Clients, Target};
 
