@@ -1,7 +1,13 @@
 //! SipHash over whole words, for inputs whose length is known when the code is compiled: no buffer, no loop that
 //! survives to run time. The input is `N` words and up to seven bytes more. Not a general hasher.
 
-/// SipHash-2-4: what cookies and keys are made with.
+/// SipHash-1-3: what cookies are made with.
+#[inline(always)]
+pub(crate) fn sip13<const N: usize>(key: [u64; 2], words: [u64; N], tail: u64) -> u64 {
+    sip::<1, 3, N>(key, words, tail)
+}
+
+/// SipHash-2-4: what keys are made with.
 #[inline(always)]
 pub(crate) fn sip24<const N: usize>(key: [u64; 2], words: [u64; N], tail: u64) -> u64 {
     sip::<2, 4, N>(key, words, tail)
@@ -74,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_the_reference(
+        fn agree_with_the_references(
             key: [u64; 2], two: [u64; 2], five: [u64; 5], tail: u64,
         ) {
             let mut reference = siphasher::sip::SipHasher24::new_with_keys(key[0], key[1]);
@@ -83,6 +89,12 @@ mod tests {
             let mut reference = siphasher::sip::SipHasher24::new_with_keys(key[0], key[1]);
             reference.write(&message(five, tail));
             prop_assert_eq!(super::sip24(key, five, tail), reference.finish());
+            let mut reference = siphasher::sip::SipHasher13::new_with_keys(key[0], key[1]);
+            reference.write(&message(two, tail));
+            prop_assert_eq!(super::sip13(key, two, tail), reference.finish());
+            let mut reference = siphasher::sip::SipHasher13::new_with_keys(key[0], key[1]);
+            reference.write(&message(five, tail));
+            prop_assert_eq!(super::sip13(key, five, tail), reference.finish());
         }
     }
 }

@@ -211,10 +211,13 @@ impl Env for Maps {
     }
 
     #[inline(always)]
+    fn is_vacant(&self, bucket: u32) -> bool {
+        let (word, bit) = occupied_at(bucket);
+        OCCUPIED.get(word).is_some_and(|word| word & bit == 0)
+    }
+
+    #[inline(always)]
     fn presence(&self, place: Place) -> Presence {
-        if is_vacant(place.bucket) {
-            return Presence::Unknown;
-        }
         KNOWN.get(place.bucket).map_or(Presence::Unsure, |bucket| bucket.presence(place.tag))
     }
 
@@ -246,9 +249,6 @@ impl Env for Maps {
 
     #[inline(always)]
     fn fingerprints(&self, place: u32) -> [u32; WAYS as usize] {
-        if is_vacant(place) {
-            return [0; WAYS as usize];
-        }
         // SAFETY: as for the slot.
         let spread = unsafe { core::ptr::read_volatile(&raw const SPREAD) };
         TIME_WAIT.get(fingerprint::bucket(place, spread)).copied().unwrap_or_default()
@@ -316,13 +316,6 @@ impl Env for Maps {
     fn trace_verdict(&self, reason: Reason, answered: bool, dry_run: bool) {
         trace::trace_verdict(self.ctx, reason as u32, answered.into(), dry_run.into());
     }
-}
-
-/// Whether neither a flow nor a fingerprint can be in this bucket, or at this place.
-#[inline(always)]
-fn is_vacant(bucket: u32) -> bool {
-    let (word, bit) = occupied_at(bucket);
-    OCCUPIED.get(word).is_some_and(|word| word & bit == 0)
 }
 
 /// Sets bits of `word`. Programs on other CPUs and engines set and clear others.

@@ -32,13 +32,12 @@ impl<'a> Packet<'a> {
         (start as usize, end as usize)
     }
 
-    /// Where `N` bytes at `offset` lie.
+    /// Where `len` bytes at `offset` lie.
     #[inline(always)]
-    fn at<const N: usize>(&self, offset: usize) -> Option<usize> {
-        const { assert!(matches!(N, 1 | 2 | 4 | 6 | 8 | 16 | 20 | 32), "`by_words` does not do this size") };
+    fn at(&self, offset: usize, len: usize) -> Option<usize> {
         let address = self.start + offset;
-        let mut behind = address + N;
-        if N == 1 {
+        let mut behind = address + len;
+        if len == 1 {
             // SAFETY: no instruction. The compiler would compare the address itself with the end, from which the verifier
             // learns nothing.
             unsafe {
@@ -52,17 +51,38 @@ impl<'a> Packet<'a> {
 impl Frame for Packet<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.end - self.start
+        let mut len = self.end;
+        // SAFETY: arithmetic in two registers. By hand: where a difference goes on in 32 bits, the compiler subtracts in 32
+        // bits, which the verifier refuses for pointers.
+        unsafe {
+            asm!(
+                "{len} -= {start}",
+                len = inout(reg) len,
+                start = in(reg) self.start,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        len
     }
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let address = self.at::<N>(offset)?;
+        const { assert!(matches!(N, 1 | 2 | 4 | 6 | 8 | 12 | 14 | 16 | 32), "`by_words` does not do this size") };
+        let address = self.at(offset, N)?;
         let mut bytes = [0; N];
         // SAFETY: the N bytes lie between the frame's start and end, as just checked (and checked again by the
         // verifier).
         unsafe { read(address, &mut bytes) };
         Some(bytes)
+    }
+
+    #[inline(always)]
+    fn words<const W: usize>(&self, offset: usize) -> Option<[u32; W]> {
+        let address = self.at(offset, 4 * W)?;
+        let mut words = [0; W];
+        // SAFETY: as above.
+        unsafe { read_words(address, &mut words) };
+        Some(words)
     }
 
     #[inline(always)]
@@ -131,9 +151,18 @@ pub(crate) fn bounded(offset: u32) -> usize {
 impl FrameMut for Packet<'_> {
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        let address = self.at::<N>(offset)?;
+        const { assert!(matches!(N, 1 | 2 | 4 | 6 | 8 | 12 | 16), "`by_words` does not do this size") };
+        let address = self.at(offset, N)?;
         // SAFETY: as in `load`.
         unsafe { write(address, &bytes) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store_words<const W: usize>(&mut self, offset: usize, words: [u32; W]) -> Option<()> {
+        let address = self.at(offset, 4 * W)?;
+        // SAFETY: as in `load`.
+        unsafe { write_words(address, &words) };
         Some(())
     }
 
@@ -175,8 +204,8 @@ fn zero(number: u32) -> u32 {
 // LLVM's BPF backend does not know and would go byte by byte (its switch for that would misalign the stack too,
 // which the verifier refuses); hence one instruction at a time, by hand.
 
-macro_rules! read {
-    ($address:ident, $bytes:ident, $offset:literal, $type:ty, $name:literal) => {{
+macro_rules! load {
+    ($address:ident, $offset:literal, $type:ty, $name:literal) => {{
         let word: u64;
         asm!(
             concat!("{word} = *(", $name, " *)({address} + ", $offset, ")"),
@@ -184,7 +213,27 @@ macro_rules! read {
             address = in(reg) $address,
             options(pure, readonly, nostack, preserves_flags),
         );
-        $bytes[$offset..$offset + size_of::<$type>()].copy_from_slice(&(word as $type).to_ne_bytes());
+        // A load fills the register with zeroes. Not told so, the compiler does it again, in two instructions.
+        core::hint::assert_unchecked(word <= <$type>::MAX as u64);
+        word as $type
+    }};
+}
+
+macro_rules! store {
+    ($address:ident, $offset:literal, $word:expr, $name:literal) => {
+        asm!(
+            concat!("*(", $name, " *)({address} + ", $offset, ") = {word}"),
+            word = in(reg) u64::from($word),
+            address = in(reg) $address,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+macro_rules! read {
+    ($address:ident, $bytes:ident, $offset:literal, $type:ty, $name:literal) => {{
+        let word = load!($address, $offset, $type, $name);
+        $bytes[$offset..$offset + size_of::<$type>()].copy_from_slice(&word.to_ne_bytes());
     }};
 }
 
@@ -192,12 +241,7 @@ macro_rules! write {
     ($address:ident, $bytes:ident, $offset:literal, $type:ty, $name:literal) => {{
         let mut word = [0; size_of::<$type>()];
         word.copy_from_slice(&$bytes[$offset..$offset + size_of::<$type>()]);
-        asm!(
-            concat!("*(", $name, " *)({address} + ", $offset, ") = {word}"),
-            word = in(reg) u64::from(<$type>::from_ne_bytes(word)),
-            address = in(reg) $address,
-            options(nostack, preserves_flags),
-        );
+        store!($address, $offset, <$type>::from_ne_bytes(word), $name);
     }};
 }
 
@@ -212,18 +256,24 @@ macro_rules! by_words {
                 $access!($address, $bytes, 4, u16, "u16");
             }
             8 => $access!($address, $bytes, 0, u64, "u64"),
+            12 => {
+                $access!($address, $bytes, 0, u32, "u32");
+                $access!($address, $bytes, 4, u16, "u16");
+                $access!($address, $bytes, 6, u32, "u32");
+                $access!($address, $bytes, 10, u16, "u16");
+            }
+            14 => {
+                $access!($address, $bytes, 0, u32, "u32");
+                $access!($address, $bytes, 4, u16, "u16");
+                $access!($address, $bytes, 6, u32, "u32");
+                $access!($address, $bytes, 10, u16, "u16");
+                $access!($address, $bytes, 12, u16, "u16");
+            }
             16 => {
                 $access!($address, $bytes, 0, u32, "u32");
                 $access!($address, $bytes, 4, u32, "u32");
                 $access!($address, $bytes, 8, u32, "u32");
                 $access!($address, $bytes, 12, u32, "u32");
-            }
-            20 => {
-                $access!($address, $bytes, 0, u32, "u32");
-                $access!($address, $bytes, 4, u32, "u32");
-                $access!($address, $bytes, 8, u32, "u32");
-                $access!($address, $bytes, 12, u32, "u32");
-                $access!($address, $bytes, 16, u32, "u32");
             }
             32 => {
                 $access!($address, $bytes, 0, u32, "u32");
@@ -235,7 +285,7 @@ macro_rules! by_words {
                 $access!($address, $bytes, 24, u32, "u32");
                 $access!($address, $bytes, 28, u32, "u32");
             }
-            // Refused when compiled, see `Packet::at`.
+            // Refused when compiled, see `load` and `store`.
             _ => {}
         }
     };
@@ -257,4 +307,44 @@ unsafe fn read<const N: usize>(address: usize, bytes: &mut [u8; N]) {
 unsafe fn write<const N: usize>(address: usize, bytes: &[u8; N]) {
     // SAFETY: stores of `N` bytes altogether, which are there by the contract.
     unsafe { by_words!(write, address, bytes) }
+}
+
+/// Words that [`read_words`] and [`write_words`] deal with at most, and where each of them lies.
+macro_rules! for_each_word {
+    ($words:ident, $do:ident) => {
+        const { assert!(W <= 10) };
+        $do!($words, 0 0, 1 4, 2 8, 3 12, 4 16, 5 20, 6 24, 7 28, 8 32, 9 36);
+    };
+}
+
+/// # Safety
+///
+/// `4 * W` bytes at `address` lie inside the frame.
+#[inline(always)]
+unsafe fn read_words<const W: usize>(address: usize, words: &mut [u32; W]) {
+    macro_rules! each {
+        ($words:ident, $($index:literal $offset:literal),+) => { $(
+            if let Some(word) = $words.get_mut($index) {
+                // SAFETY: a load of a word, which is there by the contract.
+                *word = unsafe { load!(address, $offset, u32, "u32") };
+            }
+        )+ };
+    }
+    for_each_word!(words, each);
+}
+
+/// # Safety
+///
+/// `4 * W` bytes at `address` lie inside the frame.
+#[inline(always)]
+unsafe fn write_words<const W: usize>(address: usize, words: &[u32; W]) {
+    macro_rules! each {
+        ($words:ident, $($index:literal $offset:literal),+) => { $(
+            if let Some(word) = $words.get($index) {
+                // SAFETY: a store of a word, which is there by the contract.
+                unsafe { store!(address, $offset, *word, "u32") };
+            }
+        )+ };
+    }
+    for_each_word!(words, each);
 }

@@ -6,6 +6,7 @@
 //! others need.
 
 use super::{Env, Tables, check_alive, knows, protected};
+use crate::known::Place;
 use crate::map::{ABI_VERSION, MODE_OFF, MODES};
 use crate::packet::{Complaint, Family, Frame, Trouble};
 use crate::reason::Reason;
@@ -30,7 +31,7 @@ where
         return None;
     }
     let hash = A::hash_flow_fast(settings.hash_key, &key);
-    if !knows(env, hash, &key) {
+    if !knows(env, Place::of_hash(hash), &key) {
         return None;
     }
     let rate = &settings.limits.complaints;

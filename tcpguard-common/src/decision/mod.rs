@@ -69,6 +69,12 @@ pub trait Env: Epochs + Rules + budget::Ledger + admission::Census + Tables<V4> 
     fn interface(&self) -> Option<&Interface>;
     /// One word of the bitmap of protected ports: ports `64 * word` and on, lowest bit first.
     fn ports(&self, word: u32) -> u64;
+    /// Whether nobody is in this bucket of the front, nor in those of TIME_WAIT fingerprints that belong to it. Most segments
+    /// of strangers end here, so they look once for both; who does not know says no.
+    #[inline(always)]
+    fn is_vacant(&self, _bucket: u32) -> bool {
+        false
+    }
     /// What the front of the flow tables says of a flow.
     fn presence(&self, place: Place) -> Presence;
     /// Enters a flow into the front, which was inserted into its table.
@@ -283,10 +289,10 @@ fn check_alive<E: Env + ?Sized>(env: &E, settings: &Settings, now: u64, queues: 
     let queue = env.queue();
     let served = queue < queues;
     let engine = env.engine(if served { queue } else { 0 });
-    // The coarse clock may lie behind the one the engine read.
     let heartbeat = env.heartbeat(engine);
-    let age = now.saturating_sub(heartbeat);
-    if age <= settings.stale_after {
+    let age = now.wrapping_sub(heartbeat);
+    // The coarse clock may lie behind the one the engine read: then this is negative.
+    if age <= settings.stale_after || age.cast_signed() < 0 {
         if !served {
             return Err(Reason::NoEngine);
         }
@@ -298,10 +304,10 @@ fn check_alive<E: Env + ?Sized>(env: &E, settings: &Settings, now: u64, queues: 
     Err(if settings.on_exit == ON_EXIT_PASS { Reason::ExitPass } else { Reason::ExitDrop })
 }
 
-/// Whether the flow with this [hash](Family::hash_flow_fast) is in its table.
+/// Whether the flow with this place in the front is in its table.
 #[inline(always)]
-fn knows<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, hash: u64, flow: &FlowKey<A>) -> bool {
-    match env.presence(Place::of_hash(hash)) {
+fn knows<A: Family, E: Env + Tables<A> + ?Sized>(env: &E, place: Place, flow: &FlowKey<A>) -> bool {
+    match env.presence(place) {
         Presence::Known => true,
         Presence::Unknown => false,
         Presence::Unsure => env.knows_flow(flow),
@@ -352,7 +358,9 @@ impl<A: Family> Arrival<'_, A> {
         }
         let flow = self.key(&tcp);
         let hash = A::hash_flow_fast(self.settings.hash_key, &flow);
-        let reason = if knows(env, hash, &flow) {
+        let place = Place::of_hash(hash);
+        let vacant = env.is_vacant(place.bucket);
+        let reason = if !vacant && knows(env, place, &flow) {
             // A connection from before the dry run: the host knows nothing of it.
             proven.dry_run = false;
             Reason::FlowKnown
@@ -366,7 +374,11 @@ impl<A: Family> Arrival<'_, A> {
             Reason::NoFlow
         } else {
             proven.allowed = allowed;
-            self.judge_ack(frame, env, &tcp, &flow, hash, service.strictness)?
+            if !vacant && self.is_in_time_wait(env, hash) {
+                Reason::TimeWait
+            } else {
+                self.judge_ack(frame, env, &tcp, &flow, service.strictness)?
+            }
         };
         if pressed && matches!(reason, Reason::FlowKnown | Reason::TimeWait) {
             budget::charge_flow(env, self.settings, hash, self.now)?;
@@ -490,7 +502,16 @@ impl<A: Family> Arrival<'_, A> {
         }
     }
 
-    /// Checks the ACK of a flow that the flow table does not know.
+    /// Whether the flow with this [hash](Family::hash_flow_fast) is in TIME_WAIT. Asked before a cookie is looked at, so that the
+    /// replay of one that opened a closed flow meets the stack's memory of it.
+    #[inline(always)]
+    fn is_in_time_wait<E: Env + ?Sized>(&self, env: &E, hash: u64) -> bool {
+        let (place, word) = fingerprint::of_hash(hash);
+        let [a, b, c, d] = env.fingerprints(place);
+        a == word || b == word || c == word || d == word
+    }
+
+    /// Checks the ACK of a flow that nobody knows.
     #[inline(always)]
     fn judge_ack<F, E>(
         &self,
@@ -498,19 +519,12 @@ impl<A: Family> Arrival<'_, A> {
         env: &E,
         tcp: &Tcp,
         flow: &FlowKey<A>,
-        hash: u64,
         strictness: Strictness,
     ) -> Judgement
     where
         F: FrameMut + ?Sized,
         E: Env + Tables<A> + ?Sized,
     {
-        // First, so that the replay of a cookie that opened a closed flow meets the stack's memory of it.
-        let (place, word) = fingerprint::of_hash(hash);
-        let [a, b, c, d] = env.fingerprints(place);
-        if a == word || b == word || c == word || d == word {
-            return Ok(Reason::TimeWait);
-        }
         let options = self.options(frame, tcp)?;
         let clock =
             Clock { epoch: self.settings.epoch, second_half: self.settings.epoch_second_half != 0, extra: 0 };

@@ -121,9 +121,9 @@ impl<A: Family> Headers<A> {
             frame.resize(options_at + options_len)?;
         }
         let sum = self.write_options(frame, options_at)?;
-        let (dst, src) = (frame.load::<6>(0)?, frame.load::<6>(Ethernet::SRC)?);
-        frame.store(0, src)?;
-        frame.store(Ethernet::SRC, dst)?;
+        let [a, b, c, d, e, f, rest @ ..] = frame.load::<12>(0)?;
+        let [g, h, i, j, k, l] = rest;
+        frame.store(0, [g, h, i, j, k, l, a, b, c, d, e, f])?;
         self.write_fixed(frame, l3, options_len, 0, sum)
     }
 
@@ -167,26 +167,18 @@ impl<A: Family> Headers<A> {
     fn write_options<F: FrameMut + ?Sized>(&self, frame: &mut F, offset: usize) -> Option<u64> {
         use options::{MSS, NOP, SACK_PERMITTED, TIMESTAMPS, WINDOW_SCALE};
         let (mut at, mut sum) = (offset, 0);
-        let mut put = |word: [u8; 4]| {
-            frame.store(at, word)?;
-            at += 4;
-            sum += u64::from(u32::from_ne_bytes(word));
-            Some(())
-        };
         if let Some(mss) = self.options.mss {
             let [high, low] = mss.to_be_bytes();
-            put([MSS, 4, high, low])?;
+            sum += put(frame, &mut at, [[MSS, 4, high, low]])?;
         }
-        let padding = if self.options.sack_permitted { [SACK_PERMITTED, 2] } else { [NOP, NOP] };
+        let [a, b] = if self.options.sack_permitted { [SACK_PERMITTED, 2] } else { [NOP, NOP] };
         if let Some((value, echo)) = self.options.timestamps {
-            put([padding[0], padding[1], TIMESTAMPS, 10])?;
-            put(value.to_be_bytes())?;
-            put(echo.to_be_bytes())?;
+            sum += put(frame, &mut at, [[a, b, TIMESTAMPS, 10], value.to_be_bytes(), echo.to_be_bytes()])?;
         } else if self.options.sack_permitted {
-            put([NOP, NOP, SACK_PERMITTED, 2])?;
+            sum += put(frame, &mut at, [[NOP, NOP, SACK_PERMITTED, 2]])?;
         }
         if let Some(shift) = self.options.window_scale {
-            put([NOP, WINDOW_SCALE, 3, shift])?;
+            sum += put(frame, &mut at, [[NOP, WINDOW_SCALE, 3, shift]])?;
         }
         Some(sum)
     }
@@ -206,14 +198,24 @@ impl<A: Family> Headers<A> {
             self.ack.0.to_be_bytes(),
             [(header_len as u8) << 2, self.flags.0, window_high, window_low],
         ];
-        let sum = words.iter().fold(sum, |sum, &word| sum + u64::from(u32::from_ne_bytes(word)));
-        let [sum_high, sum_low] = checksum::finish(sum);
-        frame.store(l4, words[0])?;
-        frame.store(l4 + 4, words[1])?;
-        frame.store(l4 + 8, words[2])?;
-        frame.store(l4 + 12, words[3])?;
-        frame.store(l4 + 16, [sum_high, sum_low, 0, 0])
+        let words = words.map(u32::from_ne_bytes);
+        let [sum_high, sum_low] = checksum::finish(sum + checksum::of_words(words));
+        let [a, b, c, d] = words;
+        frame.store_words(l4, [a, b, c, d, u32::from_ne_bytes([sum_high, sum_low, 0, 0])])
     }
+}
+
+/// Writes words at `at`, which moves behind them: their sum.
+#[inline(always)]
+fn put<const W: usize, F: FrameMut + ?Sized>(
+    frame: &mut F,
+    at: &mut usize,
+    words: [[u8; 4]; W],
+) -> Option<u64> {
+    let words = words.map(u32::from_ne_bytes);
+    frame.store_words(*at, words)?;
+    *at += 4 * W;
+    Some(checksum::of_words(words))
 }
 
 fn write_sack<F: FrameMut + ?Sized>(frame: &mut F, offset: usize, blocks: &[(Seq, Seq)]) -> Option<u64> {

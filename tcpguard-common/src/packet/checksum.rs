@@ -49,18 +49,40 @@ pub fn holds(sum: u64) -> bool {
 /// The longest header [`of_header`] sums, bytes: what four bits can say in words.
 pub const MAX_HEADER: usize = 60;
 
-/// The sum of `len` bytes, a multiple of 4 and at most [`MAX_HEADER`], at `offset` of a frame.
+/// The shortest header of IPv4 and of TCP, bytes.
+const MIN_HEADER: usize = 20;
+
+/// The sum of a header of IPv4 or TCP at `offset` of a frame: `len` bytes, a multiple of 4 from 20 to [`MAX_HEADER`]. `None`
+/// when it leaves the frame.
 #[inline(always)]
 pub fn of_header<F: Frame + ?Sized>(frame: &F, offset: usize, len: usize) -> Option<u64> {
     let (offset, len) = (frame.opaque_offset(offset), frame.opaque(len as u32) as usize);
-    let mut sum = 0;
-    for word in 0..MAX_HEADER / 4 {
-        if word * 4 >= len {
-            break;
-        }
-        sum += u64::from(u32::from_ne_bytes(frame.load(offset + word * 4)?));
-    }
-    Some(sum)
+    let (options, fixed) = (offset + MIN_HEADER, of_words::<5>(frame.words(offset)?));
+    // The lengths of nearly all headers: none, and the options of an ACK or of Windows' SYN, and of Linux' SYN.
+    Some(
+        fixed
+            + match len {
+                0..=MIN_HEADER => 0,
+                32 => of_words::<3>(frame.words(options)?),
+                40 => of_words::<5>(frame.words(options)?),
+                _ => {
+                    let mut sum = 0;
+                    for word in 0..(MAX_HEADER - MIN_HEADER) / 4 {
+                        if MIN_HEADER + word * 4 >= len {
+                            break;
+                        }
+                        sum += of_words::<1>(frame.words(options + word * 4)?);
+                    }
+                    sum
+                }
+            },
+    )
+}
+
+/// The sum of words.
+#[inline(always)]
+pub(super) fn of_words<const W: usize>(words: [u32; W]) -> u64 {
+    words.iter().fold(0, |sum, &word| sum + u64::from(word))
 }
 
 /// The sum of `len` bytes at `offset` of a frame, at most [`MAX_SEGMENT`] of them and otherwise `None`, as when they leave
@@ -109,8 +131,7 @@ fn word64(bytes: [u8; 8]) -> u64 {
 
 #[inline(always)]
 fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
+    // The upper half of a number and of itself with its halves exchanged is the sum of its halves, carry and all.
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }

@@ -1,7 +1,7 @@
 //! The link header: Ethernet II with up to two VLAN tags (802.1Q, 802.1ad). Not responsible for whether its
 //! addresses are ours.
 
-use super::Frame;
+use super::{Frame, part};
 
 /// The VLAN tags of a frame as they stand on the wire, so that an answer can carry the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,9 +41,9 @@ impl Ethernet {
     /// unknown `ether_type`.
     #[inline(always)]
     pub fn parse<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
-        let dst = frame.load::<6>(0)?;
-        let src = frame.load::<6>(Self::SRC)?;
-        let mut ether_type = u16::from_be_bytes(frame.load::<2>(12)?);
+        let header = frame.load::<{ Self::LEN }>(0)?;
+        let (dst, src) = (part(&header, 0), part(&header, Self::SRC));
+        let mut ether_type = u16::from_be_bytes(part(&header, 12));
         let mut vlan = Vlan::default();
         if is_tag(ether_type) {
             vlan = Vlan { count: 1, tags: [frame.load(12)?, [0; 4]] };

@@ -5,7 +5,7 @@ use super::{Frame, FrameMut, Tcp, checksum, part};
 use crate::filter::Point;
 use crate::flow::{FlowKey, V4, V6};
 use crate::reason::Reason;
-use crate::siphash::sip24;
+use crate::siphash::sip13;
 
 /// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; what a longer chain
 /// leads to is not looked for: [`Reason::HeaderChain`].
@@ -114,7 +114,7 @@ pub trait Family: Point {
     where
         Self: Sized;
 
-    /// SipHash-2-4 over the whole flow key, a word and the low seven bytes of `tail`.
+    /// SipHash-1-3 over the whole flow key, a word and the low seven bytes of `tail`.
     fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64
     where
         Self: Sized;
@@ -151,28 +151,25 @@ impl Family for V4 {
 
     #[inline(always)]
     fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>> {
-        let [version_ihl, tos, len_high, len_low] = frame.load::<4>(l3)?;
-        let header_len = usize::from(version_ihl & 0xf) * 4;
-        let [fragment_high, fragment_low, hop_limit, protocol] = frame.load::<4>(l3 + 6)?;
-        let more_fragments = fragment_high & 0x20 != 0;
-        let later_fragment = fragment_high & 0x1f != 0 || fragment_low != 0;
-        if version_ihl >> 4 != 4
-            || header_len < Self::HEADER_LEN
-            || protocol != PROTOCOL_TCP
-            || later_fragment
-        {
+        let [first, second, third, src, dst] = frame.words(l3)?;
+        let [first, second, third] = [first, second, third].map(u32::from_be);
+        let header_len = (first >> 24 & 0xf) as usize * 4;
+        let (hop_limit, protocol) = ((third >> 24) as u8, (third >> 16) as u8);
+        let more_fragments = second & 0x2000 != 0;
+        let later_fragment = second & 0x1fff != 0;
+        if first >> 28 != 4 || header_len < Self::HEADER_LEN || protocol != PROTOCOL_TCP || later_fragment {
             return None;
         }
-        let total = usize::from(u16::from_be_bytes([len_high, len_low]));
+        let total = (first & 0xffff) as usize;
         let fault = fault(frame, l3, header_len, total, more_fragments);
         Some(Ip {
-            src: V4(frame.load(l3 + 12)?),
-            dst: V4(frame.load(l3 + 16)?),
+            src: V4(src.to_ne_bytes()),
+            dst: V4(dst.to_ne_bytes()),
             l3,
             l4: l3 + header_len,
             l4_len: total.saturating_sub(header_len),
             hop_limit,
-            ecn: tos & 3,
+            ecn: (first >> 16) as u8 & 3,
             fault,
         })
     }
@@ -203,7 +200,7 @@ impl Family for V4 {
 
     #[inline(always)]
     fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
-        sip24(key, words_v4(flow, word), tail)
+        sip13(key, words_v4(flow, word), tail)
     }
 
     #[inline(always)]
@@ -234,13 +231,13 @@ impl Family for V4 {
         let [total_high, total_low] = l4_len.checked_add(20)?.to_be_bytes();
         // Identification 0 with DF set: such a datagram is never fragmented (RFC 6864 §4.1).
         let words = [[0x45, ecn, total_high, total_low], [0, 0, 0x40, 0], [HOP_LIMIT, PROTOCOL_TCP, 0, 0]];
-        let sum = words.iter().map(|&word| u64::from(u32::from_ne_bytes(word))).sum::<u64>();
-        let [sum_high, sum_low] = checksum::finish(sum + src.sum() + dst.sum());
-        frame.store(l3, words[0])?;
-        frame.store(l3 + 4, words[1])?;
-        frame.store(l3 + 8, [HOP_LIMIT, PROTOCOL_TCP, sum_high, sum_low])?;
-        frame.store(l3 + 12, src.0)?;
-        frame.store(l3 + 16, dst.0)
+        let words = words.map(u32::from_ne_bytes);
+        let sum = checksum::of_words(words) + src.sum() + dst.sum();
+        let [sum_high, sum_low] = checksum::finish(sum);
+        let [first, second, third] = words;
+        let third = third | u32::from_ne_bytes([0, 0, sum_high, sum_low]);
+        let [src, dst] = [src.0, dst.0].map(u32::from_ne_bytes);
+        frame.store_words(l3, [first, second, third, src, dst])
     }
 }
 
@@ -253,15 +250,16 @@ impl Family for V6 {
 
     #[inline(always)]
     fn parse<F: Frame + ?Sized>(frame: &F, l3: usize) -> Option<Ip<Self>> {
-        let [version, class, ..] = frame.load::<4>(l3)?;
-        let [len_high, len_low, next, hop_limit] = frame.load::<4>(l3 + 4)?;
-        let (src, dst) = (frame.load(l3 + 8)?, frame.load(l3 + 24)?);
-        if version >> 4 != 6 {
+        let [first, second, a, b, c, d, e, f, g, h] = frame.words(l3)?;
+        let [first, second] = [first, second].map(u32::from_be);
+        let (src, dst) = (joined([a, b, c, d]), joined([e, f, g, h]));
+        let (next, hop_limit) = ((second >> 8) as u8, second as u8);
+        if first >> 28 != 6 {
             return None;
         }
         let found = if next == PROTOCOL_TCP { Self::HEADER_LEN as u32 } else { frame.find_tcp(l3, next)? };
         let header_len = frame.opaque_offset((found & HEADERS_LEN) as usize);
-        let total = Self::HEADER_LEN + usize::from(u16::from_be_bytes([len_high, len_low]));
+        let total = Self::HEADER_LEN + (second >> 16) as usize;
         let fault = if found & OUT_OF_SIGHT != 0 {
             Fault::HEADER_CHAIN
         } else {
@@ -274,7 +272,7 @@ impl Family for V6 {
             l4: l3 + header_len,
             l4_len: total.saturating_sub(header_len),
             hop_limit,
-            ecn: (class >> 4) & 3,
+            ecn: (first >> 20) as u8 & 3,
             fault,
         })
     }
@@ -303,7 +301,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
-        sip24(key, words_v6(flow, word), tail)
+        sip13(key, words_v6(flow, word), tail)
     }
 
     #[inline(always)]
@@ -334,10 +332,10 @@ impl Family for V6 {
         ecn: u8,
     ) -> Option<()> {
         let [len_high, len_low] = l4_len.to_be_bytes();
-        frame.store(l3, [0x60, ecn << 4, 0, 0])?;
-        frame.store(l3 + 4, [len_high, len_low, PROTOCOL_TCP, HOP_LIMIT])?;
-        frame.store(l3 + 8, src.0)?;
-        frame.store(l3 + 24, dst.0)
+        let words = [[0x60, ecn << 4, 0, 0], [len_high, len_low, PROTOCOL_TCP, HOP_LIMIT]];
+        let [first, second] = words.map(u32::from_ne_bytes);
+        let ([a, b, c, d], [e, f, g, h]) = (apart(src.0), apart(dst.0));
+        frame.store_words(l3, [first, second, a, b, c, d, e, f, g, h])
     }
 }
 
@@ -356,6 +354,20 @@ fn words_v6(flow: &FlowKey<V6>, word32: u32) -> [u64; 5] {
         word(&flow.local, 8),
         ports_and(flow.peer_port, flow.local_port, word32),
     ]
+}
+
+#[inline(always)]
+fn joined(words: [u32; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (bytes, word) in bytes.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+#[inline(always)]
+fn apart(bytes: [u8; 16]) -> [u32; 4] {
+    [0, 4, 8, 12].map(|at| u32::from_ne_bytes(part(&bytes, at)))
 }
 
 #[inline(always)]

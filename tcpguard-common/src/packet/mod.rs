@@ -27,6 +27,17 @@ pub trait Frame {
     /// `N` bytes from `offset`; `None` when they do not all lie inside the frame.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// `W` words from `offset`, as they lie in memory; `None` when they do not all lie inside the frame. In BPF that is one
+    /// look at the frame's end for all of them, where words one by one would take as many.
+    #[inline(always)]
+    fn words<const W: usize>(&self, offset: usize) -> Option<[u32; W]> {
+        let mut words = [0; W];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = u32::from_ne_bytes(self.load(offset + 4 * index)?);
+        }
+        Some(words)
+    }
+
     /// The same value. BPF's verifier follows every path with every value it can work out; there this hides one
     /// from it, so that paths which differ in nothing else are followed once.
     #[inline(always)]
@@ -75,6 +86,14 @@ pub(crate) fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 pub trait FrameMut: Frame {
     /// Writes `bytes` at `offset`; `None`, and nothing written, when they do not all lie inside the frame.
     fn store<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+
+    /// Writes words from `offset`; `None`, and nothing written, when they do not all lie inside the frame. See
+    /// [`Frame::words`].
+    #[inline(always)]
+    fn store_words<const W: usize>(&mut self, offset: usize, words: [u32; W]) -> Option<()> {
+        self.words::<W>(offset)?;
+        (0..).zip(words).try_for_each(|(index, word)| self.store(offset + 4 * index, word.to_ne_bytes()))
+    }
 
     /// Makes the frame `len` bytes long, cutting or growing at its end; `None` when there is no room.
     fn resize(&mut self, len: usize) -> Option<()>;

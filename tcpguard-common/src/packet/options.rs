@@ -164,8 +164,8 @@ impl Found {
         let has = |kind: u8| self.0 >> (Self::KINDS + u32::from(kind)) & 1 != 0;
         let timestamps = if has(TIMESTAMPS) {
             let at = frame.opaque_offset(start + (self.0 >> 24 & 0x3f) as usize);
-            let value = u32::from_be_bytes(frame.load(at + 2)?);
-            Some((value, u32::from_be_bytes(frame.load(at + 6)?)))
+            let [value, echo] = frame.words(at + 2)?;
+            Some((u32::from_be(value), u32::from_be(echo)))
         } else {
             None
         };
@@ -188,7 +188,7 @@ fn usual<F: Frame + ?Sized>(frame: &F, start: usize, len: usize) -> Option<Optio
         return Some(Some(found));
     }
     if len == 12 {
-        let [a, b, c] = [frame.load(start)?, frame.load(start + 4)?, frame.load(start + 8)?];
+        let [a, b, c] = frame.words(start)?.map(u32::to_ne_bytes);
         return Some(if a == word::STAMPS {
             Some(found.with_stamps(0, 2))
         } else {
@@ -200,7 +200,7 @@ fn usual<F: Frame + ?Sized>(frame: &F, start: usize, len: usize) -> Option<Optio
         });
     }
     if len == 20 {
-        let [a, b, c] = [frame.load(start)?, frame.load(start + 4)?, frame.load(start + 16)?];
+        let [a, b, _, _, c] = frame.words(start)?.map(u32::to_ne_bytes);
         let found = found.with_mss_in(a).and_then(|found| found.with_shift_in(c));
         return Some(
             found

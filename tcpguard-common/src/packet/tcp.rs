@@ -79,21 +79,22 @@ impl Tcp {
     /// The header that follows `ip`, which must be without fault.
     #[inline(always)]
     pub fn parse<F: Frame + ?Sized, A: Family>(frame: &F, ip: &Ip<A>) -> Result<Self, Reason> {
-        let header = frame.load::<{ Self::LEN }>(ip.l4).ok_or(Reason::Truncated)?;
-        let [offset, flags] = part(&header, 12);
-        let header_len = usize::from(offset >> 4) * 4;
+        let [ports, seq, ack, fourth, fifth] = frame.words(ip.l4).ok_or(Reason::Truncated)?;
+        let [fourth, fifth] = [fourth, fifth].map(u32::from_be);
+        let ports = ports.to_ne_bytes();
+        let header_len = (fourth >> 28) as usize * 4;
         if header_len < Self::LEN || header_len > ip.l4_len {
             return Err(Reason::BadDataOffset);
         }
         Ok(Self {
-            src_port: part(&header, 0),
-            dst_port: part(&header, 2),
-            seq: Seq(u32::from_be_bytes(part(&header, 4))),
-            ack: Seq(u32::from_be_bytes(part(&header, 8))),
-            flags: Flags(flags),
-            window: u16::from_be_bytes(part(&header, 14)),
+            src_port: part(&ports, 0),
+            dst_port: part(&ports, 2),
+            seq: Seq(u32::from_be(seq)),
+            ack: Seq(u32::from_be(ack)),
+            flags: Flags((fourth >> 16) as u8),
+            window: fourth as u16,
             header_len,
-            urgent: u16::from_be_bytes(part(&header, 18)),
+            urgent: fifth as u16,
         })
     }
 }

@@ -3,7 +3,7 @@
 use core::hash::Hasher as _;
 
 use super::{EpochSlot, key_bytes};
-use siphasher::sip::SipHasher24;
+use siphasher::sip::SipHasher13;
 use tcpguard_common::flow::AnyFlowKey;
 
 /// What a cookie remembers of a SYN.
@@ -27,7 +27,7 @@ impl Offer {
     }
 }
 
-const LAYOUT_VERSION: u8 = 1;
+const LAYOUT_VERSION: u8 = 2;
 const BARE: u8 = 0;
 const STAMPED: u8 = 1;
 const STRICT: u8 = 2;
@@ -114,10 +114,10 @@ pub(super) fn slot(slots: &[EpochSlot], epoch: u32) -> Option<&EpochSlot> {
     slots.iter().filter(written).find(|slot| slot.epoch == epoch)
 }
 
-/// SipHash-2-4 over the flow as on the wire, the client's ISN, the encoded bits, and what kind of cookie it is.
+/// SipHash-1-3 over the flow as on the wire, the client's ISN, the encoded bits, and what kind of cookie it is.
 fn mac(slot: &EpochSlot, flow: &AnyFlowKey, client_isn: u32, bits: u32, kind: u8) -> u64 {
     let (family, key) = key_bytes(flow);
-    let mut hasher = SipHasher24::new_with_keys(slot.key[0], slot.key[1]);
+    let mut hasher = SipHasher13::new_with_keys(slot.key[0], slot.key[1]);
     hasher.write(&key);
     hasher.write(&client_isn.to_le_bytes());
     hasher.write(&bits.to_le_bytes());
