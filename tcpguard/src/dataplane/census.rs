@@ -134,13 +134,18 @@ impl Census {
         self.uncounted.old.each_ref().map(|old| u64::try_from(old.load(Ordering::Relaxed)).unwrap_or(0))
     }
 
-    /// Whether both families together have more entries than three quarters of what fits of one: newcomers may soon find no
-    /// room. Reads one word for each service that there can be, 16 KB.
-    pub fn is_crowded(&self, flows: &FlowTable) -> bool {
+    /// How many entries the table has, of both families, those of an earlier daemon not counted. Reads one word for each
+    /// service that there can be, 16 KB.
+    pub fn entries(&self) -> i64 {
         let services = (0..SERVICE_IDS).map(|id| self.counts.at(Counted::Service(id)));
-        let Uncounted { old: [v4, v6], stray } = &*self.uncounted;
-        let there: i64 = services.chain([v4, v6, stray]).map(|count| count.load(Ordering::Relaxed)).sum();
-        there > i64::from(flows.capacity()) * 3 / 4
+        services.chain([&self.uncounted.stray]).map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether both families together have more entries than three quarters of what fits of one: newcomers may soon find no
+    /// room. As long as [`Self::entries`].
+    pub fn is_crowded(&self, flows: &FlowTable) -> bool {
+        let old: i64 = self.uncounted.old.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        self.entries() + old > i64::from(flows.capacity()) * 3 / 4
     }
 
     /// How many flows are open in one place.

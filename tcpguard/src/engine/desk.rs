@@ -228,8 +228,9 @@ impl<T: SharedTables> Desk<T> {
 
     pub(super) fn sweep(&mut self, now: Instant, state: &mut State) {
         let Self { flows, exchange, engine, local_mac, probes, counters, .. } = self;
+        let is_settled = |entries, covered| exchange.is_settled(entries, covered);
         let is_stray = |owner| !exchange.contains(owner) && exchange.is_first(*engine);
-        flows.sweep(now, is_stray, |what, key, flow| match what {
+        flows.sweep(now, is_settled, is_stray, |what, key, flow| match what {
             Offer::Adopt => adopt_entry(now, state, key, flow, *local_mac),
             Offer::Probe => {
                 if probes.len() < PROBES
@@ -270,7 +271,16 @@ impl<T: SharedTables> Desk<T> {
                 | Event::Closed { .. } => state.dispatch(&event),
             }
         }
+        let removed = self.flows.removed_count();
         self.flows.delete_due(now);
+        if self.flows.removed_count() > removed {
+            self.exchange.note_removal(now);
+        }
+    }
+
+    /// Entries of the flow table that this engine accounts for.
+    pub(super) fn flow_count(&self, state: &State) -> usize {
+        state.stack.flow_count() + self.flows.closing_count()
     }
 
     /// The next frame to send. It leaves from the interface's address, which may be another by now than the one that

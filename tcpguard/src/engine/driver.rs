@@ -180,6 +180,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
             }
             self.progress_drain(now, state);
             self.desk.settle(now, state);
+            self.inbox.tell_flows(self.desk.flow_count(state));
         });
         let more_to_send = net.with(|state| {
             let next = self.transmit(now, state)?;

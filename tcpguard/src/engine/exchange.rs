@@ -4,16 +4,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use crate::stack::ClosedFlows;
+use crate::stack::{ClosedFlows, Instant};
 
 /// Frames that may wait for one engine. A receive ring holds thousands; this is the exception's exception.
 const DEPTH: usize = 1024;
 
 /// Bytes of each: the largest frame that a UMEM has.
 const SLOT: usize = 4096;
+
+/// An entry that is older than a removal may have been struck out with it, and sweeps leave out an entry's first second.
+const STRUCK_OUT: Duration = Duration::from_secs(2);
 
 /// A received Ethernet frame that came by way of another engine.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +44,8 @@ pub struct Exchange {
     engines: Arc<RwLock<HashMap<u32, Arc<Queue>>>>,
     expected: usize,
     closed_flows: ClosedFlows,
+    /// When one of them last removed entries from the flow table, nanoseconds of the stack's time; 0 for never.
+    removed: Arc<AtomicU64>,
 }
 
 /// What became of a frame offered to another engine.
@@ -61,6 +68,7 @@ impl Exchange {
             engines: Arc::default(),
             expected: engines,
             closed_flows: ClosedFlows::new([random(), random()]),
+            removed: Arc::default(),
         }
     }
 
@@ -99,6 +107,28 @@ impl Exchange {
         self.read().keys().min() == Some(&engine)
     }
 
+    /// Whether a sweep over the flow table, which has so many entries, would find nothing: all of them are accounted for. The
+    /// last whole sweep began at `covered`. While one engine removes a flow's entry and strikes it out, the next incarnation
+    /// may come to another one's queue, and its entry be struck out as well: the sweep has then to show it to XDP.
+    pub(crate) fn is_settled(&self, entries: usize, covered: Instant) -> bool {
+        self.flows() == entries && (self.is_alone() || self.removed() + STRUCK_OUT <= covered)
+    }
+
+    /// How many entries of the flow table all engines together account for, as each said last.
+    pub(crate) fn flows(&self) -> usize {
+        self.read().values().map(|queue| queue.flows.load(Ordering::Relaxed)).sum()
+    }
+
+    /// An engine has removed entries from the flow table.
+    pub(crate) fn note_removal(&self, now: Instant) {
+        self.removed.store(now.0, Ordering::Relaxed);
+    }
+
+    /// When one last did.
+    pub(crate) fn removed(&self) -> Instant {
+        Instant(self.removed.load(Ordering::Relaxed))
+    }
+
     /// Whether `engine` runs.
     pub(crate) fn contains(&self, engine: u32) -> bool {
         self.read().contains_key(&engine)
@@ -126,6 +156,11 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// Says how many entries of the flow table the engine accounts for.
+    pub(crate) fn tell_flows(&self, flows: usize) {
+        self.queue.flows.store(flows, Ordering::Relaxed);
+    }
+
     /// The next frame, if there is one.
     pub(crate) fn take(&mut self) -> Option<Forwarded<'_>> {
         let Self { queue, hand, .. } = self;
@@ -157,9 +192,13 @@ impl Drop for Inbox {
     }
 }
 
-/// The frames that wait for one engine.
+/// The frames that wait for one engine, and what it says of itself.
 #[derive(Debug)]
-struct Queue(Mutex<Frames>);
+struct Queue {
+    frames: Mutex<Frames>,
+    /// Entries of the flow table that it accounts for.
+    flows: AtomicUsize,
+}
 
 #[derive(Debug)]
 struct Frames {
@@ -182,12 +221,13 @@ struct Waiting {
 
 impl Queue {
     fn new() -> Self {
-        Self(Mutex::new(Frames {
+        let frames = Mutex::new(Frames {
             slots: vec![[0; SLOT]; DEPTH],
             free: (0..DEPTH).collect(),
             waiting: VecDeque::with_capacity(DEPTH),
             receiver: None,
-        }))
+        });
+        Self { frames, flows: AtomicUsize::default() }
     }
 
     fn offer(&self, frame: &[u8], addressee: Addressee) -> Handover {
@@ -209,13 +249,14 @@ impl Queue {
 
     /// Nothing that is done with the lock held can panic half-way, so poison is ignored here too.
     fn lock(&self) -> MutexGuard<'_, Frames> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Addressee, DEPTH, Exchange, Handover, SLOT};
+    use crate::stack::Instant;
 
     #[test]
     fn a_full_queue_loses_the_frame_and_a_missing_engine_is_told_apart() {
@@ -232,6 +273,28 @@ mod tests {
         assert_eq!(exchange.forward(3, &[0; SLOT]), Handover::Queued);
         drop(inbox);
         assert_eq!(exchange.forward(3, b"x"), Handover::NoEngine);
+    }
+
+    #[test]
+    fn a_table_is_settled_when_its_entries_are_accounted_for_and_were_looked_at_since_others_were_removed() {
+        let at = |seconds: u64| Instant(seconds * 1_000_000_000);
+        let several = Exchange::new(2);
+        let (first, second) = (several.join(0), several.join(1));
+        first.tell_flows(3);
+        second.tell_flows(2);
+        assert!(
+            several.is_settled(5, at(9)) && !several.is_settled(6, at(9)) && !several.is_settled(3, at(9))
+        );
+        several.note_removal(at(8));
+        assert_eq!([9, 10, 11].map(|covered| several.is_settled(5, at(covered))), [false, true, true]);
+        drop(second);
+        assert!(several.is_settled(3, at(10)));
+        // What comes after its own removal, an engine sees to without a sweep.
+        let alone = Exchange::new(1);
+        let only = alone.join(0);
+        only.tell_flows(1);
+        alone.note_removal(at(8));
+        assert!(alone.is_settled(1, at(1)));
     }
 
     #[test]

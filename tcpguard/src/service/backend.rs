@@ -68,7 +68,7 @@ impl Backend {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Responder(responder) => responder.poll_tell(buffer),
+            Self::Responder(responder) => responder.poll_tell(cx, buffer),
         }
     }
 
@@ -102,7 +102,7 @@ impl Backend {
             (Self::Unix(stream), [whole]) => Pin::new(stream).poll_write(cx, whole),
             (Self::Tcp(stream), _) => Pin::new(stream).poll_write_vectored(cx, slices),
             (Self::Unix(stream), _) => Pin::new(stream).poll_write_vectored(cx, slices),
-            (Self::Responder(responder), _) => responder.poll_take(cx, slices),
+            (Self::Responder(responder), _) => responder.poll_take(slices),
         }
     }
 

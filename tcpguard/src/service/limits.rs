@@ -42,14 +42,14 @@ impl Limits {
     }
 
     /// Watches over one connection from now on, if there is anything to watch.
-    pub(super) fn watch(&self) -> Option<Watch> {
+    pub(super) fn watch(&self) -> Option<Box<Watch>> {
         if self.idle.is_none() && self.total.is_none() {
             return None;
         }
         let now = Instant::now();
         let over = self.total.map(|total| now + total);
         let timer = Box::pin(sleep_until(now));
-        Some(Watch { idle: self.idle, over, seen: u64::MAX, quiet_since: now, timer })
+        Some(Box::new(Watch { idle: self.idle, over, seen: u64::MAX, quiet_since: now, timer }))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use tokio::io::ReadBuf;
 
@@ -24,15 +24,16 @@ pub(super) struct Responder {
     told: usize,
     /// The client has ended.
     ended: bool,
-    /// Whom to tell that there is room again.
-    waiting: Option<Waker>,
+    /// Something was not taken because of the answer.
+    waiting: bool,
     counters: Arc<ServiceCounters>,
 }
 
 enum Kind {
     Echo,
     Discard,
-    Http(Http),
+    /// In a box, so that who needs no such state has no room for it.
+    Http(Box<Http>),
 }
 
 impl Responder {
@@ -40,19 +41,16 @@ impl Responder {
         let kind = match kind {
             config::Responder::Echo => Kind::Echo,
             config::Responder::Discard => Kind::Discard,
-            config::Responder::Http => Kind::Http(Http::default()),
+            config::Responder::Http => Kind::Http(Box::default()),
         };
-        Self { kind, answer: Vec::new(), told: 0, ended: false, waiting: None, counters }
+        Self { kind, answer: Vec::new(), told: 0, ended: false, waiting: false, counters }
     }
 
-    /// Takes what the client said; pending while it has not been told the last answer.
-    pub(super) fn poll_take(
-        &mut self,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    /// Takes what the client said; pending while it has not been told the last answer. Whoever tells it wakes its own task
+    /// then, which is the one that waits here.
+    pub(super) fn poll_take(&mut self, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if !self.answer.is_empty() {
-            self.waiting = Some(cx.waker().clone());
+            self.waiting = true;
             return Poll::Pending;
         }
         let mut taken = 0;
@@ -84,7 +82,7 @@ impl Responder {
 
     /// What the client is to be told; nothing at the end. No waker is kept: what there is to say changes only by what the
     /// same task hands over.
-    pub(super) fn poll_tell(&mut self, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_tell(&mut self, cx: &Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let rest = &self.answer[self.told..];
         if rest.is_empty() {
             return if self.is_over() { Poll::Ready(Ok(())) } else { Poll::Pending };
@@ -98,8 +96,8 @@ impl Responder {
                 self.answer = Vec::new();
             }
             self.answer.clear();
-            if let Some(waiting) = self.waiting.take() {
-                waiting.wake();
+            if std::mem::take(&mut self.waiting) {
+                cx.waker().wake_by_ref();
             }
         }
         Poll::Ready(Ok(()))

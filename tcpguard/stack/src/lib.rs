@@ -574,6 +574,11 @@ impl Stack {
         self.connections.len() as usize
     }
 
+    /// Flows that XDP is to know by an entry: connections that are not over, and those that were reset a moment ago.
+    pub fn flow_count(&self) -> usize {
+        self.index.len() + self.resets.len()
+    }
+
     /// Whether segments wait to be sent that belong to no connection: resets, most of all.
     pub fn has_replies(&self) -> bool {
         !self.replies.is_empty()

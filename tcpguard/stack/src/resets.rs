@@ -81,6 +81,11 @@ impl Resets {
         forgotten
     }
 
+    /// How many are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
     pub(crate) fn contains(&self, key: &AnyFlowKey) -> bool {
         self.find(key).is_some()
     }

@@ -159,6 +159,10 @@ impl Index {
         Some(self.slots[at] as u32)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Reads where a search for `hash` begins; what it says means nothing.
     pub(crate) fn touch(&self, hash: u64) -> u64 {
         self.slots[hash as u32 as usize & self.mask()]

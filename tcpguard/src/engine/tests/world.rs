@@ -425,6 +425,10 @@ impl SharedTables for MemoryTables {
         self.world.crowded.get()
     }
 
+    fn entries(&self) -> usize {
+        self.world.flows.borrow().len() + self.world.crowd.get() as usize
+    }
+
     fn scan(&mut self, found: &mut Vec<(AnyFlowKey, Flow)>) -> io::Result<bool> {
         if self.world.unreadable.get() {
             return Err(io::ErrorKind::OutOfMemory.into());
