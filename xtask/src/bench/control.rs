@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::setpriority_process;
 use serde::Serialize;
 
-use super::figures::{Report, edge, median, sorted};
+use super::figures::{Report, Samples, edge, median, sorted};
 use super::scale::{Setup, process};
 use crate::build::Artifacts;
 
@@ -59,6 +59,8 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of every run.
+    pub samples: Samples,
     /// Of `forward` while flows are listed: median of the ratios to the quiet run of the same round.
     pub ratio: Option<f64>,
 }
@@ -98,9 +100,9 @@ pub fn measure(
     setup.down()?;
     let ratios = sorted(listing.iter().zip(&quiet).map(|(listing, quiet)| listing.rate / quiet.rate));
     let row = |name, contestant, unit, samples: Vec<f64>, ratio| {
-        let samples = sorted(samples.into_iter());
-        let (min, max) = (edge(samples.first()), edge(samples.last()));
-        Row { name, contestant, unit, n: connections, median: median(&samples), min, max, ratio }
+        let sorted = sorted(samples.iter().copied());
+        let (min, max) = (edge(sorted.first()), edge(sorted.last()));
+        Row { name, contestant, unit, n: connections, median: median(&sorted), min, max, samples, ratio }
     };
     let mut rows = Vec::new();
     for (contestant, runs, ratio) in [("quiet", &quiet, None), ("listing", &listing, Some(median(&ratios)))] {
@@ -218,7 +220,7 @@ pub fn print(report: &Report<Row>) {
         "{:14} {:8} {:>9} {:>14} {:>14} {:>14}  {:10} {:>8}",
         "control", "", "n", "median", "min", "max", "unit", "of quiet"
     );
-    for Row { name, contestant, unit, n, median, min, max, ratio } in &report.rows {
+    for Row { name, contestant, unit, n, median, min, max, samples: _, ratio } in &report.rows {
         let ratio = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
         println!(
             "{name:14} {contestant:8} {n:>9} {median:>14.1} {min:>14.1} {max:>14.1}  {unit:10} {ratio:>8}"

@@ -38,6 +38,10 @@ impl<Row> Report<Row> {
     }
 }
 
+/// What a row's figure came to in every round, in the order of the rounds, so that rows of one suite can be compared inside a
+/// round by whoever reads them. Not a number (`null`) where a round does not count.
+pub(super) type Samples = Vec<f64>;
+
 /// The values in order.
 pub(super) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();

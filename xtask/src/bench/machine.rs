@@ -1,6 +1,7 @@
 //! The machine that figures belong to, and how busy it is.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,6 +21,12 @@ pub struct Machine {
     pub kernel: String,
     /// Memory in all, bytes.
     pub memory: u64,
+    /// What the kernel says of each flaw of the CPU that it has.
+    pub mitigations: String,
+    /// `/sys/kernel/mm/transparent_hugepage/enabled`, the choice in brackets.
+    pub huge_pages: String,
+    /// What sets the clock's frequency; empty where nobody says, as in a virtual machine.
+    pub frequency_driver: String,
     /// Versions of what took part, by name, as each says it.
     pub software: BTreeMap<&'static str, String>,
 }
@@ -33,16 +40,35 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             memory: kilobytes(field(&read("/proc/meminfo"), "MemTotal")) * 1024,
+            mitigations: mitigations(Path::new("/sys/devices/system/cpu/vulnerabilities")),
+            huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled").trim().to_owned(),
+            frequency_driver: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver").trim().to_owned(),
             software: software(),
         }
     }
 }
 
+/// One line of all files of `dir`, in order, but those of what does not affect this CPU.
+fn mitigations(dir: &Path) -> String {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut said: Vec<_> = files
+        .filter_map(|file| Some((file.file_name(), std::fs::read_to_string(file.path()).ok()?)))
+        .filter(|(_, says)| says.trim() != "Not affected")
+        .map(|(flaw, says)| format!("{}: {}", flaw.to_string_lossy(), says.trim()))
+        .collect();
+    said.sort();
+    said.join("; ")
+}
+
 /// What each program that takes part says of its version, and which sources this was compiled from. What is not there is left
 /// out.
 fn software() -> BTreeMap<&'static str, String> {
-    const PROGRAMS: [(&str, &[&str]); 6] = [
+    const PROGRAMS: [(&str, &[&str]); 10] = [
         ("rustc", &["-V"]),
+        ("bpf-linker", &["--version"]),
+        ("llvm-config-22", &["--version"]),
+        ("bpftool", &["version"]),
+        ("curl", &["--version"]),
         ("nginx", &["-v"]),
         ("haproxy", &["-v"]),
         ("wrk", &["-v"]),
@@ -112,6 +138,21 @@ mod tests {
         let text = "cpu  1 2 4 1000 2000 8 16 4000 8000 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
         assert_eq!(busy_ticks(text), Some(31));
         assert_eq!(busy_ticks("cpu0 1 2 3 4 5 6 7\n"), None);
+    }
+
+    #[test]
+    fn only_what_affects_the_cpu_is_told() {
+        let dir = std::env::temp_dir().join(format!("tcpguard-mitigations-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        for (flaw, says) in
+            [("spectre_v2", "Mitigation: Retpolines\n"), ("mds", "Not affected\n"), ("bhi", "Vulnerable\n")]
+        {
+            std::fs::write(dir.join(flaw), says).unwrap();
+        }
+        let said = mitigations(&dir);
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(said, "bhi: Vulnerable; spectre_v2: Mitigation: Retpolines");
+        assert_eq!(mitigations(&dir), "");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     from: Vec<PathBuf>,
     /// `program`: another XDP program to measure, the first one of an object file, or a pinned program with its maps filled.
-    /// It has to answer SYNs to 198.51.100.1:80 and to drop ACKs without a connection
+    /// It has to answer SYNs to 198.51.100.1:80 and to drop ACKs without a connection. The kernel's sample is `xdp_synproxy`
     #[arg(long, value_name = "NAME=OBJ")]
     peer: Vec<Peer>,
     /// `flood`: the kernel's xdp_synproxy as a contestant: its object file, which bpftool loads, or its pin, with port 80 allowed
@@ -92,7 +92,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     if let Some(dir) = &args.report {
-        report::write(dir, &reports)?;
+        for doubt in report::write(dir, &reports)? {
+            eprintln!("bench: doubtful: {doubt}");
+        }
         eprintln!("bench: {}", dir.join("index.html").display());
     }
     if failed.is_empty() { Ok(()) } else { bail!("failed:\n  {}", failed.join("\n  ")) }

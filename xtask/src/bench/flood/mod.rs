@@ -62,6 +62,8 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of every round.
+    pub samples: super::figures::Samples,
     /// Median of the ratios to the reflector's figure in the same round; nothing for handshakes, which a reflector does not
     /// complete.
     pub of_xdp_tx: Option<f64>,
@@ -375,6 +377,7 @@ fn summary(spec: &Spec, contestant: &Contestant, turns: &[[Outcome; 3]]) -> Row 
         median: median(&figures),
         min: edge(figures.first()),
         max: edge(figures.last()),
+        samples: turns.iter().map(|[own, ..]| figure(own)).collect(),
         of_xdp_tx: (spec.unit() != "handshakes/s")
             .then(|| middle(&|[own, _, mirror]| figure(own) / figure(mirror))),
         answered: (spec.unit() == "answers/s")

@@ -72,6 +72,8 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of every round; not a number of those that do not count.
+    pub samples: super::figures::Samples,
     /// Frames a second that were asked for; 0 for no flood.
     pub asked_pps: u64,
     /// Frames a second that the guarded interface took, median.
@@ -318,6 +320,7 @@ fn summary(work: Work, contestant: Contestant, topology: Topology, asked: u64, t
         median: median(&figures),
         min: edge(figures.first()),
         max: edge(figures.last()),
+        samples: turns.iter().map(|part| if part.counts { part.own.rate } else { f64::NAN }).collect(),
         asked_pps: asked,
         delivered_pps: middle(&|own| own.delivered_pps),
         requests: turns.iter().map(|part| part.own.requests).sum(),

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::figures::{Report, edge, median, sorted};
+use super::figures::{Report, Samples, edge, median, sorted};
 use contest::Contest;
 pub(super) use sweep::{Growth, sweep};
 
@@ -82,6 +82,8 @@ pub struct Row {
     pub min: f64,
     /// The slowest run.
     pub max: f64,
+    /// Of every round, over the program that does nothing.
+    pub samples: Samples,
     /// Median of the differences to the program that does nothing, on the same frames a moment later.
     pub over_null: f64,
     /// Of a peer: median of the ratios of that difference to tcpguard's on such frames in the same round.
@@ -94,7 +96,9 @@ pub fn print(report: &Report<Row>) {
         "{:24} {:>8} {:>8} {:>8} {:>10} {:>12}",
         "ns per packet", "median", "min", "max", "over null", "of tcpguard"
     );
-    for Row { name, median, min, max, over_null, of_tcpguard, contestant: _, unit: _ } in &report.rows {
+    for Row { name, median, min, max, over_null, of_tcpguard, samples: _, contestant: _, unit: _ } in
+        &report.rows
+    {
         let ratio = of_tcpguard.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {over_null:10.1} {ratio:>12}");
     }
@@ -160,6 +164,7 @@ fn summary(name: &str, runs: &[Run], own: Option<&[Run]>) -> Row {
         median: median(&times),
         min: edge(times.first()),
         max: edge(times.last()),
+        samples: runs.iter().map(Run::over_null).collect(),
         over_null: median(&over),
         of_tcpguard: own.map(ratios),
     }
@@ -175,6 +180,7 @@ mod tests {
         let row = summary("x", &runs, None);
         assert_eq!((row.median, row.min, row.max, row.over_null), (30.0, 20.0, 90.0, 20.0));
         assert_eq!(row.of_tcpguard, None);
+        assert_eq!(row.samples, [20.0, 9.0, 78.0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use super::figures::{Report, edge, median, sorted};
+use super::figures::{Report, Samples, edge, median, sorted};
 use super::http::Http;
 use super::machine::busy;
 use crate::build::Artifacts;
@@ -61,6 +61,8 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of every round.
+    pub samples: Samples,
     /// Median of the ratios to HAProxy's figure in the same round.
     pub of_haproxy: f64,
     /// Likewise to the figure without anything between.
@@ -207,6 +209,7 @@ fn summary(work: Work, contestant: Contestant, turns: &[[Outcome; 3]]) -> Row {
         median: median(&figures),
         min: edge(figures.first()),
         max: edge(figures.last()),
+        samples: turns.iter().map(|[own, ..]| own.figure).collect(),
         of_haproxy: middle(&|[own, haproxy, _]| own.figure / haproxy.figure),
         of_direct: middle(&|[own, _, direct]| own.figure / direct.figure),
         p50_us: middle(&|[own, ..]| own.p50_us),
@@ -250,6 +253,7 @@ mod tests {
         let row = summary(Work::ShortConn, Contestant::Tcpguard, &turns);
         assert_eq!((row.of_haproxy, row.of_direct, row.median), (2.0, 0.5, 15.0));
         assert_eq!((row.name, row.unit), ("short_conn", "requests/s"));
+        assert_eq!(row.samples, [10.0, 20.0]);
     }
 
     #[test]

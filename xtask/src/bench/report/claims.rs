@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{distinct, number, rows, string};
+use super::{counts, number, rows, topologies};
 
 const MILLION: u64 = 1_000_000;
 
@@ -82,7 +82,6 @@ impl Claim {
         match self.verdict() {
             Verdict::Met => "met",
             Verdict::Missed => "not met",
-            Verdict::Open if self.measured.is_some() => "open",
             Verdict::Open => "not measured",
         }
     }
@@ -98,7 +97,8 @@ impl Claim {
 
     /// What was measured, as one reads it.
     pub(super) fn measured(&self) -> String {
-        let figure = self.measured.map_or_else(|| "–".to_owned(), |measured| self.unit.text(measured));
+        let Some(measured) = self.measured else { return "–".to_owned() };
+        let figure = self.unit.text(measured);
         match self.open {
             0 => figure,
             1 => format!("{figure}, without one step"),
@@ -139,9 +139,7 @@ fn program(rows: &[Value]) -> Vec<Claim> {
     let over = |name: &str| cell(own(rows, name), "over_null");
     let redirect = cell(rows.iter().find(|row| row["name"] == "null_redirect"), "over_null");
     let hit = over("flow_hit_v4").zip(redirect).map(|(hit, redirect)| hit - redirect);
-    let peer = rows
-        .iter()
-        .find(|row| ["xdp_synproxy/syn_v4_ts", "synproxy/syn_v4_ts"].contains(&string(row, "name")));
+    let peer = rows.iter().find(|row| row["name"] == "xdp_synproxy/syn_v4_ts");
     // Of reports without ratios inside rounds, that of the medians.
     let of_medians = || Some(cell(peer, "over_null")? / over("syn_v4_ts")?);
     let times = cell(peer, "of_tcpguard").or_else(of_medians);
@@ -183,7 +181,7 @@ fn flood(rows: &[Value]) -> Vec<Claim> {
 /// What real clients get while a flood grows: the worst step counts.
 fn goodput(rows: &[Value]) -> Vec<Claim> {
     let mut claims = Vec::new();
-    for topology in distinct(rows, "topology") {
+    for topology in topologies(rows) {
         let steps: Vec<_> = rows
             .iter()
             .filter(|row| row["contestant"] == "tcpguard" && row["name"] == "short_conn")
@@ -192,9 +190,10 @@ fn goodput(rows: &[Value]) -> Vec<Claim> {
         if steps.is_empty() {
             continue;
         }
+        let counted: Vec<_> = steps.iter().filter(|row| counts(rows, row)).collect();
         let says = |what: &str| format!("Short connections under a flood, {topology}: {what}");
         let worst = |key: &str, bound: Bound, what: &str| {
-            let known: Vec<_> = steps.iter().filter_map(|row| cell(Some(*row), key)).collect();
+            let known: Vec<_> = counted.iter().filter_map(|row| cell(Some(**row), key)).collect();
             let worst = match bound {
                 Bound::AtMost(_) => known.iter().copied().reduce(f64::max),
                 Bound::AtLeast(_) => known.iter().copied().reduce(f64::min),
@@ -202,12 +201,17 @@ fn goodput(rows: &[Value]) -> Vec<Claim> {
             Claim { open: steps.len() - known.len(), ..Claim::new(says(what), Unit::Ratio, bound, worst) }
         };
         let (least, most) = (Bound::AtLeast(0.95), Bound::AtMost(2.0));
-        let failed = steps.iter().map(|row| number(row, "failed")).sum();
+        // Where it is not said of how many, nobody looked for those that are never answered, nor timed a handshake.
+        let of_all = steps.iter().all(|row| number(row, "attempts") > 0.0);
+        let p99 = worst("p99_of_deny", most, "p99 of the time they take, of the first oracle's");
+        let p99 = Claim { measured: p99.measured.filter(|_| of_all), ..p99 };
+        let failed = || steps.iter().map(|row| number(row, "failed") + number(row, "errors")).sum();
+        let failed = Claim::new(says("failed"), Unit::Count, Bound::AtMost(0.0), of_all.then(failed));
         claims.extend([
             worst("of_deny", least, "requests, of an oracle's that denies the flood"),
             worst("of_reflect", least, "requests, of an oracle's that sends the flood back"),
-            worst("p99_of_deny", most, "p99 of the time they take, of the first oracle's"),
-            Claim::new(says("failed"), Unit::Count, Bound::AtMost(0.0), Some(failed)),
+            p99,
+            Claim { open: steps.len() - counted.len(), ..failed },
         ]);
     }
     claims
@@ -219,10 +223,14 @@ fn proxy(rows: &[Value]) -> Vec<Claim> {
         let says = format!("Requests relayed {what}, of HAProxy's");
         Claim::new(says, Unit::Ratio, Bound::AtLeast(1.0), cell(own(rows, name), "of_haproxy"))
     };
-    vec![
-        of_haproxy("short_conn", "each on a connection of its own"),
-        of_haproxy("keepalive", "over 64 connections"),
-    ]
+    let kinds = [("short_conn", "each on a connection of its own"), ("keepalive", "over 64 connections")];
+    let aim = |claim: Claim| Claim {
+        says: format!("{}: what is aimed at", claim.says),
+        bound: Bound::AtLeast(1.25),
+        ..claim
+    };
+    let claims = kinds.map(|(name, what)| of_haproxy(name, what));
+    claims.iter().cloned().chain(claims.iter().cloned().map(aim)).collect()
 }
 
 /// What the stack takes for a connection, and for a segment beside many.
@@ -298,7 +306,7 @@ mod tests {
             row("syn_v4_ts", "tcpguard", 130.0),
             row("ack_invalid_v4", "tcpguard", 45.0),
             row("flow_hit_v4", "tcpguard", 38.0),
-            row("synproxy/syn_v4_ts", "synproxy", 390.0),
+            row("xdp_synproxy/syn_v4_ts", "xdp_synproxy", 390.0),
         ]);
         let told = claims(&[report("program", rows.clone())]);
         assert_eq!(line(&told, "A SYN"), expected("130 ns", "at most 60 ns", Verdict::Missed));
@@ -319,7 +327,7 @@ mod tests {
     fn of_a_growing_flood_the_worst_step_counts_and_one_without_a_ratio_is_told() {
         let row = |asked: u64, of: Option<f64>, failed: u64| {
             json!({"name": "short_conn", "contestant": "tcpguard", "topology": "direct", "asked_pps": asked,
-                "of_deny": of, "of_reflect": of, "p99_of_deny": of, "failed": failed})
+                "of_deny": of, "of_reflect": of, "p99_of_deny": of, "failed": failed, "errors": 1, "attempts": 600})
         };
         let told = claims(&[report(
             "goodput",
@@ -335,7 +343,7 @@ mod tests {
         );
         assert_eq!(
             line(&told, "Short connections under a flood, direct: failed"),
-            expected("2", "none", Verdict::Missed)
+            expected("4", "none", Verdict::Missed)
         );
         let told = claims(&[report("goodput", json!([row(9, Some(0.97), 0), row(99, None, 0)]))]);
         assert_eq!(
@@ -347,6 +355,42 @@ mod tests {
             line(&told, "Short connections under a flood, direct: requests, of an oracle's that denies").2,
             Verdict::Missed
         );
+    }
+
+    #[test]
+    fn a_step_of_which_too_few_rounds_count_says_nothing() {
+        let row = |asked: u64, of: f64, failed: u64, discarded: u64| {
+            let rounds = if discarded == 0 { 5 } else { 10 };
+            json!({"name": "short_conn", "contestant": "tcpguard", "topology": "direct", "asked_pps": asked, "of_deny": of,
+                "of_reflect": of, "p99_of_deny": of, "failed": failed, "errors": 0, "attempts": 600, "rounds": rounds, "discarded": discarded})
+        };
+        let of = |what: &str, rows: Value| {
+            line(
+                &claims(&[report("goodput", rows)]),
+                &format!("Short connections under a flood, direct: {what}"),
+            )
+        };
+        let rows = json!([row(9, 0.97, 0, 0), row(99, 0.5, 0, 6)]);
+        assert_eq!(
+            of("requests, of an oracle's that denies", rows.clone()),
+            expected("0.97, without one step", "at least 0.95", Verdict::Open)
+        );
+        assert_eq!(of("failed", rows), expected("0, without one step", "none", Verdict::Open));
+        // Ten rounds of which five count are enough, and who failed has failed whether the round counts or not.
+        let rows = json!([row(9, 0.97, 0, 0), row(99, 0.5, 0, 5)]);
+        assert_eq!(of("requests, of an oracle's that denies", rows).2, Verdict::Missed);
+        let rows = json!([row(9, 0.97, 0, 0), row(99, 0.5, 1, 10)]);
+        assert_eq!(of("failed", rows), expected("1, without one step", "none", Verdict::Missed));
+        // A count without those that it is of says nothing.
+        let mut row = row(9, 0.97, 0, 0);
+        row["attempts"] = Value::Null;
+        assert_eq!(of("failed", json!([row])), expected("–", "none", Verdict::Open));
+        assert_eq!(of("p99", json!([row])), expected("–", "at most 2.00", Verdict::Open));
+        // Rows may say themselves whether enough rounds count.
+        row["attempts"] = json!(600);
+        assert_eq!(of("p99", json!([row])).2, Verdict::Met);
+        row["enough"] = json!(false);
+        assert_eq!(of("p99", json!([row])).2, Verdict::Open);
     }
 
     #[test]
@@ -380,10 +424,10 @@ mod tests {
         ]);
         let verdicts: Vec<_> = told.iter().map(Claim::verdict).collect();
         use Verdict::{Met, Missed, Open};
-        // The flood's four, the relay's two, and the stack's seven.
+        // The flood's four, the relay's four, and the stack's seven.
         assert_eq!(
             verdicts,
-            [Met, Met, Missed, Missed, Open, Met, Met, Open, Open, Open, Open, Missed, Open]
+            [Met, Met, Missed, Missed, Open, Met, Open, Missed, Met, Open, Open, Open, Open, Missed, Open]
         );
         assert_eq!(line(&told, "SYNs answered in a full flood over IPv6").0, "0.9000");
     }

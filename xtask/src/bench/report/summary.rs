@@ -1,44 +1,43 @@
-//! What a stranger reads first, as Markdown for documents beside which the plots lie: which targets are met, then what each
-//! defence made of a flood, then where and by which commands it was measured. Every other figure is on the page.
+//! What a stranger reads first, as Markdown for documents beside which the plots lie: what each defence made of a flood, then
+//! which targets are met, then by which commands it was measured. Every other figure is on the page.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use super::claims::{Claim, Verdict, claims};
 use super::plot::short;
-use super::{distinct, machines, number, plain, rows, string};
+use super::words::{day, measured, opening};
+use super::{distinct, hardest, number, plain, provenance, rows, string, topologies};
 
 /// All of it.
 pub(super) fn markdown(reports: &[Value]) -> String {
     let mut out = String::new();
     if !reports.is_empty() {
-        let days: BTreeSet<&str> = reports.iter().map(day).collect();
-        let _ = writeln!(
-            out,
-            "Measured {} on {}. Contestants take turns in every round, and every ratio is of figures of one round. Generator, \
-             link, guard, server and clients share the machine: ratios say more than rates.\n",
-            Vec::from_iter(days).join(" and "),
-            machines(reports)
-        );
+        let _ = writeln!(out, "{}\n", measured(reports));
+        let _ = writeln!(out, "{}\n", opening(reports).join(" "));
     }
-    targets(&mut out, &claims(reports));
+    let doubts = provenance::doubts(reports);
+    if !doubts.is_empty() {
+        out += "> **Doubts about these figures**\n>\n";
+        for doubt in doubts {
+            let _ = writeln!(out, "> - {doubt}");
+        }
+        out.push('\n');
+    }
     goodput(&mut out, rows(reports, "goodput"));
-    flood(&mut out, rows(reports, "flood"));
     program(&mut out, rows(reports, "program"));
-    proxy(&mut out, rows(reports, "proxy"));
+    flood(&mut out, rows(reports, "flood"));
     scale(&mut out, rows(reports, "scale"));
+    targets(&mut out, &claims(reports));
+    proxy(&mut out, rows(reports, "proxy"));
     out += "Measured by:\n\n";
     for report in reports {
-        let _ =
-            writeln!(out, "- {}, {}: `{}`", string(report, "suite"), day(report), string(report, "command"));
+        let of = report["machine"]["software"]["tcpguard"].as_str().unwrap_or("an unknown version");
+        let (suite, command) = (string(report, "suite"), string(report, "command"));
+        let _ = writeln!(out, "- {suite}, {}, tcpguard {of}: `{command}`", day(report));
     }
     out
-}
-
-fn day(report: &Value) -> &str {
-    string(report, "measured").split('T').next().unwrap_or_default()
 }
 
 /// A number as a table shows it.
@@ -50,37 +49,30 @@ fn targets(out: &mut String, claims: &[Claim]) {
     if claims.is_empty() {
         return;
     }
-    let met = claims.iter().filter(|claim| claim.verdict() == Verdict::Met).count();
-    let _ = writeln!(out, "{met} of {} targets are met.\n", claims.len());
     *out += "| | measured | target | |\n|---|---|---|---|\n";
     for claim in claims {
         let stress = if claim.verdict() == Verdict::Missed { "**" } else { "" };
         let verdict = format!("{stress}{}{stress}", claim.word());
         let _ = writeln!(out, "| {} | {} | {} | {verdict} |", claim.says, claim.measured(), claim.target());
     }
-    *out += "\n*direct*: the guard answers requests itself, *proxied*: it relays them to a web server. Of all rates of the flood \
-             the worst counts; an oracle is the same guard that need not judge the flood, because it is told where it comes \
-             from, or because another program sends it back before.\n\n";
+    *out += "\nOf all rates of a flood the worst counts. An oracle is the same guard that need not judge the flood, because it is told \
+             where it comes from, or because another program sends it back before.\n\n";
 }
 
 /// What clients got in the hardest flood that all had alike.
 fn goodput(out: &mut String, of: &[Value]) {
-    for topology in distinct(of, "topology") {
+    for topology in topologies(of) {
         let short_conn = of.iter().filter(|row| row["topology"] == topology && row["name"] == "short_conn");
-        // Where floods were not alike there are no figures; then the hardest at which they were.
-        let asked = |row: &Value| number(row, "asked_pps");
-        let lacks_figures = |step: f64| {
-            short_conn.clone().any(|row| asked(row) == step && !number(row, "median").is_finite())
+        let most = hardest(of, topology).unwrap_or_default();
+        let set_up = match topology {
+            "proxied" => "Proxied: nginx behind HAProxy, or behind tcpguard's relay.",
+            _ => "Direct: tcpguard answers by its built-in responder, and the others by nginx.",
         };
-        let most = |steps: &mut dyn Iterator<Item = f64>| steps.reduce(f64::max);
-        let steps = || short_conn.clone().map(asked);
-        let most = most(&mut steps().filter(|step| !lacks_figures(*step))).or_else(|| most(&mut steps()));
-        let most = most.unwrap_or_default();
         let _ = writeln!(
             out,
-            "![requests a second against the flood, {topology}](goodput-{topology}-short_conn.svg)\n\n\
-             | {topology}, requests/s, each on a connection of its own | calm | {} frames/s asked for | frames/s taken | of an \
-             oracle | failed | p99 |\n|---|---|---|---|---|---|---|",
+            "{set_up}\n\n![requests a second against the flood, {topology}](goodput-{topology}-short_conn.svg)\n\n\
+             | {topology}, requests/s, each on a connection of its own | calm | {} frames/s asked for | frames/s taken | of the \
+             oracle that denies | of the one that reflects | failed | p99 |\n|---|---|---|---|---|---|---|---|",
             short(most)
         );
         for who in distinct(of, "contestant") {
@@ -89,16 +81,25 @@ fn goodput(out: &mut String, of: &[Value]) {
             let Some(hard) = rows.find(|row| number(row, "asked_pps") == most) else { continue };
             let _ = writeln!(
                 out,
-                "| {who} | {} | {} | {} | {} | {} | {} |",
+                "| {who} | {} | {} | {} | {} | {} | {} | {} |",
                 cell(number(calm, "median"), |rate| format!("{rate:.0}")),
                 cell(number(hard, "median"), |rate| format!("{rate:.0}")),
                 cell(number(hard, "delivered_pps"), short),
                 cell(number(hard, "of_deny"), |ratio| format!("{ratio:.2}")),
-                plain(&hard["failed"]),
+                cell(number(hard, "of_reflect"), |ratio| format!("{ratio:.2}")),
+                failed(hard),
                 cell(number(hard, "p99_us"), |micros| format!("{:.1} ms", micros / 1000.0)),
             );
         }
         out.push('\n');
+    }
+}
+
+/// How many of how many; nothing where it is not known of how many, for then nobody looked for those without an answer.
+fn failed(row: &Value) -> String {
+    match &row["attempts"] {
+        Value::Null => "–".to_owned(),
+        attempts => format!("{} of {}", plain(&row["failed"]), plain(attempts)),
     }
 }
 
@@ -110,7 +111,7 @@ fn flood(out: &mut String, of: &[Value]) {
     let contestants = distinct(of, "contestant");
     let _ = writeln!(
         out,
-        "![what a frame costs](flood-cost.svg)\n\n| a second, at full rate | {} |",
+        "![right answers in a flood](flood-answers.svg)\n\n| a second, at full rate | {} |",
         contestants.join(" | ")
     );
     let _ = writeln!(out, "|---|{}", "---|".repeat(contestants.len()));
@@ -129,6 +130,9 @@ fn flood(out: &mut String, of: &[Value]) {
         };
         let _ = writeln!(out, "| `{name}`, {what} | {} |", figures.join(" | "));
     }
+    if of.iter().any(|row| row["cpu_over_drop_ns"].is_number()) {
+        *out += "\n![CPU time of the guarded host for a frame](flood-cost.svg)\n";
+    }
     out.push('\n');
 }
 
@@ -141,7 +145,7 @@ fn program(out: &mut String, of: &[Value]) {
     }
     let _ = writeln!(
         out,
-        "![what the XDP program takes for a packet](program.svg)\n\n| nanoseconds a packet over the null | tcpguard |{}",
+        "![what the XDP program takes for a packet](program-hot.svg)\n\n| nanoseconds a packet over the null | tcpguard |{}",
         peers.iter().map(|peer| format!(" {peer} |")).collect::<String>()
     );
     let _ = writeln!(out, "|---|---|{}", "---|".repeat(peers.len()));
@@ -162,22 +166,24 @@ fn proxy(out: &mut String, of: &[Value]) {
     if of.is_empty() {
         return;
     }
-    *out += "![the relay beside HAProxy](proxy.svg)\n\n| relay, no flood | tcpguard | HAProxy | of HAProxy | of no relay |\n\
-             |---|---|---|---|---|\n";
+    *out += "![the relay beside HAProxy](proxy.svg)\n\n| relay, no flood | tcpguard | HAProxy | of HAProxy | of no relay | HAProxy, \
+             its link with segmentation offload |\n|---|---|---|---|---|---|\n";
     for name in distinct(of, "name") {
         let row = |who: &str| of.iter().find(|row| row["name"] == name && row["contestant"] == who);
         let (Some(own), Some(haproxy)) = (row("tcpguard"), row("haproxy")) else { continue };
+        let offload = row("haproxy_offload").unwrap_or(&Value::Null);
         let figure = |row: &Value| {
             cell(number(row, "median"), |figure| format!("{} {}", short(figure), string(row, "unit")))
         };
         let ratio = |key: &str| cell(number(own, key), |ratio| format!("{ratio:.2}"));
         let _ = writeln!(
             out,
-            "| `{name}` | {} | {} | {} | {} |",
+            "| `{name}` | {} | {} | {} | {} | {} |",
             figure(own),
             figure(haproxy),
             ratio("of_haproxy"),
-            ratio("of_direct")
+            ratio("of_direct"),
+            figure(offload)
         );
     }
     out.push('\n');
@@ -198,10 +204,19 @@ mod tests {
     #[test]
     fn the_summary_says_when_and_where_and_what_came_of_the_hardest_flood() {
         let summary = markdown(&reports());
-        assert!(summary.starts_with("Measured 2026-01-02 on A<B (2 cores, kernel 6.18). "), "{summary}");
-        assert!(summary.contains("| tcpguard | 30000 | 30000 | 9k | – | 0 | 0.9 ms |"), "{summary}");
+        assert!(
+            summary.starts_with("Measured 2026-01-02 on A<B (2 cores, kernel 6.18), tcpguard 0.1.0 abc. "),
+            "{summary}"
+        );
+        assert!(
+            summary.contains("| tcpguard | 30000 | 30000 | 9k | – | – | 0 of 600 | 0.9 ms |"),
+            "{summary}"
+        );
         assert!(summary.contains("| `syn_v4`, right answers | 1M |"), "{summary}");
-        assert!(summary.ends_with("- control, 2026-01-02: `cargo xtask bench`\n"), "{summary}");
+        assert!(
+            summary.ends_with("- control, 2026-01-02, tcpguard 0.1.0 abc: `cargo xtask bench`\n"),
+            "{summary}"
+        );
     }
 
     #[test]
@@ -217,22 +232,11 @@ mod tests {
     }
 
     #[test]
-    fn suites_of_other_machines_are_not_taken_for_one_machines() {
-        let mut reports = reports();
-        reports[1]["machine"]["cpu"] = json!("B");
-        reports[1]["measured"] = json!("2026-02-03T00:00:00Z");
-        let summary = markdown(&reports);
-        let says = "Measured 2026-01-02 and 2026-02-03 on A<B (2 cores, kernel 6.18: goodput, scale, stack, control) and on B (2 \
-                    cores, kernel 6.18: flood). ";
-        assert!(summary.starts_with(says), "{summary}");
-    }
-
-    #[test]
     fn the_summary_names_the_targets_that_are_not_met() {
         let row = |name: &str, over: f64| json!({"name": name, "contestant": "tcpguard", "over_null": over});
         let rows = json!([row("syn_v4_ts", 129.0), row("ack_invalid_v4", 40.0)]);
         let summary = markdown(&[json!({"suite": "program", "rows": rows})]);
-        assert!(summary.contains("1 of 4 targets are met.\n"), "{summary}");
+        assert!(summary.contains("Of 4 targets 1 are met, 1 are missed and 2 not measured.\n"), "{summary}");
         assert!(summary.contains("| 129 ns | at most 60 ns | **not met** |"), "{summary}");
         assert!(summary.contains("| 40 ns | at most 45 ns | met |"), "{summary}");
         assert!(summary.contains("| – | at most 30 ns | not measured |"), "{summary}");

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::defence;
-use super::figures::{Report, edge, median, sorted};
+use super::figures::{Report, Samples, edge, median, sorted};
 use super::program::{self, Growth, Objects};
 use crate::build::Artifacts;
 use crate::lab::{GUARD_ADDRESS, Lab, LabConfig, Process};
@@ -93,12 +93,15 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of every run.
+    pub samples: Samples,
 }
 
 fn row(name: &'static str, unit: &'static str, n: u32, samples: impl IntoIterator<Item = f64>) -> Row {
-    let samples = sorted(samples.into_iter());
-    let (min, max) = (edge(samples.first()), edge(samples.last()));
-    Row { name, contestant: "tcpguard", unit, n, median: median(&samples), min, max }
+    let samples: Samples = samples.into_iter().collect();
+    let sorted = sorted(samples.iter().copied());
+    let (min, max) = (edge(sorted.first()), edge(sorted.last()));
+    Row { name, contestant: "tcpguard", unit, n, median: median(&sorted), min, max, samples }
 }
 
 /// Measures all of it; `clients` is the program that opens connections. Fails when the daemon has other connections than were
@@ -279,7 +282,7 @@ fn waiting(
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!("{:26} {:>9} {:>14} {:>14} {:>14}  unit", "scale", "n", "median", "min", "max");
-    for Row { name, contestant: _, unit, n, median, min, max } in &report.rows {
+    for Row { name, contestant: _, unit, n, median, min, max, samples: _ } in &report.rows {
         println!("{name:26} {n:>9} {median:>14.1} {min:>14.1} {max:>14.1}  {unit}");
     }
 }
