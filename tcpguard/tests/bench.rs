@@ -309,16 +309,18 @@ fn goodput_has_a_row_for_every_contestant_in_both_topologies() {
         assert!(row.asked_pps > 0, "{row:?}");
         // Without a defence there may be nobody who is served; with one there is.
         assert!(row.contestant == "none" || row.requests > 0, "{row:?}");
+        // Whoever is not served is missed, and those connected before, if any, are the only others.
+        assert_eq!(row.attempts, 60 * row.rounds as u64, "{row:?}");
+        assert!((row.failed > 0) == (row.contestant == "none"), "{row:?}");
         // What is compared has another round where its floods were not alike. On a busy machine none may have been.
         let guard = row.contestant == "tcpguard" || row.contestant.starts_with("oracle");
         assert!(row.rounds == 1 || guard && row.rounds == 2, "{row:?}");
         let counts = row.discarded < row.rounds;
-        assert!(counts || guard, "{row:?}");
-        assert_eq!(
-            (row.median > 0.0, row.delivered_pps > 0.0),
-            (counts && row.requests > 0, counts),
-            "{row:?}"
-        );
+        assert!(row.enough == counts && (counts || guard) && row.delivered_pps > 0.0, "{row:?}");
+        assert_eq!(row.median > 0.0, counts && row.requests > 0, "{row:?}");
+        let times = [0.0, row.p50_us, row.p99_us, row.p999_us, 3e6];
+        assert!(if counts { times.is_sorted() && times[1] > 0.0 } else { times[1].is_nan() }, "{row:?}");
+        assert!(row.failed == 0 || !counts || row.p999_us == 3e6, "{row:?}");
         if guard {
             assert_eq!((row.of_deny.is_some(), row.of_reflect.is_some()), (counts, counts), "{row:?}");
         }

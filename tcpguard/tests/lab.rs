@@ -1,7 +1,8 @@
 //! The lab itself: it comes up and goes away, and its flood is what it says it is. Needs root.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -139,6 +140,28 @@ fn a_bridge_takes_its_time_and_loses_nothing() -> Result<()> {
     let _stream = lab.client().enter(|| TcpStream::connect(address))??;
     assert!(start.elapsed() >= DELAY, "{:?}", start.elapsed());
     assert_eq!(echoed(&lab, 100)?, 100);
+    Ok(())
+}
+
+#[test]
+fn connections_come_from_all_of_the_clients_addresses_while_they_take_turns() -> Result<()> {
+    let lab = Lab::up(LabConfig { client_addresses: 3, ..config() })?;
+    let server = lab.guard().enter(|| TcpListener::bind((GUARD_ADDRESS, 80)))??;
+    let source = || -> Result<IpAddr> {
+        let _client = lab.client().enter(|| TcpStream::connect((GUARD_ADDRESS, 80)))??;
+        Ok(server.accept()?.1.ip())
+    };
+    let turns = lab.take_turns()?;
+    let (mut seen, deadline) = (BTreeSet::new(), Instant::now() + Duration::from_secs(5));
+    while seen.len() < 3 && Instant::now() < deadline {
+        seen.insert(source()?);
+    }
+    let addresses: BTreeSet<_> = lab.client_addresses().into_iter().map(IpAddr::V4).collect();
+    assert_eq!(seen, addresses);
+    drop(turns);
+    let last = source()?;
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(source()?, last);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! tcpguard's developer commands, as a library, so that integration tests share the lab.
 
+mod client;
 pub mod lab;
 mod svg;
 pub mod tool;

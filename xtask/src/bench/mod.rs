@@ -8,6 +8,7 @@ pub mod flood;
 pub mod goodput;
 mod http;
 pub mod machine;
+mod probe;
 pub mod program;
 pub mod proxy;
 pub mod report;

@@ -15,6 +15,7 @@ mod flood;
 mod namespace;
 mod port;
 mod process;
+mod sources;
 mod state;
 pub(crate) mod template;
 mod terminal;
@@ -33,6 +34,7 @@ pub use flood::{Flood, FloodCounters, FloodSpec};
 pub use namespace::Namespace;
 pub use port::packet_socket;
 pub use process::Process;
+pub use sources::Sources;
 pub use tcpguard_common::lab::Received;
 pub use template::{Kind, Macs};
 pub use terminal::Terminal;
@@ -156,6 +158,12 @@ impl Lab {
     pub fn client_addresses(&self) -> Vec<Ipv4Addr> {
         let net = u8::from(self.router.is_some());
         (0..self.config.client_addresses).map(|host| Ipv4Addr::new(10, 77, net, 2 + host)).collect()
+    }
+
+    /// Has new connections from the client come from its addresses in turn, as long as the value lives. For labs without a router.
+    pub fn take_turns(&self) -> Result<Sources> {
+        ensure!(self.router.is_none(), "behind the lab's router the guard is reached by another way");
+        Sources::start(&self.client, self.client_addresses())
     }
 
     /// A directory for files, removed with the lab.
@@ -342,10 +350,11 @@ fn wire(
         None => {
             pair(client, CLIENT_INTERFACE, FAR_MAC, guard, GUARD_INTERFACE, GUARD_MAC, config.queues)?;
             address(guard, GUARD_INTERFACE, [10, 77, 0, 1])?;
-            for host in hosts {
-                address(client, CLIENT_INTERFACE, [10, 77, 0, host])?;
-                neighbour(guard, GUARD_INTERFACE, [10, 77, 0, host], FAR_MAC)?;
-            }
+            client.ip(&lines(&hosts, |host| format!("addr add 10.77.0.{host}/24 dev {CLIENT_INTERFACE}")))?;
+            let far = mac(FAR_MAC);
+            guard.ip(&lines(&hosts, |host| {
+                format!("neigh replace 10.77.0.{host} lladdr {far} dev {GUARD_INTERFACE} nud permanent")
+            }))?;
             neighbour(client, CLIENT_INTERFACE, [10, 77, 0, 1], GUARD_MAC)?;
         }
         Some(router) => {
@@ -382,6 +391,11 @@ fn wire(
     let ports = ("net/ipv4/ip_local_port_range", "1024 65535");
     client.sysctl(&[ports, ("net/ipv4/tcp_tw_reuse", "1")])?;
     guard.sysctl(&[ports, ("net/ipv4/tcp_tw_reuse", "1"), ("net/core/somaxconn", "65535")])
+}
+
+/// A line for each.
+fn lines(hosts: &[u8], line: impl Fn(u8) -> String) -> String {
+    hosts.iter().map(|&host| line(host) + "\n").collect()
 }
 
 fn pair(

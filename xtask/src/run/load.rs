@@ -2,23 +2,17 @@
 //! the client's namespace. Latency counts from when a request was due, so that a stall cannot hide the requests it
 //! held up.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use anyhow::{Result, anyhow};
 use tokio::task::LocalSet;
 
 use super::record::Record;
+use crate::client::Page;
 use crate::lab::Namespace;
 
 /// Clients of each sort.
@@ -29,10 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What to ask, and how often.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub(super) server: SocketAddr,
-    pub(super) path: String,
-    /// The bytes every answer must consist of.
-    pub(super) expected: Bytes,
+    pub(super) page: Page,
     /// Requests a second, half of them on connections of their own; 0 for as many as possible.
     pub(super) rate: u32,
 }
@@ -103,7 +94,7 @@ async fn client(shared: Rc<Shared>, index: u32) {
         if due > Instant::now() {
             tokio::time::sleep_until(due.into()).await;
         }
-        let outcome = tokio::time::timeout(PATIENCE, request(&shared.plan, &mut connection, keep)).await;
+        let outcome = tokio::time::timeout(PATIENCE, shared.plan.page.fetch(&mut connection, keep)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}")));
         if outcome.is_err() {
             connection = None;
@@ -112,35 +103,4 @@ async fn client(shared: Rc<Shared>, index: u32) {
         shared.record.lock().unwrap_or_else(PoisonError::into_inner).add(latency, outcome);
         due = if interval.is_zero() { Instant::now() } else { due + interval };
     }
-}
-
-type Connection = SendRequest<Empty<Bytes>>;
-
-async fn request(plan: &Plan, connection: &mut Option<Connection>, keep: bool) -> Result<()> {
-    if connection.as_ref().is_none_or(|open| open.is_closed()) {
-        *connection = Some(connect(plan.server).await?);
-    }
-    let Some(open) = connection.as_mut() else { bail!("no connection") };
-    let request = Request::get(&plan.path).header(header::HOST, plan.server.to_string());
-    let request = request.header(header::CONNECTION, if keep { "keep-alive" } else { "close" });
-    open.ready().await.context("the connection closed")?;
-    let response = open.send_request(request.body(Empty::new())?).await.context("sending a request")?;
-    ensure!(response.status() == StatusCode::OK, "answered {}", response.status());
-    let body = response.into_body().collect().await.context("reading the answer")?.to_bytes();
-    ensure!(body == plan.expected, "wrong content: {} bytes", body.len());
-    if !keep {
-        *connection = None;
-    }
-    Ok(())
-}
-
-async fn connect(server: SocketAddr) -> Result<Connection> {
-    let stream = TcpStream::connect(server).await.context("connecting")?;
-    stream.set_nodelay(true)?;
-    let (sender, driver) = handshake(TokioIo::new(stream)).await?;
-    tokio::task::spawn_local(async move {
-        // A request on this connection reports the same error.
-        let _ = driver.await;
-    });
-    Ok(sender)
 }

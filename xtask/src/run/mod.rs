@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::build;
+use crate::client::Page;
 use crate::lab::{Arrivals, Backend, Flood, FloodCounters, FloodSpec, GUARD_ADDRESS, Lab, LabConfig};
 use crate::setup::Purpose;
 use daemon::Daemon;
@@ -106,7 +107,8 @@ impl Stage {
         let protect = format!("{server}={}", SocketAddr::from((Ipv4Addr::LOCALHOST, BACKEND_PORT)));
         let daemon = Daemon::start(&built.daemon, &lab, &["--protect", &protect])?;
         eprintln!("tcpguard protects {server}, relays to nginx at {}", backend.address());
-        let plan = Plan { server, path: "/page".to_owned(), expected: page.into(), rate: args.requests };
+        let page = Page { server, path: "/page".to_owned(), expected: page.into() };
+        let plan = Plan { page, rate: args.requests };
         let load = Load::start(lab.client(), plan)?;
         let (spent, since) = ([Duration::ZERO; 2], Instant::now());
         let flooded = FloodCounters::default();

@@ -14,7 +14,7 @@ use crate::tool;
 pub(super) const PORT: u16 = 80;
 const BACKEND_PORT: u16 = 8080;
 /// What the server sends, as tcpguard's own responder does.
-const PAGE: &[u8] = b"ok\n";
+pub(super) const PAGE: &[u8] = b"ok\n";
 
 /// Where the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,16 @@ impl Topology {
         match self {
             Self::Direct => "direct",
             Self::Proxied => "proxied",
+        }
+    }
+
+    /// What answers behind this defence, and through what.
+    pub(super) fn server(self, contestant: Contestant) -> &'static str {
+        match (self, contestant.is_guard()) {
+            (Self::Direct, true) => "responder",
+            (Self::Direct, false) => "nginx",
+            (Self::Proxied, true) => "tcpguard, nginx",
+            (Self::Proxied, false) => "haproxy, nginx",
         }
     }
 }

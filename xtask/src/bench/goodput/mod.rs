@@ -12,17 +12,25 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use super::figures::{Report, edge, median, sorted};
-use super::http::{Done, Http};
+use super::http::Http;
+use super::probe::{Attempts, PATIENCE, Probes};
 use crate::build::Artifacts;
+use crate::client::Page;
 use crate::lab::{FloodSpec, GUARD_ADDRESS, Lab, LabConfig};
 pub use contestant::{Contestant, Topology};
-use contestant::{PORT, Standing};
+use contestant::{PAGE, PORT, Standing};
 
 /// Connections that are open at a time.
 const CONNECTIONS: u32 = 64;
+/// Addresses that clients have. From one of them, tens of thousands of connections within seconds would meet what defences
+/// and kernels keep of earlier ones from the same ports.
+const ADDRESSES: u8 = 40;
 const SECOND: Duration = Duration::from_secs(1);
 /// How often a client repeats a SYN before it gives up, after fifteen seconds: longer than anything is measured for.
 const SYN_RETRIES: &str = "3";
+/// The hardest step, in percent of the least that the guard and both oracles take of all that the generator makes. So
+/// far from the edge, all of them take all of it.
+const HARDEST: f64 = 75.0;
 /// How far apart the floods of one round may be, as a factor, for what they left to clients to be compared.
 const ALIKE: f64 = 1.05;
 
@@ -43,19 +51,14 @@ pub struct Effort {
 
 impl Effort {
     /// Enough for figures.
-    pub const FULL: Self = Self {
-        rounds: 5,
-        most: 10,
-        warm_up: SECOND,
-        time: Duration::from_secs(3),
-        steps: &[0, 5, 15, 30, 60, 100],
-    };
+    pub const FULL: Self =
+        Self { rounds: 5, most: 10, warm_up: SECOND, time: Duration::from_secs(2), steps: &[0, 10, 40, 100] };
     /// Enough to compare contestants that are far apart.
     pub const QUICK: Self = Self { rounds: 2, most: 3, warm_up: SECOND, time: SECOND, steps: &[0, 30, 100] };
 }
 
 /// One row: one kind of requests behind one defence at one step of the flood. Its figures are those of the rounds that count;
-/// nothing where none did.
+/// not a number where those are fewer than the rounds that an effort has.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// `short_conn` or `keepalive`.
@@ -64,6 +67,9 @@ pub struct Row {
     pub contestant: &'static str,
     /// `direct` or `proxied`.
     pub topology: &'static str,
+    /// What answers: `responder`, which is tcpguard's own, or `nginx`, which `haproxy` or `tcpguard` may stand in front of, as
+    /// in `haproxy, nginx`. Rates of different servers are no comparison of defences.
+    pub server: &'static str,
     /// `requests/s`.
     pub unit: &'static str,
     /// Median of the rounds that count.
@@ -76,13 +82,19 @@ pub struct Row {
     pub samples: super::figures::Samples,
     /// Frames a second that were asked for; 0 for no flood.
     pub asked_pps: u64,
-    /// Frames a second that the guarded interface took, median.
+    /// Frames a second that the guarded interface took, median of all rounds, whether they count or not.
     pub delivered_pps: f64,
-    /// Requests that were answered, all rounds together, whether they count or not.
+    /// Requests of the load that were answered, all rounds together, likewise.
     pub requests: u64,
-    /// Requests and connections that failed or took longer than two seconds, likewise.
+    /// Connections of the load that were refused or reset, and wrong answers, likewise.
+    pub errors: u64,
+    /// Requests that were sent beside the load, 200 a second, whether others were answered or not, likewise.
+    pub attempts: u64,
+    /// Those of them that were not served: refused, reset, wrongly answered, or without the answer's last byte after three
+    /// seconds.
     pub failed: u64,
-    /// How long half of the requests took at most, microseconds, median.
+    /// How long half of the attempts took at most, microseconds; of all rounds that count. For short connections that is from
+    /// connect() to the answer's last byte, for kept ones from when a request was due; 3 000 000 for one that failed.
     pub p50_us: f64,
     /// How long 99 in 100 took at most.
     pub p99_us: f64,
@@ -93,13 +105,15 @@ pub struct Row {
     pub of_deny: Option<f64>,
     /// Likewise to the guard behind a reflector.
     pub of_reflect: Option<f64>,
-    /// Median of the ratios of `p99_us` to that of `oracle_deny`.
+    /// Median of the ratios of a round's p99 to that of `oracle_deny`.
     pub p99_of_deny: Option<f64>,
     /// Rounds in all.
     pub rounds: usize,
     /// Those that do not count: in which the floods that reached the guard and the oracles differ by more than 5 %. Of what is
     /// not compared with each other, all count.
     pub discarded: usize,
+    /// Whether enough rounds count for figures.
+    pub enough: bool,
 }
 
 /// A kind of requests.
@@ -123,15 +137,13 @@ impl Work {
 }
 
 /// What one kind of requests behind one defence at one step came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Outcome {
     delivered_pps: f64,
     rate: f64,
     requests: u64,
-    failed: u64,
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
+    errors: u64,
+    attempts: Attempts,
 }
 
 /// What one contestant came to in one round: by step, then by kind of requests; nothing at steps that it was not asked for.
@@ -140,9 +152,9 @@ type Turn = Vec<Option<[Outcome; Work::ALL.len()]>>;
 type Round = Vec<Turn>;
 
 /// The guard and both oracles in one round, at one step and with one kind of requests; nothing if they had none.
-fn compared(round: &Round, step: usize, work: usize) -> Option<[Outcome; 3]> {
+fn compared(round: &Round, step: usize, work: usize) -> Option<[&Outcome; 3]> {
     let [guard, deny, reflect] =
-        Contestant::COMPARED.map(|who| round[who][step].as_ref().map(|outcomes| outcomes[work]));
+        Contestant::COMPARED.map(|who| round[who][step].as_ref().map(|outcomes| &outcomes[work]));
     Some([guard?, deny?, reflect?])
 }
 
@@ -188,7 +200,7 @@ pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)
                 for (who, contestant) in Contestant::ALL.into_iter().enumerate() {
                     let turns: Vec<_> =
                         rounds.iter().filter_map(|round| turn(round, who, step, work)).collect();
-                    rows.push(summary(kind, contestant, topology, asked[work], &turns));
+                    rows.push(summary(kind, contestant, topology, asked[work], &turns, effort.rounds));
                 }
             }
         }
@@ -196,14 +208,20 @@ pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)
     Ok(Report::new("goodput", rows))
 }
 
-/// The hardest step, by kind of requests: nine tenths of the frames a second that the guard takes of a flood as hard as the
+/// The hardest step, by kind of requests: a part of what the slowest of those that are compared takes of a flood as hard as the
 /// generator makes it. What is asked for beyond that gets through to nobody, and takes the clients' time.
 fn limit(built: &Artifacts, topology: Topology, effort: Effort) -> Result<Rates> {
     let course =
         Course { built, topology, asked: &[[u64::MAX; Work::ALL.len()]], steps: &[0], effort, number: 0 };
-    let turn = course.turn(Contestant::Tcpguard).context("trying how much the guard takes")?;
-    let outcomes = turn.into_iter().next().flatten().context("no outcome")?;
-    Ok(outcomes.map(|outcome| (outcome.delivered_pps * 0.9) as u64))
+    let mut least = [f64::INFINITY; Work::ALL.len()];
+    for who in Contestant::COMPARED {
+        let turn = course.turn(Contestant::ALL[who]).context("trying how much it takes")?;
+        let outcomes = turn.into_iter().next().flatten().context("no outcome")?;
+        for (least, outcome) in least.iter_mut().zip(outcomes) {
+            *least = least.min(outcome.delivered_pps);
+        }
+    }
+    Ok(least.map(|least| (least * HARDEST / 100.0) as u64))
 }
 
 /// Frames a second, by kind of requests.
@@ -241,15 +259,19 @@ impl Course<'_> {
 
     /// One contestant in a lab of its own, at every step.
     fn turn(&self, contestant: Contestant) -> Result<Turn> {
-        let mut lab = Lab::up(LabConfig::new(&self.built.lab_object))?;
+        let config = LabConfig { client_addresses: ADDRESSES, ..LabConfig::new(&self.built.lab_object) };
+        let mut lab = Lab::up(config)?;
         lab.client().sysctl(&[("net/ipv4/tcp_syn_retries", SYN_RETRIES)])?;
+        // A kernel without cookies keeps a part of its queue for whom it knows. These are strangers.
+        lab.guard().sysctl(&[("net/ipv4/tcp_no_metrics_save", "1")])?;
+        let _sources = lab.take_turns()?;
         let standing = Standing::up(contestant, self.topology, &lab, self.built)?;
         if self.effort.warm_up > Duration::ZERO {
             Http::new(&lab, server()).requests(false, CONNECTIONS, self.effort.warm_up)?;
         }
         let mut turn = vec![None; self.asked.len()];
         for &step in self.steps {
-            let mut outcomes = [Outcome::default(); Work::ALL.len()];
+            let mut outcomes: [Outcome; Work::ALL.len()] = Default::default();
             for (work, outcome) in outcomes.iter_mut().enumerate() {
                 let (rate, kind) = (self.asked[step][work], Work::ALL[work]);
                 *outcome = run(&mut lab, kind, rate, self.effort.time, self.number)
@@ -263,15 +285,18 @@ impl Course<'_> {
     }
 }
 
+/// The flood and the load last until the last attempt was answered or given up.
 fn run(lab: &mut Lab, work: Work, rate: u64, time: Duration, round: usize) -> Result<Outcome> {
     let spec = FloodSpec { rate, seed: round as u64, ..FloodSpec::default() };
     let flood = (rate > 0).then(|| lab.flood(PORT, spec)).transpose()?;
-    let done = Http::new(lab, server()).requests(work == Work::ShortConn, CONNECTIONS, time)?;
+    let longest = PATIENCE * 2 + time;
+    let load = Http::new(lab, server()).start(work == Work::ShortConn, CONNECTIONS, longest)?;
+    let page = Page { server: server(), path: "/page".to_owned(), expected: PAGE.into() };
+    let attempts = Probes::start(lab.client(), page, work == Work::Keepalive, time)?.finish()?;
+    let done = load.finish()?;
     let delivered_pps = flood.map_or(Ok(0.0), |flood| flood.stop().map(|counters| counters.rate()))?;
-    let Done { requests, failed, time, p50, p99, p999 } = done;
-    let [p50_us, p99_us, p999_us] = [p50, p99, p999].map(|time| time.as_secs_f64() * 1e6);
-    let rate = requests as f64 / time.as_secs_f64();
-    Ok(Outcome { delivered_pps, rate, requests, failed, p50_us, p99_us, p999_us })
+    let rate = done.requests as f64 / done.time.as_secs_f64();
+    Ok(Outcome { delivered_pps, rate, requests: done.requests, errors: done.errors, attempts })
 }
 
 fn server() -> SocketAddr {
@@ -279,73 +304,92 @@ fn server() -> SocketAddr {
 }
 
 /// Whether floods are so much alike that what they left to clients may be compared.
-fn alike(turn: &[Outcome; 3]) -> bool {
+fn alike(turn: &[&Outcome; 3]) -> bool {
     let rates = sorted(turn.iter().map(|outcome| outcome.delivered_pps));
     edge(rates.last()) <= edge(rates.first()) * ALIKE
 }
 
 /// One contestant's part of a round.
 #[derive(Clone, Copy, Debug)]
-struct Part {
-    own: Outcome,
+struct Part<'a> {
+    own: &'a Outcome,
     /// The oracles', where the floods of all three were alike.
-    oracles: Option<[Outcome; 2]>,
+    oracles: Option<[&'a Outcome; 2]>,
     counts: bool,
 }
 
 /// What contestant number `who` had in a round, if it took part.
-fn turn(round: &Round, who: usize, step: usize, work: usize) -> Option<Part> {
-    let own = round[who][step].as_ref()?[work];
+fn turn(round: &Round, who: usize, step: usize, work: usize) -> Option<Part<'_>> {
+    let own = &round[who][step].as_ref()?[work];
     let compared = compared(round, step, work);
     let oracles = compared.filter(|&[_, deny, reflect]| alike(&[own, deny, reflect]));
     let counts = !Contestant::COMPARED.contains(&who) || compared.is_some_and(|turns| alike(&turns));
     Some(Part { own, oracles: oracles.map(|[_, deny, reflect]| [deny, reflect]).filter(|_| counts), counts })
 }
 
-fn summary(work: Work, contestant: Contestant, topology: Topology, asked: u64, turns: &[Part]) -> Row {
-    let counting: Vec<_> = turns.iter().filter(|part| part.counts).collect();
-    let middle =
-        |value: &dyn Fn(&Outcome) -> f64| median(&sorted(counting.iter().map(|part| value(&part.own))));
-    let ratio = |value: &dyn Fn(&Outcome, &[Outcome; 2]) -> f64| {
-        let ratios = counting.iter().filter_map(|part| Some(value(&part.own, part.oracles.as_ref()?)));
+/// Of a row that has figures when at least `enough` of these rounds count.
+fn summary(
+    work: Work,
+    contestant: Contestant,
+    topology: Topology,
+    asked: u64,
+    turns: &[Part<'_>],
+    enough: usize,
+) -> Row {
+    let mut counting: Vec<_> = turns.iter().filter(|part| part.counts).collect();
+    let discarded = turns.len() - counting.len();
+    let enough = counting.len() >= enough;
+    if !enough {
+        counting.clear();
+    }
+    let ratio = |value: &dyn Fn(&Outcome, &[&Outcome; 2]) -> f64| {
+        let ratios = counting.iter().filter_map(|part| Some(value(part.own, part.oracles.as_ref()?)));
         let ratios = sorted(ratios.filter(|ratio| ratio.is_finite()));
         (!ratios.is_empty()).then(|| median(&ratios))
     };
+    let p99 = |of: &Outcome| of.attempts.quantile(990);
+    let sum = |value: &dyn Fn(&Outcome) -> u64| turns.iter().map(|part| value(part.own)).sum();
     let figures = sorted(counting.iter().map(|part| part.own.rate));
+    let attempts = Attempts::sum(counting.iter().map(|part| &part.own.attempts));
     Row {
         name: work.name(),
         contestant: contestant.name(),
         topology: topology.name(),
+        server: topology.server(contestant),
         unit: "requests/s",
         median: median(&figures),
         min: edge(figures.first()),
         max: edge(figures.last()),
         samples: turns.iter().map(|part| if part.counts { part.own.rate } else { f64::NAN }).collect(),
         asked_pps: asked,
-        delivered_pps: middle(&|own| own.delivered_pps),
-        requests: turns.iter().map(|part| part.own.requests).sum(),
-        failed: turns.iter().map(|part| part.own.failed).sum(),
-        p50_us: middle(&|own| own.p50_us),
-        p99_us: middle(&|own| own.p99_us),
-        p999_us: middle(&|own| own.p999_us),
+        delivered_pps: median(&sorted(turns.iter().map(|part| part.own.delivered_pps))),
+        requests: sum(&|own| own.requests),
+        errors: sum(&|own| own.errors),
+        attempts: sum(&|own| own.attempts.count()),
+        failed: sum(&|own| own.attempts.failed()),
+        p50_us: attempts.quantile(500),
+        p99_us: attempts.quantile(990),
+        p999_us: attempts.quantile(999),
         of_deny: ratio(&|own, [deny, _]| own.rate / deny.rate),
         of_reflect: ratio(&|own, [_, reflect]| own.rate / reflect.rate),
-        p99_of_deny: ratio(&|own, [deny, _]| own.p99_us / deny.p99_us),
+        p99_of_deny: ratio(&|own, [deny, _]| p99(own) / p99(deny)),
         rounds: turns.len(),
-        discarded: turns.len() - counting.len(),
+        discarded,
+        enough,
     }
 }
 
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!(
-        "{:10} {:8} {:>9} {:>9}  {:14} {:>10} {:>8} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9}",
+        "{:10} {:8} {:>9} {:>9}  {:14} {:>10} {:>7} {:>11} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9}",
         "goodput",
         "",
         "asked",
         "delivered",
         "contestant",
         "requests/s",
+        "errors",
         "failed",
         "p50 us",
         "p99 us",
@@ -355,18 +399,19 @@ pub fn print(report: &Report<Row>) {
         "discarded"
     );
     let share = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
-    // Of rounds none of which counts, there is nothing to say.
+    // Of rounds too few of which count, there is nothing to say.
     let whole = |value: f64| if value.is_nan() { "-".to_owned() } else { format!("{value:.0}") };
     for row in &report.rows {
         println!(
-            "{:10} {:8} {:>9} {:>9}  {:14} {:>10} {:>8} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9}",
+            "{:10} {:8} {:>9} {:>9}  {:14} {:>10} {:>7} {:>11} {:>9} {:>9} {:>9} {:>7} {:>10} {:>9}",
             row.name,
             row.topology,
             row.asked_pps,
             whole(row.delivered_pps),
             row.contestant,
             whole(row.median),
-            row.failed,
+            row.errors,
+            format!("{}/{}", row.failed, row.attempts),
             whole(row.p50_us),
             whole(row.p99_us),
             whole(row.p999_us),
@@ -382,69 +427,79 @@ mod tests {
     use super::*;
 
     fn outcome(delivered_pps: f64, rate: f64) -> Outcome {
-        Outcome { delivered_pps, rate, requests: 10, failed: 1, p99_us: 7.0, ..Outcome::default() }
+        let attempts = Attempts::of(vec![Some(Duration::from_micros(7)), None]);
+        Outcome { delivered_pps, rate, requests: 10, errors: 2, attempts }
     }
 
     /// A round with one step, of which only short connections matter: the guard, a kernel without a defence, both oracles.
     fn round(guard: Outcome, none: Outcome, deny: Outcome, reflect: Outcome) -> Round {
         Contestant::ALL
             .map(|contestant| match contestant {
-                Contestant::Tcpguard => guard,
-                Contestant::OracleDeny => deny,
-                Contestant::OracleReflect => reflect,
-                _ => none,
+                Contestant::Tcpguard => &guard,
+                Contestant::OracleDeny => &deny,
+                Contestant::OracleReflect => &reflect,
+                _ => &none,
             })
-            .map(|outcome| vec![Some([outcome, outcome])])
+            .map(|outcome| vec![Some([outcome.clone(), outcome.clone()])])
             .into()
     }
 
-    fn row(who: Contestant, rounds: &[Round]) -> Row {
+    fn row(who: Contestant, rounds: &[Round], enough: usize) -> Row {
         let number = Contestant::ALL.iter().position(|contestant| *contestant == who).unwrap();
         let turns: Vec<_> = rounds.iter().filter_map(|round| turn(round, number, 0, 0)).collect();
-        summary(Work::ShortConn, who, Topology::Direct, 100, &turns)
+        summary(Work::ShortConn, who, Topology::Direct, 100, &turns, enough)
     }
 
     #[test]
     fn rows_consist_of_rounds_whose_floods_differ_by_less_than_5_percent() {
         let none = outcome(50.0, 3.0);
         let rounds = [
-            round(outcome(100.0, 90.0), none, outcome(104.0, 100.0), outcome(101.0, 45.0)),
-            round(outcome(100.0, 10.0), none, outcome(106.0, 100.0), outcome(101.0, 100.0)),
-            round(outcome(100.0, 10.0), none, outcome(101.0, 100.0), outcome(94.0, 100.0)),
+            round(outcome(100.0, 90.0), none.clone(), outcome(104.0, 100.0), outcome(101.0, 45.0)),
+            round(outcome(100.0, 10.0), none.clone(), outcome(106.0, 100.0), outcome(101.0, 100.0)),
+            round(outcome(100.0, 10.0), none.clone(), outcome(101.0, 100.0), outcome(94.0, 100.0)),
         ];
-        let guard = row(Contestant::Tcpguard, &rounds);
+        let guard = row(Contestant::Tcpguard, &rounds, 1);
         assert_eq!((guard.rounds, guard.discarded), (3, 2));
         assert_eq!((guard.of_deny, guard.of_reflect, guard.p99_of_deny), (Some(0.9), Some(2.0), Some(1.0)));
         assert_eq!((guard.median, guard.min, guard.max), (90.0, 90.0, 90.0));
         // A failure is one in any round.
-        assert_eq!((guard.requests, guard.failed), (30, 3));
-        let oracle = row(Contestant::OracleReflect, &rounds);
+        assert_eq!((guard.requests, guard.errors, guard.attempts, guard.failed), (30, 6, 6, 3));
+        assert_eq!((guard.p50_us, guard.p99_us), (7.0, 3e6));
+        let oracle = row(Contestant::OracleReflect, &rounds, 1);
         assert_eq!((oracle.median, oracle.of_reflect, oracle.discarded), (45.0, Some(1.0), 2));
         // Who cannot take the flood is not compared with who can, but what it got counts.
-        let none = row(Contestant::None, &rounds);
+        let none = row(Contestant::None, &rounds, 1);
         assert_eq!((none.median, none.of_deny, none.rounds, none.discarded), (3.0, None, 3, 0));
     }
 
     #[test]
-    fn without_a_round_that_counts_there_is_no_figure() {
+    fn without_enough_rounds_that_count_there_is_no_figure_but_what_all_took() {
         let any = outcome(100.0, 90.0);
-        let row = row(Contestant::Tcpguard, &[round(any, any, outcome(50.0, 100.0), any)]);
-        assert_eq!((row.of_deny, row.of_reflect, row.discarded), (None, None, 1));
-        assert!(row.median.is_nan() && row.p99_us.is_nan(), "{row:?}");
+        let good = round(any.clone(), any.clone(), any.clone(), any.clone());
+        let bad = round(outcome(80.0, 90.0), any.clone(), any.clone(), any);
+        let rounds = [good, bad.clone(), bad];
+        let told = row(Contestant::Tcpguard, &rounds, 2);
+        assert_eq!((told.of_deny, told.of_reflect, told.p99_of_deny), (None, None, None));
+        assert!(told.median.is_nan() && told.min.is_nan() && told.p99_us.is_nan(), "{told:?}");
+        assert_eq!((told.delivered_pps, told.attempts, told.failed), (80.0, 6, 3));
+        assert_eq!((told.rounds, told.discarded, told.enough), (3, 2, false));
+        let told = row(Contestant::Tcpguard, &rounds, 1);
+        assert_eq!((told.of_deny, told.median, told.enough), (Some(1.0), 90.0, true));
     }
 
     #[test]
     fn rounds_without_a_flood_always_count() {
         let calm = outcome(0.0, 100.0);
-        let row = row(Contestant::Tcpguard, &[round(outcome(0.0, 90.0), calm, calm, calm)]);
+        let rounds = [round(outcome(0.0, 90.0), calm.clone(), calm.clone(), calm)];
+        let row = row(Contestant::Tcpguard, &rounds, 1);
         assert_eq!((row.of_deny, row.discarded), (Some(0.9), 0));
     }
 
     #[test]
     fn steps_go_on_until_enough_rounds_count() {
         let (slow, fast) = (outcome(90.0, 1.0), outcome(100.0, 1.0));
-        let good = round(fast, slow, fast, fast);
-        let bad = round(slow, slow, fast, fast);
+        let good = round(fast.clone(), slow.clone(), fast.clone(), fast.clone());
+        let bad = round(slow.clone(), slow, fast.clone(), fast);
         assert_eq!(lacking(&[good.clone(), bad.clone()], 1, 2), [0]);
         assert!(lacking(&[good.clone(), bad, good.clone()], 1, 2).is_empty());
         // A step that a further round was not about.

@@ -178,7 +178,8 @@ fn requests(http: &Http<'_>, close: bool, time: Duration) -> Result<Outcome> {
     let before = busy()?;
     let done = http.requests(close, CONNECTIONS, time)?;
     let spent = busy()?.saturating_sub(before);
-    ensure!(done.failed == 0, "{} of {} requests failed", done.failed, done.requests);
+    let failed = done.errors + done.late;
+    ensure!(failed == 0, "{failed} of {} requests failed", done.requests);
     ensure!(done.requests > 0, "no request was answered");
     Ok(Outcome {
         figure: done.requests as f64 / done.time.as_secs_f64(),
