@@ -98,6 +98,15 @@ fn a_peer_that_does_not_answer_syns_is_refused_by_name() {
 }
 
 #[test]
+fn a_peer_that_only_turns_syns_around_is_refused() {
+    let pinned = Pinned::reflector("mirror").expect("a pinned program");
+    let peer = Peer { name: "mirror".to_owned(), object: pinned.0.clone() };
+    let error = measure(objects(), &[peer], FEW_PACKETS, |_| {}).expect_err("not a guard");
+    let error = format!("{error:#}");
+    assert!(error.contains("row mirror/syn_v4_ts: what it sends back: control bits"), "{error}");
+}
+
+#[test]
 fn every_row_of_the_stack_benchmark_is_measured() {
     let program = example::build("stack-bench").join("stack-bench");
     let effort = stack::Effort {
@@ -199,13 +208,13 @@ fn every_work_of_the_proxy_benchmark_is_done_through_every_contestant() {
 struct Pinned(PathBuf);
 
 impl Pinned {
-    fn reflector() -> anyhow::Result<Self> {
+    fn reflector(name: &str) -> anyhow::Result<Self> {
         mount_bpffs()?;
         let mut object = aya::Ebpf::load_file(built().lab_object)?;
         let program: &mut aya::programs::Xdp =
             object.program_mut(lab::name::REFLECT).context("no reflector")?.try_into()?;
         program.load()?;
-        let pin = Self(format!("/sys/fs/bpf/tcpguard-bench-{}", std::process::id()).into());
+        let pin = Self(format!("/sys/fs/bpf/tcpguard-bench-{}-{name}", std::process::id()).into());
         program.pin(&pin.0)?;
         Ok(pin)
     }
@@ -221,7 +230,7 @@ impl Drop for Pinned {
 fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_clients() {
     let effort = flood::Effort { rounds: 1, time: Duration::from_millis(200), rates: &[20_000] };
     // No guard at all: a program that sends everything back, in the place of the kernel's sample.
-    let pinned = Pinned::reflector().expect("a pinned program");
+    let pinned = Pinned::reflector("sample").expect("a pinned program");
     let mut contestants = Contestant::STANDARD.to_vec();
     contestants.push(Contestant::XdpSynproxy(pinned.0.clone()));
     let report = flood::measure(&built(), &contestants, effort, |_| {}).expect("every contestant stands");
