@@ -228,7 +228,7 @@ impl Drop for Pinned {
 
 #[test]
 fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_clients() {
-    let effort = flood::Effort { rounds: 1, time: Duration::from_millis(200), rates: &[20_000] };
+    let effort = flood::Effort { rounds: 1, time: Duration::from_millis(200), rates: &[20_000, 0] };
     // No guard at all: a program that sends everything back, in the place of the kernel's sample.
     let pinned = Pinned::reflector("sample").expect("a pinned program");
     let mut contestants = Contestant::STANDARD.to_vec();
@@ -256,13 +256,25 @@ fn every_contestant_of_the_flood_benchmark_answers_rightly_and_serves_its_client
             assert_eq!(row.connected > 0, serves, "{row:?}");
             let (syns, handshakes) = (unit == "answers/s", unit == "handshakes/s");
             assert_eq!((row.answered.is_some(), row.of_xdp_tx.is_some()), (syns, !handshakes), "{row:?}");
+            // A SYN has one first answer, however often it is repeated.
+            assert!(row.answered.is_none_or(|answered| answered <= 1.0 + 1e-3), "{row:?}");
         }
+    }
+    for row in &report.rows {
+        let costs = [row.cpu_ns_min, row.cpu_ns, row.cpu_ns_max];
+        assert!(row.asked_pps > 0 || costs == [None; 3], "{row:?}");
+        // On a busy machine a thread may come too late for frames that XDP takes in any time.
+        let taken = row.asked_pps > 0 && row.delivered_pps >= 0.99 * row.asked_pps as f64;
+        let is_cost = |cost: &Option<f64>| cost.is_some_and(|ns| ns > 0.0);
+        assert!(if taken { costs.iter().all(is_cost) } else { costs == [None; 3] }, "{row:?}");
+        assert!(row.name != "one_tuple_v4" || row.answers_pps.is_some(), "{row:?}");
     }
     let floods = ["syn_v4", "syn_v6", "one_tuple_v4", "ack_v4", "data_v4", "known_flow_v4", "handshake_v4"];
     for name in floods {
-        // Who serves nobody finishes no handshakes.
-        let absent = if name == "handshake_v4" { 3 } else { 0 };
-        assert_eq!(rows(name).count(), contestants.len() - absent, "{name}");
+        // Who serves nobody finishes no handshakes, and has no connection that could be flooded.
+        let absent = if ["known_flow_v4", "handshake_v4"].contains(&name) { 3 } else { 0 };
+        let rates = if name.starts_with("syn_") { 2 } else { 1 };
+        assert_eq!(rows(name).count(), rates * (contestants.len() - absent), "{name}");
         assert!(rows(name).all(|row| row.delivered_pps > 0.0), "{name}");
     }
 }
