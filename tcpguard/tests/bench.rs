@@ -482,37 +482,103 @@ fn the_page_of_the_report_renders_in_a_browser() {
     assert!(picture.starts_with(b"\x89PNG") && picture.len() > 20_000, "{} bytes", picture.len());
 }
 
-/// The victim is this test itself, run again in a process of its own.
-#[test]
-fn a_benchmark_that_is_interrupted_leaves_nothing_behind() {
-    const VICTIM: &str = "TCPGUARD_TEST_VICTIM";
-    if std::env::var_os(VICTIM).is_some() {
-        let effort = flood::Effort { rounds: 9, time: Duration::from_secs(9), rates: &[1000] };
-        let _never = flood::measure(&built(), &Contestant::STANDARD, effort, |_| {});
-        return;
+/// Marks the victim and all that it starts, by this process's number.
+const VICTIM: &str = "TCPGUARD_TEST_VICTIM";
+/// What the victim measures with, where it measures the stack.
+const PROGRAM: &str = "TCPGUARD_TEST_PROGRAM";
+
+/// A benchmark that is this file's own test, run again in a process of its own.
+struct Victim(std::process::Child);
+
+impl Victim {
+    fn start(test: &str, program: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", test]).env(PROGRAM, program).stdout(Stdio::null()).stderr(Stdio::null());
+        // Tests of this process may have victims at the same time.
+        let mark = format!("{}-{test}", std::process::id());
+        Self(command.env(VICTIM, mark).spawn().expect("this test again"))
     }
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "a_benchmark_that_is_interrupted_leaves_nothing_behind"]);
-    let mut victim = command.env(VICTIM, "1").stdout(Stdio::null()).spawn().expect("this test again");
-    let prefix = format!("tcpguard-{}-", victim.id());
-    let left = || {
+
+    /// Processes that it started and that have not ended, by name, itself included.
+    fn processes(test: &str) -> Vec<String> {
+        let mark = format!("{VICTIM}={}-{test}", std::process::id());
+        let marked = |environ: &[u8]| environ.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
+        let dirs = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
+        let ours = dirs.filter(|dir| fs::read(dir.join("environ")).is_ok_and(|environ| marked(&environ)));
+        ours.filter_map(|dir| Some(fs::read_to_string(dir.join("comm")).ok()?.trim().to_owned())).collect()
+    }
+
+    /// Its namespaces, pins and files.
+    fn labs(&self) -> usize {
+        let prefix = format!("tcpguard-{}-", self.0.id());
         let namespaces = xtask::tool::output("ip", ["netns", "list"]).unwrap_or_default();
         let pins = fs::read_dir("/sys/fs/bpf").into_iter().flatten().flatten();
         let files = fs::read_dir("/run/tcpguard-lab").into_iter().flatten().flatten();
         let named =
             pins.chain(files).filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
         namespaces.lines().filter(|line| line.starts_with(&prefix)).count() + named.count()
-    };
-    let wait_for = |what: &str, there: bool| {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while (left() > 0) != there {
-            assert!(Instant::now() < deadline, "{what}");
-            thread::sleep(Duration::from_millis(20));
-        }
-    };
-    wait_for("the benchmark makes a lab", true);
-    // What Ctrl-C sends.
-    xtask::tool::run("kill", ["-INT", &victim.id().to_string()]).expect("interrupting it");
-    victim.wait().expect("its end");
-    wait_for("what it made is gone", false);
+    }
+
+    /// Ends it as a person or a service manager would.
+    fn end(&mut self, signal: &str) {
+        xtask::tool::run("kill", [signal, &self.0.id().to_string()]).expect("a signal");
+        self.0.wait().expect("its end");
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !there() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn is_victim() -> bool {
+    std::env::var_os(VICTIM).is_some()
+}
+
+#[test]
+fn a_benchmark_that_is_interrupted_leaves_nothing_behind() {
+    const TEST: &str = "a_benchmark_that_is_interrupted_leaves_nothing_behind";
+    if is_victim() {
+        let effort = flood::Effort { rounds: 9, time: Duration::from_secs(9), rates: &[1000] };
+        let _never = flood::measure(&built(), &Contestant::STANDARD, effort, |_| {});
+        return;
+    }
+    // What Ctrl-C sends, and what `kill` does.
+    for signal in ["-INT", "-TERM"] {
+        let mut victim = Victim::start(TEST, Path::new(""));
+        let has_daemon = || Victim::processes(TEST).iter().any(|name| name == "tcpguard");
+        wait_for("the benchmark makes a lab with a daemon", || victim.labs() > 0 && has_daemon());
+        victim.end(signal);
+        wait_for("what it made is gone", || victim.labs() == 0);
+        wait_for("what it started has ended", || Victim::processes(TEST).is_empty());
+    }
+}
+
+/// It takes gigabytes, and minutes.
+#[test]
+fn the_stacks_benchmark_ends_with_whoever_started_it() {
+    const TEST: &str = "the_stacks_benchmark_ends_with_whoever_started_it";
+    if is_victim() {
+        let program = std::env::var_os(PROGRAM).expect("what measures");
+        let _never = stack::measure(Path::new(&program), stack::Effort::FULL);
+        return;
+    }
+    let program = example::build("stack-bench").join("stack-bench");
+    for signal in ["-INT", "-TERM", "-KILL"] {
+        let mut victim = Victim::start(TEST, &program);
+        let measures = || Victim::processes(TEST).iter().any(|name| name == "stack-bench");
+        wait_for("the program measures", measures);
+        victim.end(signal);
+        wait_for("the program has ended", || Victim::processes(TEST).is_empty());
+    }
 }
