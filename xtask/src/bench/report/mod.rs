@@ -304,8 +304,8 @@ fn scale(rows: &[Value]) -> Vec<Plot> {
             "scale-memory",
             "Memory against connections held",
             "bytes",
-            "Of the whole process, of what its stack took since it started, and of XDP's maps, which are made in full.",
-            &["bytes_process", "bytes_stack", "bytes_maps", "bytes_process_time_wait"],
+            "Of the whole process, of what it took for itself since it started, and of XDP's maps, which are made in full.",
+            &["bytes_process", "bytes_anon", "bytes_maps", "bytes_process_time_wait"],
         ),
         (
             "scale-segment",
@@ -318,7 +318,7 @@ fn scale(rows: &[Value]) -> Vec<Plot> {
             "scale-time",
             "Time to list and to expire",
             "ms",
-            "Until `tcpguard flows` has them all, and until the last TIME_WAIT is gone once its time is over.",
+            "Until `tcpguard flows` has listed them, 1 048 576 at most, and until the last TIME_WAIT is gone once its time is over.",
             &["list", "list_time_wait", "expire_time_wait"],
         ),
         (
@@ -532,7 +532,7 @@ mod tests {
             ),
             report(
                 "scale",
-                json!([{"name": "bytes_stack", "contestant": "tcpguard", "unit": "bytes", "n": 1000, "median": 1e6, "min": 1e6, "max": 1e6}]),
+                json!([{"name": "bytes_anon", "contestant": "tcpguard", "unit": "bytes", "n": 1000, "median": 1e6, "min": 1e6, "max": 1e6}]),
             ),
             report(
                 "stack",
