@@ -2,6 +2,7 @@
 //! (`tcpguard/stack/examples/stack-bench`) measures; this builds it, runs it, and makes figures of its runs. What the stack makes of
 //! a path that loses packets is measured next door in `transfers`, engine, rings and network included.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::figures::{Report, edge, median, sorted};
 use super::transfers;
 use crate::build::Artifacts;
+use crate::lab::Process;
 use crate::tool;
 
 /// How much to measure.
@@ -78,6 +80,9 @@ pub struct Row {
 /// Rows of which there is one for each number of connections.
 const BESIDE: [&str; 3] = ["segment_data", "segment_ack", "open_close"];
 
+/// How long the program may take to end once it has nothing more to say: it gives some gigabytes back.
+const TO_END: Duration = Duration::from_secs(60);
+
 /// What the program prints.
 #[derive(Deserialize)]
 struct Output {
@@ -104,18 +109,23 @@ pub fn print(report: &Report<Row>) {
 pub fn measure(program: &Path, effort: Effort) -> Result<Report<Row>> {
     let Effort { rounds, segments, connections, half_open, time_wait, .. } = effort;
     let connections = connections.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-    let mut command = Command::new(program);
+    // As the lab's processes: it ends when this one does, however that ends.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command.arg("--rounds").arg(rounds.to_string()).arg("--segments").arg(segments.to_string());
     command.arg("--connections").arg(connections).arg("--half-open").arg(half_open.to_string());
     command.arg("--time-wait").arg(time_wait.to_string());
     // As the unit file has it: a million connections want large pages.
     command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("running {}", program.display()))?;
-    if !output.status.success() {
-        bail!("{} failed: {}", tool::line(&command), output.status);
+    let mut process = Process::spawn(command.stdout(Stdio::piped()).stderr(Stdio::inherit()))?;
+    let mut said = Vec::new();
+    let stdout = process.child().stdout.as_mut().context("its standard output is not a pipe")?;
+    stdout.read_to_end(&mut said).with_context(|| format!("reading from {}", program.display()))?;
+    let status = process.wait(TO_END)?;
+    if !status.success() {
+        bail!("{} failed: {status}", tool::line(&command));
     }
-    let Output { rows } = serde_json::from_slice(&output.stdout).context("what the program printed")?;
+    let Output { rows } = serde_json::from_slice(&said).context("what the program printed")?;
     let ratios: Vec<_> = rows.iter().map(|runs| of_fewest(&rows, runs)).collect();
     let rows = rows
         .into_iter()

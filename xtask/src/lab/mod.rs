@@ -13,6 +13,7 @@ mod backend;
 mod bridge;
 mod flood;
 mod namespace;
+mod napi;
 mod port;
 mod process;
 mod sources;
@@ -32,8 +33,10 @@ use anyhow::{Context as _, Result, ensure};
 pub use backend::{Backend, write_pattern};
 pub use flood::{Flood, FloodCounters, FloodSpec};
 pub use namespace::Namespace;
+pub use napi::PacketThreads;
 pub use port::packet_socket;
 pub use process::Process;
+pub(crate) use process::runtime;
 pub use sources::Sources;
 pub use tcpguard_common::lab::Received;
 pub use template::{Kind, Macs};
@@ -214,6 +217,13 @@ neigh replace {GUARD_ADDRESS_V6} lladdr {guard} dev {CLIENT_INTERFACE} nud perma
     pub fn transmit_drops(&self) -> Result<u64> {
         let said = self.guard.output("ethtool", &["-S", GUARD_INTERFACE])?;
         Ok(of_all_queues(&said, "xdp_tx_errors"))
+    }
+
+    /// Frames that left [`GUARD_INTERFACE`], whoever sent them, and that the driver had no room for.
+    pub fn dropped_answers(&self) -> Result<u64> {
+        let said = self.guard.output("ip", &["-s", "-j", "link", "show", "dev", GUARD_INTERFACE])?;
+        let said: serde_json::Value = serde_json::from_str(&said).context("what ip said")?;
+        said[0]["stats64"]["tx"]["dropped"].as_u64().context("ip counts no drops")
     }
 
     /// The index of [`CLIENT_INTERFACE`] in the client's namespace.

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -122,4 +123,10 @@ impl Drop for Process {
         }
         let _ = self.child.wait();
     }
+}
+
+/// CPU time of the thread whose directory in `/proc` this is, nanoseconds; nothing if it has ended.
+pub(crate) fn runtime(task: &Path) -> Option<Duration> {
+    let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+    Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 use socket2::SockRef;
 
 use super::super::defence;
+use super::super::scale::process;
 use super::KNOWN_PORT;
 use crate::build::Artifacts;
 use crate::lab::{GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_INTERFACE, Instead, Lab, SPOOFED, StandIn};
@@ -138,10 +139,39 @@ impl Standing {
         }
     }
 
+    /// SYN-ACKs that were sent again because nothing came, since the lab is up: by the daemon, or the guarded host's kernel.
+    pub(super) fn repeats(&mut self, lab: &Lab) -> Result<u64> {
+        match &mut self.daemon {
+            Some(daemon) => {
+                let repeats = daemon.stats()?["totals"]["stack"]["syn-acks-retransmitted"].as_u64();
+                repeats.context("the daemon counts no repeated SYN-ACKs")
+            }
+            None => {
+                let said = lab.guard().output("cat", &["/proc/net/netstat"])?;
+                netstat(&said, "TCPSynRetrans").context("the kernel counts no repeated SYN-ACKs")
+            }
+        }
+    }
+
+    /// CPU time of a daemon's threads; none where there is no daemon. The server in the kernel's hands is no defence.
+    pub(super) fn cpu(&self) -> Result<Duration> {
+        self.daemon.as_ref().map_or(Ok(Duration::ZERO), |daemon| process::cpu(daemon.id()))
+    }
+
     pub(super) fn down(self) -> Result<()> {
         self.server.map_or(Ok(()), Server::stop)?;
         self.daemon.map_or(Ok(()), Daemon::stop)
     }
+}
+
+/// The counter `name` in `/proc/net/netstat`: of each pair of lines the first one names what stands in the second.
+fn netstat(text: &str, name: &str) -> Option<u64> {
+    let lines: Vec<_> = text.lines().collect();
+    let (pairs, _) = lines.as_chunks::<2>();
+    pairs.iter().find_map(|[names, counts]| {
+        let at = names.split(' ').position(|field| field == name)?;
+        counts.split(' ').nth(at)?.parse().ok()
+    })
 }
 
 /// How many of `forged` ACKs without timestamps may have been right. A guess is once in 2^25 (`tcpguard_common::cookie`), and a
@@ -265,6 +295,14 @@ mod tests {
         // What a whole run makes of them, and what comes of it: none, mostly, and hardly ever a dozen.
         let made = [10_000, 5_000_000, 66_000_000].map(lucky);
         assert_eq!(made, [3, 4, 10]);
+    }
+
+    #[test]
+    fn a_counter_of_the_kernel_stands_under_its_name() {
+        let text =
+            "TcpExt: SyncookiesSent TCPSynRetrans\nTcpExt: 7 12\nIpExt: InNoRoutes InOctets\nIpExt: 1 99\n";
+        assert_eq!((netstat(text, "TCPSynRetrans"), netstat(text, "InOctets")), (Some(12), Some(99)));
+        assert_eq!(netstat(text, "TCPSyn"), None);
     }
 
     #[test]

@@ -3,29 +3,29 @@
 //! counters say what it made of them. How fast it is does not matter here.
 
 use std::io::{Read as _, Write as _};
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use socket2::Socket;
-use tcpguard_common::cookie::{Strictness, SynOptions, encode};
-use tcpguard_common::flow::{FlowKey, V4};
-use tcpguard_common::map::EpochSlot;
+use tcpguard_common::cookie::{Clock, Strictness, SynOptions, encode, validate};
+use tcpguard_common::flow::{FlowKey, V4, V6};
+use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
 use tcpguard_common::packet::build::{Headers, Link};
-use tcpguard_common::packet::{Buffer, Flags, Options, Vlan, checksum};
+use tcpguard_common::packet::{AnySegment, Buffer, Family, Flags, Options, Segment, Vlan, parse};
 use tcpguard_common::seq::Seq;
 
 use super::super::defence;
 use crate::build::Artifacts;
 use crate::lab::{
-    CLIENT_INTERFACE, FAR_MAC, GUARD_ADDRESS, GUARD_MAC, Instead, Lab, LabConfig, StandIn, packet_socket,
+    CLIENT_INTERFACE, FAR_MAC, GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_MAC, Instead, Lab, LabConfig, StandIn,
+    packet_socket,
 };
 
 const PORT: u16 = 80;
 /// How often the guard changes its key here: as often as it can.
 const PERIOD: Duration = Duration::from_secs(2);
-/// The client: nobody's address, so that no kernel meddles.
-const CLIENT: V4 = V4([10, 77, 0, 200]);
-/// Its initial sequence number.
+/// The client's initial sequence number.
 const ISN: u32 = 0x0b5e_55ed;
 /// The clock of its timestamps.
 const TSVAL: u32 = 77;
@@ -33,6 +33,10 @@ const TSVAL: u32 = 77;
 const GUESSES: u16 = 200;
 /// All that an epoch's two bits tell apart.
 const EPOCHS: u32 = 4;
+/// What nobody must have as a key, though a map has it that nobody wrote to.
+const ZEROES: [u64; 2] = [0; 2];
+/// A key that a guard may have: with it, what is [forged](forged) must be taken.
+const KNOWN: [u64; 2] = [0, 1];
 /// Between two looks at the same thing.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -107,20 +111,32 @@ impl Conduct {
     }
 }
 
-/// Fails unless tcpguard does its job.
+/// Fails unless tcpguard does its job over both families.
 pub fn check(built: &Artifacts) -> Result<()> {
     let lab = Lab::up(LabConfig::new(&built.lab_object))?;
-    let protect = format!("{GUARD_ADDRESS}:{PORT}=respond:discard,cookie");
+    lab.ipv6()?;
+    let protect = [GUARD_ADDRESS.to_string(), format!("[{GUARD_ADDRESS_V6}]")]
+        .map(|address| format!("{address}:{PORT}=respond:discard,cookie"));
     let period = format!("cookie-period={}s", PERIOD.as_secs());
-    let mut daemon = defence::tcpguard(&lab, built, &["--protect", &protect, "--set", &period])?;
-    let verdicts = || {
+    let arguments = ["--protect", &protect[0], "--protect", &protect[1], "--set", &period];
+    let mut daemon = defence::tcpguard(&lab, built, &arguments)?;
+    let mut verdicts = || {
         let numbers = daemon.numbers()?;
         Ok(Verdicts { taken: numbers.acks_accepted, refused: numbers.acks_refused })
     };
-    let conduct = observe(&lab, Patience::WITH_A_GUARD, verdicts)?;
+    let conducts = [
+        ("IPv4", observe::<V4>(&lab, Patience::WITH_A_GUARD, &mut verdicts)?),
+        ("IPv6", observe::<V6>(&lab, Patience::WITH_A_GUARD, &mut verdicts)?),
+    ];
     daemon.stop()?;
-    let faults = conduct.faults();
-    ensure!(faults.is_empty(), "tcpguard does not do its job: {}: {conduct:?}", faults.join("; "));
+    for (family, conduct) in conducts {
+        let faults = conduct.faults();
+        ensure!(
+            faults.is_empty(),
+            "tcpguard does not do its job over {family}: {}: {conduct:?}",
+            faults.join("; ")
+        );
+    }
     Ok(())
 }
 
@@ -128,12 +144,43 @@ pub fn check(built: &Artifacts) -> Result<()> {
 pub fn reflector(built: &Artifacts) -> Result<Conduct> {
     let lab = Lab::up(LabConfig::new(&built.lab_object))?;
     let _program = StandIn::attach(&lab, Instead::Reflect)?;
-    observe(&lab, Patience::WITHOUT, || Ok(Verdicts::default()))
+    observe::<V4>(&lab, Patience::WITHOUT, &mut || Ok(Verdicts::default()))
+}
+
+/// Where the client is and whom it speaks to.
+trait Ends: Family {
+    /// The client: nobody's address, so that no kernel meddles.
+    const CLIENT: Self;
+    const GUARD: Self;
+    /// A segment, if it is of this family.
+    fn segment(any: AnySegment) -> Option<Segment<Self>>;
+}
+
+impl Ends for V4 {
+    const CLIENT: Self = Self([10, 77, 0, 200]);
+    const GUARD: Self = Self(GUARD_ADDRESS.octets());
+
+    fn segment(any: AnySegment) -> Option<Segment<Self>> {
+        if let AnySegment::V4(segment) = any { Some(segment) } else { None }
+    }
+}
+
+impl Ends for V6 {
+    const CLIENT: Self = Self([0xfd, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+    const GUARD: Self = Self(GUARD_ADDRESS_V6.octets());
+
+    fn segment(any: AnySegment) -> Option<Segment<Self>> {
+        if let AnySegment::V6(segment) = any { Some(segment) } else { None }
+    }
 }
 
 /// Sends it what an honest client and an attacker would.
-fn observe(lab: &Lab, patience: Patience, mut verdicts: impl FnMut() -> Result<Verdicts>) -> Result<Conduct> {
-    let mut client = Client::new(lab, patience.answer)?;
+fn observe<A: Ends>(
+    lab: &Lab,
+    patience: Patience,
+    verdicts: &mut impl FnMut() -> Result<Verdicts>,
+) -> Result<Conduct> {
+    let mut client = Client::<A>::new(lab, patience.answer)?;
     let mut conduct = Conduct::default();
     // Two answers of one key, which may change in between: then the second and third are of one.
     let (mut first, mut second) = (client.ask(1)?, client.ask(1)?);
@@ -149,19 +196,23 @@ fn observe(lab: &Lab, patience: Patience, mut verdicts: impl FnMut() -> Result<V
         random = random.wrapping_mul(0x0019_660d).wrapping_add(0x3c6e_f35f);
         client.acknowledge(1000 + port, Answer { seq: random, tsval: Some(random.rotate_left(9)) })?;
     }
-    conduct.guessed = taken(&mut verdicts, before, u64::from(GUESSES), patience)?;
+    conduct.guessed = taken(verdicts, before, u64::from(GUESSES), patience)?;
 
     let before = verdicts()?;
     for (epoch, port) in (0..EPOCHS).zip(5000..) {
-        client.acknowledge(port, forged(epoch, port))?;
+        ensure!(
+            would_open::<A>(KNOWN, epoch, port),
+            "an ACK made with a known key is not what a guard takes"
+        );
+        client.acknowledge(port, forged::<A>(ZEROES, epoch, port))?;
     }
-    conduct.zero_key = taken(&mut verdicts, before, u64::from(EPOCHS), patience)?;
+    conduct.zero_key = taken(verdicts, before, u64::from(EPOCHS), patience)?;
 
     let before = verdicts()?;
     if let Some(answer) = client.ask(6000)? {
         client.acknowledge(6000, answer)?;
     }
-    conduct.completed = taken(&mut verdicts, before, 1, patience)?;
+    conduct.completed = taken(verdicts, before, 1, patience)?;
 
     let deadline = Instant::now() + patience.key;
     conduct.next_key = loop {
@@ -193,9 +244,9 @@ fn taken(
     }
 }
 
-/// What a guard whose keys are zeroes would have answered in an epoch with these two bits.
-fn forged(epoch: u32, port: u16) -> Answer {
-    let slot = EpochSlot {
+fn slot(key: [u64; 2], epoch: u32) -> EpochSlot {
+    EpochSlot {
+        key,
         epoch,
         valid: 1,
         mss_v4: 1460,
@@ -203,8 +254,11 @@ fn forged(epoch: u32, port: u16) -> Answer {
         window: 64_240,
         window_scale: 9,
         layout: tcpguard_common::cookie::LAYOUT,
-        ..EpochSlot::default()
-    };
+    }
+}
+
+/// What a guard with this key would have answered in an epoch with these two bits.
+fn forged<A: Ends>(key: [u64; 2], epoch: u32, port: u16) -> Answer {
     let syn = SynOptions {
         mss: Some(1460),
         window_scale: Some(7),
@@ -212,14 +266,32 @@ fn forged(epoch: u32, port: u16) -> Answer {
         timestamps: Some(TSVAL),
         ecn: false,
     };
-    let cookie = encode(&slot, Strictness::NEVER, &flow(port), ISN, &syn, 0);
+    let cookie = encode(&slot(key, epoch), Strictness::NEVER, &flow::<A>(port), ISN, &syn, 0);
     Answer { seq: cookie.isn, tsval: cookie.tsval }
 }
 
-fn flow(port: u16) -> FlowKey<V4> {
+/// Whether the ACK that is forged with a key opens a connection where a guard has that key: what must not be taken is only worth
+/// a look if nothing but its key is wrong.
+fn would_open<A: Ends>(key: [u64; 2], epoch: u32, port: u16) -> bool {
+    let mut epochs = [EpochSlot::default(); EPOCH_SLOTS as usize];
+    epochs[(epoch % EPOCH_SLOTS) as usize] = slot(key, epoch);
+    let frame = acknowledgement::<A>(port, forged::<A>(key, epoch, port));
+    let segment = frame.and_then(|frame| {
+        let segment = A::segment(parse(&frame[..]).ok()?)?;
+        segment.checksum_ok(&frame).then_some(segment)
+    });
+    segment.is_some_and(|segment| {
+        let (seq, ack) = (segment.tcp.seq.0.wrapping_sub(1), segment.tcp.ack.0.wrapping_sub(1));
+        let echo = segment.options.timestamps.map(|(_, echo)| echo);
+        let clock = Clock { epoch, ..Clock::default() };
+        validate(&epochs, &clock, Strictness::NEVER, &segment.key(), seq, ack, echo).is_some()
+    })
+}
+
+fn flow<A: Ends>(port: u16) -> FlowKey<A> {
     FlowKey {
-        peer: CLIENT,
-        local: V4(GUARD_ADDRESS.octets()),
+        peer: A::CLIENT,
+        local: A::GUARD,
         peer_port: port.to_be_bytes(),
         local_port: PORT.to_be_bytes(),
     }
@@ -232,19 +304,49 @@ struct Answer {
     tsval: Option<u32>,
 }
 
+/// A whole frame, without data.
+fn frame<A: Ends>(port: u16, flags: Flags, seq: u32, ack: u32, options: Options) -> Option<Vec<u8>> {
+    let FlowKey { peer, local, peer_port, local_port } = flow::<A>(port);
+    let headers = Headers {
+        link: Link { dst: GUARD_MAC, src: FAR_MAC, vlan: Vlan::default() },
+        src: peer,
+        dst: local,
+        ecn: 0,
+        src_port: peer_port,
+        dst_port: local_port,
+        seq: Seq(seq),
+        ack: Seq(ack),
+        flags,
+        window: 64_240,
+        options,
+    };
+    let len = headers.len();
+    let mut frame = vec![0; len];
+    headers.write(&mut Buffer::new(&mut frame, len), 0, 0)?;
+    Some(frame)
+}
+
+/// The last segment of a handshake.
+fn acknowledgement<A: Ends>(port: u16, answer: Answer) -> Option<Vec<u8>> {
+    let timestamps = answer.tsval.map(|echo| (TSVAL, echo));
+    let options = Options { timestamps, ..Options::default() };
+    frame::<A>(port, Flags::ACK, ISN.wrapping_add(1), answer.seq.wrapping_add(1), options)
+}
+
 /// Sends segments of its own making.
-struct Client {
+struct Client<A> {
     socket: Socket,
     /// How long an answer may take.
     patience: Duration,
     wrong: u32,
+    family: PhantomData<A>,
 }
 
-impl Client {
+impl<A: Ends> Client<A> {
     fn new(lab: &Lab, patience: Duration) -> Result<Self> {
         let socket = lab.client().enter(|| packet_socket(CLIENT_INTERFACE))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        Ok(Self { socket, patience, wrong: 0 })
+        Ok(Self { socket, patience, wrong: 0, family: PhantomData })
     }
 
     /// Sends the SYN of `port`: the same each time.
@@ -256,7 +358,7 @@ impl Client {
             timestamps: Some((TSVAL, 0)),
             ..Options::default()
         };
-        self.send(port, Flags::SYN, ISN, 0, options)?;
+        self.send(frame::<A>(port, Flags::SYN, ISN, 0, options))?;
         let deadline = Instant::now() + self.patience;
         let mut frame = [0; 2048];
         while Instant::now() < deadline {
@@ -269,62 +371,30 @@ impl Client {
     }
 
     fn acknowledge(&mut self, port: u16, answer: Answer) -> Result<()> {
-        let timestamps = answer.tsval.map(|echo| (TSVAL, echo));
-        let options = Options { timestamps, ..Options::default() };
-        self.send(port, Flags::ACK, ISN.wrapping_add(1), answer.seq.wrapping_add(1), options)
+        self.send(acknowledgement::<A>(port, answer))
     }
 
-    fn send(&mut self, port: u16, flags: Flags, seq: u32, ack: u32, options: Options) -> Result<()> {
-        let FlowKey { peer, local, peer_port, local_port } = flow(port);
-        let headers = Headers {
-            link: Link { dst: GUARD_MAC, src: FAR_MAC, vlan: Vlan::default() },
-            src: peer,
-            dst: local,
-            ecn: 0,
-            src_port: peer_port,
-            dst_port: local_port,
-            seq: Seq(seq),
-            ack: Seq(ack),
-            flags,
-            window: 64_240,
-            options,
-        };
-        let len = headers.len();
-        let mut frame = vec![0; len];
-        headers.write(&mut Buffer::new(&mut frame, len), 0, 0).context("room for the headers")?;
-        self.socket.write_all(&frame).context("sending a segment")
+    fn send(&mut self, frame: Option<Vec<u8>>) -> Result<()> {
+        self.socket.write_all(&frame.context("room for the headers")?).context("sending a segment")
     }
 
     /// Reads a SYN-ACK to the SYN of `port` out of a frame, if it is one, and judges it.
     fn read(&mut self, frame: &[u8], port: u16) -> Option<Answer> {
-        const SYN_ACK: u8 = 0x12;
-        let (ip, tcp) = (frame.get(14..34)?, frame.get(34..)?);
-        let to_us = ip[0] == 0x45 && ip[9] == 6 && ip[16..20] == CLIENT.0;
-        let header = usize::from(tcp.get(12)? >> 4) * 4;
-        if !to_us
-            || tcp.get(2..4)? != port.to_be_bytes()
-            || tcp.get(13)? & 0x3f != SYN_ACK
-            || tcp.len() < header
-        {
+        let segment = A::segment(parse(frame).ok()?)?;
+        let FlowKey { peer, local, peer_port, local_port } = flow::<A>(port);
+        let (ip, tcp) = (&segment.ip, &segment.tcp);
+        let to_us = ip.dst == peer && tcp.dst_port == peer_port;
+        if !to_us || tcp.flags.0 & 0x3f != (Flags::SYN | Flags::ACK).0 {
             return None;
         }
-        let word = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
-        let tcp = &tcp[..usize::from(u16::from_be_bytes([ip[2], ip[3]])).saturating_sub(20).min(tcp.len())];
-        let local = V4(GUARD_ADDRESS.octets());
-        let sums = [checksum::sum(ip), checksum::sum(tcp) + checksum::pseudo(local, CLIENT, tcp.len())];
-        let summed = sums.into_iter().all(checksum::holds);
-        let stamps = stamps(tcp.get(20..header)?);
-        let echoed = stamps.is_some_and(|(_, echo)| echo == TSVAL);
-        self.wrong += u32::from(!summed || word(8)? != ISN.wrapping_add(1) || !echoed);
-        Some(Answer { seq: word(4)?, tsval: stamps.map(|(tsval, _)| tsval) })
+        let stamps = segment.options.timestamps;
+        let right = segment.checksum_ok(frame)
+            && (ip.src, tcp.src_port) == (local, local_port)
+            && tcp.ack.0 == ISN.wrapping_add(1)
+            && stamps.is_some_and(|(_, echo)| echo == TSVAL);
+        self.wrong += u32::from(!right);
+        Some(Answer { seq: tcp.seq.0, tsval: stamps.map(|(tsval, _)| tsval) })
     }
-}
-
-/// TSval and TSecr among the options of a header.
-fn stamps(options: &[u8]) -> Option<(u32, u32)> {
-    let at = options.windows(2).position(|pair| pair == [8, 10])?;
-    let word = |at: usize| Some(u32::from_be_bytes(options.get(at..at + 4)?.try_into().ok()?));
-    Some((word(at + 2)?, word(at + 6)?))
 }
 
 #[cfg(test)]
@@ -340,6 +410,14 @@ mod tests {
         zero_key: 0,
         completed: 1,
     };
+
+    #[test]
+    fn what_is_forged_opens_a_connection_where_its_key_is_in_force_and_never_with_zeroes() {
+        for epoch in 0..EPOCHS {
+            assert!(would_open::<V4>(KNOWN, epoch, 5000) && would_open::<V6>(KNOWN, epoch, 5000));
+            assert!(!would_open::<V4>(ZEROES, epoch, 5000) && !would_open::<V6>(ZEROES, epoch, 5000));
+        }
+    }
 
     #[test]
     fn a_guard_that_does_its_job_has_no_faults() {

@@ -17,8 +17,8 @@ use tcpguard_common::map::EpochSlot;
 
 use super::frames::{Kind, Sources, rewrite};
 use super::guard::{self, Guard, Tables, check};
-use super::rows::{self, ALLOWED, Contestant, DENIED, DROP, FEW, KNOWN, Spec, Version};
-use super::{Effort, Objects, Peer, Run};
+use super::rows::{self, ALLOWED, Contestant, DENIED, DROP, FEW, KNOWN, Spec, TX, Version};
+use super::{Effort, Objects, Peer, Run, answer};
 
 /// `AF_XDP`.
 pub(super) const AF_XDP: i32 = 44;
@@ -96,6 +96,11 @@ impl Contest {
         if verdict != DROP {
             bail!("the frame could not be made");
         }
+        if row.verdict == TX {
+            let next = self.program(row.contestant)?;
+            let ours = !matches!(row.contestant, Contestant::Peer(_));
+            look::<A>(&mut self.bench, &next, &rewrite, ours.then_some(self.slot))?;
+        }
         Ok(Run { row: time, null })
     }
 
@@ -109,8 +114,7 @@ impl Contest {
     }
 
     fn position(&self) -> Result<u64> {
-        let map = Array::<_, u64>::try_from(self.bench.map(name::POSITION).context(name::POSITION)?)?;
-        Ok(map.get(&0, 0)?)
+        position(&self.bench)
     }
 
     /// The counters of the guard in question; none of other programs.
@@ -126,7 +130,12 @@ impl Contest {
 
     /// Runs a program on `packets` frames: the verdict on the last, and nanoseconds per packet.
     fn run(&mut self, contestant: Contestant, packets: u32) -> Result<(u32, f64)> {
-        let next = match contestant {
+        let next = self.program(contestant)?;
+        run(&mut self.bench, &next, packets)
+    }
+
+    fn program(&self, contestant: Contestant) -> Result<ProgramFd> {
+        Ok(match contestant {
             Contestant::Null => null(&self.bench)?,
             Contestant::Redirect => program(&self.bench, name::REDIRECT)?.fd()?.try_clone()?,
             Contestant::Hot => self.hot.program()?,
@@ -134,8 +143,7 @@ impl Contest {
             Contestant::Denying => self.denying.program()?,
             Contestant::Listing => self.listing.program()?,
             Contestant::Peer(index) => self.peers.get(index).context("no such peer")?.program()?,
-        };
-        run(&mut self.bench, &next, packets)
+        })
     }
 }
 
@@ -147,9 +155,13 @@ pub(super) fn try_out(objects: Objects<'_>, peers: &[Peer]) -> Result<()> {
     let (mut bench, slot) = (load(objects.bench, &socket)?, guard::epoch()?);
     for Spec { name, contestant, kind, sources, verdict: expected, .. } in rows::all(peers) {
         let Contestant::Peer(index) = contestant else { continue };
-        rewrite_as(&mut bench, rewrite::<V4>(kind, sources, slot))?;
-        let (verdict, _) = run(&mut bench, &loaded[index].program()?, PACKETS)?;
+        let (how, program) = (rewrite::<V4>(kind, sources, slot), loaded[index].program()?);
+        rewrite_as(&mut bench, how)?;
+        let (verdict, _) = run(&mut bench, &program, PACKETS)?;
         ensure!(verdict == expected, "row {name}: verdict {verdict}, expected {expected}");
+        if expected == TX {
+            look::<V4>(&mut bench, &program, &how, None).with_context(|| format!("row {name}"))?;
+        }
     }
     Ok(())
 }
@@ -161,13 +173,40 @@ pub(super) fn rewrite_as(bench: &mut Ebpf, how: Rewrite) -> Result<()> {
 
 /// Runs a program on `packets` frames: the verdict on the last, and nanoseconds per packet.
 pub(super) fn run(bench: &mut Ebpf, next: &ProgramFd, packets: u32) -> Result<(u32, f64)> {
+    let (verdict, time, _) = run_into(bench, next, packets, &mut [])?;
+    Ok((verdict, time))
+}
+
+/// Runs a program once more and looks at what it answers; see [`answer::check`].
+fn look<A: Tables>(
+    bench: &mut Ebpf,
+    next: &ProgramFd,
+    rewrite: &Rewrite,
+    slot: Option<EpochSlot>,
+) -> Result<()> {
+    let mut frame = [0; 2048];
+    let number = rewrite.number(position(bench)?);
+    let (_, _, len) = run_into(bench, next, 1, &mut frame)?;
+    let answer = frame.get(..len).context("an answer longer than any frame")?;
+    answer::check::<A>(answer, rewrite, number, slot).context("what it sends back")
+}
+
+fn position(bench: &Ebpf) -> Result<u64> {
+    let map = Array::<_, u64>::try_from(bench.map(name::POSITION).context(name::POSITION)?)?;
+    Ok(map.get(&0, 0)?)
+}
+
+/// Like [`run`]; puts the last frame where there is room, and says how long it is.
+fn run_into(bench: &mut Ebpf, next: &ProgramFd, packets: u32, out: &mut [u8]) -> Result<(u32, f64, usize)> {
     ProgramArray::try_from(bench.map_mut(name::NEXT).context(name::NEXT)?)?
         .set(0, next, 0)
         .context("putting the program behind the one that makes frames")?;
     let frame = [0; tcpguard_common::bench::TEMPLATE_LEN];
-    let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
+    let data_out = (!out.is_empty()).then_some(out);
+    let options =
+        TestRunOptions { data_in: Some(&frame), data_out, repeat: packets, ..TestRunOptions::new() };
     let outcome = program(bench, name::REWRITE)?.test_run(options).context("BPF_PROG_RUN")?;
-    Ok((outcome.return_value, outcome.duration.as_nanos() as f64))
+    Ok((outcome.return_value, outcome.duration.as_nanos() as f64, outcome.data_size_out as usize))
 }
 
 /// The program that does nothing.

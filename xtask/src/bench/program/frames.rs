@@ -9,7 +9,8 @@ use crate::lab::template::{LINUX, LINUX_TSVAL, WINDOWS};
 
 /// The guarded interface's address.
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// Who forwards everybody's segments to it.
+pub(super) const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// Bytes of a packet.
 const MTU: usize = 1500;
 /// The options of an ACK by whoever negotiated timestamps, and where its TSval stands.

@@ -17,6 +17,7 @@ use tcpguard_common::map::{
     ABI_VERSION, EPOCH_SLOTS, EpochSlot, Flow, Interface, Limits, MODE_COOKIE, ON_EXIT_PASS, PLACE_HELD,
     Service, ServiceKey, ServicePlace, Settings, name, xsk_index,
 };
+use tcpguard_common::packet::{AnySegment, Segment};
 use tcpguard_common::reason::Reason;
 use tcpguard_common::sketch::Rate;
 use tcpguard_common::trace::Wanted;
@@ -61,18 +62,28 @@ pub(super) trait Tables: Ends {
     const SERVICES: &'static str;
     const PLACES: &'static str;
     const FLOWS: &'static str;
+    /// A segment, if it is of this family.
+    fn segment(any: AnySegment) -> Option<Segment<Self>>;
 }
 
 impl Tables for V4 {
     const SERVICES: &'static str = name::SERVICES_V4;
     const PLACES: &'static str = name::SERVICE_PLACES_V4;
     const FLOWS: &'static str = name::FLOWS_V4;
+
+    fn segment(any: AnySegment) -> Option<Segment<Self>> {
+        if let AnySegment::V4(segment) = any { Some(segment) } else { None }
+    }
 }
 
 impl Tables for V6 {
     const SERVICES: &'static str = name::SERVICES_V6;
     const PLACES: &'static str = name::SERVICE_PLACES_V6;
     const FLOWS: &'static str = name::FLOWS_V6;
+
+    fn segment(any: AnySegment) -> Option<Segment<Self>> {
+        if let AnySegment::V6(segment) = any { Some(segment) } else { None }
+    }
 }
 
 /// The program and its maps.

@@ -2,6 +2,7 @@
 //! rewrites the whole frame and then runs the unmodified XDP program on it; the same frame rewritten for a program
 //! that does nothing is what each row is compared with. Not how many packets a machine can take: no driver is in it.
 
+mod answer;
 mod contest;
 mod frames;
 mod guard;
@@ -104,8 +105,8 @@ pub fn print(report: &Report<Row>) {
     }
 }
 
-/// Measures every row. Fails when a run does not end as its row says: with that verdict, and counted under that
-/// reason.
+/// Measures every row. Fails when a run does not end as its row says: with that verdict, counted under that reason, and where
+/// it answers, with the right SYN-ACK.
 pub fn measure(
     objects: Objects<'_>,
     peers: &[Peer],

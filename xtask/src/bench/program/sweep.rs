@@ -18,7 +18,7 @@ use super::rows::{ALLOWED, DENIED, DROP, HOT_STRANGERS, MANY, STRANGERS, TX};
 /// How far things grow, and how often each is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::bench) struct Growth {
-    /// Runs of each row, one of every row in turn with its null.
+    /// Runs of each row at each size, one of every size and row in turn with its null.
     pub(in crate::bench) rounds: usize,
     /// Packets in one run.
     pub(in crate::bench) packets: u32,
@@ -57,32 +57,36 @@ pub(in crate::bench) fn sweep(objects: Objects<'_>, growth: Growth) -> Result<Ve
     let strangers = (STRANGERS, HOT_STRANGERS);
     let answered = |name| Row::new(name, Kind::Syn, (STRANGERS, MANY), TX, Reason::CookieSent);
     let refused = |name, sources| Row::new(name, Kind::Ack, sources, DROP, Reason::AckInvalid);
-    let mut timed = Vec::new();
-
-    let rows = [answered("services_syn")?, refused("services_ack", strangers)?];
-    let mut guard = Guard::load(objects.guard, &socket)?;
-    let mut served = 1;
-    for &count in growth.services {
-        guard.serve_more(served..count)?;
-        served = count;
-        timed.extend(time(&mut bench, &guard, &rows, count, growth)?);
-    }
-
-    let rows = [answered("queues_syn")?, refused("queues_ack", strangers)?];
-    let mut guard = Guard::load(objects.guard, &socket)?;
-    for &count in growth.queues {
-        guard.share(count)?;
-        timed.extend(time(&mut bench, &guard, &rows, count, growth)?);
-    }
-
+    let load = || Guard::load(objects.guard, &socket);
+    // Services are never taken back: a guard for each number of them.
+    let with_services = |&count: &u32| {
+        let mut guard = load()?;
+        guard.serve_more(1..count)?;
+        anyhow::Ok((count, guard))
+    };
+    let serving = growth.services.iter().map(with_services).collect::<Result<Vec<_>>>()?;
+    let (mut sharing, mut listing) = (load()?, load()?);
+    let of_services = [answered("services_syn")?, refused("services_ack", strangers)?];
+    let of_queues = [answered("queues_syn")?, refused("queues_ack", strangers)?];
     let denied = Row::new("filters_deny", Kind::Syn, (DENIED, MANY), DROP, Reason::FilterDeny)?;
-    let rows = [denied, refused("filters_none", strangers)?, refused("filters_near", (ALLOWED, MANY))?];
-    let mut guard = Guard::load(objects.guard, &socket)?;
-    for &count in growth.filters {
-        guard.list(&prefixes(count))?;
-        // With nothing on the lists nobody is denied.
-        let rows = if count == 0 { &rows[1..] } else { &rows[..] };
-        timed.extend(time(&mut bench, &guard, rows, count, growth)?);
+    let of_filters = [denied, refused("filters_none", strangers)?, refused("filters_near", (ALLOWED, MANY))?];
+
+    let mut timed = Vec::new();
+    // All sizes in turn, so that a machine that gets slower meanwhile makes no size look dearer than another.
+    for _ in 0..growth.rounds {
+        for (count, guard) in &serving {
+            time(&mut bench, guard, &of_services, *count, growth.packets, &mut timed)?;
+        }
+        for &count in growth.queues {
+            sharing.share(count)?;
+            time(&mut bench, &sharing, &of_queues, count, growth.packets, &mut timed)?;
+        }
+        for &count in growth.filters {
+            listing.list(&prefixes(count))?;
+            // With nothing on the lists nobody is denied.
+            let rows = if count == 0 { &of_filters[1..] } else { &of_filters[..] };
+            time(&mut bench, &listing, rows, count, growth.packets, &mut timed)?;
+        }
     }
     Ok(timed)
 }
@@ -97,29 +101,56 @@ fn prefixes(count: u32) -> Vec<(u32, u8, u32)> {
     list
 }
 
-fn time(bench: &mut Ebpf, guard: &Guard, rows: &[Row], count: u32, growth: Growth) -> Result<Vec<Timed>> {
+/// One run of each row.
+fn time(
+    bench: &mut Ebpf,
+    guard: &Guard,
+    rows: &[Row],
+    count: u32,
+    packets: u32,
+    timed: &mut Vec<Timed>,
+) -> Result<()> {
     let (program, null) = (guard.program()?, null(bench)?);
-    let mut runs = vec![Vec::new(); rows.len()];
-    for _ in 0..growth.rounds {
-        for (Row { name, how, verdict, reason }, runs) in rows.iter().zip(&mut runs) {
-            let failed = || format!("row {name} with {count}");
-            rewrite_as(bench, *how)?;
-            run(bench, &program, growth.packets.min(WARM_UP))?;
-            let before = guard.counters()?;
-            let (met, time) = run(bench, &program, growth.packets)?;
-            ensure!(met == *verdict, "row {name} with {count}: verdict {met}, expected {verdict}");
-            check(&before, &guard.counters()?, Some(*reason), growth.packets).with_context(failed)?;
-            let (met, nothing) = run(bench, &null, growth.packets)?;
-            ensure!(met == DROP, "the frame could not be made");
-            runs.push(time - nothing);
-        }
+    for Row { name, how, verdict, reason } in rows {
+        let failed = || format!("row {name} with {count}");
+        rewrite_as(bench, *how)?;
+        run(bench, &program, packets.min(WARM_UP))?;
+        let before = guard.counters()?;
+        let (met, time) = run(bench, &program, packets)?;
+        ensure!(met == *verdict, "row {name} with {count}: verdict {met}, expected {verdict}");
+        check(&before, &guard.counters()?, Some(*reason), packets).with_context(failed)?;
+        let (met, nothing) = run(bench, &null, packets)?;
+        ensure!(met == DROP, "the frame could not be made");
+        note(timed, name, count, time - nothing);
     }
-    Ok(rows.iter().zip(runs).map(|(row, runs)| (row.name, count, runs)).collect())
+    Ok(())
+}
+
+/// Adds a run to those of its row and size.
+fn note(timed: &mut Vec<Timed>, row: &'static str, size: u32, run: f64) {
+    match timed.iter_mut().find(|(name, count, _)| (*name, *count) == (row, size)) {
+        Some((.., runs)) => runs.push(run),
+        None => timed.push((row, size, vec![run])),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_of_a_row_are_kept_apart_by_size() {
+        let mut timed = Vec::new();
+        for round in 0..2 {
+            for (row, size) in [("a", 1), ("a", 2), ("b", 2)] {
+                note(&mut timed, row, size, f64::from(size * 10 + round));
+            }
+        }
+        assert_eq!(
+            timed,
+            [("a", 1, vec![10.0, 11.0]), ("a", 2, vec![20.0, 21.0]), ("b", 2, vec![20.0, 21.0])]
+        );
+    }
 
     #[test]
     fn lists_have_as_many_prefixes_as_asked_for_each_once() {

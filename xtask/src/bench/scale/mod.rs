@@ -175,7 +175,7 @@ impl<'a> Setup<'a> {
         Ok(start.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// How long it takes to list every flow there is, milliseconds.
+    /// How long it takes to list every flow there is, but no more than a million (2^20), milliseconds.
     fn list(&self) -> Result<f64> {
         self.command(&["flows", "--json", "--limit", "1048576"])
     }
@@ -213,7 +213,7 @@ fn held(
         setup.hold(n)?;
         let (all, own) = process::memory(pid)?;
         rows.push(row("bytes_process", "bytes", n, [all as f64]));
-        rows.push(row("bytes_stack", "bytes", n, [own.saturating_sub(setup.at_rest) as f64]));
+        rows.push(row("bytes_anon", "bytes", n, [own.saturating_sub(setup.at_rest) as f64]));
         rows.push(row("bytes_maps", "bytes", n, [process::maps(pid)? as f64]));
         let (mut idle, mut segment, mut list) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..effort.rounds {
@@ -266,7 +266,8 @@ fn waiting(
         setup.settle("TIME_WAIT", n)?;
         let (all, own) = process::memory(pid)?;
         rows.push(row("bytes_process_time_wait", "bytes", n, [all as f64]));
-        rows.push(row("bytes_stack_time_wait", "bytes", n, [own.saturating_sub(setup.at_rest) as f64]));
+        rows.push(row("bytes_anon_time_wait", "bytes", n, [own.saturating_sub(setup.at_rest) as f64]));
+        rows.push(row("bytes_maps_time_wait", "bytes", n, [process::maps(pid)? as f64]));
         let list = (0..effort.rounds).map(|_| setup.list()).collect::<Result<Vec<_>>>()?;
         rows.push(row("list_time_wait", "ms", n, list));
     }

@@ -20,7 +20,7 @@ pub(super) fn memory(pid: u32) -> Result<(u64, u64)> {
 }
 
 /// CPU time of all its threads that live.
-pub(super) fn cpu(pid: u32) -> Result<Duration> {
+pub(in crate::bench) fn cpu(pid: u32) -> Result<Duration> {
     let tasks = fs::read_dir(dir(pid).join("task")).with_context(|| format!("process {pid}"))?;
     Ok(tasks.flatten().map(|task| runtime(&task.path())).sum())
 }
@@ -75,8 +75,7 @@ pub(in crate::bench) fn thread_cpu() -> Duration {
 
 /// CPU time of the thread whose directory this is; none if it has ended.
 fn runtime(task: &Path) -> Duration {
-    let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-    Duration::from_nanos(text.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0))
+    crate::lab::runtime(task).unwrap_or_default()
 }
 
 /// Bytes of the BPF maps that it has open, each map once.
