@@ -181,6 +181,7 @@ fn every_work_of_the_proxy_benchmark_is_done_through_every_contestant() {
         "of_haproxy",
         "p50_us",
         "p99_us",
+        "samples",
         "unit",
     ];
     for row in json["rows"].as_array().expect("rows") {

@@ -5,7 +5,7 @@ use super::{Frame, FrameMut, Tcp, checksum, part};
 use crate::filter::Point;
 use crate::flow::{FlowKey, V4, V6};
 use crate::reason::Reason;
-use crate::siphash::sip13;
+use crate::siphash::{sip13, sip24};
 
 /// How many IPv6 extension headers may stand before TCP. RFC 8200 §4.1 orders at most six of them; what a longer chain
 /// leads to is not looked for: [`Reason::HeaderChain`].
@@ -114,8 +114,13 @@ pub trait Family: Point {
     where
         Self: Sized;
 
-    /// SipHash-1-3 over the whole flow key, a word and the low seven bytes of `tail`.
+    /// SipHash-2-4 over the whole flow key, a word and the low seven bytes of `tail`.
     fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64
+    where
+        Self: Sized;
+
+    /// SipHash-1-3 of the same: for what is [cut short](crate::cookie) before anybody sees it, under a key that does not live long.
+    fn mac_of_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64
     where
         Self: Sized;
 
@@ -200,6 +205,11 @@ impl Family for V4 {
 
     #[inline(always)]
     fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
+        sip24(key, words_v4(flow, word), tail)
+    }
+
+    #[inline(always)]
+    fn mac_of_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
         sip13(key, words_v4(flow, word), tail)
     }
 
@@ -301,6 +311,11 @@ impl Family for V6 {
 
     #[inline(always)]
     fn hash_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
+        sip24(key, words_v6(flow, word), tail)
+    }
+
+    #[inline(always)]
+    fn mac_of_flow(key: [u64; 2], flow: &FlowKey<Self>, word: u32, tail: u64) -> u64 {
         sip13(key, words_v6(flow, word), tail)
     }
 

@@ -30,6 +30,8 @@ const ATTACH_XDP: u32 = 37;
 pub(super) const ANY: u64 = 0;
 /// Fail with `EEXIST` rather than overwrite.
 pub(super) const NOEXIST: u64 = 1;
+/// Replace only: `ENOENT` if there is none.
+pub(super) const EXIST: u64 = 2;
 
 /// `union bpf_attr` for the element commands.
 #[repr(C)]
@@ -239,7 +241,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
         }
     }
 
-    /// Writes the value under `key`; `flags` is [`ANY`] or [`NOEXIST`].
+    /// Writes the value under `key`; `flags` is [`ANY`], [`NOEXIST`] or [`EXIST`].
     pub(super) fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
         let mut attr = self.element(Some(key), std::ptr::from_ref(value) as u64, flags);
         // SAFETY: key and value have the map's sizes (`from_fd`).

@@ -8,7 +8,7 @@ use tcpguard_common::flow::{Address, AnyFlowKey, FlowKey, V4, V6};
 use tcpguard_common::known::{BUCKETS, CROWDED, Place};
 use tcpguard_common::map::Flow;
 
-use super::bpf::{ANY, Map, NOEXIST};
+use super::bpf::{ANY, EXIST, Map, NOEXIST};
 use super::shared::Front;
 
 /// The flows XDP knows, shared with it. Cheap to clone, usable from any thread; every method is a system call and a few words of memory.
@@ -60,6 +60,26 @@ impl FlowTable {
         }
         self.front.show(key);
         Ok(())
+    }
+
+    /// Replaces the flow under `key`; whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// As the system call's.
+    pub fn replace(&self, key: &AnyFlowKey, flow: &Flow) -> io::Result<bool> {
+        let replaced = match key {
+            AnyFlowKey::V4(key) => self.v4.update(key, flow, EXIST),
+            AnyFlowKey::V6(key) => self.v6.update(key, flow, EXIST),
+        };
+        match replaced {
+            Ok(()) => {
+                self.front.show(key);
+                Ok(true)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Inserts the flow under `key` unless there is one; whether it was inserted.

@@ -36,6 +36,8 @@ pub(super) struct Desk<T: SharedTables> {
     probes: VecDeque<Probe>,
     misses: usize,
     replays: usize,
+    /// Entries that were removed, those of sweeps among them, when that was last told to other engines.
+    removed: u64,
     pub(super) counters: FrameCounters,
 }
 
@@ -49,6 +51,7 @@ impl<T: SharedTables> Desk<T> {
             probes: VecDeque::new(),
             misses: 0,
             replays: 0,
+            removed: 0,
             counters: FrameCounters::default(),
         }
     }
@@ -271,9 +274,10 @@ impl<T: SharedTables> Desk<T> {
                 | Event::Closed { .. } => state.dispatch(&event),
             }
         }
-        let removed = self.flows.removed_count();
         self.flows.delete_due(now);
-        if self.flows.removed_count() > removed {
+        let removed = self.flows.removed_count();
+        if removed > self.removed {
+            self.removed = removed;
             self.exchange.note_removal(now);
         }
     }

@@ -584,21 +584,30 @@ impl SharedTables for KernelTables {
     }
 
     fn insert(&self, key: &AnyFlowKey, flow: &Flow) -> bool {
-        match self.flows.insert_new(key, flow) {
-            Ok(true) => {
-                self.census.opened(key);
-                true
-            }
-            Ok(false) => {
-                let was_old = self.lookup(key).is_some_and(|old| old.generation != flow.generation);
-                let replaced = self.flows.insert(key, flow).is_ok();
-                if was_old && replaced {
-                    self.census.replaced(key);
+        // An entry that is there may be removed by another engine at any moment, and one that comes into being uncounted would
+        // be missed by the census for good. Each look is followed by another only if that has just happened.
+        for _ in 0..4 {
+            match self.flows.insert_new(key, flow) {
+                Ok(true) => {
+                    self.census.opened(key);
+                    return true;
                 }
-                replaced
+                Ok(false) => {}
+                Err(_) => return false,
             }
-            Err(_) => false,
+            let was_old = self.lookup(key).is_some_and(|old| old.generation != flow.generation);
+            match self.flows.replace(key, flow) {
+                Ok(true) => {
+                    if was_old {
+                        self.census.replaced(key);
+                    }
+                    return true;
+                }
+                Ok(false) => {}
+                Err(_) => return false,
+            }
         }
+        false
     }
 
     fn remove_batch(&self, keys: &[AnyFlowKey]) {

@@ -216,7 +216,8 @@ fn connection(client: TcpStream, proxy: Rc<Proxy>) -> impl Future<Output = ()> {
                     },
                     1,
                 );
-                if let (Some(taken), Some(hold)) = (taken, unread) {
+                // Borrowed: what was taken is given back when both connections are closed, not before.
+                if let (Some(taken), Some(hold)) = (&taken, unread) {
                     proxy.complain_of_unread(&taken.lease, relay.client_addr(), hold);
                 }
                 relay.reset_backend();

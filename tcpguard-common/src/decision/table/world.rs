@@ -442,6 +442,11 @@ impl Env for World {
         self.ports[word as usize]
     }
 
+    fn is_vacant(&self, bucket: u32) -> bool {
+        let remembered = || self.fingerprints.keys().any(|place| place % known::BUCKETS == bucket);
+        self.front(bucket) == Bucket::default() && !remembered()
+    }
+
     fn presence(&self, place: known::Place) -> Presence {
         self.front(place.bucket).presence(place.tag)
     }

@@ -135,6 +135,10 @@ fn flows_of_both_families_are_found_walked_and_removed_in_batches() {
         assert_eq!(table.lookup(&flow_key(700, false)).unwrap(), None);
         assert!(!table.insert_new(&keys[5], &flow(99)).unwrap());
         assert_eq!(table.lookup(&keys[5]).unwrap(), Some(flow(5)));
+        let absent = flow_key(700, false);
+        assert!(table.replace(&keys[5], &flow(99)).unwrap() && !table.replace(&absent, &flow(99)).unwrap());
+        assert_eq!((table.lookup(&keys[5]).unwrap(), table.lookup(&absent).unwrap()), (Some(flow(99)), None));
+        assert!(table.replace(&keys[5], &flow(5)).unwrap());
 
         let mut scan = table.scan();
         for _ in 0..2 {
