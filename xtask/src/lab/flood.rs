@@ -23,6 +23,12 @@ const BATCH: u32 = 64;
 /// more frames and deliver fewer.
 const CALL: u64 = 128;
 
+/// How long after a flood the page pools of its calls are gone. One whose frames were on their way when its call ended is looked
+/// at again after a second (`DEFER_TIME` in the kernel's net/core/page_pool.c), and each that goes walks through all that are
+/// there, as each new call does: thousands of them, which gather while frames wait for a thread, leave a flood that follows a
+/// tenth of its rate.
+pub const RELEASE: Duration = Duration::from_millis(1500);
+
 /// What to send.
 #[derive(Clone, Copy, Debug)]
 pub struct FloodSpec {
@@ -222,7 +228,7 @@ fn pace(
             rate => due(rate, start.elapsed()).saturating_sub(generated),
         };
         match due.min(left).min(CALL) {
-            0 => std::thread::sleep(Duration::from_micros(200)),
+            frames if frames < least(spec.rate).min(left) => std::thread::sleep(Duration::from_micros(200)),
             frames => generated += generator.send(frames)?,
         }
         shared.generated.store(generated, Ordering::Relaxed);
@@ -232,6 +238,12 @@ fn pace(
 /// Frames that a flood of `rate` should have made after `elapsed`.
 fn due(rate: u64, elapsed: Duration) -> u64 {
     u64::try_from(u128::from(rate) * elapsed.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+/// Frames that are worth a system call at a rate: what a millisecond asks for, and no more than the kernel makes at once. Each
+/// call makes a page pool, which stays until [`RELEASE`] where frames are still on their way when the call ends.
+fn least(rate: u64) -> u64 {
+    (rate / 1000).clamp(1, BATCH.into())
 }
 
 struct Generator {
@@ -297,6 +309,11 @@ mod tests {
         assert_eq!(due(300_000, Duration::from_millis(10)), 3_000);
         assert_eq!(due(1, Duration::from_millis(999)), 0);
         assert_eq!(due(u64::MAX, Duration::from_secs(100)), u64::MAX);
+    }
+
+    #[test]
+    fn a_call_is_worth_a_millisecond_of_its_rate_or_a_batch() {
+        assert_eq!([0, 1, 5_000, 100_000, u64::MAX].map(least), [1, 1, 5, 64, 64]);
     }
 
     #[test]

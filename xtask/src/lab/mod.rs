@@ -31,7 +31,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 pub use backend::{Backend, write_pattern};
-pub use flood::{Flood, FloodCounters, FloodSpec};
+pub use flood::{Flood, FloodCounters, FloodSpec, RELEASE};
 pub use namespace::Namespace;
 pub use napi::PacketThreads;
 pub use port::packet_socket;

@@ -18,7 +18,9 @@ use tcpguard_common::lab::Received;
 
 use super::figures::{Report, edge, median, sorted};
 use crate::build::Artifacts;
-use crate::lab::{Arrivals, FloodSpec, GUARD_ADDRESS, GUARD_ADDRESS_V6, Kind, Lab, LabConfig, PacketThreads};
+use crate::lab::{
+    Arrivals, FloodSpec, GUARD_ADDRESS, GUARD_ADDRESS_V6, Kind, Lab, LabConfig, PacketThreads, RELEASE,
+};
 pub use contestant::Contestant;
 use contestant::Standing;
 
@@ -29,7 +31,7 @@ const KNOWN_PORT: u16 = 40_000;
 /// How long a client waits for its connection: it may send its SYN twice.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How much of the frames that were asked for a contestant must have taken in a round, for what they cost it to count.
-const TAKEN: f64 = 0.99;
+const TAKEN: f64 = 0.95;
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ pub struct Row {
     /// where the frames of a flood want no answer.
     pub answered: Option<f64>,
     /// CPU time of the guarded host for each frame, from the driver's queue to that of the other end, nanoseconds: of the thread
-    /// that handles its packets, and of the daemon. Median; there at fixed rates that were taken in every round.
+    /// that handles its packets, and of the daemon. Median; there at fixed rates that were taken in most rounds, of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_ns: Option<f64>,
     /// The least of a round.
@@ -258,11 +260,8 @@ fn flood_all(
     let mut lab = Lab::up(LabConfig::new(&built.lab_object))?;
     lab.ipv6()?;
     let mut standing = Standing::up(contestant, &lab, built, PORT)?;
-    let mut outcomes = vec![Outcome::default(); floods.len()];
-    // Those at full rate first: for some time after the link's packets were handled by threads, it takes a tenth of them.
-    let mut order: Vec<_> = floods.iter().enumerate().collect();
-    order.sort_by_key(|(_, spec)| spec.rate);
-    for (at, spec) in order {
+    let mut outcomes = Vec::new();
+    for (at, spec) in floods.iter().enumerate() {
         let botnet = spec.sources == Sources::Botnet;
         if botnet {
             standing.check()?;
@@ -282,7 +281,7 @@ fn flood_all(
             let Knocks { tried, connected, .. } = outcome.clients;
             ensure!(tried == 0 || connected > 0, "{}: nobody was served", spec.name);
         }
-        outcomes[at] = outcome;
+        outcomes.push(outcome);
     }
     standing.down()?;
     Ok(outcomes)
@@ -307,9 +306,12 @@ fn flood(
     let clients = (judged && served).then(|| Clients::start(lab, spec.server())).transpose()?;
     let counters = lab.flood(PORT, spec.flood(lab, number))?.run_for(time)?;
     let clients = clients.map_or(Ok(Knocks::default()), Clients::finish)?;
-    // Answers to the last frames may still be on their way.
-    std::thread::sleep(Duration::from_millis(20));
+    settle(lab)?;
     let after = Counted::now(lab, standing, threads.as_ref())?;
+    if threads.is_some() {
+        drop(threads);
+        std::thread::sleep(RELEASE);
+    }
     ensure!(known.is_none_or(|known| is_open(&known)), "the flow that was flooded ended");
     // A kernel that still repeats its SYN-ACKs of the flood before answers nothing of this one.
     let wrong = if judged { after.arrivals.wrong() - before.arrivals.wrong() } else { 0 };
@@ -333,6 +335,21 @@ fn flood(
         clients,
     };
     Ok((outcome, seconds))
+}
+
+/// Waits for the answers to the last frames, which may still be on their way, and would be judged by the flood after this one.
+fn settle(lab: &Lab) -> Result<()> {
+    const TRIES: usize = 10;
+    let mut before = 0;
+    for _ in 0..TRIES {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = lab.verifier().arrivals()?.syn_acks();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 /// What is counted before and after a flood.
@@ -491,13 +508,15 @@ struct Cost {
     drop: f64,
 }
 
-/// Of every round; nothing unless the contestant took what was asked for in each of them: what is left undone costs nothing.
+/// Of the rounds in which the contestant took what was asked for: what is left undone costs nothing. Nothing unless they are
+/// more than half of them.
 fn costs(spec: &Spec, turns: &[[Outcome; 3]]) -> Option<Vec<Cost>> {
     let cost = |[own, ground, _]: &[Outcome; 3]| {
         let taken = own.delivered_pps >= TAKEN * spec.rate as f64;
         Some(Cost { own: own.cpu_ns.filter(|_| taken)?, drop: ground.cpu_ns? })
     };
-    turns.iter().map(cost).collect()
+    let costs: Vec<_> = turns.iter().filter_map(cost).collect();
+    (costs.len() > turns.len() / 2).then_some(costs)
 }
 
 /// The rows as a person reads them.
@@ -570,21 +589,22 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_is_that_of_a_rate_which_was_taken_in_every_round() {
+    fn a_cost_is_that_of_a_rate_which_was_taken_in_most_rounds() {
         let outcome = |delivered_pps, cpu_ns| Outcome { delivered_pps, cpu_ns, ..Outcome::default() };
         let of_round =
             |taken, own, ground| [outcome(taken, own), outcome(1000.0, ground), outcome(1000.0, Some(1.0))];
         let turns = [
             of_round(1000.0, Some(300.0), Some(200.0)),
-            of_round(995.0, Some(160.0), Some(100.0)),
+            of_round(965.0, Some(160.0), Some(100.0)),
             of_round(1000.0, Some(200.0), Some(110.0)),
+            of_round(940.0, Some(10.0), Some(10.0)),
         ];
         let spec = of("syn_v6", 1000);
         let row = summary(&spec, &Contestant::Tcpguard, &turns);
         assert_eq!((row.cpu_ns, row.cpu_ns_min, row.cpu_ns_max), (Some(200.0), Some(160.0), Some(300.0)));
         assert_eq!(row.cpu_over_drop_ns, Some(90.0));
 
-        let behind = [turns[0], of_round(980.0, Some(160.0), Some(100.0))];
+        let behind = [turns[0], turns[3]];
         let row = serde_json::to_value(summary(&spec, &Contestant::Tcpguard, &behind)).expect("JSON");
         assert!(row["median"].is_number() && row.get("cpu_ns").is_none(), "{row}");
         let full = [of_round(1000.0, None, None)];
