@@ -114,6 +114,40 @@ fn kilobytes(value: &str) -> u64 {
     value.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or_default()
 }
 
+/// What became of the processors' time since the machine started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticks {
+    /// Time in which something would have run here and the host ran something else.
+    stolen: u64,
+    all: u64,
+}
+
+impl Ticks {
+    /// Until now.
+    pub(super) fn now() -> Result<Self> {
+        Self::of(&std::fs::read_to_string("/proc/stat")?).context("no line `cpu` in /proc/stat")
+    }
+
+    /// Share of the time since `before` that the host took, 0 to 1, to four digits.
+    pub(super) fn stolen_since(self, before: Self) -> f64 {
+        let all = self.all.saturating_sub(before.all).max(1);
+        (self.stolen.saturating_sub(before.stolen) as f64 / all as f64 * 1e4).round() / 1e4
+    }
+
+    /// All columns of proc(5) but those that are counted in others already.
+    fn of(text: &str) -> Option<Self> {
+        let [user, nice, system, idle, iowait, irq, softirq, stolen] = columns(text)?;
+        Some(Self { stolen, all: user + nice + system + idle + iowait + irq + softirq + stolen })
+    }
+}
+
+/// The first columns of the line of all cores in `/proc/stat`.
+fn columns(text: &str) -> Option<[u64; 8]> {
+    let columns = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let columns: Vec<u64> = columns.split_whitespace().map_while(|column| column.parse().ok()).collect();
+    columns.first_chunk().copied()
+}
+
 /// CPU time that all cores together spent on anything since the machine started, interrupts included, in steps of 10 ms.
 pub(super) fn busy() -> Result<Duration> {
     let text = std::fs::read_to_string("/proc/stat")?;
@@ -123,9 +157,7 @@ pub(super) fn busy() -> Result<Duration> {
 
 /// All columns of proc(5) but idle, iowait, steal and those that are counted in others already.
 fn busy_ticks(text: &str) -> Option<u64> {
-    let columns = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let columns: Vec<u64> = columns.split_whitespace().map_while(|column| column.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = columns[..] else { return None };
+    let [user, nice, system, _idle, _iowait, irq, softirq, _stolen] = columns(text)?;
     Some(user + nice + system + irq + softirq)
 }
 
@@ -138,6 +170,16 @@ mod tests {
         let text = "cpu  1 2 4 1000 2000 8 16 4000 8000 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
         assert_eq!(busy_ticks(text), Some(31));
         assert_eq!(busy_ticks("cpu0 1 2 3 4 5 6 7\n"), None);
+    }
+
+    #[test]
+    fn what_the_host_took_is_a_share_of_all_time() {
+        let at = |text| Ticks::of(text).unwrap();
+        let (before, after) =
+            (at("cpu  1 2 4 1000 2000 8 16 100 7 7\n"), at("cpu  2 2 4 1009 2010 8 16 120 9 9\n"));
+        assert_eq!(after.stolen_since(before), 0.5);
+        assert_eq!(before.stolen_since(before), 0.0);
+        assert_eq!(Ticks::of("cpu  1 2 3\n"), None);
     }
 
     #[test]

@@ -157,8 +157,12 @@ impl BenchArgs {
         for suite in suites {
             let name = suite.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
             eprintln!("bench: {name}");
+            let before = machine::Ticks::now()?;
             match self.measure(*suite, &programs) {
-                Ok(report) => reports.push(report),
+                Ok(mut report) => {
+                    report["stolen"] = machine::Ticks::now()?.stolen_since(before).into();
+                    reports.push(report);
+                }
                 Err(error) => {
                     eprintln!("bench: {name} failed: {error:#}");
                     failed.push(format!("{name}: {error:#}"));

@@ -8,6 +8,9 @@ use serde_json::Value;
 use super::{distinct, number, rows, string};
 use crate::bench::figures::{median, sorted};
 
+/// What the host may take of the processors' time, as a share, before it is told.
+const STOLEN: f64 = 0.02;
+
 /// Sentences, none if nothing stands against it.
 pub(super) fn doubts(reports: &[Value]) -> Vec<String> {
     let mut doubts = Vec::new();
@@ -30,6 +33,18 @@ pub(super) fn doubts(reports: &[Value]) -> Vec<String> {
     let quick: Vec<_> = reports.iter().filter(quick).map(|report| string(report, "suite")).collect();
     if !quick.is_empty() {
         doubts.push(format!("A few short rounds (--quick): {}.", quick.join(", ")));
+    }
+    let stolen: Vec<_> =
+        reports.iter().filter_map(|report| Some((report["stolen"].as_f64()?, report))).collect();
+    if stolen.iter().any(|(share, _)| *share > STOLEN) {
+        let told: Vec<_> = stolen
+            .iter()
+            .map(|(share, report)| format!("{:.1} % ({})", share * 100.0, string(report, "suite")))
+            .collect();
+        doubts.push(format!(
+            "Of the processors' time, the host of this virtual machine took {}.",
+            told.join(", ")
+        ));
     }
     doubts.extend(idle(rows(reports, "goodput")).into_iter().map(|(topology, who)| {
         format!(
@@ -120,6 +135,20 @@ mod tests {
         let mut quick = report("flood", "A", "0.1.0 abc");
         quick["command"] = json!("cargo xtask bench flood --quick");
         assert_eq!(doubts(&[quick]), ["A few short rounds (--quick): flood."]);
+    }
+
+    #[test]
+    fn time_that_the_host_took_is_told_of_all_suites_once_it_is_much_of_one() {
+        let of = |suite, stolen: f64| {
+            let mut report = report(suite, "A", "0.1.0 abc");
+            report["stolen"] = json!(stolen);
+            report
+        };
+        assert_eq!(doubts(&[of("flood", 0.019), of("stack", 0.0)]), [""; 0]);
+        assert_eq!(
+            doubts(&[of("flood", 0.0512), of("stack", 0.004), report("scale", "A", "0.1.0 abc")]),
+            ["Of the processors' time, the host of this virtual machine took 5.1 % (flood), 0.4 % (stack)."]
+        );
     }
 
     #[test]
