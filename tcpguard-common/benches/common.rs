@@ -6,6 +6,8 @@ use std::hint::black_box;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use tcpguard_common::cookie::{Advertised, Clock, Strictness, SynOptions, encode, validate};
+use tcpguard_common::decision::filter::{Listed, Rules, Spans, look_up};
+use tcpguard_common::filter::{DENY, Entry, FilterRule, Head, LISTED_V4, Line, MAX_FILTERS, SpanV4};
 use tcpguard_common::flow::{FlowKey, V4};
 use tcpguard_common::known::{Bucket, Place};
 use tcpguard_common::map::{EPOCH_SLOTS, EpochSlot};
@@ -119,6 +121,64 @@ fn known_flow_look_up(bencher: Bencher<'_, '_>) {
     let place = Place::of(KEY, &flow(7));
     bucket.enter(place.tag);
     bencher.bench(|| black_box(&bucket).presence(black_box(place.tag)));
+}
+
+/// A list of so many prefixes of 24 bits, each with a neighbour that is on no list.
+struct List {
+    line: Line<V4>,
+    rules: Vec<FilterRule>,
+}
+
+impl List {
+    fn new(prefixes: u32) -> Self {
+        let entry = |rule| Entry { start: u128::from(Self::listed(rule)), len: 24, rule, expires: 0 };
+        let entries: Vec<_> = (1..=prefixes).map(entry).collect();
+        let rule = FilterRule { expires: 0, action: DENY, next: 0 };
+        Self { line: Line::cut(&entries), rules: vec![rule; prefixes as usize + 1] }
+    }
+
+    /// An address of the prefix of this rule.
+    fn listed(rule: u32) -> u32 {
+        0x0a00_0000 + (rule << 9)
+    }
+}
+
+impl Spans<V4> for List {
+    fn head(&self, index: u32) -> Option<Head> {
+        self.line.heads.get(index as usize).copied()
+    }
+
+    fn span(&self, index: u32) -> Option<&SpanV4> {
+        self.line.spans.get(index as usize)
+    }
+}
+
+impl Rules for List {
+    fn rule(&self, index: u32) -> Option<&FilterRule> {
+        self.rules.get(index as usize)
+    }
+
+    fn hit(&self, _bank: u32, rule: u32) {
+        black_box(rule);
+    }
+}
+
+#[divan::bench(args = [1, 1_000, MAX_FILTERS])]
+fn filter_of_a_listed_source(bencher: Bencher<'_, '_>, prefixes: u32) {
+    let list = List::new(prefixes);
+    let source = V4(List::listed(prefixes / 2 + 1).to_be_bytes());
+    let look_up = |source| look_up(&list, LISTED_V4, source, 1);
+    assert_eq!(look_up(source), Listed::Denied);
+    bencher.bench(|| look_up(black_box(source)));
+}
+
+#[divan::bench(args = [1, 1_000, MAX_FILTERS])]
+fn filter_of_a_source_beside_it(bencher: Bencher<'_, '_>, prefixes: u32) {
+    let list = List::new(prefixes);
+    let source = V4((List::listed(prefixes / 2 + 1) + 0x100).to_be_bytes());
+    let look_up = |source| look_up(&list, LISTED_V4, source, 1);
+    assert_eq!(look_up(source), Listed::Nowhere);
+    bencher.bench(|| look_up(black_box(source)));
 }
 
 #[divan::bench]

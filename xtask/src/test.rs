@@ -111,6 +111,10 @@ fn steps(args: &TestArgs, root: bool) -> Vec<Step> {
         let build = cargo(["test", "--no-run", "--lib", "--bins", "--test", "*"]);
         steps.push(Step { meanwhile: Some("soak"), ..Step::new("tests are built", build) });
     }
+    if args.filter.is_empty() {
+        // Each once: what is never run is not known to work.
+        steps.push(Step::new("micro-benchmarks", cargo(["test", "--bench", "*"])));
+    }
     let mut units = cargo(["test", "--no-fail-fast", "--lib", "--bins", "--"]);
     steps.push(Step::new("unit and property tests", with_filters(&mut units, args)));
     if root {
@@ -181,7 +185,7 @@ mod tests {
     #[test]
     fn a_filter_leaves_out_what_has_no_tests_in_it() {
         assert_eq!(names(&["cookie"], true), ["unit and property tests", "examples", "integration tests"]);
-        assert_eq!(names(&[], true).len(), 7);
+        assert_eq!(names(&[], true).len(), 8);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Micro-benchmarks for developers: the stack's paths, its timer wheel and its TIME_WAIT table, one by one and in the cache.
+//! Micro-benchmarks for developers: the stack's paths, its timer wheel and its tables, one by one and in the cache.
 //! Beside a million connections is what `cargo xtask bench stack` measures.
 
 #[expect(dead_code, reason = "the larger benchmark uses all of it")]
@@ -12,7 +12,7 @@ use divan::Bencher;
 use tcpguard_common::flow::AnyFlowKey;
 use tcpguard_common::packet::Flags;
 use tcpguard_common::seq::Seq;
-use tcpguard_stack::measure::{TimeWaitTable, TimerWheel};
+use tcpguard_stack::measure::{HalfOpenQueue, TimeWaitTable, TimerWheel};
 use tcpguard_stack::{Config, ConnId, Event, Received, Stack};
 
 use peer::{DATA, FRAME, ISN, START, Segment, cookie, flow, stack, write};
@@ -116,6 +116,33 @@ fn wheel_arm_and_fire(bencher: Bencher<'_, '_>) {
         now += Duration::from_millis(10);
         wheel.pop_due(now)
     });
+}
+
+#[divan::bench]
+fn half_open_insert_and_complete(bencher: Bencher<'_, '_>) {
+    let mut queue = HalfOpenQueue::new(1 << 16);
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number += 1;
+        let key = AnyFlowKey::V4(flow(NETWORK, number));
+        assert!(!queue.insert(&key, START), "there was room");
+        assert!(queue.remove(black_box(&key)), "it was not inserted");
+    });
+}
+
+/// As under a flood: every SYN pushes an older one out.
+#[divan::bench]
+fn half_open_insert_when_full(bencher: Bencher<'_, '_>) {
+    const LIMIT: u32 = 1 << 14;
+    let mut queue = HalfOpenQueue::new(LIMIT);
+    let mut number = 0;
+    let mut insert = || {
+        number += 1;
+        queue.insert(black_box(&AnyFlowKey::V4(flow(NETWORK, number))), START)
+    };
+    let evicted = (0..4 * LIMIT).filter(|_| insert()).count();
+    assert!(evicted > 0, "it is never full");
+    bencher.bench_local(insert);
 }
 
 #[divan::bench]

@@ -1,11 +1,15 @@
-//! What benchmarks ask that nobody else does: the TIME_WAIT table and the timer wheel on their own (filled through
-//! connections, it is those that would be measured), and what tables take of memory.
+//! What benchmarks ask that nobody else does: the TIME_WAIT table, the half-open queue and the timer wheel on their own (filled
+//! through connections, it is those that would be measured), and what tables take of memory.
 
 use core::time::Duration;
 
+use tcpguard_common::cookie::SynOptions;
 use tcpguard_common::flow::AnyFlowKey;
+use tcpguard_common::packet::Vlan;
+use tcpguard_common::packet::build::Link;
 use tcpguard_common::seq::Seq;
 
+use super::half_open::{HalfOpen, HalfOpens};
 use super::time_wait::{Remains, TimeWaits};
 use super::wheel::Wheel;
 use super::{Instant, Stack};
@@ -46,6 +50,35 @@ impl TimeWaitTable {
     /// When the hand moves next; `None` when the table is empty.
     pub fn next_step(&self) -> Option<Instant> {
         self.0.next_step()
+    }
+}
+
+/// A half-open queue that belongs to no stack.
+#[derive(Debug)]
+pub struct HalfOpenQueue(HalfOpens);
+
+impl HalfOpenQueue {
+    /// A queue for `limit` entries of each address family.
+    pub fn new(limit: u32) -> Self {
+        Self(HalfOpens::new(limit, [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f]))
+    }
+
+    /// Adds a SYN with the options of Linux; whether another had to go for it.
+    pub fn insert(&mut self, key: &AnyFlowKey, now: Instant) -> bool {
+        let syn = SynOptions {
+            mss: Some(1460),
+            window_scale: Some(7),
+            sack_permitted: true,
+            timestamps: Some(5000),
+            ecn: false,
+        };
+        let link = Link { dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2], vlan: Vlan::default() };
+        self.0.insert(key, &HalfOpen { irs: 1, syn, epoch: 0, link, retransmits: 0 }, now) == Some(true)
+    }
+
+    /// Takes a SYN out, as an ACK does that completes its handshake; whether it was there.
+    pub fn remove(&mut self, key: &AnyFlowKey) -> bool {
+        self.0.remove(key)
     }
 }
 
