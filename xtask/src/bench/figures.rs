@@ -42,6 +42,19 @@ impl<Row> Report<Row> {
 /// round by whoever reads them. Not a number (`null`) where a round does not count.
 pub(super) type Samples = Vec<f64>;
 
+/// What each of so many contestants does in a round, in their own order. Each round starts with the next of them: who comes first
+/// meets a machine that is colder or less tired, and it must not always be the same.
+pub(super) fn by_turns<T>(
+    contestants: usize,
+    round: usize,
+    run: impl FnMut(usize) -> Result<T>,
+) -> Result<Vec<T>> {
+    let first = round.checked_rem(contestants).unwrap_or_default();
+    let mut done: Vec<T> = (first..contestants).chain(0..first).map(run).collect::<Result<_>>()?;
+    done.rotate_right(first);
+    Ok(done)
+}
+
 /// The values in order.
 pub(super) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
@@ -65,15 +78,34 @@ pub(super) fn edge(value: Option<&f64>) -> f64 {
     value.copied().unwrap_or(f64::NAN)
 }
 
-/// Writes a report, or several, to `file`.
+/// Writes a report, or several, to `file`, whole or not at all.
 pub(super) fn write_json(file: &Path, report: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(report)?;
-    std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))
+    let part = file.with_added_extension("part");
+    std::fs::write(&part, text + "\n").with_context(|| format!("writing {}", part.display()))?;
+    std::fs::rename(&part, file).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_round_starts_with_the_next_and_ends_in_the_same_order() {
+        let mut ran = Vec::new();
+        let mut round = |round| {
+            by_turns(3, round, |who| {
+                ran.push(who);
+                Ok(who * 10)
+            })
+        };
+        assert!(
+            [0, 1, 2, 3].map(&mut round).into_iter().all(|done| done.is_ok_and(|done| done == [0, 10, 20]))
+        );
+        assert_eq!(ran, [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]);
+        assert!(by_turns(0, 5, |_| Ok(())).is_ok_and(|done| done.is_empty()));
+        assert!(by_turns(2, 1, |who| if who == 1 { anyhow::bail!("it fails") } else { Ok(()) }).is_err());
+    }
 
     #[test]
     fn the_median_is_the_middle_or_half_way_between_the_two_in_the_middle() {

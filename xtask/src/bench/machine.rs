@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -85,12 +86,19 @@ fn software() -> BTreeMap<&'static str, String> {
             Some((program, line))
         })
         .collect();
-    let workspace = build::workspace();
-    let workspace = workspace.to_string_lossy();
-    let commit =
-        tool::output("git", ["-C", &workspace, "describe", "--always", "--dirty"]).unwrap_or_default();
-    versions.insert("tcpguard", format!("{} {}", env!("CARGO_PKG_VERSION"), commit.trim()).trim().to_owned());
+    versions.insert("tcpguard", sources().to_owned());
     versions
+}
+
+/// The version and commit of tcpguard's sources as they were when this was first asked: before anything is built of them.
+pub(super) fn sources() -> &'static str {
+    static SOURCES: OnceLock<String> = OnceLock::new();
+    SOURCES.get_or_init(|| {
+        let workspace = build::workspace();
+        let said =
+            tool::output("git", ["-C", &workspace.to_string_lossy(), "describe", "--always", "--dirty"]);
+        format!("{} {}", env!("CARGO_PKG_VERSION"), said.unwrap_or_default().trim()).trim().to_owned()
+    })
 }
 
 /// The time, UTC, as RFC 3339 writes it; empty if nobody knows.

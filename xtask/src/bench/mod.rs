@@ -18,6 +18,7 @@ mod transfers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 pub use figures::Report;
 
@@ -86,12 +87,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         bail!("loading XDP programs and making network namespaces needs root; try sudo");
     }
     let failed = args.measure_all(suites, &mut reports)?;
-    if let Some(file) = &args.json {
-        match &reports[..] {
-            [report] => figures::write_json(file, report)?,
-            reports => figures::write_json(file, &reports)?,
-        }
-    }
+    args.save(&reports)?;
     if let Some(dir) = &args.report {
         for doubt in report::write(dir, &reports)? {
             eprintln!("bench: doubtful: {doubt}");
@@ -153,15 +149,19 @@ impl BenchArgs {
         if suites.is_empty() {
             return Ok(failed);
         }
+        eprintln!("bench: tcpguard {}", machine::sources());
         let programs = Programs::build(suites)?;
         for suite in suites {
             let name = suite.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
             eprintln!("bench: {name}");
-            let before = machine::Ticks::now()?;
+            let (start, before) = (Instant::now(), machine::Ticks::now()?);
             match self.measure(*suite, &programs) {
                 Ok(mut report) => {
                     report["stolen"] = machine::Ticks::now()?.stolen_since(before).into();
+                    report["seconds"] = start.elapsed().as_secs().into();
                     reports.push(report);
+                    // What comes after it may be interrupted.
+                    self.save(reports)?;
                 }
                 Err(error) => {
                     eprintln!("bench: {name} failed: {error:#}");
@@ -170,6 +170,15 @@ impl BenchArgs {
             }
         }
         Ok(failed)
+    }
+
+    /// Writes what there is so far, if it is to be written.
+    fn save(&self, reports: &[Value]) -> Result<()> {
+        match (&self.json, reports) {
+            (None, _) => Ok(()),
+            (Some(file), [report]) => figures::write_json(file, report),
+            (Some(file), reports) => figures::write_json(file, &reports),
+        }
     }
 
     /// Measures one suite and prints its table.

@@ -198,6 +198,15 @@ impl Lab {
         Flood::start(&aim, spec)
     }
 
+    /// Has the receiver judge answers to the spoofed network again, as before the first flood: whose address another flood took
+    /// gets its answers.
+    pub fn expect_spoofed(&mut self) -> Result<()> {
+        let (far, interface) = far_end(&self.client, self.router.as_ref());
+        let ifindex = index(far, interface)?;
+        let aim = aim(&self.config.object, far, interface, ifindex, target(false, 0));
+        self.verifier.expect(&aim.config(&FloodSpec::default()))
+    }
+
     /// Gives guard and client addresses of IPv6, and the guard a way to answer any. For labs without a router.
     pub fn ipv6(&self) -> Result<()> {
         ensure!(self.router.is_none(), "the lab's router knows IPv4 only");

@@ -1,10 +1,10 @@
 //! Real clients beside a flood: those that knock one after the other, and the one whose connection is flooded.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -35,6 +35,30 @@ pub(super) fn connect(lab: &Lab, port: u16) -> Result<TcpStream> {
 pub(super) fn is_open(stream: &TcpStream) -> bool {
     let silent = |error: std::io::Error| error.kind() == ErrorKind::WouldBlock;
     stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err_and(silent)
+}
+
+/// Whether a byte from a client is acknowledged: its kernel keeps it until then.
+pub(super) fn is_served(lab: &Lab, mut stream: &TcpStream) -> Result<bool> {
+    let port = stream.local_addr()?.port();
+    stream.write_all(b"x")?;
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let text = lab.client().output("cat", &["/proc/net/tcp"])?;
+        if unacknowledged(&text, port) == Some(0) {
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(false)
+}
+
+/// Bytes that a connection from this port has sent and nobody has acknowledged, out of `/proc/net/tcp`.
+fn unacknowledged(text: &str, port: u16) -> Option<u32> {
+    let of_port = |line: &&str| {
+        line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}")))
+    };
+    let queues = text.lines().skip(1).find(of_port)?.split_whitespace().nth(4)?;
+    u32::from_str_radix(queues.split_once(':')?.0, 16).ok()
 }
 
 /// What came of real clients.
@@ -87,15 +111,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_nobody_acknowledged_stands_beside_the_port_that_sent_it() {
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n   \
+            0: 02004D0A:9C41 01004D0A:0050 01 00000000:00000000 00:00000000 00000000\n   \
+            1: 02004D0A:9C40 01004D0A:0050 01 0000000A:00000000 01:00000014 00000000\n";
+        assert_eq!(
+            [40_000, 40_001, 40_002].map(|port| unacknowledged(text, port)),
+            [Some(10), Some(0), None]
+        );
+    }
+
+    #[test]
     fn a_connection_is_open_until_its_other_end_ends_it() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         assert!(is_open(&client));
         drop(server);
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while is_open(&client) {
-            assert!(std::time::Instant::now() < deadline, "it never ends");
+            assert!(Instant::now() < deadline, "it never ends");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

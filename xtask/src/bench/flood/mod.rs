@@ -14,10 +14,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tcpguard_common::lab::Received;
 
-use super::figures::Report;
+use super::figures::{Report, by_turns};
 use crate::build::Artifacts;
 use crate::lab::{Arrivals, Lab, LabConfig, PacketThreads, RELEASE};
-use clients::{Clients, Knocks, connect, is_open};
+use clients::{Clients, Knocks, connect, is_open, is_served};
 pub use contestant::Contestant;
 use contestant::Standing;
 use floods::{Sources, Spec, floods};
@@ -37,14 +37,15 @@ pub struct Effort {
     /// How long each flood lasts.
     pub time: Duration,
     /// Frames a second of the SYN floods; 0 for as many as the machine makes.
+    /// That one first: repeated answers to a flood over the same family, of which some are lost, blur what the next one is answered.
     pub rates: &'static [u64],
 }
 
 impl Effort {
     /// Enough for figures.
-    pub const FULL: Self = Self { rounds: 5, time: Duration::from_secs(2), rates: &[100_000, 200_000, 0] };
+    pub const FULL: Self = Self { rounds: 5, time: Duration::from_secs(2), rates: &[0, 100_000, 200_000] };
     /// Enough to compare contestants that are far apart.
-    pub const QUICK: Self = Self { rounds: 3, time: Duration::from_millis(700), rates: &[100_000, 0] };
+    pub const QUICK: Self = Self { rounds: 3, time: Duration::from_millis(700), rates: &[0, 100_000] };
 }
 
 /// Floods every contestant, all of them in turn, `effort.rounds` times. Fails when tcpguard sends a wrong answer, or serves
@@ -60,15 +61,12 @@ pub fn measure(
     let floods = floods(effort.rates);
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
-        let mut turn = Vec::new();
-        for contestant in contestants {
+        rounds.push(by_turns(contestants.len(), round, |who| {
+            let contestant = &contestants[who];
             progress(&format!("round {} of {}: {contestant}", round + 1, effort.rounds));
-            turn.push(
-                flood_all(built, contestant, &floods, effort.time, round)
-                    .with_context(|| format!("flooding {contestant}"))?,
-            );
-        }
-        rounds.push(turn);
+            flood_all(built, contestant, &floods, effort.time, round)
+                .with_context(|| format!("flooding {contestant}"))
+        })?);
     }
     let place = |wanted| contestants.iter().position(|contestant| *contestant == wanted);
     let ground = place(Contestant::XdpDrop).context("nothing to compare with")?;
@@ -116,7 +114,8 @@ fn flood_all(
         if *contestant == Contestant::Tcpguard {
             ensure!(outcome.wrong == 0, "{}: {} wrong SYN-ACKs", spec.name, outcome.wrong);
             let Knocks { tried, connected, .. } = outcome.clients;
-            ensure!(tried == 0 || connected > 0, "{}: nobody was served", spec.name);
+            // A second SYN may be lost beside a flood as well.
+            ensure!(connected * 4 >= tried * 3, "{}: {connected} of {tried} clients were served", spec.name);
         }
         outcomes.push(outcome);
     }
@@ -140,7 +139,8 @@ fn flood(
     // At full rate a thread would only move work to another core.
     let threads = (spec.rate > 0).then(|| PacketThreads::start(lab)).transpose()?;
     let before = Counted::now(lab, standing, threads.as_ref())?;
-    let clients = (judged && served).then(|| Clients::start(lab, spec.server())).transpose()?;
+    let knocks = served && spec.sources != Sources::Known;
+    let clients = knocks.then(|| Clients::start(lab, spec.server())).transpose()?;
     let counters = lab.flood(PORT, spec.flood(lab, number))?.run_for(time)?;
     let clients = clients.map_or(Ok(Knocks::default()), Clients::finish)?;
     settle(lab)?;
@@ -149,7 +149,11 @@ fn flood(
         drop(threads);
         std::thread::sleep(RELEASE);
     }
-    ensure!(known.is_none_or(|known| is_open(&known)), "the flow that was flooded ended");
+    if let Some(known) = &known {
+        ensure!(is_open(known), "the flow that was flooded ended");
+        lab.expect_spoofed()?;
+        ensure!(is_served(lab, known)?, "nobody acknowledges what the flow that was flooded says");
+    }
     // A kernel that still repeats its SYN-ACKs of the flood before answers nothing of this one.
     let wrong = if judged { after.arrivals.wrong() - before.arrivals.wrong() } else { 0 };
     let right = answers(contestant, &after.arrivals) - answers(contestant, &before.arrivals);

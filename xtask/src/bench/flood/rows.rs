@@ -122,10 +122,10 @@ pub(super) fn summary(spec: &Spec, contestant: &Contestant, turns: &[[Outcome; 3
     }
 }
 
-/// Share of the SYNs that were answered. Among the answers that the driver had no room for there may be repeated ones, which take
-/// no SYN's place: the share is never more than 1.
+/// Share of the SYNs that were answered. It is more than 1 by as much as there are repeated ones among the answers that the driver
+/// had no room for: they take no SYN's place.
 fn answered(of: &Outcome) -> f64 {
-    (of.first_pps / (of.delivered_pps - of.dropped_pps)).min(1.0)
+    of.first_pps / (of.delivered_pps - of.dropped_pps)
 }
 
 /// What a frame cost in one round, nanoseconds.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use super::figures::{Report, edge, median, sorted};
+use super::figures::{Report, by_turns, edge, median, sorted};
 use super::http::Http;
 use super::probe::{Attempts, PATIENCE, Probes};
 use crate::build::Artifacts;
@@ -242,19 +242,15 @@ struct Course<'a> {
 impl Course<'_> {
     /// Every contestant in turn, or only those that are compared.
     fn run(&self, only_compared: bool, progress: &mut impl FnMut(&str)) -> Result<Round> {
-        let mut round = Round::new();
-        for contestant in Contestant::ALL {
+        by_turns(Contestant::ALL.len(), self.number, |who| {
+            let contestant = Contestant::ALL[who];
             if only_compared && !contestant.is_guard() {
-                round.push(vec![None; self.asked.len()]);
-                continue;
+                return Ok(vec![None; self.asked.len()]);
             }
             progress(contestant.name());
             let turn = self.turn(contestant);
-            round.push(
-                turn.with_context(|| format!("measuring {} {}", self.topology.name(), contestant.name()))?,
-            );
-        }
-        Ok(round)
+            turn.with_context(|| format!("measuring {} {}", self.topology.name(), contestant.name()))
+        })
     }
 
     /// One contestant in a lab of its own, at every step.

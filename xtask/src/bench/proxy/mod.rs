@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use super::figures::{Report, Samples, edge, median, sorted};
+use super::figures::{Report, Samples, by_turns, edge, median, sorted};
 use super::http::Http;
 use super::machine::busy;
 use crate::build::Artifacts;
@@ -127,15 +127,11 @@ struct Outcome {
 pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)) -> Result<Report<Row>> {
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
-        let mut turn = Vec::new();
-        for contestant in Contestant::ALL {
+        rounds.push(by_turns(Contestant::ALL.len(), round, |who| {
+            let contestant = Contestant::ALL[who];
             progress(&format!("round {} of {}: {}", round + 1, effort.rounds, contestant.name()));
-            turn.push(
-                run_all(built, contestant, effort)
-                    .with_context(|| format!("measuring {}", contestant.name()))?,
-            );
-        }
-        rounds.push(turn);
+            run_all(built, contestant, effort).with_context(|| format!("measuring {}", contestant.name()))
+        })?);
     }
     let mut rows = Vec::new();
     for (at, work) in Work::ALL.into_iter().enumerate() {

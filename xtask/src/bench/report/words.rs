@@ -113,8 +113,8 @@ fn outcome(goodput: &[Value], topology: &str) -> Option<String> {
     };
     let beside = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
     Some(format!(
-        "At {} SYNs a second, the hardest flood of which all have figures, {own:.0} requests a second are served behind \
-         tcpguard{beside} ({set_up}).",
+        "With {} SYNs a second asked for, the hardest flood of which all have figures, {own:.0} requests a second are served behind \
+         tcpguard{beside} ({set_up}; how much of it each takes stands below).",
         short(asked)
     ))
 }
@@ -156,8 +156,9 @@ mod tests {
         // Whoever hardly serves without a flood has no part in it, nor has an oracle.
         assert_eq!(
             told[1],
-            "At 500k SYNs a second, the hardest flood of which all have figures, 4500 requests a second are served behind \
-             tcpguard, 4000 behind syncookies, 3500 behind no defence (with HAProxy, or tcpguard's relay, before nginx)."
+            "With 500k SYNs a second asked for, the hardest flood of which all have figures, 4500 requests a second are served \
+             behind tcpguard, 4000 behind syncookies, 3500 behind no defence (with HAProxy, or tcpguard's relay, before nginx; how \
+             much of it each takes stands below)."
         );
     }
 }
