@@ -22,7 +22,8 @@ use crate::lab::{
     packet_socket,
 };
 
-const PORT: u16 = 80;
+/// Where a guard is asked.
+pub const PORT: u16 = 80;
 /// How often the guard changes its key here: as often as it can.
 const PERIOD: Duration = Duration::from_secs(2);
 /// The client's initial sequence number.
@@ -39,21 +40,25 @@ const ZEROES: [u64; 2] = [0; 2];
 const KNOWN: [u64; 2] = [0, 1];
 /// Between two looks at the same thing.
 const PAUSE: Duration = Duration::from_millis(20);
+/// After so long nobody answers a SYN any more.
+const SILENCE: Duration = Duration::from_millis(200);
+/// From the end of a network header to the TCP checksum.
+const CHECKSUM_AT: usize = 16;
 
 /// How long what somebody does is waited for, at most.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+pub struct Patience {
     /// An answer to a SYN.
-    answer: Duration,
+    pub answer: Duration,
     /// A verdict on every ACK that was sent.
-    verdict: Duration,
+    pub verdict: Duration,
     /// Another key.
-    key: Duration,
+    pub key: Duration,
 }
 
 impl Patience {
     /// Far longer than a guard takes on a busy machine.
-    const WITH_A_GUARD: Self = Self {
+    pub const WITH_A_GUARD: Self = Self {
         answer: Duration::from_secs(5),
         verdict: Duration::from_secs(5),
         key: Duration::from_secs(4 * PERIOD.as_secs()),
@@ -65,10 +70,11 @@ impl Patience {
 
 /// ACKs on which a guard has decided so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Verdicts {
+pub struct Verdicts {
     /// Those that opened connections.
-    taken: u64,
-    refused: u64,
+    pub taken: u64,
+    /// Those that opened none.
+    pub refused: u64,
 }
 
 /// What a guard did.
@@ -82,6 +88,10 @@ pub struct Conduct {
     pub other_client: Option<u32>,
     /// SYN-ACKs with a wrong checksum, or that acknowledge or echo what was not sent.
     pub wrong: u32,
+    /// SYN-ACKs without an option that the SYN offered: the segment size, selective acknowledgments or the window scale.
+    pub lacking: u32,
+    /// Whether a SYN with a wrong checksum was answered.
+    pub wrong_syn: bool,
     /// Connections that ACKs with random numbers opened.
     pub guessed: u64,
     /// Connections that ACKs of cookies made with a key of zeroes opened.
@@ -93,7 +103,17 @@ pub struct Conduct {
 impl Conduct {
     /// What is wrong with it; nothing if it did its job.
     pub fn faults(&self) -> Vec<&'static str> {
-        let Self { same_key, next_key, other_client, wrong, guessed, zero_key, completed } = *self;
+        let Self {
+            same_key,
+            next_key,
+            other_client,
+            wrong,
+            lacking,
+            wrong_syn,
+            guessed,
+            zero_key,
+            completed,
+        } = *self;
         let mut faults = Vec::new();
         let mut fault = |is_so: bool, what| faults.extend(is_so.then_some(what));
         fault(
@@ -101,6 +121,8 @@ impl Conduct {
             "a SYN was not answered",
         );
         fault(wrong > 0, "a SYN-ACK was wrong");
+        fault(lacking > 0, "a SYN-ACK lacked an option that was offered");
+        fault(wrong_syn, "a SYN with a wrong checksum was answered");
         fault(same_key[0] != same_key[1], "one SYN was answered differently while one key was in force");
         fault(next_key == same_key[0], "a change of key changed no answer");
         fault(other_client == same_key[0], "two clients were answered alike");
@@ -120,14 +142,10 @@ pub fn check(built: &Artifacts) -> Result<()> {
     let period = format!("cookie-period={}s", PERIOD.as_secs());
     let arguments = ["--protect", &protect[0], "--protect", &protect[1], "--set", &period];
     let mut daemon = defence::tcpguard(&lab, built, &arguments)?;
-    let mut verdicts = || {
+    let conducts = conducts(&lab, Patience::WITH_A_GUARD, &mut || {
         let numbers = daemon.numbers()?;
         Ok(Verdicts { taken: numbers.acks_accepted, refused: numbers.acks_refused })
-    };
-    let conducts = [
-        ("IPv4", observe::<V4>(&lab, Patience::WITH_A_GUARD, &mut verdicts)?),
-        ("IPv6", observe::<V6>(&lab, Patience::WITH_A_GUARD, &mut verdicts)?),
-    ];
+    })?;
     daemon.stop()?;
     for (family, conduct) in conducts {
         let faults = conduct.faults();
@@ -138,6 +156,16 @@ pub fn check(built: &Artifacts) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What the guard of a lab that has IPv6 does over each family. Asked for its `verdicts`, it says how many there were so far.
+pub fn conducts(
+    lab: &Lab,
+    patience: Patience,
+    verdicts: &mut impl FnMut() -> Result<Verdicts>,
+) -> Result<[(&'static str, Conduct); 2]> {
+    let v4 = observe::<V4>(lab, patience, verdicts)?;
+    Ok([("IPv4", v4), ("IPv6", observe::<V6>(lab, patience, verdicts)?)])
 }
 
 /// What a program that only sends frames back does: nothing of it.
@@ -188,6 +216,8 @@ fn observe<A: Ends>(
         (first, second) = (second, client.ask(1)?);
     }
     conduct.same_key = [first, second].map(|answer| answer.map(|answer| answer.seq));
+    // The right one of the same port comes after it, so that it is one bit that makes the difference.
+    conduct.wrong_syn = client.ask_wrongly(2)?;
     conduct.other_client = client.ask(2)?.map(|answer| answer.seq);
 
     let before = verdicts()?;
@@ -222,7 +252,7 @@ fn observe<A: Ends>(
         }
         std::thread::sleep(PAUSE);
     };
-    conduct.wrong = client.wrong;
+    (conduct.wrong, conduct.lacking) = (client.wrong, client.lacking);
     Ok(conduct)
 }
 
@@ -326,6 +356,18 @@ fn frame<A: Ends>(port: u16, flags: Flags, seq: u32, ack: u32, options: Options)
     Some(frame)
 }
 
+/// The first segment of a handshake: the same each time.
+fn syn<A: Ends>(port: u16) -> Option<Vec<u8>> {
+    let options = Options {
+        mss: Some(1460),
+        window_scale: Some(7),
+        sack_permitted: true,
+        timestamps: Some((TSVAL, 0)),
+        ..Options::default()
+    };
+    frame::<A>(port, Flags::SYN, ISN, 0, options)
+}
+
 /// The last segment of a handshake.
 fn acknowledgement<A: Ends>(port: u16, answer: Answer) -> Option<Vec<u8>> {
     let timestamps = answer.tsval.map(|echo| (TSVAL, echo));
@@ -339,6 +381,7 @@ struct Client<A> {
     /// How long an answer may take.
     patience: Duration,
     wrong: u32,
+    lacking: u32,
     family: PhantomData<A>,
 }
 
@@ -346,28 +389,36 @@ impl<A: Ends> Client<A> {
     fn new(lab: &Lab, patience: Duration) -> Result<Self> {
         let socket = lab.client().enter(|| packet_socket(CLIENT_INTERFACE))??;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        Ok(Self { socket, patience, wrong: 0, family: PhantomData })
+        Ok(Self { socket, patience, wrong: 0, lacking: 0, family: PhantomData })
     }
 
-    /// Sends the SYN of `port`: the same each time.
+    /// Sends the SYN of `port`.
     fn ask(&mut self, port: u16) -> Result<Option<Answer>> {
-        let options = Options {
-            mss: Some(1460),
-            window_scale: Some(7),
-            sack_permitted: true,
-            timestamps: Some((TSVAL, 0)),
-            ..Options::default()
-        };
-        self.send(frame::<A>(port, Flags::SYN, ISN, 0, options))?;
-        let deadline = Instant::now() + self.patience;
+        self.send(syn::<A>(port))?;
+        Ok(self.answer(port, self.patience))
+    }
+
+    /// Sends the SYN of `port` with one bit of its checksum wrong: whether it is answered.
+    fn ask_wrongly(&mut self, port: u16) -> Result<bool> {
+        let mut frame = syn::<A>(port);
+        if let Some(frame) = &mut frame {
+            frame[Link::default().len() + A::HEADER_LEN + CHECKSUM_AT] ^= 1;
+        }
+        self.send(frame)?;
+        Ok(self.answer(port, SILENCE).is_some())
+    }
+
+    /// The next SYN-ACK to `port`, if it comes in time.
+    fn answer(&mut self, port: u16, patience: Duration) -> Option<Answer> {
+        let deadline = Instant::now() + patience;
         let mut frame = [0; 2048];
         while Instant::now() < deadline {
             let Ok(len) = self.socket.read(&mut frame) else { continue };
             if let Some(answer) = self.read(&frame[..len], port) {
-                return Ok(Some(answer));
+                return Some(answer);
             }
         }
-        Ok(None)
+        None
     }
 
     fn acknowledge(&mut self, port: u16, answer: Answer) -> Result<()> {
@@ -393,6 +444,8 @@ impl<A: Ends> Client<A> {
             && tcp.ack.0 == ISN.wrapping_add(1)
             && stamps.is_some_and(|(_, echo)| echo == TSVAL);
         self.wrong += u32::from(!right);
+        let Options { mss, window_scale, sack_permitted, .. } = segment.options;
+        self.lacking += u32::from(mss.is_none() || window_scale.is_none() || !sack_permitted);
         Some(Answer { seq: tcp.seq.0, tsval: stamps.map(|(tsval, _)| tsval) })
     }
 }
@@ -406,6 +459,8 @@ mod tests {
         next_key: Some(2),
         other_client: Some(3),
         wrong: 0,
+        lacking: 0,
+        wrong_syn: false,
         guessed: 0,
         zero_key: 0,
         completed: 1,
@@ -430,6 +485,8 @@ mod tests {
             (Conduct { next_key: Some(1), ..HONEST }, "a change of key changed no answer"),
             (Conduct { other_client: Some(1), ..HONEST }, "two clients were answered alike"),
             (Conduct { wrong: 1, ..HONEST }, "a SYN-ACK was wrong"),
+            (Conduct { lacking: 1, ..HONEST }, "a SYN-ACK lacked an option that was offered"),
+            (Conduct { wrong_syn: true, ..HONEST }, "a SYN with a wrong checksum was answered"),
             (Conduct { guessed: 1, ..HONEST }, "an ACK with random numbers was taken"),
             (Conduct { zero_key: 1, ..HONEST }, "an ACK made with a key of zeroes was taken"),
             (Conduct { completed: 0, ..HONEST }, "a client that acknowledged its SYN-ACK was not connected"),

@@ -22,7 +22,7 @@ pub use contestant::Contestant;
 use contestant::Standing;
 use floods::{Sources, Spec, floods};
 use rows::{Outcome, summary};
-pub use rows::{Row, print};
+pub use rows::{Row, TAKEN, print};
 
 /// Where clients and floods go.
 const PORT: u16 = 80;

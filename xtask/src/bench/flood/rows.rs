@@ -9,7 +9,7 @@ use crate::bench::figures::{Report, Samples, edge, median, sorted};
 use crate::lab::Kind;
 
 /// How much of the frames that were asked for a contestant must have taken in a round, for what they cost it to count.
-const TAKEN: f64 = 0.95;
+pub const TAKEN: f64 = 0.95;
 
 /// One row: one flood against one contestant.
 #[derive(Clone, Debug, PartialEq, Serialize)]
