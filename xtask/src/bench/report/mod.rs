@@ -208,6 +208,21 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_says_of_the_published_figures_when_where_and_what() {
+        let text = |name: &str| fs::read_to_string(crate::build::workspace().join(name)).unwrap();
+        let (readme, summary) = (text("README.md").replace('\n', " "), text("docs/bench/summary.md"));
+        let (measured, _) = summary.split_once(". Contestants").expect("when and where");
+        assert!(readme.contains(measured), "README.md lacks: {measured}");
+        let table = summary
+            .lines()
+            .skip_while(|line| !line.starts_with("| proxied"))
+            .take_while(|line| line.starts_with('|'));
+        for line in table {
+            assert!(readme.contains(line), "README.md lacks: {line}");
+        }
+    }
+
+    #[test]
     fn what_is_published_is_what_this_makes_of_the_figures_beside_it() {
         let dir = crate::build::workspace().join("docs/bench");
         let text = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! The page: a few sentences, plots, targets, then every figure, in one file that needs nothing else.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use super::claims::{Claim, Verdict, claims};
 use super::plot::escape;
 use super::plots::{Chapter, Plot, chapters, further};
-use super::{plain, provenance, string, words};
+use super::{distinct, plain, provenance, rows, string, words};
 
 /// All of it.
 pub(super) fn html(reports: &[Value]) -> String {
@@ -18,7 +19,9 @@ pub(super) fn html(reports: &[Value]) -> String {
     let suites = reports.iter().map(|report| (string(report, "suite"), string(report, "suite")));
     let fixed = [("targets", "targets"), (further.id, "more")].into_iter();
     out += "<nav>";
-    for (id, title) in heads.chain(fixed).chain(suites).chain([("machine", "machine and versions")]) {
+    for (id, title) in
+        heads.chain(fixed).chain(suites).chain([("words", "who is who"), ("machine", "machine and versions")])
+    {
         let _ = write!(out, "<a href=\"#{}\">{}</a> ", escape(id), escape(title));
     }
     out += "</nav>\n<main>\n";
@@ -41,6 +44,7 @@ pub(super) fn html(reports: &[Value]) -> String {
         out += &table(report["rows"].as_array().map_or(&[], Vec::as_slice));
         out += "</section>\n";
     }
+    glossary(&mut out, reports);
     machines(&mut out, reports);
     out + "</main></body></html>\n"
 }
@@ -133,6 +137,19 @@ fn table(rows: &[Value]) -> String {
         out += "</tr>\n";
     }
     out + "</tbody></table></div>\n"
+}
+
+/// Who stands behind a name, of those that were measured.
+fn glossary(out: &mut String, reports: &[Value]) {
+    let measured: BTreeSet<_> = reports
+        .iter()
+        .flat_map(|report| distinct(rows(reports, string(report, "suite")), "contestant"))
+        .collect();
+    *out += "<section id=\"words\"><h2>Who is who</h2><dl>\n";
+    for (who, what) in words::CONTESTANTS.iter().filter(|(who, _)| measured.contains(who)) {
+        let _ = writeln!(out, "<dt><code>{}</code></dt><dd>{}</dd>", escape(who), escape(what));
+    }
+    *out += "</dl></section>\n";
 }
 
 /// What every suite was measured on: once where it is the same.

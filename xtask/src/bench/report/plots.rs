@@ -4,9 +4,12 @@ use serde_json::Value;
 
 use super::plot::{Bar, Bars, Lines, NO_SPREAD, Point, Scale, Series, short};
 use super::{counts, distinct, number, rows, string, topologies};
+use crate::bench::figures::{edge, sorted};
 
 /// Who takes less of a flood than this is not compared by what it costs, and has hollow points.
 const WHOLE: f64 = 0.95;
+/// Likewise who leaves more of its clients than this without an answer.
+const FAILED: f64 = 0.01;
 
 /// What one plot is called in files, what it says in words, and what it shows.
 pub(super) struct Plot {
@@ -74,7 +77,8 @@ fn under_flood(
         let asked = number(row, "asked_pps");
         // Where nobody wrote down what was taken, nothing is said against it.
         let missing = number(row, "delivered_pps") < asked * WHOLE;
-        Point { x: asked, y, spread, whole: !missing }
+        let failing = number(row, "failed") > number(row, "attempts") * FAILED;
+        Point { x: asked, y, spread, whole: !missing && !failing }
     };
     let series = |who: &str| Series {
         name: who.to_owned(),
@@ -106,7 +110,7 @@ fn goodput(of: &[Value], name: &str) -> Vec<Plot> {
             name: format!("goodput-{topology}-{name}"),
             says: format!(
                 "{answers} More is better. Median of the rounds that count, with the least and the most. Hollow: less than \
-                 95 % of the flood was taken. A cross on the axis: floods were not alike, so that too few rounds count."
+                 95 % of the flood was taken, or more than one client in a hundred was not served. A cross on the axis: floods were not alike, so that too few rounds count."
             ),
             svg: Lines {
                 title: format!("{}, {topology} ({set_up})", kind(name)),
@@ -268,7 +272,7 @@ fn program(rows: &[Value]) -> Vec<Plot> {
             "program-hot",
             "A packet, over a program that does nothing; tables in the cache",
             "The XDP program by itself, without a driver: zero is a program that does nothing with the same frames. Median of \
-             the differences inside each round. xdp_synproxy is the kernel's sample, xdpcookie an independent program.",
+             the differences inside each round, with the half of the rounds that is in the middle. xdp_synproxy is the kernel's sample, xdpcookie an independent program.",
             &|row| !is_cold(row) && !enters(row),
         ),
         plot(
@@ -287,11 +291,19 @@ fn program(rows: &[Value]) -> Vec<Plot> {
     plots.into_iter().flatten().collect()
 }
 
+/// Between what do half of the rounds lie, a quarter of them on either side: of dozens of rounds the least and the most say
+/// nothing but how busy the machine was for a moment. Not numbers where rounds were not written down.
+fn middle(row: &Value) -> (f64, f64) {
+    let samples = sorted(row["samples"].as_array().into_iter().flatten().filter_map(Value::as_f64));
+    let quarter = samples.len() / 4;
+    (edge(samples.get(quarter)), edge(samples.len().checked_sub(quarter + 1).and_then(|at| samples.get(at))))
+}
+
 /// A group for each packet that peers were measured with, and one for what is tcpguard's alone.
 fn beside_peers(of: &[&Value]) -> Vec<(String, Vec<Bar>)> {
     let contested =
         |packet: &str| of.iter().any(|row| row["contestant"] != "tcpguard" && packet_of(row) == packet);
-    let bar = |row: &&&Value| Bar::of(string(row, "contestant"), number(row, "over_null"), NO_SPREAD);
+    let bar = |row: &&&Value| Bar::of(string(row, "contestant"), number(row, "over_null"), middle(row));
     let (mut groups, mut alone) = (Vec::new(), Vec::new());
     for own in of.iter().filter(|row| row["contestant"] == "tcpguard") {
         let what = packet_of(own);
@@ -446,7 +458,7 @@ fn scale(rows: &[Value]) -> Vec<Plot> {
             "A packet in XDP, against queues",
             "queues",
             ("ns", Scale::Linear),
-            "Likewise.",
+            "Likewise, of a program that was told of so many queues: no further core takes part.",
             &["queues_syn", "queues_ack"],
         ),
         (
@@ -474,6 +486,25 @@ mod tests {
     use super::super::tests::reports;
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_step_at_which_clients_are_not_served_is_hollow() {
+        let row = |failed: u64, delivered: f64| {
+            json!({"name": "short_conn", "contestant": "none", "topology": "direct", "asked_pps": 100,
+                "delivered_pps": delivered, "median": 5.0, "rounds": 5, "discarded": 0, "failed": failed, "attempts": 1000})
+        };
+        let whole =
+            |row: Value| under_flood(&[row], "direct", "short_conn", |_| (5.0, NO_SPREAD))[0].points[0].whole;
+        assert_eq!([row(10, 100.0), row(11, 100.0), row(0, 94.0)].map(whole), [true, false, false]);
+    }
+
+    #[test]
+    fn of_dozens_of_rounds_the_half_in_the_middle_is_drawn() {
+        let of = |samples: &[f64]| middle(&json!({"samples": samples}));
+        assert_eq!(of(&[90.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -70.0]), (2.0, 5.0));
+        assert_eq!(of(&[7.0]), (7.0, 7.0));
+        assert!(of(&[]).0.is_nan() && middle(&json!({})).1.is_nan());
+    }
 
     fn names(chapter: &Chapter) -> Vec<&str> {
         chapter.plots.iter().map(|plot| plot.name.as_str()).collect()

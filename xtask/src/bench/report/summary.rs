@@ -130,6 +130,13 @@ fn flood(out: &mut String, of: &[Value]) {
         };
         let _ = writeln!(out, "| `{name}`, {what} | {} |", figures.join(" | "));
     }
+    let clients = |who: &&str| {
+        let own = of.iter().filter(|row| row["contestant"] == **who && row["asked_pps"] == 0);
+        let sum = |key: &str| own.clone().filter_map(|row| row[key].as_u64()).sum::<u64>();
+        if sum("tried") == 0 { String::new() } else { format!("{} of {}", sum("connected"), sum("tried")) }
+    };
+    let clients: Vec<_> = contestants.iter().map(clients).collect();
+    let _ = writeln!(out, "| real clients connected meanwhile | {} |", clients.join(" | "));
     if of.iter().any(|row| row["cpu_over_drop_ns"].is_number()) {
         *out += "\n![CPU time of the guarded host for a frame](flood-cost.svg)\n";
     }

@@ -8,6 +8,43 @@ use super::claims::{Verdict, claims};
 use super::plot::short;
 use super::{distinct, hardest, number, plain, provenance, rows, string, topologies};
 
+/// Who stands behind the names in plots and tables.
+pub(super) const CONTESTANTS: [(&str, &str); 15] = [
+    (
+        "tcpguard",
+        "This project: cookies by XDP, connections by its own TCP stack, relayed to a server or answered by a built-in responder.",
+    ),
+    ("none", "The kernel without cookies: what a flood does to a host that nobody guards."),
+    (
+        "syncookies",
+        "The kernel's SYN cookies once a queue is full (net.ipv4.tcp_syncookies = 1), with HAProxy before nginx where it says proxied.",
+    ),
+    ("syncookies_1", "The kernel's SYN cookies once a queue is full (net.ipv4.tcp_syncookies = 1)."),
+    ("syncookies_2", "The kernel's SYN cookies, always (net.ipv4.tcp_syncookies = 2)."),
+    ("synproxy", "synproxy of nftables before a kernel server."),
+    ("oracle_deny", "tcpguard that is told which network the flood comes from, and drops it unseen."),
+    (
+        "oracle_reflect",
+        "tcpguard behind a program that knows the flood and sends it back: the way back of an answer, and nothing of its making.",
+    ),
+    ("xdp_drop", "An XDP program that drops every frame: the generator's ceiling, and the floor of cost."),
+    (
+        "xdp_tx",
+        "An XDP program that swaps addresses and sends every frame back: the least that an answer costs.",
+    ),
+    (
+        "xdp_synproxy",
+        "The kernel's sample xdp_synproxy: XDP with the kernel's own cookies and connection tracking. Nobody serves behind it here.",
+    ),
+    ("xdpcookie", "An independent XDP program with cookies, highpps/xdpcookie."),
+    ("haproxy", "HAProxy on the same link as tcpguard."),
+    (
+        "haproxy_offload",
+        "HAProxy on a link of its own, with the segmentation offload that a veth loses with XDP.",
+    ),
+    ("direct", "The server with nothing before it."),
+];
+
 /// When and where it was measured, and how that is to be read.
 pub(super) fn measured(reports: &[Value]) -> String {
     let days: BTreeSet<&str> = reports.iter().map(day).collect();
