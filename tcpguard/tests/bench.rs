@@ -358,7 +358,14 @@ fn tcpguard_passes_for_a_guard() {
 
 #[test]
 fn goodput_has_a_row_for_every_contestant_in_both_topologies() {
-    let effort = goodput::Effort { rounds: 1, most: 2, warm_up: Duration::ZERO, time: A_MOMENT, steps: &[5] };
+    let effort = goodput::Effort {
+        rounds: 1,
+        most: 2,
+        warm_up: Duration::ZERO,
+        time: A_MOMENT,
+        steps: &[5],
+        full_rate: false,
+    };
     let report = goodput::measure(&built(), effort, |_| {}).expect("every contestant stands");
     let json = serde_json::to_value(&report).expect("a report is JSON");
     assert_eq!((&json["suite"], &json["version"]), (&"goodput".into(), &1.into()));

@@ -45,16 +45,25 @@ pub struct Effort {
     pub warm_up: Duration,
     /// How long requests are sent, of each kind at each step.
     pub time: Duration,
-    /// How hard the flood is, in percent of the hardest.
+    /// How hard the flood is, in percent of the hardest in which defences are compared.
     pub steps: &'static [u8],
+    /// Whether there is another step, as hard as the generator makes it.
+    pub full_rate: bool,
 }
 
 impl Effort {
     /// Enough for figures.
-    pub const FULL: Self =
-        Self { rounds: 5, most: 10, warm_up: SECOND, time: Duration::from_secs(2), steps: &[0, 10, 40, 100] };
+    pub const FULL: Self = Self {
+        rounds: 5,
+        most: 10,
+        warm_up: SECOND,
+        time: Duration::from_secs(2),
+        steps: &[0, 10, 40, 100],
+        full_rate: true,
+    };
     /// Enough to compare contestants that are far apart.
-    pub const QUICK: Self = Self { rounds: 2, most: 3, warm_up: SECOND, time: SECOND, steps: &[0, 30, 100] };
+    pub const QUICK: Self =
+        Self { rounds: 2, most: 3, warm_up: SECOND, time: SECOND, steps: &[0, 30, 100], full_rate: false };
 }
 
 /// One row: one kind of requests behind one defence at one step of the flood. Its figures are those of the rounds that count;
@@ -80,8 +89,11 @@ pub struct Row {
     pub max: f64,
     /// Of every round; not a number of those that do not count.
     pub samples: super::figures::Samples,
-    /// Frames a second that were asked for; 0 for no flood.
+    /// Frames a second that were asked for; 0 for no flood. At full rate the most that was taken when that was tried.
     pub asked_pps: u64,
+    /// Whether the flood was as hard as the generator makes it. What defences leave of the cores then decides how hard that is,
+    /// so that all rounds count and nothing is compared.
+    pub full_rate: bool,
     /// Frames a second that the guarded interface took, median of all rounds, whether they count or not.
     pub delivered_pps: f64,
     /// Requests of the load that were answered, all rounds together, likewise.
@@ -151,6 +163,21 @@ type Turn = Vec<Option<[Outcome; Work::ALL.len()]>>;
 /// One round, by contestant.
 type Round = Vec<Turn>;
 
+/// How hard a flood is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    /// Frames a second, by kind of requests.
+    asked: Rates,
+    /// Whether as many are asked for as can be made, whatever `asked` says.
+    full_rate: bool,
+}
+
+impl Step {
+    fn rate(&self, work: usize) -> u64 {
+        if self.full_rate { u64::MAX } else { self.asked[work] }
+    }
+}
+
 /// The guard and both oracles in one round, at one step and with one kind of requests; nothing if they had none.
 fn compared(round: &Round, step: usize, work: usize) -> Option<[&Outcome; 3]> {
     let [guard, deny, reflect] =
@@ -159,30 +186,34 @@ fn compared(round: &Round, step: usize, work: usize) -> Option<[&Outcome; 3]> {
 }
 
 /// The steps at which too few rounds count.
-fn lacking(rounds: &[Round], steps: usize, enough: usize) -> Vec<usize> {
+fn lacking(rounds: &[Round], steps: &[Step], enough: usize) -> Vec<usize> {
     let counting = |step: usize, work: usize| {
         let turns = rounds.iter().filter_map(|round| compared(round, step, work));
         turns.filter(alike).count()
     };
-    (0..steps).filter(|&step| (0..Work::ALL.len()).any(|work| counting(step, work) < enough)).collect()
+    let lacks = |step: usize| (0..Work::ALL.len()).any(|work| counting(step, work) < enough);
+    (0..steps.len()).filter(|&step| !steps[step].full_rate && lacks(step)).collect()
 }
 
 /// Measures all contestants in both topologies, all of them in turn, `effort.rounds` times, and goes on with those that are
 /// compared where floods were not alike. Fails when the guard serves nobody.
 pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)) -> Result<Report<Row>> {
-    let mut asked: Vec<Vec<Rates>> = Vec::new();
+    let mut asked: Vec<Vec<Step>> = Vec::new();
     for topology in Topology::ALL {
-        let limit = limit(built, topology, effort)?;
+        let [limit, most] = limits(built, topology, effort)?;
         progress(&format!("the hardest flood, {}: {limit:?} frames a second", topology.name()));
         let step = |&percent: &u8| limit.map(|limit| limit * u64::from(percent) / 100);
-        asked.push(effort.steps.iter().map(step).collect());
+        let compared = effort.steps.iter().map(step).map(|asked| Step { asked, full_rate: false });
+        asked.push(
+            compared.chain(effort.full_rate.then_some(Step { asked: most, full_rate: true })).collect(),
+        );
     }
     let mut rounds: [Vec<Round>; Topology::ALL.len()] = Default::default();
     for number in 0..effort.most.max(effort.rounds) {
         for ((topology, asked), rounds) in Topology::ALL.into_iter().zip(&asked).zip(&mut rounds) {
             let further = number >= effort.rounds;
             let all = || (0..asked.len()).collect();
-            let steps = if further { lacking(rounds, asked.len(), effort.rounds) } else { all() };
+            let steps = if further { lacking(rounds, asked, effort.rounds) } else { all() };
             if steps.is_empty() {
                 continue;
             }
@@ -196,11 +227,12 @@ pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)
     let mut rows = Vec::new();
     for ((topology, asked), rounds) in Topology::ALL.into_iter().zip(&asked).zip(&rounds) {
         for (work, kind) in Work::ALL.into_iter().enumerate() {
-            for (step, asked) in asked.iter().enumerate() {
+            for (at, step) in asked.iter().enumerate() {
                 for (who, contestant) in Contestant::ALL.into_iter().enumerate() {
-                    let turns: Vec<_> =
-                        rounds.iter().filter_map(|round| turn(round, who, step, work)).collect();
-                    rows.push(summary(kind, contestant, topology, asked[work], &turns, effort.rounds));
+                    let turns = rounds.iter().filter_map(|round| turn(round, who, (at, step), work));
+                    let turns: Vec<_> = turns.collect();
+                    let row = summary(kind, contestant, topology, step.asked[work], &turns, effort.rounds);
+                    rows.push(Row { full_rate: step.full_rate, ..row });
                 }
             }
         }
@@ -208,20 +240,22 @@ pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)
     Ok(Report::new("goodput", rows))
 }
 
-/// The hardest step, by kind of requests: a part of what the slowest of those that are compared takes of a flood as hard as the
-/// generator makes it. What is asked for beyond that gets through to nobody, and takes the clients' time.
-fn limit(built: &Artifacts, topology: Topology, effort: Effort) -> Result<Rates> {
-    let course =
-        Course { built, topology, asked: &[[u64::MAX; Work::ALL.len()]], steps: &[0], effort, number: 0 };
-    let mut least = [f64::INFINITY; Work::ALL.len()];
+/// The hardest step in which defences are compared, by kind of requests, and the most that any of these took of a flood as hard
+/// as the generator makes it. The first is a part of what the slowest took: what is asked for beyond that gets through to nobody,
+/// and takes the clients' time.
+fn limits(built: &Artifacts, topology: Topology, effort: Effort) -> Result<[Rates; 2]> {
+    let full = [Step { asked: Rates::default(), full_rate: true }];
+    let course = Course { built, topology, asked: &full, steps: &[0], effort, number: 0 };
+    let (mut least, mut most) = ([f64::INFINITY; Work::ALL.len()], [0.0f64; Work::ALL.len()]);
     for who in Contestant::COMPARED {
         let turn = course.turn(Contestant::ALL[who]).context("trying how much it takes")?;
         let outcomes = turn.into_iter().next().flatten().context("no outcome")?;
-        for (least, outcome) in least.iter_mut().zip(outcomes) {
-            *least = least.min(outcome.delivered_pps);
+        for (work, outcome) in outcomes.into_iter().enumerate() {
+            least[work] = least[work].min(outcome.delivered_pps);
+            most[work] = most[work].max(outcome.delivered_pps);
         }
     }
-    Ok(least.map(|least| (least * HARDEST / 100.0) as u64))
+    Ok([least.map(|least| (least * HARDEST / 100.0) as u64), most.map(|most| most as u64)])
 }
 
 /// Frames a second, by kind of requests.
@@ -232,7 +266,7 @@ struct Course<'a> {
     built: &'a Artifacts,
     topology: Topology,
     /// Of every step.
-    asked: &'a [Rates],
+    asked: &'a [Step],
     /// The steps in question.
     steps: &'a [usize],
     effort: Effort,
@@ -269,7 +303,7 @@ impl Course<'_> {
         for &step in self.steps {
             let mut outcomes: [Outcome; Work::ALL.len()] = Default::default();
             for (work, outcome) in outcomes.iter_mut().enumerate() {
-                let (rate, kind) = (self.asked[step][work], Work::ALL[work]);
+                let (rate, kind) = (self.asked[step].rate(work), Work::ALL[work]);
                 *outcome = run(&mut lab, kind, rate, self.effort.time, self.number)
                     .with_context(|| format!("{} at {rate} frames a second", kind.name()))?;
                 ensure!(contestant != Contestant::Tcpguard || outcome.requests > 0, "nobody was served");
@@ -314,10 +348,13 @@ struct Part<'a> {
     counts: bool,
 }
 
-/// What contestant number `who` had in a round, if it took part.
-fn turn(round: &Round, who: usize, step: usize, work: usize) -> Option<Part<'_>> {
-    let own = &round[who][step].as_ref()?[work];
-    let compared = compared(round, step, work);
+/// What contestant number `who` had in a round at this step, which has this place, if it took part.
+fn turn<'a>(round: &'a Round, who: usize, (at, step): (usize, &Step), work: usize) -> Option<Part<'a>> {
+    let own = &round[who][at].as_ref()?[work];
+    if step.full_rate {
+        return Some(Part { own, oracles: None, counts: true });
+    }
+    let compared = compared(round, at, work);
     let oracles = compared.filter(|&[_, deny, reflect]| alike(&[own, deny, reflect]));
     let counts = !Contestant::COMPARED.contains(&who) || compared.is_some_and(|turns| alike(&turns));
     Some(Part { own, oracles: oracles.map(|[_, deny, reflect]| [deny, reflect]).filter(|_| counts), counts })
@@ -358,6 +395,7 @@ fn summary(
         max: edge(figures.last()),
         samples: turns.iter().map(|part| if part.counts { part.own.rate } else { f64::NAN }).collect(),
         asked_pps: asked,
+        full_rate: false,
         delivered_pps: median(&sorted(turns.iter().map(|part| part.own.delivered_pps))),
         requests: sum(&|own| own.requests),
         errors: sum(&|own| own.errors),
@@ -422,6 +460,9 @@ pub fn print(report: &Report<Row>) {
 mod tests {
     use super::*;
 
+    const FULL: Step = Step { full_rate: true, ..STEP };
+    const STEP: Step = Step { asked: [100; Work::ALL.len()], full_rate: false };
+
     fn outcome(delivered_pps: f64, rate: f64) -> Outcome {
         let attempts = Attempts::of(vec![Some(Duration::from_micros(7)), None]);
         Outcome { delivered_pps, rate, requests: 10, errors: 2, attempts }
@@ -442,7 +483,7 @@ mod tests {
 
     fn row(who: Contestant, rounds: &[Round], enough: usize) -> Row {
         let number = Contestant::ALL.iter().position(|contestant| *contestant == who).unwrap();
-        let turns: Vec<_> = rounds.iter().filter_map(|round| turn(round, number, 0, 0)).collect();
+        let turns: Vec<_> = rounds.iter().filter_map(|round| turn(round, number, (0, &STEP), 0)).collect();
         summary(Work::ShortConn, who, Topology::Direct, 100, &turns, enough)
     }
 
@@ -496,11 +537,15 @@ mod tests {
         let (slow, fast) = (outcome(90.0, 1.0), outcome(100.0, 1.0));
         let good = round(fast.clone(), slow.clone(), fast.clone(), fast.clone());
         let bad = round(slow.clone(), slow, fast.clone(), fast);
-        assert_eq!(lacking(&[good.clone(), bad.clone()], 1, 2), [0]);
-        assert!(lacking(&[good.clone(), bad, good.clone()], 1, 2).is_empty());
+        assert_eq!(lacking(&[good.clone(), bad.clone()], &[STEP], 2), [0]);
+        assert!(lacking(&[good.clone(), bad.clone(), good.clone()], &[STEP], 2).is_empty());
         // A step that a further round was not about.
         let further = good.iter().map(|turn| [&turn[..], &[None]].concat()).collect();
-        assert_eq!(lacking(&[further], 2, 1), [1]);
+        assert_eq!(lacking(&[further], &[STEP; 2], 1), [1]);
+        // At full rate no flood is like another, and none has to be.
+        assert!(lacking(&[bad.clone()], &[FULL], 1).is_empty());
+        let part = turn(&bad, Contestant::COMPARED[0], (0, &FULL), 0).expect("it took part");
+        assert!(part.counts && part.oracles.is_none());
     }
 
     #[test]

@@ -187,7 +187,9 @@ fn goodput(rows: &[Value]) -> Vec<Claim> {
         let steps: Vec<_> = rows
             .iter()
             .filter(|row| row["contestant"] == "tcpguard" && row["name"] == "short_conn")
-            .filter(|row| row["topology"] == topology && number(row, "asked_pps") > 0.0)
+            .filter(|row| {
+                row["topology"] == topology && number(row, "asked_pps") > 0.0 && row["full_rate"] != true
+            })
             .collect();
         if steps.is_empty() {
             continue;

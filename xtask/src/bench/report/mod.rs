@@ -124,9 +124,13 @@ fn counts(goodput: &[Value], row: &Value) -> bool {
     counting.is_nan() || counting >= enough
 }
 
-/// The hardest flood of short connections, frames a second, of which all contestants have figures; else the hardest.
+/// The hardest flood of short connections, frames a second, of which all contestants have figures; else the hardest. Not the one
+/// at full rate, of which each takes what it can.
 fn hardest(goodput: &[Value], topology: &str) -> Option<f64> {
-    let of = || goodput.iter().filter(|row| row["topology"] == topology && row["name"] == "short_conn");
+    let of = || {
+        let alike = goodput.iter().filter(|row| row["full_rate"] != true);
+        alike.filter(|row| row["topology"] == topology && row["name"] == "short_conn")
+    };
     let asked = |row: &Value| number(row, "asked_pps");
     let lacks = |row: &Value| !number(row, "median").is_finite() || !counts(goodput, row);
     let lacking = |step: f64| of().any(|row| asked(row) == step && lacks(row));

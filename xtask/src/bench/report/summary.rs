@@ -91,6 +91,23 @@ fn goodput(out: &mut String, of: &[Value]) {
                 cell(number(hard, "p99_us"), |micros| format!("{:.1} ms", micros / 1000.0)),
             );
         }
+        let full = short_conn.filter(|row| row["full_rate"] == true).map(|row| {
+            format!(
+                "{} {:.0} (took {}, failed {})",
+                string(row, "contestant"),
+                number(row, "median"),
+                short(number(row, "delivered_pps")),
+                failed(row)
+            )
+        });
+        let full: Vec<_> = full.collect();
+        if !full.is_empty() {
+            let _ = write!(
+                out,
+                "\nAs hard as the generator makes it, each takes what it can, and nothing is compared. Requests/s: {}.\n",
+                full.join(", ")
+            );
+        }
         out.push('\n');
     }
 }
@@ -236,6 +253,22 @@ mod tests {
         let summary = markdown(&reports);
         assert!(summary.contains("| calm | 9k frames/s asked for |"), "{summary}");
         assert!(summary.contains("| tcpguard | 30000 | 30000 | 9k |"), "{summary}");
+    }
+
+    #[test]
+    fn a_flood_at_full_rate_is_told_and_neither_compared_nor_held_against_a_target() {
+        let mut reports = reports();
+        let before = markdown(&reports);
+        let rows = reports[0]["rows"].as_array_mut().unwrap();
+        let mut full = rows[1].clone();
+        (full["asked_pps"], full["full_rate"], full["failed"]) = (json!(1_400_000), json!(true), json!(7));
+        rows.push(full);
+        let summary = markdown(&reports);
+        assert!(summary.contains("Requests/s: tcpguard 30000 (took 9k, failed 7 of 600).\n"), "{summary}");
+        let others = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| line.starts_with('|')).map(str::to_owned).collect()
+        };
+        assert_eq!(others(&summary), others(&before));
     }
 
     #[test]
