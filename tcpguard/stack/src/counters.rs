@@ -71,6 +71,8 @@ counters! {
     syns_repeated = "syns-repeated";
     /// SYN-ACKs sent again because nothing came.
     syn_acks_retransmitted = "syn-acks-retransmitted";
+    /// Answers that belong to no connection dropped because 1024 were waiting to be sent.
+    replies_dropped = "replies-dropped";
     /// SYNs that could not be answered: no cookie key.
     syns_unanswerable = "syns-unanswerable";
     /// Connections refused, or left for later, because too many of their service wait to be accepted.

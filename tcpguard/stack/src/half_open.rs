@@ -185,25 +185,32 @@ impl HalfOpens {
         (self.len() != 0).then_some(self.next_step)
     }
 
-    /// Moves the hand if it is time, and appends what is due to `due`.
+    /// Moves the hand if it is time, and appends what is due to `due`: at most `room` SYN-ACKs. Further ones are due again when the
+    /// hand is there the next time.
     pub(crate) fn sweep(
         &mut self,
         now: Instant,
         schedule: Schedule,
         epoch: u32,
+        room: usize,
         due: &mut Vec<(AnyFlowKey, Due)>,
     ) {
         if self.len() == 0 || now < self.next_step {
             return;
         }
         let Self { tables, links, .. } = self;
+        let mut room = room;
         tables.step(STEPS, |key, tail| {
             let entry = unpack(tail, links, epoch);
             if age(tail, now) < schedule.due(entry.retransmits) {
                 return true;
             }
             let stays = entry.retransmits < schedule.retries;
+            if stays && room == 0 {
+                return true;
+            }
             if stays {
+                room -= 1;
                 // The lowest byte.
                 tail[3] += 1;
                 due.push((key, Due::SynAck(HalfOpen { retransmits: entry.retransmits + 1, ..entry })));
@@ -517,7 +524,7 @@ mod tests {
             let mut now = 10_000;
             let sweep = |queue: &mut HalfOpens, model: &mut HashMap<AnyFlowKey, (u64, u8)>, now: u64| {
                 let mut due = Vec::new();
-                queue.sweep(at(now), SCHEDULE, EPOCH, &mut due);
+                queue.sweep(at(now), SCHEDULE, EPOCH, usize::MAX, &mut due);
                 for (key, what) in due {
                     let (since, retransmits) = model.get_mut(&key).expect("an entry that is there");
                     let age = now - *since;

@@ -133,7 +133,7 @@ struct Reply {
     segment: Outgoing,
 }
 
-/// Most replies waiting; further ones are dropped, as the network might.
+/// Most replies waiting; further ones are dropped, as the network might, and counted.
 const MAX_REPLIES: usize = 1024;
 /// Segments a connection sends before it is the next one's turn.
 const TURN: u8 = 4;

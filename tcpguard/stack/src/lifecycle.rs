@@ -151,6 +151,8 @@ impl Stack {
         if self.replies.len() < MAX_REPLIES {
             self.shared.counters.resets_out += u64::from(reply.segment.flags.contains(Flags::RST));
             self.replies.push_back(reply);
+        } else {
+            self.shared.counters.replies_dropped += 1;
         }
     }
 

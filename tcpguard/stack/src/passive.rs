@@ -14,7 +14,7 @@ use tcpguard_common::seq::Seq;
 use super::adopt::is_newer;
 use super::half_open::{Due, HalfOpen, Schedule};
 use super::wire::{Incoming, Outgoing};
-use super::{FlowInfo, Instant, Received, Reply, Stack, StackDrop, State};
+use super::{FlowInfo, Instant, MAX_REPLIES, Received, Reply, Stack, StackDrop, State};
 
 /// Whether a segment asks for a new connection.
 pub(super) fn opens(segment: &Incoming<'_>) -> bool {
@@ -119,10 +119,12 @@ impl Stack {
         }
     }
 
-    /// Sends the SYN-ACKs again that are due, and forgets entries that nothing comes of.
+    /// Sends the SYN-ACKs again that are due, as far as there is room for them beside other answers, and forgets entries that nothing
+    /// comes of.
     pub(super) fn retransmit_syn_acks(&mut self, now: Instant) {
         let mut due = core::mem::take(&mut self.due);
-        self.half_opens.sweep(now, Schedule::new(&self.shared.config), self.clock.epoch, &mut due);
+        let room = (MAX_REPLIES / 2).saturating_sub(self.replies.len());
+        self.half_opens.sweep(now, Schedule::new(&self.shared.config), self.clock.epoch, room, &mut due);
         for (key, what) in due.drain(..) {
             let reply = match what {
                 Due::SynAck(entry) if self.service(key.local_addr()).is_some() => {

@@ -148,6 +148,28 @@ fn a_syn_ack_is_sent_again_after_1_2_4_8_and_16_seconds_and_then_forgotten() {
     }
 }
 
+/// They were counted as sent, and what found no room among the answers that wait was lost.
+#[test]
+fn syn_acks_of_thousands_of_clients_that_are_due_at_once_are_all_sent_again() {
+    const CLIENTS: u16 = 5000;
+    /// What leaves in one turn of an engine.
+    const TURN: usize = 256;
+    let mut t = Script::syn_with(modern(), Config::default());
+    for port in 1..=CLIENTS {
+        t.next_client(port, EPOCH);
+        t.sends("S 0:0(0)");
+        t.expect("S. 0:0(0) ack 1");
+    }
+    let mut sent = 0;
+    for _ in 0..2 * SECOND.as_millis() {
+        t.wait(MS);
+        sent += (0..TURN).map_while(|_| t.stack.poll_transmit(t.now, &mut [0; 2000])).count();
+    }
+    let counters = t.stack.counters();
+    assert_eq!((sent, counters.replies_dropped), (usize::from(CLIENTS), 0));
+    assert_eq!(counters.syn_acks_retransmitted, u64::from(CLIENTS));
+}
+
 #[test]
 fn first_timeout_and_count_are_tunables_that_apply_to_what_is_there() {
     let config = Config { syn_timeout: SECOND / 10, syn_ack_retries: 2, ..Config::default() };
