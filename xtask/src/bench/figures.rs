@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use serde::Serialize;
 
 use super::machine::{self, Machine};
@@ -11,7 +11,7 @@ use super::machine::{self, Machine};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report<Row> {
     /// Which suite.
-    pub suite: &'static str,
+    pub suite: String,
     /// Of the rows' layout.
     pub version: u32,
     /// When, UTC (RFC 3339).
@@ -20,21 +20,32 @@ pub struct Report<Row> {
     pub command: String,
     /// Where it was measured.
     pub machine: Machine,
+    /// Why there are no rows, of a suite that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
     /// In the order of the table.
     pub rows: Vec<Row>,
 }
 
 impl<Row> Report<Row> {
     /// Of this machine.
-    pub(super) fn new(suite: &'static str, rows: Vec<Row>) -> Self {
+    pub(super) fn new(suite: &str, rows: Vec<Row>) -> Self {
         Self {
-            suite,
+            suite: suite.to_owned(),
             version: 1,
             measured: machine::date(),
             command: machine::command(),
             machine: Machine::here(),
+            failed: None,
             rows,
         }
+    }
+}
+
+impl Report<()> {
+    /// Of a suite that could not be measured.
+    pub(super) fn failed(suite: &str, why: &Error) -> Self {
+        Self { failed: Some(format!("{why:#}")), ..Self::new(suite, Vec::new()) }
     }
 }
 

@@ -76,7 +76,7 @@ enum Suite {
     Control,
 }
 
-/// The verb. A suite that fails keeps none of the others from being measured and written.
+/// The verb. A suite that fails keeps none of the others from being measured and written, and what is written tells of it.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let mut reports = args.from.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?.concat();
     let suites = match &args.suites[..] {
@@ -155,19 +155,19 @@ impl BenchArgs {
             let name = suite.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
             eprintln!("bench: {name}");
             let (start, before) = (Instant::now(), machine::Ticks::now()?);
-            match self.measure(*suite, &programs) {
-                Ok(mut report) => {
-                    report["stolen"] = machine::Ticks::now()?.stolen_since(before).into();
-                    report["seconds"] = start.elapsed().as_secs().into();
-                    reports.push(report);
-                    // What comes after it may be interrupted.
-                    self.save(reports)?;
-                }
+            let mut report = match self.measure(*suite, &programs) {
+                Ok(report) => report,
                 Err(error) => {
                     eprintln!("bench: {name} failed: {error:#}");
                     failed.push(format!("{name}: {error:#}"));
+                    serde_json::to_value(Report::failed(&name, &error))?
                 }
-            }
+            };
+            report["stolen"] = machine::Ticks::now()?.stolen_since(before).into();
+            report["seconds"] = start.elapsed().as_secs().into();
+            reports.push(report);
+            // What comes after it may be interrupted.
+            self.save(reports)?;
         }
         Ok(failed)
     }

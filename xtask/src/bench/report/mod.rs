@@ -42,11 +42,18 @@ fn files(reports: &[Value]) -> Result<Vec<(String, String)>> {
     Ok(files)
 }
 
-/// The last report of each suite, its command without what only the machine knows that it was given on.
+/// The last report of each suite, its command without what only the machine knows that it was given on. A suite that failed
+/// since keeps the figures from before, and has the failure told.
 fn latest(reports: &[Value]) -> Vec<Value> {
-    let again = |at: usize| reports[at + 1..].iter().any(|other| other["suite"] == reports[at]["suite"]);
+    let same = |at: usize| move |other: &&Value| other["suite"] == reports[at]["suite"];
+    let again = |at: usize| reports[at + 1..].iter().any(|other| same(at)(&other));
     let plain = |at: usize| {
-        let mut report = reports[at].clone();
+        let last = &reports[at];
+        let mut held = reports[..=at].iter().filter(same(at));
+        let mut report = held.rfind(|report| provenance::has_figures(report)).unwrap_or(last).clone();
+        if let Some(why) = last.get("failed") {
+            report["failed"] = why.clone();
+        }
         if let Some(command) = report["command"].as_str() {
             report["command"] = anywhere(command).into();
         }
@@ -192,6 +199,21 @@ mod tests {
         let reports = [report("flood", 1), report("scale", 2), report("flood", 3)];
         assert_eq!(latest(&reports), [report("scale", 2), report("flood", 3)]);
         assert!(latest(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_suite_that_failed_since_keeps_its_figures_until_it_is_measured_again() {
+        let report =
+            |suite: &str, number: u32| json!({"suite": suite, "number": number, "rows": [{"median": 1}]});
+        let failed = |suite: &str| json!({"suite": suite, "failed": "no link", "rows": []});
+        let held = json!({"suite": "flood", "number": 1, "failed": "no link", "rows": [{"median": 1}]});
+        let told = latest(&[report("flood", 1), failed("scale"), failed("flood")]);
+        assert_eq!(told, [failed("scale"), held.clone()]);
+        let again = |second| latest(&[held.clone(), second]);
+        assert_eq!(
+            (again(failed("flood")), again(report("flood", 2))),
+            (vec![held.clone()], vec![report("flood", 2)])
+        );
     }
 
     #[test]

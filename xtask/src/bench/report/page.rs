@@ -34,7 +34,8 @@ pub(super) fn html(reports: &[Value]) -> String {
         let suite = escape(string(report, "suite"));
         let _ = writeln!(
             out,
-            "<section id=\"{suite}\"><h2>{suite}</h2><p>Measured until {}{} by <code>{}</code></p>",
+            "<section id=\"{suite}\"><h2>{suite}</h2><p>{} {}{} by <code>{}</code></p>",
+            if provenance::has_figures(report) { "Measured until" } else { "Failed at" },
             escape(string(report, "measured")),
             report["seconds"]
                 .as_u64()

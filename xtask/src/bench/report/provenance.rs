@@ -1,10 +1,12 @@
 //! Whether reports may be read as one measurement: made of one commit's sources, on one machine, in full, behind defences that
-//! serve while nothing happens. What stands against that is said on the page and in the summary, before any figure.
+//! serve while nothing happens, and every suite of it measured. What stands against that is said on the page and in the summary,
+//! before any figure.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::words::day;
 use super::{distinct, number, rows, string};
 use crate::bench::figures::{median, sorted};
 
@@ -13,8 +15,9 @@ const STOLEN: f64 = 0.02;
 
 /// Sentences, none if nothing stands against it.
 pub(super) fn doubts(reports: &[Value]) -> Vec<String> {
-    let mut doubts = Vec::new();
-    let commits = by(reports, commit);
+    let mut doubts: Vec<_> = reports.iter().filter_map(failure).collect();
+    let measured: Vec<_> = reports.iter().filter(|report| has_figures(report)).collect();
+    let commits = by(&measured, commit);
     let dirty = || commits.iter().filter(|(commit, _)| commit.ends_with("-dirty"));
     for (commit, suites) in dirty() {
         doubts.push(format!("Measured of sources that no commit has ({commit}): {}.", suites.join(", ")));
@@ -25,17 +28,17 @@ pub(super) fn doubts(reports: &[Value]) -> Vec<String> {
     if commits.len() > 1 {
         doubts.push(format!("Measured of different commits: {}.", listed(&commits)));
     }
-    let machines = by(reports, machine);
+    let machines = by(&measured, machine);
     if machines.len() > 1 {
         doubts.push(format!("Measured on different machines: {}.", listed(&machines)));
     }
-    let quick = |report: &&Value| string(report, "command").split(' ').any(|word| word == "--quick");
-    let quick: Vec<_> = reports.iter().filter(quick).map(|report| string(report, "suite")).collect();
+    let quick = |report: &&&Value| string(report, "command").split(' ').any(|word| word == "--quick");
+    let quick: Vec<_> = measured.iter().filter(quick).map(|report| string(report, "suite")).collect();
     if !quick.is_empty() {
         doubts.push(format!("A few short rounds (--quick): {}.", quick.join(", ")));
     }
     let stolen: Vec<_> =
-        reports.iter().filter_map(|report| Some((report["stolen"].as_f64()?, report))).collect();
+        measured.iter().filter_map(|report| Some((report["stolen"].as_f64()?, report))).collect();
     if stolen.iter().any(|(share, _)| *share > STOLEN) {
         let told: Vec<_> = stolen
             .iter()
@@ -53,6 +56,23 @@ pub(super) fn doubts(reports: &[Value]) -> Vec<String> {
         )
     }));
     doubts
+}
+
+/// Whether a report is about more than that its suite failed.
+pub(super) fn has_figures(report: &Value) -> bool {
+    report["failed"].is_null() || report["rows"].as_array().is_some_and(|rows| !rows.is_empty())
+}
+
+/// That a suite failed, with what else there is of it.
+fn failure(report: &Value) -> Option<String> {
+    // Of an error that quotes what it was given: a list has lines of its own.
+    let why = report["failed"].as_str()?.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (suite, day) = (string(report, "suite"), day(report));
+    let held = match has_figures(report) {
+        true => format!("Its figures are older ones, of {day}."),
+        false => "There are no figures of it.".to_owned(),
+    };
+    Some(format!("FAILED: {suite}. {held} It says: {why}"))
 }
 
 /// The defences that serve less than half of the median even in the calm, with the topology: they are not measured, but how they
@@ -82,7 +102,7 @@ fn machine(report: &Value) -> String {
 }
 
 /// Suites by what is said of them.
-fn by(reports: &[Value], of: fn(&Value) -> String) -> BTreeMap<String, Vec<String>> {
+fn by(reports: &[&Value], of: fn(&Value) -> String) -> BTreeMap<String, Vec<String>> {
     let mut suites: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for report in reports {
         suites.entry(of(report)).or_default().push(string(report, "suite").to_owned());
@@ -135,6 +155,25 @@ mod tests {
         let mut quick = report("flood", "A", "0.1.0 abc");
         quick["command"] = json!("cargo xtask bench flood --quick");
         assert_eq!(doubts(&[quick]), ["A few short rounds (--quick): flood."]);
+    }
+
+    #[test]
+    fn a_suite_that_failed_is_told_first_and_nothing_else_is_said_of_it_if_it_has_no_figures() {
+        let mut failed = report("flood", "B", "0.1.0 def-dirty");
+        (failed["measured"], failed["failed"]) = (json!("2026-01-02T03:04:05Z"), json!("no link:\n  eth0"));
+        (failed["command"], failed["stolen"]) = (json!("cargo xtask bench --quick"), json!(0.5));
+        let measured = report("scale", "A", "0.1.0 abc");
+        assert_eq!(
+            doubts(&[measured.clone(), failed.clone()]),
+            ["FAILED: flood. There are no figures of it. It says: no link: eth0"]
+        );
+        failed["rows"] = json!([{"median": 1}]);
+        let told = doubts(&[measured, failed]);
+        assert_eq!(
+            told[0],
+            "FAILED: flood. Its figures are older ones, of 2026-01-02. It says: no link: eth0"
+        );
+        assert!(told.contains(&"A few short rounds (--quick): flood.".to_owned()), "{told:?}");
     }
 
     #[test]

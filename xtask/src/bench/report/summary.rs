@@ -35,7 +35,8 @@ pub(super) fn markdown(reports: &[Value]) -> String {
     for report in reports {
         let of = report["machine"]["software"]["tcpguard"].as_str().unwrap_or("an unknown version");
         let (suite, command) = (string(report, "suite"), string(report, "command"));
-        let _ = writeln!(out, "- {suite}, {}, tcpguard {of}: `{command}`", day(report));
+        let failed = if provenance::has_figures(report) { "" } else { " (failed)" };
+        let _ = writeln!(out, "- {suite}{failed}, {}, tcpguard {of}: `{command}`", day(report));
     }
     out
 }
@@ -241,6 +242,18 @@ mod tests {
             summary.ends_with("- control, 2026-01-02, tcpguard 0.1.0 abc: `cargo xtask bench`\n"),
             "{summary}"
         );
+    }
+
+    #[test]
+    fn a_suite_that_failed_is_not_among_those_that_were_measured() {
+        let mut reports = reports();
+        (reports[4]["failed"], reports[4]["rows"]) = (json!("no socket"), json!([]));
+        let summary = markdown(&reports);
+        assert!(
+            summary.contains("> - FAILED: control. There are no figures of it. It says: no socket\n"),
+            "{summary}"
+        );
+        assert!(summary.contains("\n- control (failed), 2026-01-02, "), "{summary}");
     }
 
     #[test]
