@@ -42,7 +42,8 @@ pub struct BenchArgs {
     /// Also write the rows to FILE, as JSON: a report, or an array of them when there are several suites
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also write a page with plots and all figures, `index.html`, into this directory, and its plots and tables as files
+    /// Also write a page with plots and all figures, `index.html`, into this directory, and its plots and tables as files, in place
+    /// of those of an earlier report
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Put what was measured before, as `--json` wrote it, before what is measured now; may be repeated. Without a SUITE, nothing

@@ -11,6 +11,7 @@ mod words;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -20,15 +21,32 @@ use serde_json::Value;
 const FIGURES: &str = "figures.json";
 
 /// Writes the page into `dir`, and beside it each plot (`NAME.svg`), the main tables (`summary.md`) and all figures
-/// (`figures.json`). What stands against reading it as one measurement is written at the top of page and summary, and returned.
+/// (`figures.json`), in place of those of a report that lay there before. What stands against reading it as one measurement is
+/// written at the top of page and summary, and returned.
 pub fn write(dir: &Path, reports: &[Value]) -> Result<Vec<String>> {
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let reports = latest(reports);
-    for (name, content) in files(&reports)? {
+    let files = files(&reports)?;
+    for (name, content) in &files {
         let path = dir.join(name);
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
     }
+    for plot in plots::NAMES.map(|name| format!("{name}.svg")) {
+        if files.iter().all(|(name, _)| *name != plot) {
+            remove(&dir.join(plot))?;
+        }
+    }
     Ok(provenance::doubts(&reports))
+}
+
+/// A plot of a report that lay here before, if there is one: beside this report it would pass for this one's.
+fn remove(plot: &Path) -> Result<()> {
+    match fs::remove_file(plot) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", plot.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Names and contents of all files.
@@ -217,6 +235,19 @@ mod tests {
     }
 
     #[test]
+    fn plots_of_the_report_before_go_and_what_is_not_of_a_report_stays() {
+        let dir = std::env::temp_dir().join(format!("tcpguard-report-{}", std::process::id()));
+        write(&dir, &reports()).unwrap();
+        fs::write(dir.join("mine.svg"), "").unwrap();
+        let there = |name: &str| dir.join(name).exists();
+        assert!(there("goodput-direct-short_conn.svg") && there("flood-answers.svg"));
+        write(&dir, &reports()[1..]).unwrap();
+        let left = ["goodput-direct-short_conn.svg", "flood-answers.svg", "mine.svg"].map(there);
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(left, [false, true, true]);
+    }
+
+    #[test]
     fn a_command_is_shown_as_anybody_could_type_it() {
         let typed = "cargo xtask bench flood --quick --xdp-synproxy /home/me/kern.o --json /tmp/x.json --peer a=/sys/b";
         assert_eq!(anywhere(typed), "cargo xtask bench flood --quick --xdp-synproxy kern.o --peer a=b");
@@ -260,6 +291,8 @@ mod tests {
             stale.is_empty(),
             "{stale:?} are not what `cargo xtask bench --from docs/bench/{FIGURES} --report docs/bench` makes"
         );
+        let known = |name: &str| name.strip_suffix(".svg").is_none_or(|plot| plots::NAMES.contains(&plot));
+        assert!(files.iter().all(|(name, _)| known(name)), "a plot that nobody would remove again");
         let names: BTreeSet<_> = files.into_iter().map(|(name, _)| name).collect();
         let there = fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
         assert_eq!(there.collect::<BTreeSet<_>>(), names);

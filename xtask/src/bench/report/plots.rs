@@ -18,6 +18,34 @@ pub(super) struct Plot {
     pub(super) svg: String,
 }
 
+/// The name of every plot that there may be.
+pub(super) const NAMES: [&str; 24] = [
+    "goodput-direct-short_conn",
+    "goodput-direct-keepalive",
+    "goodput-proxied-short_conn",
+    "goodput-proxied-keepalive",
+    "latency-direct-short_conn",
+    "latency-direct-keepalive",
+    "latency-proxied-short_conn",
+    "latency-proxied-keepalive",
+    "program-hot",
+    "program-cold",
+    "program-new",
+    "flood-answers",
+    "flood-frames",
+    "flood-cost",
+    "proxy",
+    "proxy-first-byte",
+    "stack-segment",
+    "scale-memory",
+    "scale-time-wait",
+    "scale-segment",
+    "scale-time",
+    "scale-services",
+    "scale-queues",
+    "scale-filters",
+];
+
 /// Plots under one heading.
 pub(super) struct Chapter {
     pub(super) id: &'static str,
