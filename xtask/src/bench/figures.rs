@@ -1,5 +1,6 @@
 //! What all suites do with what they measured: medians, and JSON.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Error, Result};
@@ -20,6 +21,9 @@ pub struct Report<Row> {
     pub command: String,
     /// Where it was measured.
     pub machine: Machine,
+    /// Of programs that were given: by their names, the [tags](machine::tag) of what was measured.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<String, String>,
     /// Why there are no rows, of a suite that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
@@ -36,6 +40,7 @@ impl<Row> Report<Row> {
             measured: machine::date(),
             command: machine::command(),
             machine: Machine::here(),
+            peers: BTreeMap::new(),
             failed: None,
             rows,
         }

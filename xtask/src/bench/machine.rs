@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use aya::programs::ProgramInfo;
 use serde::Serialize;
 
 use crate::{build, tool};
@@ -99,6 +100,12 @@ pub(super) fn sources() -> &'static str {
             tool::output("git", ["-C", &workspace.to_string_lossy(), "describe", "--always", "--dirty"]);
         format!("{} {}", env!("CARGO_PKG_VERSION"), said.unwrap_or_default().trim()).trim().to_owned()
     })
+}
+
+/// What the kernel calls a program's instructions, as bpftool shows it: a digest, the same wherever this kernel loads the same
+/// ones. A file's or a pin's name does not say which program it is.
+pub(super) fn tag(program: &ProgramInfo) -> String {
+    format!("{:016x}", program.tag())
 }
 
 /// The time, UTC, as RFC 3339 writes it; empty if nobody knows.

@@ -11,11 +11,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::programs::ProgramInfo;
 use serde_json::Value;
 use socket2::SockRef;
 
-use super::super::defence;
 use super::super::scale::process;
+use super::super::{defence, machine};
 use super::KNOWN_PORT;
 use crate::build::Artifacts;
 use crate::lab::{GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_INTERFACE, Instead, Lab, SPOOFED, StandIn};
@@ -75,13 +76,15 @@ pub(super) struct Standing {
     _program: Option<StandIn>,
     server: Option<Server>,
     daemon: Option<Daemon>,
+    /// Of a program that was given.
+    tag: Option<String>,
 }
 
 impl Standing {
     pub(super) fn up(contestant: &Contestant, lab: &Lab, built: &Artifacts, port: u16) -> Result<Self> {
         let stand_in = |instead| StandIn::attach(lab, instead).map(Some);
         let cookies = |mode| lab.guard().sysctl(&[("net/ipv4/tcp_syncookies", mode)]);
-        let (mut program, mut kernel, mut daemon) = (None, true, None);
+        let (mut program, mut kernel, mut daemon, mut tag) = (None, true, None, None);
         match contestant {
             Contestant::XdpDrop => (program, kernel) = (stand_in(Instead::Drop)?, false),
             Contestant::XdpTx => (program, kernel) = (stand_in(Instead::Reflect)?, false),
@@ -103,10 +106,15 @@ impl Standing {
                 defence::synproxy(lab, port)?;
                 program = stand_in(Instead::Pass)?;
             }
-            Contestant::XdpSynproxy(path) => xdp_synproxy(lab, path, port)?,
+            Contestant::XdpSynproxy(path) => tag = Some(xdp_synproxy(lab, path, port)?),
         }
         let server = kernel.then(|| Server::start(lab, port)).transpose()?;
-        Ok(Self { _program: program, server, daemon })
+        Ok(Self { _program: program, server, daemon, tag })
+    }
+
+    /// What the kernel calls the program, of one that was given.
+    pub(super) fn tag(&self) -> Option<String> {
+        self.tag.clone()
     }
 
     /// Fails when forged segments became connections, but for what [chance](lucky) allows. Clients that connected have left:
@@ -245,8 +253,8 @@ fn listen(port: u16) -> Result<TcpListener> {
 }
 
 /// Attaches the kernel's xdp_synproxy for as long as the lab stands. Of an object file, bpftool loads it: it calls functions of
-/// the kernel's modules, which aya does not link.
-fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<()> {
+/// the kernel's modules, which aya does not link. Returns the program's tag.
+fn xdp_synproxy(lab: &Lab, path: &Path, port: u16) -> Result<String> {
     let Some(text) = path.to_str() else { bail!("{} is not UTF-8", path.display()) };
     if !path.is_file() || path.starts_with("/sys/fs/bpf") {
         return attach_pinned(lab, text);
@@ -280,10 +288,11 @@ fn first_for_xdp(programs: &Path) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Not by `ip -n`, which hides the pins.
-fn attach_pinned(lab: &Lab, pin: &str) -> Result<()> {
+/// Not by `ip -n`, which hides the pins. Returns the program's tag.
+fn attach_pinned(lab: &Lab, pin: &str) -> Result<String> {
     let arguments = ["link", "set", "dev", GUARD_INTERFACE, "xdpdrv", "pinned", pin];
-    lab.guard().output("ip", &arguments).map(drop)
+    lab.guard().output("ip", &arguments)?;
+    Ok(machine::tag(&ProgramInfo::from_pin(pin).with_context(|| format!("asking for {pin}"))?))
 }
 
 #[cfg(test)]

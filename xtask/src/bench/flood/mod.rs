@@ -9,6 +9,7 @@ mod floods;
 pub mod honesty;
 mod rows;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -59,12 +60,12 @@ pub fn measure(
     progress("whether tcpguard does its job");
     honesty::check(built)?;
     let floods = floods(effort.rates);
-    let mut rounds = Vec::new();
+    let (mut rounds, mut peers) = (Vec::new(), BTreeMap::new());
     for round in 0..effort.rounds {
         rounds.push(by_turns(contestants.len(), round, |who| {
             let contestant = &contestants[who];
             progress(&format!("round {} of {}: {contestant}", round + 1, effort.rounds));
-            flood_all(built, contestant, &floods, effort.time, round)
+            flood_all(built, contestant, &floods, effort.time, round, &mut peers)
                 .with_context(|| format!("flooding {contestant}"))
         })?);
     }
@@ -79,22 +80,24 @@ pub fn measure(
             rows.push(summary(spec, contestant, &turns));
         }
     }
-    Ok(Report::new("flood", rows))
+    Ok(Report { peers, ..Report::new("flood", rows) })
 }
 
-/// One contestant in a lab of its own, under every flood.
+/// One contestant in a lab of its own, under every flood. One that was given enters its program's tag among the `peers`.
 fn flood_all(
     built: &Artifacts,
     contestant: &Contestant,
     floods: &[Spec],
     time: Duration,
     round: usize,
+    peers: &mut BTreeMap<String, String>,
 ) -> Result<Vec<Outcome>> {
     let mut lab = Lab::up(LabConfig::new(&built.lab_object))?;
     lab.ipv6()?;
     // Or a client that knocked may have had it.
     lab.client().sysctl(&[("net/ipv4/ip_local_reserved_ports", &KNOWN_PORT.to_string())])?;
     let mut standing = Standing::up(contestant, &lab, built, PORT)?;
+    peers.extend(standing.tag().map(|tag| (contestant.to_string(), tag)));
     let mut outcomes = Vec::new();
     for (at, spec) in floods.iter().enumerate() {
         let botnet = spec.sources == Sources::Botnet;

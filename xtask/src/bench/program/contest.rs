@@ -19,6 +19,7 @@ use super::frames::{Kind, Sources, rewrite};
 use super::guard::{self, Guard, Tables, check};
 use super::rows::{self, ALLOWED, Contestant, DENIED, DROP, FEW, KNOWN, Spec, TX, Version};
 use super::{Effort, Objects, Peer, Run, answer};
+use crate::bench::machine;
 
 /// `AF_XDP`.
 pub(super) const AF_XDP: i32 = 44;
@@ -132,6 +133,11 @@ impl Contest {
     fn run(&mut self, contestant: Contestant, packets: u32) -> Result<(u32, f64)> {
         let next = self.program(contestant)?;
         run(&mut self.bench, &next, packets)
+    }
+
+    /// The peers' tags, in their order.
+    pub(super) fn tags(&self) -> Result<Vec<String>> {
+        self.peers.iter().map(Loaded::tag).collect()
     }
 
     fn program(&self, contestant: Contestant) -> Result<ProgramFd> {
@@ -250,8 +256,10 @@ fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
 
 /// Another program, ready to run.
 enum Loaded {
+    /// With the program's name.
     Object(Box<Ebpf>, String),
-    Pinned(ProgramFd),
+    /// With its tag.
+    Pinned(ProgramFd, String),
 }
 
 impl Loaded {
@@ -259,7 +267,7 @@ impl Loaded {
         let failed = || format!("peer {}: {}", peer.name, peer.object.display());
         if !is_elf(&peer.object) {
             let pinned = ProgramInfo::from_pin(&peer.object).with_context(failed)?;
-            return Ok(Self::Pinned(pinned.fd().with_context(failed)?));
+            return Ok(Self::Pinned(pinned.fd().with_context(failed)?, machine::tag(&pinned)));
         }
         let mut ebpf = Ebpf::load_file(&peer.object).with_context(failed)?;
         let first = ebpf.programs_mut().find_map(|(name, program)| {
@@ -274,9 +282,16 @@ impl Loaded {
     fn program(&self) -> Result<ProgramFd> {
         let fd = match self {
             Self::Object(ebpf, name) => program(ebpf, name)?.fd()?,
-            Self::Pinned(fd) => fd,
+            Self::Pinned(fd, _) => fd,
         };
         Ok(fd.try_clone()?)
+    }
+
+    fn tag(&self) -> Result<String> {
+        Ok(match self {
+            Self::Object(ebpf, name) => machine::tag(&program(ebpf, name)?.info()?),
+            Self::Pinned(_, tag) => tag.clone(),
+        })
     }
 }
 

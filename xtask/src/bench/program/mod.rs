@@ -129,7 +129,8 @@ pub fn measure(
         rows.iter().position(|row| row.name == kind).map(|own| &runs[own][..])
     };
     let rows = rows.iter().zip(&runs).map(|(row, runs)| summary(&row.name, runs, own(&row.name)));
-    Ok(Report::new("program", rows.collect()))
+    let peers = peers.iter().map(|peer| peer.name.clone()).zip(contest.tags()?).collect();
+    Ok(Report { peers, ..Report::new("program", rows.collect()) })
 }
 
 /// What one run of a row and one of its null took, nanoseconds per packet.

@@ -93,6 +93,11 @@ fn name_sample(program: &mut Value) {
     }
     let command = string(program, "command").replace("--peer synproxy=", "--peer xdp_synproxy=");
     program["command"] = command.into();
+    if let Some(peers) = program.get_mut("peers").and_then(Value::as_object_mut)
+        && let Some(tag) = peers.remove("synproxy")
+    {
+        peers.insert("xdp_synproxy".to_owned(), tag);
+    }
 }
 
 /// A command without the files that it reads and writes figures in, and with those of peers but not their directories.
@@ -257,9 +262,10 @@ mod tests {
     fn the_kernels_sample_is_called_the_same_everywhere() {
         let row = |name: &str, who: &str| json!({"name": name, "contestant": who});
         let report = json!({"suite": "program", "command": "x --peer synproxy=a --peer xdpcookie=b",
-            "rows": [row("synproxy/syn_v4_ts", "synproxy"), row("xdpcookie/syn_v4_ts", "xdpcookie")]});
+            "peers": {"synproxy": "1", "xdpcookie": "2"}, "rows": [row("synproxy/syn_v4_ts", "synproxy"), row("xdpcookie/syn_v4_ts", "xdpcookie")]});
         let [told] = &latest(&[report])[..] else { panic!("one report") };
         assert_eq!(told["command"], "x --peer xdp_synproxy=a --peer xdpcookie=b");
+        assert_eq!(told["peers"], json!({"xdp_synproxy": "1", "xdpcookie": "2"}));
         assert_eq!(told["rows"][0], row("xdp_synproxy/syn_v4_ts", "xdp_synproxy"));
         assert_eq!(told["rows"][1], row("xdpcookie/syn_v4_ts", "xdpcookie"));
     }

@@ -34,13 +34,14 @@ pub(super) fn html(reports: &[Value]) -> String {
         let suite = escape(string(report, "suite"));
         let _ = writeln!(
             out,
-            "<section id=\"{suite}\"><h2>{suite}</h2><p>{} {}{} by <code>{}</code></p>",
+            "<section id=\"{suite}\"><h2>{suite}</h2><p>{} {}{} by <code>{}</code>{}</p>",
             if provenance::has_figures(report) { "Measured until" } else { "Failed at" },
             escape(string(report, "measured")),
             report["seconds"]
                 .as_u64()
                 .map_or_else(String::new, |seconds| format!(", {} min", seconds.div_ceil(60))),
-            escape(string(report, "command"))
+            escape(string(report, "command")),
+            escape(&words::peers(report))
         );
         out += &table(report["rows"].as_array().map_or(&[], Vec::as_slice));
         out += "</section>\n";

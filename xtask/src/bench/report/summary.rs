@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::claims::{Claim, Verdict, claims};
 use super::plot::short;
-use super::words::{day, measured, opening};
+use super::words::{day, measured, opening, peers};
 use super::{distinct, hardest, number, plain, provenance, rows, string, topologies};
 
 /// All of it.
@@ -36,7 +36,8 @@ pub(super) fn markdown(reports: &[Value]) -> String {
         let of = report["machine"]["software"]["tcpguard"].as_str().unwrap_or("an unknown version");
         let (suite, command) = (string(report, "suite"), string(report, "command"));
         let failed = if provenance::has_figures(report) { "" } else { " (failed)" };
-        let _ = writeln!(out, "- {suite}{failed}, {}, tcpguard {of}: `{command}`", day(report));
+        let _ =
+            writeln!(out, "- {suite}{failed}, {}, tcpguard {of}: `{command}`{}", day(report), peers(report));
     }
     out
 }
@@ -242,6 +243,14 @@ mod tests {
             summary.ends_with("- control, 2026-01-02, tcpguard 0.1.0 abc: `cargo xtask bench`\n"),
             "{summary}"
         );
+    }
+
+    #[test]
+    fn a_command_that_names_peers_is_followed_by_which_programs_they_were() {
+        let mut reports = reports();
+        reports[4]["peers"] = json!({"a": "0123456789abcdef", "b": "00000000000000ff"});
+        let told = "`cargo xtask bench`, by the kernel's tag: a 0123456789abcdef, b 00000000000000ff\n";
+        assert!(markdown(&reports).ends_with(told), "{}", markdown(&reports));
     }
 
     #[test]

@@ -71,6 +71,13 @@ pub(super) fn day(report: &Value) -> &str {
     string(report, "measured").split('T').next().unwrap_or_default()
 }
 
+/// Which programs the names in a suite's command stand for, to put after it; nothing where there are none, or nobody asked.
+pub(super) fn peers(report: &Value) -> String {
+    let tags = report["peers"].as_object().into_iter().flatten();
+    let tags: Vec<_> = tags.map(|(name, tag)| format!("{name} {}", plain(tag))).collect();
+    if tags.is_empty() { String::new() } else { format!(", by the kernel's tag: {}", tags.join(", ")) }
+}
+
 /// Where it was measured: the machine, or each with the suites that it measured.
 fn machines(reports: &[Value]) -> String {
     let of = |report: &Value| {
