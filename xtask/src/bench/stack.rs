@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::figures::{Report, edge, median, sorted};
+use super::figures::{Report, Samples, edge, median, sorted};
 use super::transfers;
 use crate::build::Artifacts;
 use crate::lab::Process;
@@ -73,6 +73,8 @@ pub struct Row {
     pub min: f64,
     /// The most.
     pub max: f64,
+    /// Of every run.
+    pub samples: Samples,
     /// Of a row beside so many connections: median of the ratios to the run beside the fewest in the same round.
     pub of_fewest: Option<f64>,
 }
@@ -93,13 +95,13 @@ struct Output {
 struct Runs {
     name: String,
     unit: String,
-    samples: Vec<f64>,
+    samples: Samples,
 }
 
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!("{:24} {:>8} {:>8} {:>8} {:>10}  unit", "stack", "median", "min", "max", "of fewest");
-    for Row { name, contestant: _, unit, median, min, max, of_fewest } in &report.rows {
+    for Row { name, contestant: _, unit, median, min, max, samples: _, of_fewest } in &report.rows {
         let ratio = of_fewest.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
         println!("{name:24} {median:8.1} {min:8.1} {max:8.1} {ratio:>10}  {unit}");
     }
@@ -147,16 +149,17 @@ pub fn transfers(built: &Artifacts, effort: Effort) -> Result<Vec<Row>> {
 }
 
 /// The figures of a row's runs.
-pub(super) fn row(name: String, unit: String, samples: Vec<f64>) -> Row {
-    let samples = sorted(samples.into_iter());
+pub(super) fn row(name: String, unit: String, samples: Samples) -> Row {
+    let runs = sorted(samples.iter().copied());
     let contestant = if name.starts_with("kernel/") { "kernel" } else { "tcpguard" };
     Row {
         name,
         contestant,
         unit,
-        median: median(&samples),
-        min: edge(samples.first()),
-        max: edge(samples.last()),
+        median: median(&runs),
+        min: edge(runs.first()),
+        max: edge(runs.last()),
+        samples,
         of_fewest: None,
     }
 }
@@ -164,6 +167,13 @@ pub(super) fn row(name: String, unit: String, samples: Vec<f64>) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_runs_of_a_row_stay_in_the_order_of_the_rounds() {
+        let row = row("kernel/goodput_loss_1".into(), "MB/s".into(), vec![3.0, 1.0, 2.0]);
+        assert_eq!((row.median, row.min, row.max, row.contestant), (2.0, 1.0, 3.0, "kernel"));
+        assert_eq!(row.samples, [3.0, 1.0, 2.0]);
+    }
 
     #[test]
     fn runs_beside_many_connections_are_compared_with_those_of_the_same_round_beside_few() {
