@@ -543,7 +543,7 @@ mod tests {
         let further = good.iter().map(|turn| [&turn[..], &[None]].concat()).collect();
         assert_eq!(lacking(&[further], &[STEP; 2], 1), [1]);
         // At full rate no flood is like another, and none has to be.
-        assert!(lacking(&[bad.clone()], &[FULL], 1).is_empty());
+        assert!(lacking(std::slice::from_ref(&bad), &[FULL], 1).is_empty());
         let part = turn(&bad, Contestant::COMPARED[0], (0, &FULL), 0).expect("it took part");
         assert!(part.counts && part.oracles.is_none());
     }
