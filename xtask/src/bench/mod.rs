@@ -16,6 +16,7 @@ pub mod scale;
 pub mod stack;
 mod transfers;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -122,6 +123,15 @@ impl Suite {
             Self::Proxy | Self::Goodput => Purpose::Bench,
         }
     }
+
+    /// Whether tcpguard's daemon guards a host in it. `program` looks at what comes of each packet itself, and the stack of `stack`
+    /// is nobody's guard.
+    fn has_a_guard(self) -> bool {
+        match self {
+            Self::Proxy | Self::Flood | Self::Goodput | Self::Scale | Self::Control => true,
+            Self::Program | Self::Stack => false,
+        }
+    }
 }
 
 /// What suites run, built once for all of them.
@@ -129,6 +139,8 @@ struct Programs {
     built: Artifacts,
     /// The clients of `scale` and `control`, where one of them is among the suites.
     clients: Option<PathBuf>,
+    /// Whether the guard was seen to do its job.
+    honest: Cell<bool>,
 }
 
 impl Programs {
@@ -137,9 +149,20 @@ impl Programs {
         let purpose = [Purpose::Bench, Purpose::Lab].into_iter().find(asked).unwrap_or(Purpose::Build);
         if suites.iter().any(|suite| matches!(suite, Suite::Scale | Suite::Control)) {
             let (built, clients) = build::release_with_example("scale-client", purpose)?;
-            return Ok(Self { built, clients: Some(clients) });
+            return Ok(Self { built, clients: Some(clients), honest: Cell::new(false) });
         }
-        Ok(Self { built: build::release(purpose)?, clients: None })
+        Ok(Self { built: build::release(purpose)?, clients: None, honest: Cell::new(false) })
+    }
+
+    /// Fails where the guard does not [do its job](flood::honesty): it must win nothing by doing less. That is looked at once,
+    /// before the first suite in which it stands on a link.
+    fn ensure_honest(&self, suite: Suite) -> Result<()> {
+        if suite.has_a_guard() && !self.honest.get() {
+            eprintln!("  whether tcpguard does its job");
+            flood::honesty::check(&self.built)?;
+            self.honest.set(true);
+        }
+        Ok(())
     }
 }
 
@@ -183,7 +206,9 @@ impl BenchArgs {
     }
 
     /// Measures one suite and prints its table.
-    fn measure(&self, suite: Suite, Programs { built, clients }: &Programs) -> Result<Value> {
+    fn measure(&self, suite: Suite, programs: &Programs) -> Result<Value> {
+        programs.ensure_honest(suite)?;
+        let Programs { built, clients, .. } = programs;
         let progress = |step: &str| eprintln!("  {step}");
         Ok(match suite {
             Suite::Program => {
