@@ -192,14 +192,13 @@ impl HalfOpens {
         now: Instant,
         schedule: Schedule,
         epoch: u32,
-        room: usize,
+        mut room: usize,
         due: &mut Vec<(AnyFlowKey, Due)>,
     ) {
         if self.len() == 0 || now < self.next_step {
             return;
         }
         let Self { tables, links, .. } = self;
-        let mut room = room;
         tables.step(STEPS, |key, tail| {
             let entry = unpack(tail, links, epoch);
             if age(tail, now) < schedule.due(entry.retransmits) {

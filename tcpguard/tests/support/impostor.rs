@@ -11,7 +11,7 @@ use socket2::Socket;
 use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{AnySegment, Buffer, Family, Flags, Options, Segment, parse};
 use tcpguard_common::seq::Seq;
-use xtask::bench::flood::honesty::{PORT, Verdicts};
+use xtask::bench::honesty::{PORT, Verdicts};
 use xtask::lab::{GUARD_INTERFACE, Lab, packet_socket};
 
 /// How often an impostor that does not answer everybody alike changes its answers.

@@ -6,6 +6,7 @@ mod defence;
 mod figures;
 pub mod flood;
 pub mod goodput;
+pub mod honesty;
 mod http;
 pub mod machine;
 mod probe;
@@ -154,12 +155,12 @@ impl Programs {
         Ok(Self { built: build::release(purpose)?, clients: None, honest: Cell::new(false) })
     }
 
-    /// Fails where the guard does not [do its job](flood::honesty): it must win nothing by doing less. That is looked at once,
+    /// Fails where the guard does not [do its job](honesty): it must win nothing by doing less. That is looked at once,
     /// before the first suite in which it stands on a link.
     fn ensure_honest(&self, suite: Suite) -> Result<()> {
         if suite.has_a_guard() && !self.honest.get() {
             eprintln!("  whether tcpguard does its job");
-            flood::honesty::check(&self.built)?;
+            honesty::check(&self.built)?;
             self.honest.set(true);
         }
         Ok(())

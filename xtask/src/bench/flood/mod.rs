@@ -6,7 +6,6 @@
 mod clients;
 mod contestant;
 mod floods;
-pub mod honesty;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -50,7 +49,7 @@ impl Effort {
 }
 
 /// Floods every contestant, all of them in turn, `effort.rounds` times. Fails when tcpguard sends a wrong answer, or serves
-/// nobody. That it does [all of its job](honesty) is for the caller to ask.
+/// nobody. That it does [all of its job](super::honesty) is for the caller to ask.
 pub fn measure(
     built: &Artifacts,
     contestants: &[Contestant],

@@ -231,8 +231,7 @@ pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)
                 for (who, contestant) in Contestant::ALL.into_iter().enumerate() {
                     let turns = rounds.iter().filter_map(|round| turn(round, who, (at, step), work));
                     let turns: Vec<_> = turns.collect();
-                    let row = summary(kind, contestant, topology, step.asked[work], &turns, effort.rounds);
-                    rows.push(Row { full_rate: step.full_rate, ..row });
+                    rows.push(summary(kind, contestant, topology, step, &turns, effort.rounds));
                 }
             }
         }
@@ -365,7 +364,7 @@ fn summary(
     work: Work,
     contestant: Contestant,
     topology: Topology,
-    asked: u64,
+    step: &Step,
     turns: &[Part<'_>],
     enough: usize,
 ) -> Row {
@@ -394,8 +393,8 @@ fn summary(
         min: edge(figures.first()),
         max: edge(figures.last()),
         samples: turns.iter().map(|part| if part.counts { part.own.rate } else { f64::NAN }).collect(),
-        asked_pps: asked,
-        full_rate: false,
+        asked_pps: step.asked[work as usize],
+        full_rate: step.full_rate,
         delivered_pps: median(&sorted(turns.iter().map(|part| part.own.delivered_pps))),
         requests: sum(&|own| own.requests),
         errors: sum(&|own| own.errors),
@@ -484,7 +483,7 @@ mod tests {
     fn row(who: Contestant, rounds: &[Round], enough: usize) -> Row {
         let number = Contestant::ALL.iter().position(|contestant| *contestant == who).unwrap();
         let turns: Vec<_> = rounds.iter().filter_map(|round| turn(round, number, (0, &STEP), 0)).collect();
-        summary(Work::ShortConn, who, Topology::Direct, 100, &turns, enough)
+        summary(Work::ShortConn, who, Topology::Direct, &STEP, &turns, enough)
     }
 
     #[test]

@@ -115,6 +115,16 @@ fn under_flood(
     distinct(rows, "contestant").into_iter().map(series).filter(|series| !series.points.is_empty()).collect()
 }
 
+/// What the last point of each line is, where there is one at full rate.
+fn full_rate(goodput: &[Value]) -> &'static str {
+    match goodput.iter().any(|row| row["full_rate"] == true) {
+        true => {
+            " The last point of each line is a flood as hard as the generator makes it, of which each takes what it can."
+        }
+        false => "",
+    }
+}
+
 const FLOOD: (&str, Scale) = ("flood asked for, frames a second", Scale::LogAfter("calm"));
 
 /// What clients get against the flood.
@@ -138,7 +148,8 @@ fn goodput(of: &[Value], name: &str) -> Vec<Plot> {
             name: format!("goodput-{topology}-{name}"),
             says: format!(
                 "{answers} More is better. Median of the rounds that count, with the least and the most. Hollow: less than \
-                 95 % of the flood was taken, or more than one client in a hundred was not served. A cross on the axis: floods were not alike, so that too few rounds count."
+                 95 % of the flood was taken, or more than one client in a hundred was not served. A cross on the axis: floods were not alike, so that too few rounds count.{}",
+                full_rate(of)
             ),
             svg: Lines {
                 title: format!("{}, {topology} ({set_up})", kind(name)),

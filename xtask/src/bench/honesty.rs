@@ -15,7 +15,7 @@ use tcpguard_common::packet::build::{Headers, Link};
 use tcpguard_common::packet::{AnySegment, Buffer, Family, Flags, Options, Segment, Vlan, parse};
 use tcpguard_common::seq::Seq;
 
-use super::super::defence;
+use super::defence;
 use crate::build::Artifacts;
 use crate::lab::{
     CLIENT_INTERFACE, FAR_MAC, GUARD_ADDRESS, GUARD_ADDRESS_V6, GUARD_MAC, Instead, Lab, LabConfig, StandIn,
