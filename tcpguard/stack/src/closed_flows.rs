@@ -117,7 +117,8 @@ impl ClosedFlows {
 
     /// Forgets every epoch that `alive` refuses.
     pub(crate) fn retain(&self, alive: impl Fn(u32) -> bool) {
-        self.lock().retain(alive);
+        // Tables of megabytes go back to the system when others have the lock again.
+        let _forgotten = self.lock().retain(alive);
     }
 
     fn fingerprint(&self, key: &AnyFlowKey, ack: Seq, seq: Seq) -> u64 {
@@ -194,10 +195,12 @@ impl Memory {
         earlier.max_by_key(|&number| age(number))
     }
 
-    fn retain(&mut self, alive: impl Fn(u32) -> bool) {
-        self.epochs.retain(|(epoch, _)| alive(*epoch));
+    /// What there was of the others.
+    fn retain(&mut self, alive: impl Fn(u32) -> bool) -> Vec<(u32, Vec<Table>)> {
+        let dead = self.epochs.extract_if(.., |(epoch, _)| !alive(*epoch)).collect();
         self.forgotten.retain(|epoch| alive(*epoch));
         self.count();
+        dead
     }
 
     fn count(&mut self) {
