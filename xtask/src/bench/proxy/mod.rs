@@ -73,6 +73,8 @@ pub struct Row {
     pub p99_us: f64,
     /// CPU time of the whole machine, client and server included, in seconds for a million requests; 0 for transfers.
     pub cpu_s_per_million: f64,
+    /// Requests that failed or came late, all rounds together. None of tcpguard's do: then there is no report.
+    pub failed: u64,
 }
 
 /// A kind of work.
@@ -120,10 +122,11 @@ struct Outcome {
     p50_us: f64,
     p99_us: f64,
     cpu_s_per_million: f64,
+    failed: u64,
 }
 
-/// Measures every work through every contestant, all of them in turn, `effort.rounds` times. Fails when a request fails or
-/// a transfer is not whole.
+/// Measures every work through every contestant, all of them in turn, `effort.rounds` times. Fails when a request fails
+/// through tcpguard, more than one in a thousand through another, or a transfer is not whole.
 pub fn measure(built: &Artifacts, effort: Effort, mut progress: impl FnMut(&str)) -> Result<Report<Row>> {
     let mut rounds = Vec::new();
     for round in 0..effort.rounds {
@@ -158,8 +161,8 @@ fn run_all(built: &Artifacts, contestant: Contestant, effort: Effort) -> Result<
     let mut outcomes = Vec::new();
     for work in Work::ALL {
         let outcome = match work {
-            Work::ShortConn => requests(&http, true, effort.time),
-            Work::Keepalive => requests(&http, false, effort.time),
+            Work::ShortConn => requests(&http, contestant, true, effort.time),
+            Work::Keepalive => requests(&http, contestant, false, effort.time),
             Work::BulkDown => http.download("bulk", effort.bulk).map(transfer),
             Work::BulkUp => http.upload(&bulk, effort.bulk).map(transfer),
             Work::FirstByte => first_byte(&http, effort.first_bytes),
@@ -170,18 +173,24 @@ fn run_all(built: &Artifacts, contestant: Contestant, effort: Effort) -> Result<
     Ok(outcomes)
 }
 
-fn requests(http: &Http<'_>, close: bool, time: Duration) -> Result<Outcome> {
+/// How many of so many requests may fail: the kernel's own TCP loses one now and then, and that is its figure.
+fn bearable(contestant: Contestant, requests: u64) -> u64 {
+    if contestant == Contestant::Tcpguard { 0 } else { requests / 1000 }
+}
+
+fn requests(http: &Http<'_>, contestant: Contestant, close: bool, time: Duration) -> Result<Outcome> {
     let before = busy()?;
     let done = http.requests(close, CONNECTIONS, time)?;
     let spent = busy()?.saturating_sub(before);
     let failed = done.errors + done.late;
-    ensure!(failed == 0, "{failed} of {} requests failed", done.requests);
     ensure!(done.requests > 0, "no request was answered");
+    ensure!(failed <= bearable(contestant, done.requests), "{failed} of {} requests failed", done.requests);
     Ok(Outcome {
         figure: done.requests as f64 / done.time.as_secs_f64(),
         p50_us: done.p50.as_secs_f64() * 1e6,
         p99_us: done.p99.as_secs_f64() * 1e6,
         cpu_s_per_million: spent.as_secs_f64() / done.requests as f64 * 1e6,
+        failed,
     })
 }
 
@@ -212,19 +221,29 @@ fn summary(work: Work, contestant: Contestant, turns: &[[Outcome; 3]]) -> Row {
         p50_us: middle(&|[own, ..]| own.p50_us),
         p99_us: middle(&|[own, ..]| own.p99_us),
         cpu_s_per_million: middle(&|[own, ..]| own.cpu_s_per_million),
+        failed: turns.iter().map(|[own, ..]| own.failed).sum(),
     }
 }
 
 /// The rows as a person reads them.
 pub fn print(report: &Report<Row>) {
     println!(
-        "{:11} {:16} {:>10} {:10} {:>10} {:>9} {:>9} {:>9} {:>13}",
-        "work", "contestant", "median", "", "of haproxy", "of direct", "p50 us", "p99 us", "cpu s/million"
+        "{:11} {:16} {:>10} {:10} {:>10} {:>9} {:>9} {:>9} {:>13} {:>6}",
+        "work",
+        "contestant",
+        "median",
+        "",
+        "of haproxy",
+        "of direct",
+        "p50 us",
+        "p99 us",
+        "cpu s/million",
+        "failed"
     );
     let known = |value: f64| if value == 0.0 { "-".to_owned() } else { format!("{value:.0}") };
     for row in &report.rows {
         println!(
-            "{:11} {:16} {:>10.2} {:10} {:>10.2} {:>9.2} {:>9} {:>9} {:>13}",
+            "{:11} {:16} {:>10.2} {:10} {:>10.2} {:>9.2} {:>9} {:>9} {:>13} {:>6}",
             row.name,
             row.contestant,
             row.median,
@@ -233,7 +252,8 @@ pub fn print(report: &Report<Row>) {
             row.of_direct,
             known(row.p50_us),
             known(row.p99_us),
-            known(row.cpu_s_per_million)
+            known(row.cpu_s_per_million),
+            row.failed
         );
     }
 }
@@ -251,6 +271,15 @@ mod tests {
         assert_eq!((row.of_haproxy, row.of_direct, row.median), (2.0, 0.5, 15.0));
         assert_eq!((row.name, row.unit), ("short_conn", "requests/s"));
         assert_eq!(row.samples, [10.0, 20.0]);
+    }
+
+    #[test]
+    fn no_request_through_tcpguard_may_fail_and_few_through_others() {
+        assert_eq!(bearable(Contestant::Tcpguard, 1_000_000), 0);
+        assert_eq!((bearable(Contestant::Direct, 2999), bearable(Contestant::Haproxy, 999)), (2, 0));
+        let turns = [1, 2]
+            .map(|failed| [Outcome { failed, ..Outcome::default() }, Outcome::default(), Outcome::default()]);
+        assert_eq!(summary(Work::Keepalive, Contestant::Direct, &turns).failed, 3);
     }
 
     #[test]
