@@ -7,7 +7,6 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod engine;
-mod prefetch;
 pub mod service;
 #[cfg(test)]
 mod starved;

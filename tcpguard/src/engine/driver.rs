@@ -231,7 +231,7 @@ impl<P: FramePort, T: SharedTables> Driver<P, T> {
         desk.begin_turn();
         let received = net.with(|state| {
             port.receive(BURST, |frames| {
-                state.look_ahead(frames);
+                state.stack.look_ahead(frames.iter().copied());
                 frames.iter().for_each(|frame| desk.handle(now, state, frame));
             })
         });

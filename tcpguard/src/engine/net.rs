@@ -18,11 +18,7 @@ use super::stats::counters;
 use super::stream::TcpStream;
 use crate::config::Tunables;
 use crate::dataplane::monotonic_ns;
-use crate::prefetch::prefetch;
 use crate::stack::{ConnId, Cursor, Error, Event, FlowInfo, Instant, Link, Stack};
-
-/// Cache lines of a task: 512 bytes, with what the runtime has in front of it.
-const TASK_LINES: usize = 8;
 
 /// The network as an application on an engine sees it. Clones are the same network; none leaves its thread.
 #[derive(Clone)]
@@ -208,18 +204,6 @@ impl State {
         let service = self.stack.service_of(conn);
         let own = self.service_tunables.iter().find(|(id, _)| Some(*id) == service);
         own.map_or(&self.tunables, |(_, tunables)| tunables)
-    }
-
-    /// To be shown frames before they are handled, which makes that cheaper and nothing else: the stack reads ahead what it will
-    /// touch, and the tasks that are going to be woken are on their way meanwhile.
-    pub(crate) fn look_ahead(&mut self, frames: &[&[u8]]) {
-        self.stack.look_ahead(frames.iter().copied());
-        for index in self.stack.ahead() {
-            let reader = self.conns.get(index as usize).and_then(|conn| conn.reader.as_ref());
-            if let Some(reader) = reader {
-                prefetch(reader.data(), TASK_LINES);
-            }
-        }
     }
 
     /// What an event means for the application. The flow table's part is the driver's.

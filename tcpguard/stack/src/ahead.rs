@@ -55,12 +55,6 @@ impl Stack {
         self.ahead = Ahead { places, next: 0 };
     }
 
-    /// The [indices](ConnId::index) of connections that frames which were shown last, and not handled yet, probably belong to.
-    /// None beside a few connections.
-    pub fn ahead(&self) -> impl Iterator<Item = u32> {
-        self.ahead.places.iter().skip(self.ahead.next).copied().flatten()
-    }
-
     /// The connection of a flow, which is probably the one at `likely`.
     pub(super) fn find_at(&self, likely: Option<u32>, key: &AnyFlowKey) -> Option<ConnId> {
         let is_it = |tcb: &&Tcb| tcb.attached && tcb.key == *key;
